@@ -1,0 +1,188 @@
+"""A convolution and a max pooling that stay fast under `vmap` over kernels. One agent's world.
+
+Vmapping the stock convolution over agents makes a grouped convolution, and the stock gradient of a plain one falls to
+naive code on CPUs. So each of the three operations (output, input gradient, kernel gradient) has a form per platform,
+and a batching rule: on the CPU agents go one after another, elsewhere the stock operation is vmapped. `jax.vmap` over
+agents is all a user writes, and it nests. What was measured stands in benchmarks/README.md.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Float
+
+Images = Float[Array, "batch height width inputs"]
+Kernel = Float[Array, "kernel_height kernel_width inputs outputs"]
+
+
+def convolve(images: Images, kernel: Kernel, padding: int = 0) -> Float[Array, "batch new_height new_width outputs"]:
+    """Convolution (cross-correlation) of stride 1 with `padding` zeros on every side.
+
+    Has reverse-mode derivatives only: it carries its own gradient rule, so `jax.jvp` and `jax.hessian` raise.
+    """
+    if images.shape[-1] != kernel.shape[2]:
+        raise ValueError(f"the kernel expects {kernel.shape[2]} input channels, the images have {images.shape[-1]}")
+    return _differentiable(padding)(images, kernel)
+
+
+@lru_cache
+def _differentiable(padding: int) -> Callable[[Array, Array], Array]:
+    """The convolution of one padding, with the three operations as its value and its gradient."""
+
+    def output(images: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(
+            images, kernel, (1, 1), [(padding, padding)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def images_like(gradient: Array, kernel: Array) -> tuple[int, ...]:
+        sides = (g + k - 1 - 2 * padding for g, k in zip(gradient.shape[1:3], kernel.shape[:2], strict=True))
+        return (gradient.shape[0], *sides, kernel.shape[2])
+
+    def stock_input_gradient(gradient: Array, kernel: Array) -> Array:
+        images = jax.ShapeDtypeStruct(images_like(gradient, kernel), gradient.dtype)
+        return jax.linear_transpose(lambda x: output(x, kernel), images)(gradient)[0]
+
+    def cpu_input_gradient(gradient: Array, kernel: Array) -> Array:
+        _, height, width, _ = images_like(gradient, kernel)
+        area = gradient.shape[1] * gradient.shape[2]
+        # Choose by work: the convolution multiplies `height * width` positions, zeros included, the product `area`.
+        form = _spread_product if height * width > 2 * area else _full_convolution
+        return form(gradient, kernel, padding)
+
+    def kernel_shape(images: Array, gradient: Array) -> tuple[int, ...]:
+        sides = (x + 2 * padding - g + 1 for x, g in zip(images.shape[1:3], gradient.shape[1:3], strict=True))
+        return (*sides, images.shape[3], gradient.shape[3])
+
+    def stock_kernel_gradient(images: Array, gradient: Array) -> Array:
+        kernel = jax.ShapeDtypeStruct(kernel_shape(images, gradient), gradient.dtype)
+        return jax.linear_transpose(lambda k: output(images, k), kernel)(gradient)[0]
+
+    def cpu_kernel_gradient(images: Array, gradient: Array) -> Array:
+        # Let batch and channels change places, by transposes of their own: then it is a plain convolution.
+        return output(images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
+
+    convolution = jax.custom_vjp(_per_platform(cpu=output, default=output))
+    input_gradient = _per_platform(cpu=cpu_input_gradient, default=stock_input_gradient)
+    kernel_gradient = _per_platform(cpu=cpu_kernel_gradient, default=stock_kernel_gradient)
+
+    def forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+        return convolution(images, kernel), (images, kernel)
+
+    def backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+        images, kernel = residuals
+        return input_gradient(gradient, kernel), kernel_gradient(images, gradient)
+
+    convolution.defvjp(forward, backward)
+    return convolution
+
+
+def _full_convolution(gradient: Array, kernel: Array, padding: int) -> Array:
+    """The input gradient as a convolution with the flipped, transposed kernel."""
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    sides = [(side - 1 - padding,) * 2 for side in kernel.shape[:2]]
+    return lax.conv_general_dilated(gradient, flipped, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _spread_product(gradient: Array, kernel: Array, padding: int) -> Array:
+    """The input gradient as one matrix product whose parts are added up at each kernel position (col2im)."""
+    batch, height, width, outputs = gradient.shape
+    rows, columns, inputs, _ = kernel.shape
+    parts = (gradient.reshape(-1, outputs) @ kernel.reshape(-1, outputs).T).reshape(
+        batch, height, width, rows, columns, inputs
+    )
+
+    def spread(part: Array, axis: int, position: int, size: int) -> Array:
+        return jnp.pad(part, [(position, size - 1 - position) if a == axis else (0, 0) for a in range(4)])
+
+    total = sum(
+        spread(sum(spread(parts[:, :, :, i, j], 2, j, columns) for j in range(columns)), 1, i, rows)
+        for i in range(rows)
+    )
+    inner = slice(padding, -padding if padding else None)
+    return total[:, inner, inner]
+
+
+def _per_platform(*, cpu: Callable[..., Array], default: Callable[..., Array]) -> Callable[[Array, Array], Array]:
+    """One operation of two arrays: `cpu` on CPUs, vmapped as a loop; `default` elsewhere, vmapped as such."""
+
+    @custom_vmap
+    def operation(left: Array, right: Array) -> Array:
+        return lax.platform_dependent(left, right, cpu=cpu, default=default)
+
+    @operation.def_vmap
+    def batching_rule(size: int, batched: list[bool], left: Array, right: Array) -> tuple[Array, bool]:
+        axes = [0 if is_batched else None for is_batched in batched]
+
+        def one_after_another(left: Array, right: Array) -> Array:
+            def at(index: Array) -> Array:
+                picked = (x if axis is None else x[index] for x, axis in zip((left, right), axes, strict=True))
+                return operation(*picked)
+
+            return lax.map(at, jnp.arange(size))
+
+        together: Any = jax.vmap(default, in_axes=axes)
+        return lax.platform_dependent(left, right, cpu=one_after_another, default=together), True
+
+    return operation
+
+
+@jax.custom_vjp
+def max_pool(images: Images) -> Float[Array, "batch new_height new_width inputs"]:
+    """Max pooling, window 3 and stride 2, no padding; a remainder at the far side is left out.
+
+    Along rows, then along columns, each as the maximum of three strided slices: the gradient of `reduce_window` is
+    several times slower on CPUs. Among equal values the gradient goes to the first in reading order, as in PyTorch;
+    it matters, for masked kernels answer different patches with equal values. Reverse mode only.
+    """
+    return _pool_axis(_pool_axis(images, 2), 1)
+
+
+def _max_pool_forward(images: Array) -> tuple[Array, Array]:
+    return max_pool(images), images
+
+
+def _max_pool_backward(images: Array, gradient: Array) -> tuple[Array]:
+    # Keep the passes apart: fused into one, each entry would recompute the maxima around it.
+    rows = lax.optimization_barrier(_pool_axis(images, 2))
+    gradient = lax.optimization_barrier(_pool_axis_gradient(rows, gradient, 1))
+    return (lax.optimization_barrier(_pool_axis_gradient(images, gradient, 2)),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _window_slices(values: Array, axis: int) -> list[Array]:
+    """The first, middle and last entry of every window along `axis`."""
+    windows = (values.shape[axis] - 3) // 2 + 1
+    return [lax.slice_in_dim(values, i, i + 2 * windows - 1, stride=2, axis=axis) for i in range(3)]
+
+
+def _pool_axis(values: Array, axis: int) -> Array:
+    return reduce(jnp.maximum, _window_slices(values, axis))
+
+
+def _pool_axis_gradient(values: Array, gradient: Array, axis: int) -> Array:
+    """Hand each window's gradient to the first of its maxima.
+
+    Even entries lie in two windows, odd ones in one: the two kinds are computed apart and interleaved.
+    """
+    first, middle, last = _window_slices(values, axis)
+    to_first = (first >= middle) & (first >= last)
+    to_middle = ~to_first & (middle >= last)
+
+    def pad(part: Array, low: int, high: int) -> Array:
+        return jnp.pad(part, [(low, high) if a == axis else (0, 0) for a in range(part.ndim)])
+
+    even = pad(jnp.where(to_first, gradient, 0), 0, 1) + pad(jnp.where(to_first | to_middle, 0, gradient), 1, 0)
+    odd = pad(jnp.where(to_middle, gradient, 0), 0, 1)
+    shape = [2 * size if a == axis else size for a, size in enumerate(even.shape)]
+    spread = jnp.stack([even, odd], axis + 1).reshape(shape)
+    size = values.shape[axis]
+    if size <= shape[axis]:
+        return lax.slice_in_dim(spread, 0, size, axis=axis)
+    return pad(spread, 0, size - shape[axis])

@@ -1,0 +1,189 @@
+"""Data sets: a name or a file to uint8 images and labels, split into training and test. Host side, numpy.
+
+TensorFlow is never imported. Heavy readers are imported where they are used; what they read is cached as one file.
+"""
+
+import hashlib
+import os
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+Images = UInt8[np.ndarray, "samples height width channels"]
+Labels = Int32[np.ndarray, "samples"]
+
+
+class Dataset(NamedTuple):
+    """Images of 0..255 and labels of 0..classes-1."""
+
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+    classes: int
+
+
+# What tensorflow-datasets prepares, with the host its download comes from.
+TFDS_HOSTS = {"cifar10": "https://www.cs.toronto.edu"}
+
+
+def load(name: str, data_dir: Path | None = None) -> Dataset:
+    """The data set called `name`: "digits" (embedded in scikit-learn) or one that tensorflow-datasets knows.
+
+    Args:
+        name: "digits" or a key of `TFDS_HOSTS`.
+        data_dir: where tensorflow-datasets keeps its data; None is its own default.
+
+    Raises:
+        ValueError: an unknown name, a folder that does not exist, or data that is neither there nor to be had.
+    """
+    if name == "digits":
+        return digits()
+    if name not in TFDS_HOSTS:
+        raise ValueError(f"dataset must be one of digits, {', '.join(TFDS_HOSTS)}, got {name!r}")
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().resolve()
+    if data_dir is not None and not folder.is_dir():
+        raise ValueError(f"the data folder {folder} does not exist: create it, or leave --data-dir out")
+    return cached(folder / name, lambda: read_tfds(name, folder))
+
+
+def digits() -> Dataset:
+    """scikit-learn's 8x8 handwritten digits (1,797 samples); a fixed stratified fifth is the test set."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=0.2, stratify=labels, random_state=0
+    )
+    return Dataset(train_images, train_labels, test_images, test_labels, classes=10)
+
+
+def read_tfds(name: str, folder: Path) -> Dataset:
+    """Read with tensorflow-datasets from `folder`, downloading first where the network allows it."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder(name, data_dir=folder)
+    # Ask before anything else: reading data that is not prepared ends in minutes of retries or a misleading error.
+    if not builder.is_prepared():
+        if not reachable(TFDS_HOSTS[name]):
+            raise ValueError(
+                f"{name} is not prepared in {folder} and {TFDS_HOSTS[name]} cannot be reached to download it: "
+                f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
+            )
+        builder.download_and_prepare(file_format="array_record")
+    train, test = (read_split(builder.as_data_source(split)) for split in ("train", "test"))
+    return Dataset(*train, *test, classes=builder.info.features["label"].num_classes)
+
+
+def read_split(source: Any, batch: int = 1000) -> tuple[Images, Labels]:
+    """All images and labels of one split, in the order of its records."""
+    images, labels = [], []
+    for start in range(0, len(source), batch):
+        records = source.__getitems__(range(start, min(start + batch, len(source))))
+        images.append(np.stack([record["image"] for record in records]))
+        labels.append(np.array([record["label"] for record in records], np.int32))
+    return np.concatenate(images), np.concatenate(labels)
+
+
+def reachable(address: str, seconds: float = 3.0) -> bool:
+    """Whether a host answers within `seconds`, name look-up included (which has no limit of its own)."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds):
+                answered.set()
+        except urllib.request.HTTPError:
+            answered.set()
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()
+
+
+def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
+    """What `read` returns, kept in the user's cache folder for as long as the files under `prepared` stay the same.
+
+    A folder that cannot be written to costs the cache and nothing else.
+    """
+    files = sorted(path for path in prepared.rglob("*") if path.is_file()) if prepared.is_dir() else []
+    if not files:
+        return read()
+    signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digest = hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+    path = cache / f"{prepared.name}-{digest}.npz"
+    try:
+        return load_file(path)
+    except (OSError, ValueError):
+        dataset = read()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        # Write beside and rename, so that nobody ever reads half a file.
+        with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
+            np.savez(part, **{key: np.asarray(value) for key, value in dataset._asdict().items()})
+        Path(part.name).replace(path)
+    except OSError:
+        pass
+    return dataset
+
+
+def load_file(path: Path) -> Dataset:
+    """A data set of one's own: an .npz with train_images, train_labels, test_images, test_labels.
+
+    Images are uint8 of (samples, height, width, channels), or without the channels axis for grey ones; labels are whole
+    numbers from 0. `classes` may be given; otherwise it is the largest label plus one.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"the data file {path} must be a readable .npz: {error}") from None
+    except Exception as error:  # zipfile and its kin raise their own kinds
+        raise ValueError(f"the data file {path} must be a readable .npz: {error}") from None
+    wanted = ("train_images", "train_labels", "test_images", "test_labels")
+    missing = [key for key in wanted if key not in arrays]
+    if missing:
+        raise ValueError(f"the data file {path} must hold {', '.join(wanted)}; it lacks {', '.join(missing)}")
+    splits = [
+        _checked_split(path, split, *(arrays[f"{split}_{kind}"] for kind in ("images", "labels")))
+        for split in ("train", "test")
+    ]
+    (train_images, train_labels), (test_images, test_labels) = splits
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise ValueError(
+            f"training and test images in {path} must have one shape, got {train_images.shape[1:]} and {test_images.shape[1:]}"
+        )
+    largest = int(max(train_labels.max(), test_labels.max()))
+    classes = int(arrays.get("classes", largest + 1))
+    if classes <= largest:
+        raise ValueError(f"classes in {path} must exceed every label, got {classes} and a label {largest}")
+    return Dataset(train_images, train_labels, test_images, test_labels, classes)
+
+
+def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[Images, Labels]:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"{split}_images in {path} must be uint8 of (samples, height, width, channels), got {images.dtype} of {images.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{split}_labels in {path} must be {len(images)} whole numbers, got {labels.dtype} of {labels.shape}"
+        )
+    if labels.size == 0 or labels.min() < 0:
+        raise ValueError(f"{split}_labels in {path} must not be empty, and count from 0")
+    return images, labels.astype(np.int32)

@@ -1,0 +1,76 @@
+"""Evaluation: every agent's accuracy on its own test samples."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from dslth_jax import masks
+from dslth_jax.algorithm import Algorithm, Heard, World
+from dslth_jax.models import Network
+from dslth_jax.population import Shares, State, over_agents
+
+
+class Evaluation(NamedTuple):
+    """One number an agent; leading agents axis."""
+
+    accuracy: Float[Array, "agents"]  # share of its test samples that it labels right
+    density: Float[Array, "agents"]  # share of maskable entries it keeps; nan for weight methods
+
+
+def evaluate(
+    network: Network,
+    algorithm: Algorithm,
+    world: World,
+    state: State,
+    tests: Shares,
+    *,
+    batch_size: int = 256,
+    chunk: int | None = None,
+) -> Evaluation:
+    """The population's accuracies, from its scores and what it heard last.
+
+    Args:
+        network: whose `apply` predicts with what the algorithm's `model` gives.
+        algorithm: whose agents these are.
+        world: the population's world.
+        state: of the population.
+        tests: test samples; only the first `sizes` of each agent count, and sizes may be traced.
+        batch_size: test samples a forward pass; static.
+        chunk: see `over_agents`.
+    """
+
+    def one(hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array) -> Evaluation:
+        variables, masks_in_use = algorithm.model(world._replace(hyper=hyper), agent, heard)
+        capacity = indices.shape[0]
+
+        def count(step: Array, right: Array) -> Array:
+            positions = step * batch_size + jnp.arange(batch_size)
+            samples = indices[jnp.minimum(positions, capacity - 1)]
+            guess = jnp.argmax(network.apply(variables, tests.images[samples]), axis=-1)
+            return right + jnp.sum((guess == tests.labels[samples]) & (positions < size), dtype=jnp.int32)
+
+        right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
+        return Evaluation(right / size, overall_density(masks_in_use))
+
+    return over_agents(one, world.hyper, state.agents, state.heard, tests.indices, tests.sizes, chunk=chunk)
+
+
+def overall_density(masks_in_use: Any) -> Float[Array, ""]:
+    """The share of all maskable entries that one agent's masks keep, all layers together."""
+    leaves = jax.tree.leaves(masks_in_use)
+    if not leaves:
+        return jnp.float32(jnp.nan)
+    kept: Int[Array, ""] = sum((jnp.sum(leaf != 0, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
+    return kept / sum(leaf.size for leaf in leaves)
+
+
+def packed_masks(algorithm: Algorithm, world: World, state: State, *, chunk: int | None = None) -> Any:
+    """The masks everybody predicts with, as packed bits: a pytree of uint8 (agents, bytes)."""
+
+    def one(hyper: Any, agent: Any, heard: Heard) -> Any:
+        return jax.tree.map(masks.pack, algorithm.model(world._replace(hyper=hyper), agent, heard)[1])
+
+    return over_agents(one, world.hyper, state.agents, state.heard, chunk=chunk)

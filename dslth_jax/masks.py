@@ -1,0 +1,136 @@
+"""Binary masks: fuse, threshold, count, pack. One agent's world: no function here knows an agents axis."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+
+def kept_entries(retention: float, size: int) -> int:
+    """How many of a layer's `size` entries a retention in (0, 1] keeps: `size - int((1 - retention) * size)`.
+
+    Counted in Python floats on the host, as the authors' code does: float32 arithmetic gives other counts.
+
+    >>> kept_entries(0.3, 4800), kept_entries(0.9, 1920)
+    (1440, 1729)
+    """
+    return size - int((1 - retention) * size)
+
+
+def fuse(
+    scores: Float[Array, "*shape"], neighbour_mean: Float[Array, "*shape"], amplitude: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*shape"]:
+    """The aggregation tensor of one layer, y = z + a · sign(z) ⊙ m̄ (paper, aggregation step).
+
+    The adaptive amplitude a is `amplitude` times the mean magnitude of the layer's scores. Only z carries a gradient:
+    nothing flows into a, the signs or what the neighbours sent. A zero score stays zero.
+
+    >>> fuse(jnp.array([1.0, -3.0, 0.0]), jnp.array([0.5, 1.0, 1.0])).tolist()
+    [1.6666667461395264, -4.333333492279053, 0.0]
+    """
+    adaptive = amplitude * jnp.mean(jnp.abs(scores))
+    return scores + lax.stop_gradient(adaptive * jnp.sign(scores) * neighbour_mean)
+
+
+@jax.custom_vjp
+def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Float[Array, "*shape"]:
+    """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
+
+    Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is never
+    kept. `count` may be traced. Backward it is straight through to the magnitude of every entry, kept or not: the
+    gradient of `fused` is sign(fused) times that of the mask, 0 at 0.
+
+    >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    return largest(jnp.abs(fused), count).astype(fused.dtype)
+
+
+def _threshold_forward(fused: Array, count: Array) -> tuple[Array, Array]:
+    return threshold(fused, count), fused
+
+
+def _threshold_backward(fused: Array, cotangent: Array) -> tuple[Array, None]:
+    return cotangent * jnp.sign(fused), None
+
+
+threshold.defvjp(_threshold_forward, _threshold_backward)
+
+
+def largest(magnitudes: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
+    """Where the `count` largest of non-negative `magnitudes` lie, by the rules of `threshold` for ties and zeros.
+
+    Floats that are not negative sort as their bit patterns do. So bisection on the pattern finds the count-th largest
+    exactly, in at most as many passes as it has bits; it stops early where a candidate already splits off `count`.
+    """
+    word = jnp.uint64 if magnitudes.dtype == jnp.float64 else jnp.uint32
+    patterns = lax.bitcast_convert_type(magnitudes, word).reshape(-1)
+    count = jnp.asarray(count, jnp.int32)
+
+    def at_least(candidate: Array) -> Array:
+        return jnp.sum(patterns >= candidate, dtype=jnp.int32)
+
+    def too_many(bracket: tuple[Array, Array, Array]) -> Array:
+        low, high, reached = bracket
+        return (reached > count) & (high - low > 1)
+
+    def halve(bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, reached = bracket
+        middle = low + (high - low) // 2
+        found = at_least(middle)
+        up = found >= count
+        return jnp.where(up, middle, low), jnp.where(up, high, middle), jnp.where(up, found, reached)
+
+    # Start above zero, whose pattern is 0, so that no zero is ever kept.
+    lowest = jnp.ones((), word)
+    beyond_infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, magnitudes.dtype), word) + lowest
+    cut, _, reached = lax.while_loop(too_many, halve, (lowest, beyond_infinity, at_least(lowest)))
+
+    last = _end_of_ties(patterns == cut, reached - count)
+    index = lax.iota(jnp.int32, patterns.size)
+    return ((patterns > cut) | ((patterns == cut) & (index < last))).reshape(magnitudes.shape)
+
+
+def _end_of_ties(ties: Bool[Array, "size"], excess: Int[Array, ""]) -> Int[Array, ""]:
+    """The flat index before which all but `excess` of `ties` lie; no pass over them is made where excess <= 0."""
+    wanted = jnp.sum(ties, dtype=jnp.int32) - excess
+    index = lax.iota(jnp.int32, ties.size)
+
+    def open_bracket(bracket: tuple[Array, Array]) -> Array:
+        return bracket[1] - bracket[0] > 1
+
+    def halve(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) // 2
+        enough = jnp.sum(ties & (index < middle), dtype=jnp.int32) >= wanted
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    size = jnp.int32(ties.size)
+    low = jnp.where(excess > 0, jnp.int32(-1), size)
+    return lax.while_loop(open_bracket, halve, (low, size))[1]
+
+
+def density(mask: Array) -> Float[Array, ""]:
+    """The share of entries that `mask` keeps."""
+    return jnp.mean(mask != 0, dtype=jnp.float32)
+
+
+def pack(mask: Array) -> UInt8[Array, "bytes"]:
+    """The mask as bits, eight entries a byte, flat index first in the highest bit (as `numpy.packbits`).
+
+    >>> pack(jnp.array([1.0, 0.0, 1.0])).tolist()
+    [160]
+    """
+    return jnp.packbits(mask.reshape(-1) != 0)
+
+
+def unpack(bits: UInt8[Array, "bytes"], shape: tuple[int, ...]) -> UInt8[Array, "..."]:
+    """The mask of the given shape, as 0 and 1 in uint8, that `pack` made bits of.
+
+    >>> unpack(jnp.array([160], jnp.uint8), (3,)).tolist()
+    [1, 0, 1]
+    """
+    size = 1
+    for side in shape:
+        size *= side
+    return jnp.unpackbits(bits, count=size).reshape(shape)

@@ -1,0 +1,165 @@
+"""The driver: one round of everyone. The only place that maps over agents, draws batches and exchanges."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
+
+from dslth_jax.algorithm import Algorithm, Batches, Heard, World
+from dslth_jax.exchange import hear
+from dslth_jax.models import Network
+from dslth_jax.topology import Graph
+
+
+class State(NamedTuple):
+    """Everything that goes from round to round. Leaves of the first three carry a leading agents axis."""
+
+    agents: Any  # what each agent carries
+    heard: Heard  # what each heard last
+    sent: PyTree[UInt8[Array, "agents _"]]  # what each sent last: masks as packed bits
+    round: Int[Array, ""]
+
+
+class Shares(NamedTuple):
+    """A data set, common to all, and which of its samples each agent holds."""
+
+    images: UInt8[Array, "samples height width channels"]
+    labels: Int[Array, "samples"]
+    indices: Int[Array, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
+    sizes: Int[Array, "agents"]  # how many are its own
+
+
+# One number for each use of an agent's key in a round, and one that sets agents' keys apart from what all share.
+INIT, SEND, RECEIVE, DRAW = range(4)
+AGENTS = 2**31
+
+
+def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None = None) -> Any:
+    """Cross into the population's world: `function` of one agent, mapped over the leading axis of all arguments.
+
+    `jax.vmap` over `chunk` agents at a time, chunk after chunk inside the compiled program. With a chunk of 1 an agent's
+    numbers do not depend on who else is there, bit for bit. None takes the platform's choice (`default_chunk`).
+    """
+    agents = jax.tree.leaves(stacked)[0].shape[0]
+    chunk = chunk or default_chunk(agents)
+    if chunk >= agents > 1:
+        return jax.vmap(function)(*stacked)
+    return lax.map(lambda arguments: function(*arguments), stacked, batch_size=chunk if chunk > 1 else None)
+
+
+def default_chunk(agents: int) -> int:
+    """One agent at a time on CPUs, whose caches hold one; all together elsewhere."""
+    return 1 if jax.default_backend() == "cpu" else agents
+
+
+def world_of(network: Network, key: Key[Array, ""], hyper: Any, round: Any, rounds: int) -> World:
+    """The population's world of one round: the shared weights are drawn anew from `key`, never stored or sent.
+
+    Leaves of `hyper` carry a leading agents axis.
+    """
+    weights_key, common_key = jax.random.split(key)
+    weights, frozen = network.init(weights_key)
+    return World(weights, frozen, hyper, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
+
+
+def init(algorithm: Algorithm, world: World, graph: Graph, *, agents: int, chunk: int | None = None) -> State:
+    """The state before the first round, in which everybody has heard its neighbours' start messages."""
+
+    def start(number: Array, hyper: Any) -> tuple[Any, Any]:
+        return algorithm.init(agent_key(world, number, INIT), world._replace(hyper=hyper))
+
+    states, sent = over_agents(start, jnp.arange(agents), world.hyper, chunk=chunk)
+    return State(states, exchange(world, sent, graph, chunk), sent, jnp.int32(0))
+
+
+def round(
+    algorithm: Algorithm,
+    world: World,
+    state: State,
+    shares: Shares,
+    graph: Graph,
+    *,
+    batch_size: int,
+    local_steps: int = 1,
+    chunk: int | None = None,
+) -> tuple[State, dict[str, Array]]:
+    """One round: everybody sends, all exchange at once, everybody receives.
+
+    Args:
+        algorithm: the four functions of one agent's world.
+        world: the population's world of this round; its `hyper` has a leading agents axis.
+        state: from `init` or the round before; donate it when jitting.
+        shares: training samples.
+        graph: who hears whom in this round.
+        batch_size: samples a minibatch, `local_steps` minibatches (and one more) a round: both static.
+        chunk: see `over_agents`.
+
+    Returns the new state and per-agent diagnostics: the algorithm's own, `kept` (entries in the sent mask) and
+    `flipped` (mask entries that changed since the last message).
+    """
+    numbers = jnp.arange(shares.sizes.shape[0])
+
+    def batches_of(number: Array, indices: Array, size: Array) -> Batches:
+        keys = jax.random.split(agent_key(world, number, DRAW), local_steps + 1)
+        drawn, present = jax.vmap(lambda key: draw(key, indices, size, batch_size))(keys)
+        return Batches(shares.images[drawn], shares.labels[drawn], present)
+
+    def send(number: Array, hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array) -> Any:
+        key, own_world = agent_key(world, number, SEND), world._replace(hyper=hyper)
+        return algorithm.send(key, own_world, agent, heard, batches_of(number, indices, size))
+
+    def receive(number: Array, hyper: Any, agent: Any, carry: Any, heard: Heard, indices: Array, size: Array) -> Any:
+        key, own_world = agent_key(world, number, RECEIVE), world._replace(hyper=hyper)
+        return algorithm.receive(key, own_world, agent, carry, heard, batches_of(number, indices, size))
+
+    own_samples = (shares.indices, shares.sizes)
+    agents, carry, sent, sent_info = over_agents(
+        send, numbers, world.hyper, state.agents, state.heard, *own_samples, chunk=chunk
+    )
+    heard = exchange(world, sent, graph, chunk)
+    agents, received_info = over_agents(receive, numbers, world.hyper, agents, carry, heard, *own_samples, chunk=chunk)
+    info = {
+        **sent_info,
+        **received_info,
+        "kept": ones(sent),
+        "flipped": ones(jax.tree.map(jnp.bitwise_xor, sent, state.sent)),
+    }
+    return State(agents, heard, sent, state.round + 1), info
+
+
+def exchange(world: World, sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, chunk: int | None = None) -> Heard:
+    """What everybody hears when the last messages travel along all edges of `graph`."""
+    numbers = jnp.arange(jax.tree.leaves(sent)[0].shape[0])
+    return over_agents(lambda number: hear(sent, graph, number, world.weights), numbers, chunk=chunk)
+
+
+def agent_key(world: World, number: Int[Array, ""], phase: int) -> Key[Array, ""]:
+    """The key of one agent in one phase of one round: no other agent, chunk or interruption changes it."""
+    key = jax.random.fold_in(world.key, AGENTS)
+    for part in (world.round, number, phase):
+        key = jax.random.fold_in(key, part)
+    return key
+
+
+def draw(
+    key: Key[Array, ""], indices: Int[Array, "capacity"], size: Int[Array, ""], batch_size: int
+) -> tuple[Int[Array, "batch"], Bool[Array, "batch"]]:
+    """A minibatch of an agent's samples, without replacement; one agent's world.
+
+    Returns sample indices and which of them are real: an agent with fewer than `batch_size` samples uses all.
+    """
+    capacity = indices.shape[0]
+    slots = jnp.arange(capacity)
+    # Sort by random numbers, the padding behind everything.
+    order = jnp.lexsort((jax.random.bits(key, (capacity,)), slots >= size))
+    positions = jnp.arange(batch_size)
+    return indices[order[jnp.minimum(positions, capacity - 1)]], positions < size
+
+
+def ones(bits: PyTree[UInt8[Array, "agents _"]]) -> Int[Array, "agents"]:
+    """How many ones each agent's packed bits hold, all layers together."""
+    leaves = jax.tree.leaves(bits)
+    return sum((jnp.sum(jnp.bitwise_count(leaf), axis=1, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))

@@ -100,7 +100,7 @@ class SmallNet(nn.Module):
 
 
 MODULES: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "small": SmallNet}
-SMALLEST_SIDE = {"alexnet": 17, "small": 3}  # of an image, so that every pooling has a window
+SMALLEST_SIDE = {"alexnet": 21, "small": 1}  # of an image, so that every pooling has a window
 
 
 def network_by_name(name: str, image_shape: tuple[int, int, int], classes: int, **settings: Any) -> Network:

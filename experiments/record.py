@@ -1,0 +1,105 @@
+"""The run folder: every file that a run leaves, and the words of its table."""
+
+import csv
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from experiments.settings import Settings
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def create_folder(settings: Settings) -> Path:
+    """`--out`, or a fresh dated folder under runs/; made only once everything that can be checked has been."""
+    name = settings.data_file.stem if settings.data_file else settings.dataset
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = settings.out or Path("runs") / f"{stamp}_{name}_{settings.algorithm}_{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / "metrics.jsonl"
+        probe.touch()
+    except OSError as error:
+        raise ValueError(
+            f"the run folder {folder} cannot be written to ({error.strerror}): name another --out"
+        ) from None
+    return folder
+
+
+def write_config(folder: Path, settings: Settings, resolved: dict[str, Any]) -> None:
+    """config.json: every setting as resolved, versions, device, seed and command."""
+    device = jax.devices()[0]
+    config = {
+        "settings": {**dataclasses.asdict(settings), **resolved, "out": folder},
+        "seed": settings.seed,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "machine": platform.platform(),
+            "cpu_cores": os.cpu_count(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "dslth_jax": importlib.metadata.version("dslth-jax"),
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    """One line of metrics.jsonl, on disk before the run goes on."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def write_agents(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """agents.csv: one row an agent."""
+    with (folder / "agents.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_masks(folder: Path, bits: Any, weights: Any) -> None:
+    """masks.npz: for each layer the packed bits (agents, bytes) under its name, and its shape under name + ".shape"."""
+    arrays: dict[str, Any] = {}
+    for (path, packed), kernel in zip(jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(weights), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        arrays[name], arrays[f"{name}.shape"] = np.asarray(packed), np.array(kernel.shape)
+    np.savez(folder / "masks.npz", **arrays)
+
+
+def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, evaluation_seconds: float) -> Table:
+    """The table that ends a run, from its last row of metrics."""
+    table = Table(title=f"after round {row['round']}", show_header=False)
+    table.add_row("accuracy, mean of agents", f"{row['accuracy_mean']:.2%} ± {row['accuracy_std']:.2%}")
+    table.add_row("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}")
+    table.add_row("density of masks", f"{row['density']:.4f}")
+    if row["flip_rate"] is not None:
+        table.add_row("mask bits the last round changed", f"{row['flip_rate']:.3%}")
+    table.add_row("sent over all links, as bitmaps", f"{megabytes(row['bitmap_bits']):,.1f} MB")
+    table.add_row("the same by kept entries alone", f"{megabytes(row['kept_bits']):,.1f} MB")
+    table.add_row("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round")
+    table.add_row("compilation, evaluation", f"{compile_seconds:.1f} s, {evaluation_seconds:.1f} s")
+    return table
+
+
+def megabytes(bits: int) -> float:
+    """10^6 bytes."""
+    return bits / 8e6

@@ -1,0 +1,192 @@
+"""Masks against a stable sort in numpy: exact counts, ties, zeros, gradients, bits."""
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dslth_jax import masks
+
+SHAPE = (3, 4, 5)
+SIZE = 60
+DTYPES = ("float32", "float64")
+
+threshold = jax.jit(masks.threshold)
+
+
+def kept_by_sorting(values, count):
+    """The oracle: a stable sort by falling magnitude, from which zeros are struck out."""
+    magnitudes = np.abs(values).reshape(-1)
+    order = np.argsort(-magnitudes, kind="stable")[:count]
+    mask = np.zeros(magnitudes.size, values.dtype)
+    mask[order[magnitudes[order] > 0]] = 1
+    return mask.reshape(values.shape)
+
+
+def drawn_arrays(dtype):
+    """Few values, so that most draws tie, among them both zeros, infinities and a number too small to be normal."""
+    tiny = float(np.finfo(dtype).smallest_subnormal)
+    tying = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, tiny, np.inf, -np.inf])
+    any_float = st.floats(allow_nan=False, width=np.finfo(dtype).bits)
+    return hnp.arrays(dtype, SHAPE, elements=tying | any_float)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.data())
+def test_threshold_keeps_what_a_stable_sort_keeps(dtype, data):
+    values = data.draw(drawn_arrays(dtype))
+    count = data.draw(st.integers(0, SIZE + 5))
+    with jax.enable_x64(dtype == "float64"):
+        mask = threshold(jnp.asarray(values), jnp.int32(count))
+        assert mask.dtype == dtype
+        np.testing.assert_array_equal(mask, kept_by_sorting(values, count))
+        assert int(np.sum(mask)) == min(count, np.count_nonzero(values))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("retention", [0.001, 0.05, 0.3, 0.5, 0.9, 1.0])
+def test_a_whole_layer_keeps_its_exact_count(dtype, retention):
+    """Rounded to 1/16, a layer's normal draws tie thousands of times, and thousands are 0."""
+    values = np.random.default_rng(1).normal(size=(5, 5, 64, 16)).astype(dtype)
+    for layer in (values, np.round(values * 16) / 16):
+        count = masks.kept_entries(retention, layer.size)
+        with jax.enable_x64(dtype == "float64"):
+            mask = np.asarray(threshold(jnp.asarray(layer), count))
+        np.testing.assert_array_equal(mask, kept_by_sorting(layer, count))
+        assert mask.sum() == min(count, np.count_nonzero(layer))
+
+
+def test_the_lowest_flat_index_wins_a_tie():
+    values = jnp.array([[1.0, -2.0, 2.0], [0.0, -1.0, 1.0]])
+    np.testing.assert_array_equal(threshold(values, 1), [[0, 1, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(threshold(values, 3), [[1, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(threshold(values, 4), [[1, 1, 1], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neighbouring_floats_are_told_apart(dtype):
+    """The cut is exact to the last bit, where a sort of rounded keys would see a tie."""
+    values = np.array([1, np.nextafter(np.ones((), dtype), 2, dtype=dtype), 1], dtype)
+    with jax.enable_x64(dtype == "float64"):
+        np.testing.assert_array_equal(threshold(jnp.asarray(values), 1), [0, 1, 0])
+
+
+@pytest.mark.parametrize("count", [0, 1, 60, 1000])
+@pytest.mark.parametrize("value", [0.0, -3.0, np.inf])
+def test_a_constant_layer_keeps_its_first_entries(value, count):
+    values = np.full(SHAPE, value, np.float32)
+    kept = min(count, SIZE) if value else 0
+    np.testing.assert_array_equal(np.reshape(threshold(values, count), -1), np.arange(SIZE) < kept)
+
+
+@pytest.mark.parametrize(
+    ("retention", "size", "count"),
+    [
+        (0.3, 4_800, 1_440),
+        (0.3, 204_800, 61_440),
+        (0.3, 819_200, 245_760),
+        (0.9, 196_608, 176_948),
+        (0.9, 1_920, 1_729),
+        (1.0, 1_920, 1_920),
+    ],
+)
+def test_counts_are_those_of_the_authors_code(retention, size, count):
+    assert masks.kept_entries(retention, size) == count
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_gradient_is_straight_through_to_every_magnitude(dtype):
+    rng = np.random.default_rng(2)
+    fused, cotangent = rng.normal(size=(2, *SHAPE)).astype(dtype)
+    fused[0] = 0
+    with jax.enable_x64(dtype == "float64"):
+        _, pull = jax.vjp(lambda y: masks.threshold(y, 7), jnp.asarray(fused))
+        gradient = pull(jnp.asarray(cotangent))[0]
+        assert gradient.dtype == dtype
+        np.testing.assert_array_equal(gradient, np.sign(fused) * cotangent)
+
+
+def test_under_vmap_every_agent_keeps_its_own_count():
+    values = np.random.default_rng(3).integers(-3, 4, (9, *SHAPE)).astype(np.float32)
+    counts = jnp.array([0, 1, 5, 17, 30, 44, 59, 60, 99], jnp.int32)
+    together = jax.jit(jax.vmap(masks.threshold))(values, counts)
+    for agent, mask in enumerate(together):
+        np.testing.assert_array_equal(mask, threshold(values[agent], counts[agent]))
+        np.testing.assert_array_equal(mask, kept_by_sorting(values[agent], int(counts[agent])))
+
+
+def test_gradients_of_several_agents_are_those_of_each():
+    fused, cotangents = np.random.default_rng(4).normal(size=(2, 5, *SHAPE)).astype(np.float32)
+
+    def weighted(fused, count, cotangent):
+        return jnp.sum(masks.threshold(fused, count) * cotangent)
+
+    gradients = jax.vmap(jax.grad(weighted))(fused, jnp.arange(5, dtype=jnp.int32), cotangents)
+    np.testing.assert_array_equal(gradients, np.sign(fused) * cotangents)
+
+
+def test_another_count_does_not_compile_again():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def traced(fused, count):
+        return masks.threshold(fused, count)
+
+    fused = jnp.arange(1.0, 13.0)
+    kept = [int(traced(fused, jnp.int32(count)).sum()) for count in (0, 3, 7, 12, 20)]
+    assert kept == [0, 3, 7, 12, 12]
+
+
+def test_fuse_adds_the_neighbours_with_the_sign_of_the_score(x64):
+    rng = np.random.default_rng(5)
+    scores, mean = rng.normal(size=SHAPE), rng.uniform(size=SHAPE)
+    scores[1] = 0
+    amplitude = 0.7 * np.abs(scores).mean()
+    fused = np.asarray(masks.fuse(jnp.asarray(scores), jnp.asarray(mean), 0.7))
+    np.testing.assert_allclose(fused, scores + amplitude * np.sign(scores) * mean, rtol=1e-14)
+    np.testing.assert_array_equal(fused[1], 0)
+
+
+def test_fuse_by_default_has_the_mean_magnitude_as_amplitude():
+    fused = masks.fuse(jnp.array([2.0, -4.0]), jnp.array([1.0, 0.5]))
+    np.testing.assert_array_equal(fused, [2 + 3, -4 - 1.5])
+
+
+def test_only_the_scores_carry_a_gradient_through_fuse():
+    rng = np.random.default_rng(6)
+    scores, cotangent = rng.normal(size=(2, *SHAPE)).astype(np.float32)
+    mean = rng.uniform(size=SHAPE).astype(np.float32)
+    _, pull = jax.vjp(masks.fuse, scores, mean, jnp.float32(0.7))
+    to_scores, to_mean, to_amplitude = pull(cotangent)
+    np.testing.assert_array_equal(to_scores, cotangent)
+    np.testing.assert_array_equal(to_mean, 0)
+    assert to_amplitude == 0
+
+
+def test_density_is_the_share_kept():
+    assert masks.density(jnp.array([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])) == np.float32(1 / 3)
+
+
+LENGTHS = range(1, 71)
+
+
+def test_bits_of_any_length_are_numpys_and_come_back():
+    rng = np.random.default_rng(7)
+    drawn = [rng.integers(0, 2, length).astype(np.float32) for length in LENGTHS]
+    # All lengths in one program: seventy small ones would compile for seconds.
+    packed = jax.jit(lambda many: [masks.pack(mask) for mask in many])(drawn)
+    unpacked = jax.jit(lambda many: [masks.unpack(bits, (n,)) for bits, n in zip(many, LENGTHS, strict=True)])(packed)
+    for mask, bits, back in zip(drawn, packed, unpacked, strict=True):
+        np.testing.assert_array_equal(bits, np.packbits(mask != 0))
+        np.testing.assert_array_equal(back, mask)
+        assert bits.dtype == back.dtype == jnp.uint8
+
+
+def test_bits_keep_the_shape_and_see_any_non_zero_as_kept():
+    mask = np.array([[[0.5, 0.0], [-2.0, 1.0], [0.0, -0.0]]], np.float32)
+    bits = masks.pack(jnp.asarray(mask))
+    np.testing.assert_array_equal(masks.unpack(bits, mask.shape), mask != 0)

@@ -96,13 +96,13 @@ def _spread_product(gradient: Array, kernel: Array, padding: int) -> Array:
         batch, height, width, rows, columns, inputs
     )
 
-    def spread(part: Array, axis: int, position: int, size: int) -> Array:
-        return jnp.pad(part, [(position, size - 1 - position) if a == axis else (0, 0) for a in range(4)])
+    def add_up(shifted: list[Array], axis: int) -> Array:
+        """The sum of equally large parts, each one position further along `axis`."""
+        last = len(shifted) - 1
+        ends = [[(i, last - i) if a == axis else (0, 0) for a in range(4)] for i in range(last + 1)]
+        return reduce(jnp.add, map(jnp.pad, shifted, ends))
 
-    total = sum(
-        spread(sum(spread(parts[:, :, :, i, j], 2, j, columns) for j in range(columns)), 1, i, rows)
-        for i in range(rows)
-    )
+    total = add_up([add_up([parts[:, :, :, i, j] for j in range(columns)], 2) for i in range(rows)], 1)
     inner = slice(padding, -padding if padding else None)
     return total[:, inner, inner]
 

@@ -4,6 +4,7 @@ TensorFlow is never imported. Heavy readers are imported where they are used; wh
 """
 
 import hashlib
+import http.client
 import os
 import tempfile
 import threading
@@ -28,6 +29,8 @@ class Dataset(NamedTuple):
     test_labels: Labels
     classes: int
 
+
+MOST_CLASSES = 100_000  # more than that are no labels but something else
 
 # What tensorflow-datasets prepares, with the host its download comes from.
 TFDS_HOSTS = {"cifar10": "https://www.cs.toronto.edu"}
@@ -104,7 +107,7 @@ def reachable(address: str, seconds: float = 3.0) -> bool:
                 answered.set()
         except urllib.request.HTTPError:
             answered.set()
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -132,9 +135,10 @@ def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         # Write beside and rename, so that nobody ever reads half a file.
-        with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
-            np.savez(part, **{key: np.asarray(value) for key, value in dataset._asdict().items()})
-        Path(part.name).replace(path)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            part = Path(folder) / "part.npz"
+            np.savez(part, allow_pickle=False, **{key: np.asarray(value) for key, value in dataset._asdict().items()})
+            part.replace(path)
     except OSError:
         pass
     return dataset
@@ -147,11 +151,10 @@ def load_file(path: Path) -> Dataset:
     numbers from 0. `classes` may be given; otherwise it is the largest label plus one.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Open it here: numpy leaves a torn file open.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"the data file {path} must be a readable .npz: {error}") from None
-    except Exception as error:  # zipfile and its kin raise their own kinds
+    except Exception as error:  # a torn zip archive raises many kinds
         raise ValueError(f"the data file {path} must be a readable .npz: {error}") from None
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     missing = [key for key in wanted if key not in arrays]
@@ -164,13 +167,17 @@ def load_file(path: Path) -> Dataset:
     (train_images, train_labels), (test_images, test_labels) = splits
     if train_images.shape[1:] != test_images.shape[1:]:
         raise ValueError(
-            f"training and test images in {path} must have one shape, got {train_images.shape[1:]} and {test_images.shape[1:]}"
+            f"training and test images in {path} must have one shape, "
+            f"got {train_images.shape[1:]} and {test_images.shape[1:]}"
         )
     largest = int(max(train_labels.max(), test_labels.max()))
-    classes = int(arrays.get("classes", largest + 1))
-    if classes <= largest:
-        raise ValueError(f"classes in {path} must exceed every label, got {classes} and a label {largest}")
-    return Dataset(train_images, train_labels, test_images, test_labels, classes)
+    classes = arrays.get("classes", np.array(largest + 1))
+    if classes.shape != () or not np.issubdtype(classes.dtype, np.integer) or not largest < classes <= MOST_CLASSES:
+        raise ValueError(
+            f"classes in {path} must be one whole number above every label, of which {largest} is the largest, "
+            f"and at most {MOST_CLASSES}, got {classes}"
+        )
+    return Dataset(train_images, train_labels, test_images, test_labels, int(classes))
 
 
 def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[Images, Labels]:
@@ -178,12 +185,13 @@ def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarra
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
-            f"{split}_images in {path} must be uint8 of (samples, height, width, channels), got {images.dtype} of {images.shape}"
+            f"{split}_images in {path} must be uint8 of (samples, height, width, channels), "
+            f"got {images.dtype} of {images.shape}"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{split}_labels in {path} must be {len(images)} whole numbers, got {labels.dtype} of {labels.shape}"
         )
-    if labels.size == 0 or labels.min() < 0:
-        raise ValueError(f"{split}_labels in {path} must not be empty, and count from 0")
+    if labels.size == 0 or labels.min() < 0 or labels.max() >= MOST_CLASSES:
+        raise ValueError(f"{split}_labels in {path} must not be empty, count from 0 and stay below {MOST_CLASSES}")
     return images, labels.astype(np.int32)

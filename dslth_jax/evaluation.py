@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -16,8 +17,8 @@ from dslth_jax.population import Shares, State, over_agents
 class Evaluation(NamedTuple):
     """One number an agent; leading agents axis."""
 
-    accuracy: Float[Array, "agents"]  # share of its test samples that it labels right
-    density: Float[Array, "agents"]  # share of maskable entries it keeps; nan for weight methods
+    accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
+    density: Float[Array | np.ndarray, "agents"]  # share of maskable entries it keeps; nan for weight methods
 
 
 def evaluate(

@@ -19,11 +19,13 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
     leading agents axis, `like` gives the layers' shapes. The cost grows with the edges, and masks stay bits until the
     moment they are counted.
     """
+    agents = jax.tree.leaves(sent)[0].shape[0]
+    if graph.receivers.shape[0] == 0:
+        return silence(like, agents)
     graph = jax.tree.map(jnp.asarray, graph)
     # Edges lie sorted by receiver, so its own are one stretch of them.
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
-    agents = jax.tree.leaves(sent)[0].shape[0]
 
     def count(edge: Array, heard: Heard) -> Heard:
         present = graph.weights[edge] != 0

@@ -1,5 +1,7 @@
 """Binary masks: fuse, threshold, count, pack. One agent's world: no function here knows an agents axis."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,9 +38,10 @@ def fuse(
 def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Float[Array, "*shape"]:
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
-    Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is never
-    kept. `count` may be traced. Backward it is straight through to the magnitude of every entry, kept or not: the
-    gradient of `fused` is sign(fused) times that of the mask, 0 at 0.
+    Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is
+    never kept (subnormal numbers count as zeros). `count` may be traced. Backward it is straight
+    through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused) times that of the
+    mask, 0 at 0.
 
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -46,7 +49,7 @@ def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Flo
     return largest(jnp.abs(fused), count).astype(fused.dtype)
 
 
-def _threshold_forward(fused: Array, count: Array) -> tuple[Array, Array]:
+def _threshold_forward(fused: Array, count: int | Array) -> tuple[Array, Array]:
     return threshold(fused, count), fused
 
 
@@ -81,9 +84,10 @@ def largest(magnitudes: Float[Array, "*shape"], count: int | Int[Array, ""]) -> 
         up = found >= count
         return jnp.where(up, middle, low), jnp.where(up, high, middle), jnp.where(up, found, reached)
 
-    # Start above zero, whose pattern is 0, so that no zero is ever kept.
-    lowest = jnp.ones((), word)
-    beyond_infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, magnitudes.dtype), word) + lowest
+    # Start at the smallest normal number, so that no zero is ever kept. Compiled code takes subnormals for zeros in
+    # some operations and not in others; here they are zeros.
+    lowest = lax.bitcast_convert_type(jnp.finfo(magnitudes.dtype).smallest_normal, word)
+    beyond_infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, magnitudes.dtype), word) + 1
     cut, _, reached = lax.while_loop(too_many, halve, (lowest, beyond_infinity, at_least(lowest)))
 
     last = _end_of_ties(patterns == cut, reached - count)
@@ -116,21 +120,25 @@ def density(mask: Array) -> Float[Array, ""]:
 
 
 def pack(mask: Array) -> UInt8[Array, "bytes"]:
-    """The mask as bits, eight entries a byte, flat index first in the highest bit (as `numpy.packbits`).
+    """The mask as bits, eight entries a byte.
 
-    >>> pack(jnp.array([1.0, 0.0, 1.0])).tolist()
-    [160]
+    Byte k holds the entries k, k + bytes, k + 2 bytes, ... of the flattened mask, lowest bit first: so packing and
+    unpacking move whole stretches, which compiles to vector code several times faster than eight neighbours a byte.
+
+    >>> pack(jnp.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 1])).tolist()
+    [1, 18]
     """
-    return jnp.packbits(mask.reshape(-1) != 0)
+    flat = (mask.reshape(-1) != 0).astype(jnp.uint8)
+    planes = jnp.pad(flat, (0, -flat.size % 8)).reshape(8, -1)
+    shifts = lax.iota(jnp.uint8, 8)[:, None]
+    return jnp.sum(planes << shifts, axis=0, dtype=jnp.uint8)
 
 
 def unpack(bits: UInt8[Array, "bytes"], shape: tuple[int, ...]) -> UInt8[Array, "..."]:
     """The mask of the given shape, as 0 and 1 in uint8, that `pack` made bits of.
 
-    >>> unpack(jnp.array([160], jnp.uint8), (3,)).tolist()
-    [1, 0, 1]
+    >>> unpack(jnp.array([1, 18], jnp.uint8), (10,)).tolist()
+    [1, 0, 0, 1, 0, 0, 0, 0, 0, 1]
     """
-    size = 1
-    for side in shape:
-        size *= side
-    return jnp.unpackbits(bits, count=size).reshape(shape)
+    planes = (bits[None] >> lax.iota(jnp.uint8, 8)[:, None]) & jnp.uint8(1)
+    return planes.reshape(-1)[: math.prod(shape)].reshape(shape)

@@ -13,10 +13,11 @@ fine-tuning in `send` and `receive`, its weight in `fine_tune`, a filter rule an
 optimizer as `mce_pl`'s argument, schedules in the values of `Hyper`, the random weights in `models.py`.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -24,7 +25,7 @@ from dslth_jax import group_lasso, masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
 from dslth_jax.models import Network, uniform_by_fan_in
 
-Scores = PyTree[Float[Array, "..."]]
+Scores: TypeAlias = PyTree[Float[Array, "..."]]
 
 
 class Hyper(NamedTuple):
@@ -34,11 +35,11 @@ class Hyper(NamedTuple):
     """
 
     kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `kept_by_layer`
-    lr: float | Float[Array, ""] = 10.0  # η, the local step
-    fine_tune_lr: float | Float[Array, ""] = 10.0  # η', the fine-tuning step
-    weight_decay: float | Float[Array, ""] = 5e-4  # wd, part of the local step alone
-    group_lasso: float | Float[Array, ""] = 0.0  # λ
-    amplitude: float | Float[Array, ""] = 1.0  # a factor on the adaptive amplitude a
+    lr: float | Float[Array | np.ndarray, ""] = 10.0  # η, the local step
+    fine_tune_lr: float | Float[Array | np.ndarray, ""] = 10.0  # η', the fine-tuning step
+    weight_decay: float | Float[Array | np.ndarray, ""] = 5e-4  # wd, part of the local step alone
+    group_lasso: float | Float[Array | np.ndarray, ""] = 0.0  # λ
+    amplitude: float | Float[Array | np.ndarray, ""] = 1.0  # a factor on the adaptive amplitude a
 
 
 class Agent(NamedTuple):
@@ -61,7 +62,7 @@ def mce_pl(
         network: whose masked weights get scores.
         group_lasso_form: λR as a proximal step after the local step, or as a term of the loss.
         penalty_on: what the term of the loss is taken of: the aggregation tensor y (as in the authors' code) or z.
-        optimizer: gives the direction of the local step from g; the step size multiplies outside. None is plain descent.
+        optimizer: gives the local step's direction from g; the step size multiplies outside. None is plain descent.
     """
     if group_lasso_form not in ("proximal", "penalty"):
         raise ValueError(f"group_lasso_form must be 'proximal' or 'penalty', got {group_lasso_form!r}")
@@ -164,10 +165,11 @@ def common_draw(key: Key[Array, ""], like: PyTree[Array], draw: Any) -> PyTree[A
     return jax.tree.unflatten(tree, [draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
-def kept_by_layer(weights: PyTree[Array], retention: float, linear_retention: float | None = None) -> PyTree[int]:
+def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: float | None = None) -> PyTree[int]:
     """Entries to keep in each layer at a retention in (0, 1], for `Hyper.kept`.
 
-    Convolution kernels have four axes, linear ones two; `linear_retention` None means the same for both.
+    `weights` gives the layers' shapes. Convolution kernels have four axes, linear ones two; `linear_retention` None
+    means the same for both.
     """
     for name, share in (("retention", retention), ("linear retention", linear_retention)):
         if share is not None and not 0 < share <= 1:

@@ -6,6 +6,7 @@ Every network takes uint8 images, splits its parameters into masked kernels (col
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +128,8 @@ def network_of(module: nn.Module, image_shape: tuple[int, int, int]) -> Network:
 
     def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
-        return module.apply(variables, to_unit_range(images, dtype))
+        logits: Any = module.apply(variables, to_unit_range(images, dtype))
+        return logits
 
     return Network(init, apply)
 
@@ -139,7 +141,7 @@ def to_unit_range(images: UInt8[Array, "*axes"], dtype: Any) -> Float[Array, "*a
 
 @jax.custom_vjp
 def elu(values: Array) -> Array:
-    """x for x > 0, e^x - 1 below. Its gradient rule reads the output, so the input need not be kept. Reverse mode only."""
+    """x for x > 0, e^x - 1 below. Its gradient rule reads the output, so no input is kept. Reverse mode only."""
     return jnp.where(values > 0, values, jnp.expm1(jnp.minimum(values, 0)))
 
 
@@ -172,7 +174,7 @@ def _channel_window(values: Array, before: int, after: int) -> Array:
     """For every channel c the sum over channels c-before to c+after."""
     channels = values.shape[-1]
     padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(before, after)])
-    return sum(padded[..., i : i + channels] for i in range(before + after + 1))
+    return reduce(jnp.add, [padded[..., i : i + channels] for i in range(before + after + 1)])
 
 
 def _inverse_root(values: Array, scale: float) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-Indices = Int32[np.ndarray, "own"]
+Indices = Int32[np.ndarray, "_"]  # of one agent's samples; agents differ in how many they have
 
 
 def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:
@@ -42,6 +42,9 @@ def split_by_class(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
+    for agent, row in enumerate(classes_of):
+        if not row:
+            raise ValueError(f"agent {agent} must have at least one class, got none")
     own: list[list[np.ndarray]] = [[] for _ in classes_of]
     for label in sorted({label for row in classes_of for label in row}):
         holders = [agent for agent, row in enumerate(classes_of) if label in row]
@@ -59,7 +62,7 @@ def split_by_class(
 
 def tests_by_class(
     labels: Int32[np.ndarray, "samples"], classes_of: Sequence[Sequence[int]]
-) -> tuple[list[Indices], list[Int32[np.ndarray, "own"]]]:
+) -> tuple[list[Indices], list[Int32[np.ndarray, "_"]]]:
     """All test samples of each agent's classes, the first of every class first, and each one's rank in its class.
 
     So the first few of every class are a prefix of an agent's list. Agents of one class share its samples.

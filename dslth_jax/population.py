@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
 
@@ -26,10 +27,10 @@ class State(NamedTuple):
 class Shares(NamedTuple):
     """A data set, common to all, and which of its samples each agent holds."""
 
-    images: UInt8[Array, "samples height width channels"]
-    labels: Int[Array, "samples"]
-    indices: Int[Array, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
-    sizes: Int[Array, "agents"]  # how many are its own
+    images: UInt8[Array | np.ndarray, "samples height width channels"]
+    labels: Int[Array | np.ndarray, "samples"]
+    indices: Int[Array | np.ndarray, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
+    sizes: Int[Array | np.ndarray, "agents"]  # how many are its own
 
 
 # One number for each use of an agent's key in a round, and one that sets agents' keys apart from what all share.
@@ -40,8 +41,8 @@ AGENTS = 2**31
 def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None = None) -> Any:
     """Cross into the population's world: `function` of one agent, mapped over the leading axis of all arguments.
 
-    `jax.vmap` over `chunk` agents at a time, chunk after chunk inside the compiled program. With a chunk of 1 an agent's
-    numbers do not depend on who else is there, bit for bit. None takes the platform's choice (`default_chunk`).
+    `jax.vmap` over `chunk` agents at a time, chunk after chunk inside the compiled program. With a chunk of 1 an
+    agent's numbers do not depend on who else is there, bit for bit. None takes the platform's choice (`default_chunk`).
     """
     agents = jax.tree.leaves(stacked)[0].shape[0]
     chunk = chunk or default_chunk(agents)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from dslth_jax import masks
 from experiments.settings import Settings
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -77,12 +78,14 @@ def write_agents(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def write_masks(folder: Path, bits: Any, weights: Any) -> None:
-    """masks.npz: for each layer the packed bits (agents, bytes) under its name, and its shape under name + ".shape"."""
+    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
     arrays: dict[str, Any] = {}
     for (path, packed), kernel in zip(jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(weights), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        arrays[name], arrays[f"{name}.shape"] = np.asarray(packed), np.array(kernel.shape)
-    np.savez(folder / "masks.npz", **arrays)
+        # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
+        arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(row, kernel.shape))) for row in packed])
+        arrays[f"{name}.shape"] = np.array(kernel.shape)
+    np.savez(folder / "masks.npz", allow_pickle=False, **arrays)
 
 
 def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, evaluation_seconds: float) -> Table:

@@ -225,7 +225,7 @@ def train(prepared: Prepared) -> Result:
         def assess(state: State, round: int) -> Evaluation:
             nonlocal evaluation_seconds
             began = time.perf_counter()
-            sizes = prepared.tests.sizes if round == settings.rounds else prepared.tests_while_running
+            sizes = np.asarray(prepared.tests.sizes) if round == settings.rounds else prepared.tests_while_running
             evaluation = jax.device_get(programs.evaluate(state, sizes))
             evaluation_seconds += time.perf_counter() - began
             rows.append(tally.row(round, evaluation))
@@ -253,7 +253,7 @@ def train(prepared: Prepared) -> Result:
     record.write_agents(folder, agents)
     record.write_masks(folder, programs.masks(state), weights)
     figures.curves_picture(rows, folder / "curves.png")
-    figures.topology_picture(prepared.adjacency, evaluation.accuracy, folder / "topology.png")
+    figures.topology_picture(prepared.adjacency, np.asarray(evaluation.accuracy), folder / "topology.png")
     console.print(record.summary_table(rows[-1], settings.rounds, programs.seconds, evaluation_seconds))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, rows, agents)
@@ -276,7 +276,8 @@ def progress_line(console: Console, rounds: int) -> Progress:
 def note_of(row: dict[str, Any], tally: Tally, round: int) -> str:
     """Rate, accuracies as last evaluated and what was sent so far."""
     return (
-        f"{round / tally.seconds:.3g} rounds/s  accuracy {row['accuracy_mean']:.1%}, worst {row['accuracy_worst']:.1%}  "
+        f"{round / tally.seconds:.3g} rounds/s  "
+        f"accuracy {row['accuracy_mean']:.1%}, worst {row['accuracy_worst']:.1%}  "
         f"{record.megabytes(tally.bitmap_bits):,.1f} MB sent"
     )
 

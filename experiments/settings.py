@@ -32,7 +32,7 @@ class Settings:
     topology: str = "erdos-renyi:0.5"
     """Graph: erdos-renyi:PROBABILITY, ring, complete, or an adjacency text file."""
     retention: float | str = 0.3
-    """Share of a convolution's weights that a mask keeps, in (0, 1]: a number, a comma list of one an agent, or low:high."""
+    """Share of a convolution's weights that masks keep, in (0, 1]: a number, a list (one an agent) or low:high."""
     linear_retention: float | None = 0.9
     """The same for linear layers; None takes each agent's retention."""
 

@@ -28,10 +28,9 @@ def kept_by_sorting(values, count):
 
 
 def drawn_arrays(dtype):
-    """Few values, so that most draws tie, among them both zeros, infinities and a number too small to be normal."""
-    tiny = float(np.finfo(dtype).smallest_subnormal)
-    tying = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, tiny, np.inf, -np.inf])
-    any_float = st.floats(allow_nan=False, width=np.finfo(dtype).bits)
+    """Few values, so that most draws tie, among them both zeros, infinities and the least normal number."""
+    tying = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, float(np.finfo(dtype).tiny), np.inf, -np.inf])
+    any_float = st.floats(allow_nan=False, allow_subnormal=False, width=np.finfo(dtype).bits)
     return hnp.arrays(dtype, SHAPE, elements=tying | any_float)
 
 
@@ -76,6 +75,18 @@ def test_neighbouring_floats_are_told_apart(dtype):
         np.testing.assert_array_equal(threshold(jnp.asarray(values), 1), [0, 1, 0])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_too_small_to_be_normal_do_not_break_the_count(dtype):
+    """Processors may take them for zeros, so whether they are kept is open; that no more than `count` are is not."""
+    values = np.full(SHAPE, np.finfo(dtype).tiny / 2, dtype)
+    values[1, 2, 3] = 1
+    with jax.enable_x64(dtype == "float64"):
+        for count in (0, 1, 7):
+            mask = np.asarray(threshold(jnp.asarray(values), jnp.int32(count)))
+            assert mask.sum() <= count
+            assert mask[1, 2, 3] == (count > 0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 60, 1000])
 @pytest.mark.parametrize("value", [0.0, -3.0, np.inf])
 def test_a_constant_layer_keeps_its_first_entries(value, count):
@@ -105,10 +116,15 @@ def test_the_gradient_is_straight_through_to_every_magnitude(dtype):
     fused, cotangent = rng.normal(size=(2, *SHAPE)).astype(dtype)
     fused[0] = 0
     with jax.enable_x64(dtype == "float64"):
-        _, pull = jax.vjp(lambda y: masks.threshold(y, 7), jnp.asarray(fused))
+        _, pull = jax.vjp(lambda y: masks.threshold(y, jnp.int32(7)), jnp.asarray(fused))
         gradient = pull(jnp.asarray(cotangent))[0]
         assert gradient.dtype == dtype
         np.testing.assert_array_equal(gradient, np.sign(fused) * cotangent)
+
+
+def test_a_count_of_python_has_a_gradient_too():
+    gradient = jax.grad(lambda y: jnp.sum(masks.threshold(y, 2)))(jnp.array([-3.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(gradient, [-1, 0, 1])
 
 
 def test_under_vmap_every_agent_keeps_its_own_count():
@@ -174,6 +190,12 @@ def test_density_is_the_share_kept():
 LENGTHS = range(1, 71)
 
 
+def bits_by_numpy(mask):
+    """Byte k holds the entries k, k + bytes, k + 2 bytes, ..., lowest bit first."""
+    flat = mask.reshape(-1) != 0
+    return np.packbits(np.pad(flat, (0, -flat.size % 8)).reshape(8, -1), axis=0, bitorder="little")[0]
+
+
 def test_bits_of_any_length_are_numpys_and_come_back():
     rng = np.random.default_rng(7)
     drawn = [rng.integers(0, 2, length).astype(np.float32) for length in LENGTHS]
@@ -181,12 +203,20 @@ def test_bits_of_any_length_are_numpys_and_come_back():
     packed = jax.jit(lambda many: [masks.pack(mask) for mask in many])(drawn)
     unpacked = jax.jit(lambda many: [masks.unpack(bits, (n,)) for bits, n in zip(many, LENGTHS, strict=True)])(packed)
     for mask, bits, back in zip(drawn, packed, unpacked, strict=True):
-        np.testing.assert_array_equal(bits, np.packbits(mask != 0))
-        np.testing.assert_array_equal(back, mask)
+        assert bits.shape == (-(-mask.size // 8),)
         assert bits.dtype == back.dtype == jnp.uint8
+        np.testing.assert_array_equal(bits, bits_by_numpy(mask))
+        np.testing.assert_array_equal(back, mask)
 
 
 def test_bits_keep_the_shape_and_see_any_non_zero_as_kept():
     mask = np.array([[[0.5, 0.0], [-2.0, 1.0], [0.0, -0.0]]], np.float32)
     bits = masks.pack(jnp.asarray(mask))
     np.testing.assert_array_equal(masks.unpack(bits, mask.shape), mask != 0)
+
+
+def test_bits_of_several_agents_are_those_of_each():
+    drawn = np.random.default_rng(8).integers(0, 2, (4, 3, 7)).astype(np.float32)
+    bits = jax.vmap(masks.pack)(drawn)
+    np.testing.assert_array_equal(bits, [bits_by_numpy(mask) for mask in drawn])
+    np.testing.assert_array_equal(jax.vmap(lambda b: masks.unpack(b, (3, 7)))(bits), drawn)

@@ -1,0 +1,360 @@
+"""Data sets: what ships, one's own files and what is said of bad ones, what is missing, what is cached."""
+
+import os
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dslth_jax import data
+
+
+def arrays(**changed):
+    """A small data set of three classes as a file holds it; None leaves a key out."""
+    rng = np.random.default_rng(0)
+    whole = {
+        "train_images": rng.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8),
+        "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+        "test_images": rng.integers(0, 256, (2, 5, 4, 3), dtype=np.uint8),
+        "test_labels": np.array([1, 0]),
+    } | changed
+    return {key: value for key, value in whole.items() if value is not None}
+
+
+@pytest.fixture
+def file_of(tmp_path):
+    def write(**changed):
+        path = tmp_path / "own.npz"
+        np.savez(path, **arrays(**changed))
+        return path
+
+    return write
+
+
+def assert_same(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_digits_are_split_by_fifths_within_every_class():
+    digits = data.load("digits")
+    assert digits.train_images.shape == (1437, 8, 8, 1)
+    assert digits.test_images.shape == (360, 8, 8, 1)
+    assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
+    assert digits.train_labels.dtype == digits.test_labels.dtype == np.int32
+    assert digits.classes == 10
+    train, test = np.bincount(digits.train_labels), np.bincount(digits.test_labels)
+    np.testing.assert_allclose(test, (train + test) / 5, atol=1)
+
+
+def test_digits_use_the_whole_range_and_are_the_same_each_time():
+    first, again = data.digits(), data.digits()
+    assert (first.train_images.min(), first.train_images.max()) == (0, 255)
+    assert_same(first, again)
+
+
+def test_digits_keep_each_image_with_its_label():
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    labels_of = {}
+    for image, label in zip(bunch.images, bunch.target, strict=True):
+        labels_of.setdefault(np.rint(image / 16 * 255).astype(np.uint8).tobytes(), set()).add(label)
+    digits = data.digits()
+    images = np.concatenate([digits.train_images, digits.test_images])
+    labels = np.concatenate([digits.train_labels, digits.test_labels])
+    assert all(label in labels_of[image.tobytes()] for image, label in zip(images, labels, strict=True))
+    # Every sample once: the two parts together are the whole.
+    assert sorted(image.tobytes() for image in images) == sorted(
+        np.rint(image / 16 * 255).astype(np.uint8).tobytes() for image in bunch.images
+    )
+
+
+def test_ones_own_file(file_of):
+    loaded = data.load_file(file_of())
+    assert_same(loaded, (*arrays().values(), 3))
+    assert loaded.train_labels.dtype == loaded.test_labels.dtype == np.int32
+
+
+def test_ones_own_file_may_be_grey_and_name_more_classes(file_of):
+    grey = {key: arrays()[key][..., 0] for key in ("train_images", "test_images")}
+    loaded = data.load_file(file_of(**grey, classes=7, test_labels=np.array([1, 0], np.uint8)))
+    assert loaded.classes == 7
+    for key, images in grey.items():
+        np.testing.assert_array_equal(getattr(loaded, key), images[..., None])
+
+
+def test_the_largest_label_may_be_in_the_test_set(file_of):
+    assert data.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"train_labels": None}, "must hold .*; it lacks train_labels$"),
+        ({"train_images": None, "test_labels": None}, "it lacks train_images, test_labels$"),
+        (
+            {"train_images": np.zeros((6, 5, 4, 3))},
+            r"train_images in .* must be uint8 of .*, got float64 of \(6, 5, 4, 3",
+        ),
+        (
+            {"test_images": np.zeros((2, 60), np.uint8)},
+            r"test_images in .* must be uint8 of .*, got uint8 of \(2, 60\)",
+        ),
+        ({"train_labels": np.zeros(6)}, r"train_labels in .* must be 6 whole numbers, got float64 of \(6,\)"),
+        ({"train_labels": np.zeros(6, bool)}, "train_labels in .* must be 6 whole numbers, got bool"),
+        ({"train_labels": np.zeros(5, int)}, r"must be 6 whole numbers, got int64 of \(5,\)"),
+        ({"test_labels": np.zeros((2, 1), int)}, r"must be 2 whole numbers, got int64 of \(2, 1\)"),
+        ({"test_labels": np.array([0, -1])}, "test_labels in .* must not be empty, and count from 0"),
+        (
+            {"test_images": np.zeros((0, 5, 4, 3), np.uint8), "test_labels": np.zeros(0, int)},
+            "test_labels in .* must not be empty",
+        ),
+        ({"test_images": np.zeros((2, 5, 5, 3), np.uint8)}, r"must have one shape, got \(5, 4, 3\) and \(5, 5, 3\)"),
+        ({"classes": 2}, "must exceed every label, got 2 and a label 2"),
+        ({"train_labels": np.array([None] * 6)}, "must be a readable .npz: Object arrays cannot be loaded"),
+    ],
+)
+def test_bad_files_are_refused_by_what_is_wrong(file_of, changed, message):
+    with pytest.raises(ValueError, match=message):
+        data.load_file(file_of(**changed))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"classes": np.array([3, 3])}, {"classes": np.array("three")}, {"train_labels": np.arange(6) + 2**32}],
+    ids=["many classes", "a word for classes", "labels beyond int32"],
+)
+def test_what_does_not_convert_is_refused(file_of, changed):
+    with pytest.raises(ValueError, match=r"own.npz"):
+        data.load_file(file_of(**changed))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 torn"])
+def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
+    path = tmp_path / "own.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"own.npz must be a readable .npz: "):
+        data.load_file(path)
+
+
+def test_a_torn_file_is_refused(file_of):
+    path = file_of()
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"own.npz must be a readable .npz: "):
+        data.load_file(path)
+
+
+def test_a_single_array_is_no_data_set(tmp_path):
+    path = tmp_path / "own.npy"
+    np.save(path, np.zeros(3))
+    with pytest.raises(ValueError, match=r"own.npy must be a readable .npz: "):
+        data.load_file(path)
+
+
+@pytest.mark.parametrize("name", ["missing.npz", "."])
+def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"must be a readable .npz: "):
+        data.load_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["imagenet", "Digits", ""])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(ValueError, match=f"dataset must be one of digits, cifar10.*, got '{name}'"):
+        data.load(name)
+
+
+def test_a_given_folder_must_exist(tmp_path):
+    with pytest.raises(ValueError, match=r"the data folder .*nowhere does not exist"):
+        data.load("cifar10", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["a folder given", "the default folder"])
+def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given):
+    import tensorflow_datasets  # noqa: F401, imported before the clock runs
+
+    monkeypatch.setattr(data, "reachable", lambda address: False)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"cifar10 is not prepared in .* cannot be reached .*--dataset digits"):
+        data.load("cifar10", tmp_path if given else None)
+    # Retries would take minutes.
+    assert time.monotonic() - start < 5
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+
+
+@pytest.fixture
+def listener():
+    """A socket that is connected to and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_host_that_never_answers_is_given_up(no_proxy, listener):
+    start = time.monotonic()
+    assert not data.reachable(listener, seconds=0.3)
+    assert time.monotonic() - start < 3
+
+
+def test_a_host_that_refuses_is_out_of_reach(no_proxy):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert not data.reachable(f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture
+def host_that_says():
+    """Starts a host on this machine that answers one request with the given bytes; gives its address."""
+    threads = []
+
+    def start(answer):
+        server = socket.create_server(("127.0.0.1", 0))
+
+        def serve():
+            with server, server.accept()[0] as connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "503 Service Unavailable"])
+def test_a_host_that_answers_anything_is_reachable(no_proxy, host_that_says, status):
+    answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    assert data.reachable(host_that_says(answer.encode()))
+
+
+def test_an_answer_that_is_no_http_makes_no_noise(no_proxy, host_that_says):
+    data.reachable(host_that_says(b"nonsense\r\n\r\n"))
+
+
+class Reader:
+    """What `cached` reads through, and how often it had to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        # Training labels tell the calls apart.
+        labels = np.full(6, self.calls - 1, np.int32), np.array([2, 0], np.int32)
+        return data.Dataset(arrays()["train_images"], labels[0], arrays()["test_images"], labels[1], classes=3)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    folder = tmp_path / "prepared" / "cifar10"
+    (folder / "3.0.2").mkdir(parents=True)
+    (folder / "3.0.2" / "records").write_text("one")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "dslth_jax"
+
+
+def test_the_same_files_are_read_once(prepared, cache):
+    read = Reader()
+    first, again = data.cached(prepared, read), data.cached(prepared, read)
+    assert read.calls == 1
+    assert_same(again, first)
+    assert again.classes == 3
+    # One finished file, and nothing left of writing it.
+    assert [path.suffix for path in cache.iterdir()] == [".npz"]
+
+
+def touch(prepared):
+    path = prepared / "3.0.2" / "records"
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000))
+
+
+def grow(prepared):
+    path = prepared / "3.0.2" / "records"
+    stat = path.stat()
+    path.write_text("three")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def add(prepared):
+    (prepared / "3.0.2" / "more").write_text("")
+
+
+def remove(prepared):
+    (prepared / "3.0.2" / "records").rename(prepared / "records")
+
+
+@pytest.mark.parametrize("change", [touch, grow, add, remove])
+def test_files_that_changed_are_read_again(prepared, cache, change):
+    read = Reader()
+    data.cached(prepared, read)
+    change(prepared)
+    np.testing.assert_array_equal(data.cached(prepared, read).train_labels, 1)
+    assert read.calls == 2
+    data.cached(prepared, read)
+    assert read.calls == 2
+
+
+def test_another_folder_has_a_cache_of_its_own(prepared, cache):
+    read = Reader()
+    data.cached(prepared, read)
+    other = prepared.parent.rename(prepared.parent.with_name("moved")) / "cifar10"
+    data.cached(other, read)
+    assert read.calls == 2
+
+
+def test_a_torn_cache_is_read_again_and_mended(prepared, cache):
+    read = Reader()
+    data.cached(prepared, read)
+    (path,) = cache.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    data.cached(prepared, read)
+    data.cached(prepared, read)
+    assert read.calls == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_else(prepared, cache):
+    # A file where the folder should be: whoever runs this, root included, cannot write below it.
+    cache.parent.write_text("")
+    read = Reader()
+    for calls in (1, 2):
+        np.testing.assert_array_equal(data.cached(prepared, read).train_labels, calls - 1)
+        assert read.calls == calls
+
+
+def test_nothing_is_cached_of_a_folder_without_files(tmp_path, cache):
+    read = Reader()
+    for prepared in (tmp_path / "missing", tmp_path):
+        data.cached(prepared, read)
+    assert read.calls == 2
+    assert not cache.exists()
+
+
+@pytest.mark.slow
+def test_the_real_cifar10(shared, cache):
+    """Sixty thousand pictures to decode, so it takes its time the first time and hardly any the second."""
+    loaded = data.load("cifar10", shared / "tfds")
+    assert loaded.train_images.shape == (50_000, 32, 32, 3)
+    assert loaded.test_images.shape == (10_000, 32, 32, 3)
+    assert loaded.train_images.dtype == np.uint8
+    assert loaded.classes == 10
+    np.testing.assert_array_equal(np.bincount(loaded.train_labels), np.full(10, 5_000))
+    np.testing.assert_array_equal(np.bincount(loaded.test_labels), np.full(10, 1_000))
+    assert 110 < loaded.train_images.mean() < 130
+    assert_same(data.load("cifar10", shared / "tfds"), loaded)
+    assert len(list(cache.iterdir())) == 1

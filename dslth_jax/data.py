@@ -5,6 +5,7 @@ TensorFlow is never imported. Heavy readers are imported where they are used; wh
 
 import hashlib
 import http.client
+import logging
 import os
 import tempfile
 import threading
@@ -74,6 +75,8 @@ def read_tfds(name: str, folder: Path) -> Dataset:
     """Read with tensorflow-datasets from `folder`, downloading first where the network allows it."""
     import tensorflow_datasets as tfds
 
+    # Its warnings (a faster decoder, folders that are not there yet) tell a user of this library nothing.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     builder = tfds.builder(name, data_dir=folder)
     # Ask before anything else: reading data that is not prepared ends in minutes of retries or a misleading error.
     if not builder.is_prepared():

@@ -112,7 +112,16 @@ def mce_pl(
             shrunk = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), agent.scores)
             agent = agent._replace(scores=shrunk)
         message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard))
-        return agent, gradient, message, {"loss": jnp.mean(losses)}
+        return (
+            agent,
+            gradient,
+            message,
+            {
+                "loss": jnp.mean(losses),
+                # Masks hide scores that have run away: the loss stays finite, this does not.
+                "score_magnitude": sum(jnp.mean(jnp.abs(z)) for z in jax.tree.leaves(agent.scores)),
+            },
+        )
 
     def receive(
         key: Key[Array, ""], world: World, agent: Agent, carry: Scores, heard: Heard, batches: Batches

@@ -1,1 +1,7 @@
 """Commands: each module's first lines say what it runs. The main job is `python -m experiments.cifar`."""
+
+from importlib.util import find_spec
+
+_missing = [name for name in ("matplotlib", "networkx", "rich", "sklearn", "tyro") if find_spec(name) is None]
+if _missing:
+    raise ImportError(f"the experiments need {', '.join(_missing)}: pip install -e '.[experiments]'")

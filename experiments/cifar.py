@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from experiments.record import create_folder
 from experiments.run import NotFiniteError, prepare, run, train
 from experiments.settings import Settings
 
@@ -29,12 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = parse(sys.argv[1:] if arguments is None else arguments)
         prepared = prepare(settings)
+        folder = create_folder(settings)
     except (ValueError, OSError) as error:
         return complain(" ".join(str(error).split()), BAD_INPUT)
     except KeyboardInterrupt:
         return complain("stopped before the first round", INTERRUPTED)
     try:
-        train(prepared)
+        train(prepared, folder)
     except NotFiniteError as error:
         return complain(str(error), NOT_FINITE)
     except KeyboardInterrupt:

@@ -26,7 +26,7 @@ TEST_SAMPLES_WHILE_RUNNING = 200
 
 
 class NotFiniteError(RuntimeError):
-    """The loss is nan or infinite."""
+    """The loss or the scores have become nan or infinite."""
 
 
 class Prepared(NamedTuple):
@@ -55,7 +55,8 @@ class Result(NamedTuple):
 
 def run(settings: Settings) -> Result:
     """Check, load, train, evaluate and record. Raises ValueError on bad input, NotFiniteError if training diverges."""
-    return train(prepare(settings))
+    prepared = prepare(settings)
+    return train(prepared, record.create_folder(settings))
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -205,10 +206,9 @@ class Tally:
         }
 
 
-def train(prepared: Prepared) -> Result:
+def train(prepared: Prepared, folder: Path) -> Result:
     """Run all rounds and fill the run folder."""
     settings, console = prepared.settings, Console()
-    folder = record.create_folder(settings)
     record.write_config(folder, settings, {"model": prepared.model})
     figures.partition_picture(prepared, folder / "partition.png")
     with console.status(f"compiling for {settings.agents} agents"):
@@ -239,11 +239,15 @@ def train(prepared: Prepared) -> Result:
         for round in range(1, settings.rounds + 1):
             began = time.perf_counter()
             state, info = programs.step(state)
-            tally.add(jax.device_get(info), time.perf_counter() - began)
-            if not math.isfinite(tally.losses[-1]):
-                raise NotFiniteError(
-                    f"the loss is {tally.losses[-1]} in round {round}: take a smaller --lr; what was had is in {folder}"
-                )
+            info = jax.device_get(info)
+            tally.add(info, time.perf_counter() - began)
+            for name in ("loss", "score_magnitude"):
+                if not np.isfinite(info[name]).all():
+                    agent = int(np.argmin(np.isfinite(info[name])))
+                    raise NotFiniteError(
+                        f"the {name.replace('_', ' ')} of agent {agent} is {info[name][agent]} in round {round}: "
+                        f"take a smaller --lr or --fine-tune-lr; what was had is kept in {folder}"
+                    )
             progress.update(task, completed=round, description=f"round {round}", note=note_of(rows[-1], tally, round))
             if round % settings.eval_every == 0 or round == settings.rounds:
                 evaluation = assess(state, round)

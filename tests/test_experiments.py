@@ -1,0 +1,264 @@
+"""The main command: what it leaves, that it repeats itself, and what it says to bad input."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dslth_jax import population
+from experiments import cifar, run
+from experiments.settings import Settings, retentions
+
+KEYS = [
+    "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",
+    "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "seconds",
+]  # fmt: skip
+FILES = {
+    "config.json", "metrics.jsonl", "agents.csv", "curves.png", "partition.png", "topology.png", "masks.npz",
+}  # fmt: skip
+ENTRIES = 288 + 18_432 + 32_768 + 1_280  # of the small network for digits
+SMALL = ["--dataset", "digits", "--agents", "4", "--topology", "ring", "--rounds", "5", "--eval-every", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The run folder of one small run by the command."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    assert cifar.main([*SMALL, "--retention", "0.1:0.4", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def agents(folder) -> list[dict]:
+    with (folder / "agents.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_folder_holds_every_file(folder):
+    assert {path.name for path in folder.iterdir()} == FILES
+    for picture in folder.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_configuration_says_every_setting(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert set(config["settings"]) == {field.name for field in dataclasses.fields(Settings)}
+    assert config["settings"]["model"] == "small"
+    assert config["versions"]["jax"] == jax.__version__
+    assert config["device"]["platform"] == jax.default_backend()
+    assert config["seed"] == 0
+
+
+def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):
+    assert [row["round"] for row in rows] == [0, 2, 4, 5]
+    assert all(list(row) == KEYS for row in rows)
+    assert rows[0]["loss"] is None
+    assert rows[0]["flip_rate"] is None
+    for row in rows[1:]:
+        assert row["loss"] > 0
+        assert 0 < row["flip_rate"] < 1
+        assert 0 <= row["accuracy_worst"] <= row["accuracy_mean"] <= row["accuracy_best"] <= 1
+        assert row["coded_bits"] is None
+        assert row["busiest_agent_bits"] is None
+        assert row["float32_bits"] == 0
+
+
+def test_bits_are_what_crossed_the_links(rows):
+    kept = [
+        sum(n - int((1 - r) * n) for n in (288, 18_432)) + sum(n - int((1 - 0.9) * n) for n in (32_768, 1_280))
+        for r in retentions(Settings(agents=4, retention="0.1:0.4"))
+    ]
+    for row in rows:
+        # Four agents on a ring: each message travels two links.
+        assert row["bitmap_bits"] == row["round"] * 8 * ENTRIES
+        assert row["kept_bits"] == row["round"] * 2 * sum(kept)
+
+
+def test_agents_are_listed_with_what_they_hold(agents, rows):
+    assert [row["agent"] for row in agents] == list("0123")
+    assert [float(row["retention"]) for row in agents] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert all(len(row["classes"].split()) == 4 for row in agents)
+    assert all(int(row["neighbours"]) == 2 for row in agents)
+    assert np.mean([float(row["accuracy"]) for row in agents]) == pytest.approx(rows[-1]["accuracy_mean"])
+    # At the end all test samples count: 36 of a class, or 35 of a few.
+    assert all(4 * 35 <= int(row["test_samples"]) <= 4 * 36 + 4 for row in agents)
+
+
+def test_masks_are_those_in_use(folder, agents):
+    with np.load(folder / "masks.npz") as file:
+        layers = {name: file[name] for name in file if not name.endswith(".shape")}
+        shapes = {name: tuple(file[f"{name}.shape"]) for name in layers}
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == ENTRIES
+    for agent, row in enumerate(agents):
+        kept = sum(int(np.unpackbits(bits[agent], count=np.prod(shapes[name])).sum()) for name, bits in layers.items())
+        assert kept / ENTRIES == pytest.approx(float(row["density"]))
+
+
+def test_the_same_run_from_python_gives_the_same_numbers(folder, rows, tmp_path):
+    settings = Settings(
+        dataset="digits",
+        agents=4,
+        topology="ring",
+        rounds=5,
+        eval_every=2,
+        retention="0.1:0.4",
+        out=tmp_path / "again",
+    )
+    result = cifar.run(settings)
+    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    assert [{key: value for key, value in row.items() if key != "seconds"} for row in result.metrics] == timeless
+    with np.load(folder / "masks.npz") as first, np.load(result.folder / "masks.npz") as second:
+        assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_evaluating_more_often_changes_no_training(rows, tmp_path):
+    assert cifar.main([*SMALL, "--eval-every", "5", "--retention", "0.1:0.4", "--out", str(tmp_path / "rarely")]) == 0
+    last = json.loads((tmp_path / "rarely" / "metrics.jsonl").read_text().splitlines()[-1])
+    for key in ("accuracy_mean", "flip_rate", "density", "kept_bits"):
+        assert last[key] == rows[-1][key]
+
+
+def test_given_test_samples_hold_at_the_end_too(tmp_path):
+    prepared = run.prepare(Settings(dataset="digits", agents=4, test_samples=7))
+    assert prepared.tests.sizes.tolist() == [28] * 4
+    prepared = run.prepare(Settings(dataset="digits", agents=4))
+    assert (prepared.tests.sizes >= 4 * 35).all()
+
+
+def test_scores_that_run_away_end_with_3_and_keep_what_was_had(tmp_path, capsys):
+    out = tmp_path / "diverged"
+    assert cifar.main([*SMALL, "--lr", "1e38", "--out", str(out)]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+    assert len((out / "metrics.jsonl").read_text().splitlines()) >= 1
+    assert (out / "config.json").is_file()
+
+
+def test_an_agent_without_neighbours_and_one_alone_run(tmp_path):
+    few = ["--dataset", "digits", "--rounds", "1", "--test-samples", "2"]
+    assert cifar.main([*few, "--agents", "1", "--topology", "ring", "--out", str(tmp_path / "one")]) == 0
+
+
+def test_a_file_of_ones_own_runs(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{kind}": rng.integers(0, 256, (60, 12, 10, 3), np.uint8) if kind == "images" else np.arange(60) % 3
+        for split in ("train", "test")
+        for kind in ("images", "labels")
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    flags = ["--agents", "2", "--rounds", "1", "--classes-per-agent", "2", "--topology", "complete"]
+    out = tmp_path / "run"
+    assert cifar.main(["--data-file", str(tmp_path / "own.npz"), *flags, "--out", str(out)]) == 0
+
+
+BAD_INPUT = {
+    "unknown flag": (["--agnets", "3"], "--agnets"),
+    "unknown data set": (["--dataset", "imagenet"], "imagenet"),
+    "not a number": (["--agents", "many"], "--agents"),
+    "no agents": (["--agents", "0"], "--agents must be at least 1, got 0"),
+    "retention above 1": (["--retention", "1.3"], r"--retention must lie in (0, 1], got 1.3 for agent 0"),
+    "retention of 0": (["--retention", "0"], "got 0 for agent 0"),
+    "retention is a word": (["--retention", "half"], "'half'"),
+    "retention of one agent": (["--retention", "0.3,0.2,1.5,0.1", "--agents", "4"], "got 1.5 for agent 2"),
+    "retention of too few": (["--retention", "0.3,0.2"], "each of 64 agents, got 2"),
+    "linear retention": (["--linear-retention", "2"], "--linear-retention must be in (0, 1], got 2.0"),
+    "negative step": (["--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
+    "more agents than samples": (["--dataset", "digits", "--agents", "2000"], "each must get one"),
+    "too many classes": (["--dataset", "digits", "--classes-per-agent", "11"], "1..10"),
+    "unknown graph": (["--dataset", "digits", "--topology", "rings"], "'rings'"),
+    "edge probability": (["--dataset", "digits", "--topology", "erdos-renyi:2"], "[0, 1]"),
+    "missing folder": (["--data-dir", "/nowhere/to/be/found"], "/nowhere/to/be/found does not exist"),
+    "missing data file": (["--data-file", "nowhere.npz"], "nowhere.npz"),
+    "missing class file": (["--dataset", "digits", "--class-file", "nowhere.txt"], "nowhere.txt"),
+    "network too large": (["--dataset", "digits", "--model", "alexnet"], "at least 21 pixels"),
+    "not built yet": (["--algorithm", "dsgd"], "--algorithm dsgd is not built yet"),
+}
+
+
+@pytest.mark.parametrize(("flags", "said"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_one_line_and_leaves_nothing(flags, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cifar.main([*flags, "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_adjacency_file_that_is_not_square(tmp_path, capsys):
+    (tmp_path / "graph.txt").write_text("0 1 0\n1 0 1\n")
+    assert cifar.main(["--dataset", "digits", "--agents", "3", "--topology", str(tmp_path / "graph.txt")]) == 2
+    assert "must be square, got 2 rows of [3] columns" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_something_is_refused(folder, capsys):
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert cifar.main([*SMALL, "--out", str(folder)]) == 2
+    assert "must be a new or empty folder" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cifar.main([*SMALL, "--out", str(tmp_path / "file" / "run")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def in_a_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Python in a process of its own, in the project's folder."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_data_that_is_neither_there_nor_to_be_had(tmp_path):
+    """In a process of its own, with a proxy that refuses, so that no network is asked."""
+    (tmp_path / "data").mkdir()
+    nowhere = {"https_proxy": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(tmp_path)}
+    ended = in_a_process("-m", "experiments.cifar", "--data-dir", str(tmp_path / "data"), **nowhere)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "--dataset digits" in ended.stderr
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_importing_the_library_pulls_in_none_of_the_heavy_extras():
+    heavy = {"tensorflow_datasets", "sklearn", "networkx", "matplotlib", "tyro", "rich", "tensorflow", "orbax"}
+    ended = in_a_process("-c", "import sys, dslth_jax, dslth_jax.data, dslth_jax.partition; print(*sys.modules)")
+    assert ended.returncode == 0, ended.stderr
+    # Flax itself brings in rich and orbax for its printing and checkpoints.
+    by_flax = set(in_a_process("-c", "import sys, flax.linen, optax; print(*sys.modules)").stdout.split())
+    assert heavy & set(ended.stdout.split()) <= by_flax
+
+
+def test_help_shows_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cifar.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(Settings):
+        assert "--" + field.name.replace("_", "-") in shown
+    assert shown.count("(default:") + shown.count("(default: \n") >= len(dataclasses.fields(Settings)) - 5
+
+
+def test_a_population_of_one_chunk_setting_is_what_the_command_uses():
+    assert population.default_chunk(64) == (1 if jax.default_backend() == "cpu" else 64)

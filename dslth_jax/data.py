@@ -85,8 +85,17 @@ def read_tfds(name: str, folder: Path) -> Dataset:
                 f"{name} is not prepared in {folder} and {TFDS_HOSTS[name]} cannot be reached to download it: "
                 f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
             )
-        builder.download_and_prepare(file_format="array_record")
-    train, test = (read_split(builder.as_data_source(split)) for split in ("train", "test"))
+        try:
+            builder.download_and_prepare(file_format="array_record")
+        except Exception as error:  # of many kinds: no disk, no mirror, a broken archive
+            raise ValueError(f"{name} could not be downloaded into {folder}: {error}") from error
+    try:
+        train, test = (read_split(builder.as_data_source(split)) for split in ("train", "test"))
+    except NotImplementedError:
+        raise ValueError(
+            f"{name} in {folder} is prepared in a format that only TensorFlow reads: "
+            f"give --data-dir another folder, into which it is prepared anew as array_record"
+        ) from None
     return Dataset(*train, *test, classes=builder.info.features["label"].num_classes)
 
 

@@ -231,7 +231,7 @@ def train(prepared: Prepared, folder: Path) -> Result:
             rows.append(tally.row(round, evaluation))
             record.append_metrics(folder, rows[-1])
             if not console.is_terminal:
-                console.print(line_of(rows[-1], settings.rounds), highlight=False)
+                console.print(line_of(rows[-1], settings.rounds), highlight=False, soft_wrap=True)
             return evaluation
 
         state = programs.start()

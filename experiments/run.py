@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dslth_jax import data, partition, population, topology
 from dslth_jax.algorithm import Algorithm
@@ -20,6 +19,7 @@ from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
 from dslth_jax.models import SMALLEST_SIDE, Network, network_by_name
 from dslth_jax.population import Shares, State
 from experiments import figures, record
+from experiments.progress import ProgressLine
 from experiments.settings import Settings, check, retentions
 
 TEST_SAMPLES_WHILE_RUNNING = 200
@@ -219,8 +219,7 @@ def train(prepared: Prepared, folder: Path) -> Result:
     rows: list[dict[str, Any]] = []
     evaluation_seconds = 0.0
 
-    with progress_line(console, settings.rounds) as progress:
-        task = progress.add_task("evaluating", total=settings.rounds, note="")
+    with ProgressLine(console, settings.rounds) as progress:
 
         def assess(state: State, round: int) -> Evaluation:
             nonlocal evaluation_seconds
@@ -230,8 +229,7 @@ def train(prepared: Prepared, folder: Path) -> Result:
             evaluation_seconds += time.perf_counter() - began
             rows.append(tally.row(round, evaluation))
             record.append_metrics(folder, rows[-1])
-            if not console.is_terminal:
-                console.print(line_of(rows[-1], settings.rounds), highlight=False, soft_wrap=True)
+            progress.evaluated(rows[-1])
             return evaluation
 
         state = programs.start()
@@ -241,17 +239,10 @@ def train(prepared: Prepared, folder: Path) -> Result:
             state, info = programs.step(state)
             info = jax.device_get(info)
             tally.add(info, time.perf_counter() - began)
-            for name in ("loss", "score_magnitude"):
-                if not np.isfinite(info[name]).all():
-                    agent = int(np.argmin(np.isfinite(info[name])))
-                    raise NotFiniteError(
-                        f"the {name.replace('_', ' ')} of agent {agent} is {info[name][agent]} in round {round}: "
-                        f"take a smaller --lr or --fine-tune-lr; what was had is kept in {folder}"
-                    )
-            progress.update(task, completed=round, description=f"round {round}", note=note_of(rows[-1], tally, round))
+            expect_finite(info, round, folder)
+            progress.trained(round, tally.seconds, tally.bitmap_bits)
             if round % settings.eval_every == 0 or round == settings.rounds:
                 evaluation = assess(state, round)
-                progress.update(task, note=note_of(rows[-1], tally, round))
 
     agents = agent_rows(prepared, evaluation)
     record.write_agents(folder, agents)
@@ -263,39 +254,15 @@ def train(prepared: Prepared, folder: Path) -> Result:
     return Result(folder, rows, agents)
 
 
-def progress_line(console: Console, rounds: int) -> Progress:
-    """One line that shows how far a run is; it stays quiet where the output is no terminal."""
-    columns = ("{task.description}", f"of {rounds}")
-    return Progress(
-        *(TextColumn(column) for column in columns),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
-def note_of(row: dict[str, Any], tally: Tally, round: int) -> str:
-    """Rate, accuracies as last evaluated and what was sent so far."""
-    return (
-        f"{round / tally.seconds:.3g} rounds/s  "
-        f"accuracy {row['accuracy_mean']:.1%}, worst {row['accuracy_worst']:.1%}  "
-        f"{record.megabytes(tally.bitmap_bits):,.1f} MB sent"
-    )
-
-
-def line_of(row: dict[str, Any], rounds: int) -> str:
-    """A row of metrics as a line for logs, with the time that is left at the rate so far."""
-    done = row["round"]
-    words = [f"round {done} of {rounds}"]
-    if done:
-        left = row["seconds"] / done * (rounds - done)
-        words.append(f"{done / row['seconds']:.3g} rounds/s, {left:.0f} s of training left, loss {row['loss']:.4f}")
-    words.append(f"accuracy {row['accuracy_mean']:.2%}, worst {row['accuracy_worst']:.2%}")
-    words.append(f"{record.megabytes(row['bitmap_bits']):,.1f} MB sent")
-    return ", ".join(words)
+def expect_finite(info: dict[str, np.ndarray], round: int, folder: Path) -> None:
+    """Raise NotFiniteError if an agent's loss or scores are not finite any more."""
+    for name in ("loss", "score_magnitude"):
+        if not np.isfinite(info[name]).all():
+            agent = int(np.argmin(np.isfinite(info[name])))
+            raise NotFiniteError(
+                f"the {name.replace('_', ' ')} of agent {agent} is {info[name][agent]} in round {round}: "
+                f"take a smaller --lr or --fine-tune-lr; what was had is kept in {folder}"
+            )
 
 
 def agent_rows(prepared: Prepared, evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -1,0 +1,70 @@
+"""How far a run is: one line that renews itself on a terminal, lines of a log elsewhere."""
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from experiments.record import megabytes
+
+SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
+
+
+class ProgressLine:
+    """Shows round of rounds, rate, time left, mean and worst accuracy as last evaluated, and megabytes sent."""
+
+    def __init__(self, console: Console, rounds: int) -> None:
+        self.console, self.rounds = console, rounds
+        self.accuracy = "not evaluated yet"
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(self.heading(0), total=rounds, note="")
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.bar.stop()
+
+    def heading(self, round: int) -> str:
+        """Round of rounds."""
+        return f"round {round} of {self.rounds}"
+
+    def trained(self, round: int, seconds: float, bits: int) -> None:
+        """After every round, with training time and bits sent so far."""
+        note = f"{rate(round / seconds)}, {self.accuracy}, {megabytes(bits):,.1f} MB sent"
+        self.bar.update(self.task, completed=round, description=self.heading(round), note=note)
+        if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
+            left = seconds / round * (self.rounds - round)
+            self.say(f"{self.heading(round)}, {note}, {left:.0f} s of training left")
+
+    def evaluated(self, row: dict[str, Any]) -> None:
+        """After every evaluation, with its row of metrics."""
+        self.accuracy = f"accuracy {row['accuracy_mean']:.1%}, worst {row['accuracy_worst']:.1%}"
+        loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}, "
+        sent = f"{megabytes(row['bitmap_bits']):,.1f} MB sent"
+        self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent}")
+
+    def say(self, line: str) -> None:
+        """One line of a log; a terminal shows the renewed line instead."""
+        self.last_line = time.monotonic()
+        if not self.console.is_terminal:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def rate(rounds_per_second: float) -> str:
+    """Rounds a second, or seconds a round where that is the larger number."""
+    if rounds_per_second >= 1:
+        return f"{rounds_per_second:.1f} rounds/s"
+    return f"{1 / rounds_per_second:.1f} s a round"

@@ -53,7 +53,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         raise ValueError(f"dataset must be one of digits, {', '.join(TFDS_HOSTS)}, got {name!r}")
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().resolve()
     if data_dir is not None and not folder.is_dir():
-        raise ValueError(f"the data folder {folder} does not exist: create it, or leave --data-dir out")
+        raise ValueError(f"the data folder {folder} does not exist or is no folder: create it, or leave --data-dir out")
     return cached(folder / name, lambda: read_tfds(name, folder))
 
 
@@ -109,7 +109,7 @@ def read_split(source: Any, batch: int = 1000) -> tuple[Images, Labels]:
     return np.concatenate(images), np.concatenate(labels)
 
 
-def reachable(address: str, seconds: float = 3.0) -> bool:
+def reachable(address: str, seconds: float = 2.0) -> bool:
     """Whether a host answers within `seconds`, name look-up included (which has no limit of its own)."""
     answered = threading.Event()
 
@@ -149,7 +149,8 @@ def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
         # Write beside and rename, so that nobody ever reads half a file.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             part = Path(folder) / "part.npz"
-            np.savez(part, allow_pickle=False, **{key: np.asarray(value) for key, value in dataset._asdict().items()})
+            arrays: dict[str, Any] = {key: np.asarray(value) for key, value in dataset._asdict().items()}
+            np.savez(part, **arrays)
             part.replace(path)
     except OSError:
         pass
@@ -167,7 +168,8 @@ def load_file(path: Path) -> Dataset:
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
     except Exception as error:  # a torn zip archive raises many kinds
-        raise ValueError(f"the data file {path} must be a readable .npz: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is torn or something else"
+        raise ValueError(f"the data file {path} must be a readable .npz: {reason}") from None
     wanted = ("train_images", "train_labels", "test_images", "test_labels")
     missing = [key for key in wanted if key not in arrays]
     if missing:
@@ -195,7 +197,7 @@ def load_file(path: Path) -> Dataset:
 def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[Images, Labels]:
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(
             f"{split}_images in {path} must be uint8 of (samples, height, width, channels), "
             f"got {images.dtype} of {images.shape}"

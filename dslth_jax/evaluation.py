@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Heard, World
@@ -54,18 +54,10 @@ def evaluate(
             return right + jnp.sum((guess == tests.labels[samples]) & (positions < size), dtype=jnp.int32)
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
-        return Evaluation(right / size, overall_density(masks_in_use))
+        density = jnp.float32(jnp.nan) if masks_in_use is None else masks.density(masks_in_use)
+        return Evaluation(right / size, density)
 
     return over_agents(one, world.hyper, state.agents, state.heard, tests.indices, tests.sizes, chunk=chunk)
-
-
-def overall_density(masks_in_use: Any) -> Float[Array, ""]:
-    """The share of all maskable entries that one agent's masks keep, all layers together."""
-    leaves = jax.tree.leaves(masks_in_use)
-    if not leaves:
-        return jnp.float32(jnp.nan)
-    kept: Int[Array, ""] = sum((jnp.sum(leaf != 0, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
-    return kept / sum(leaf.size for leaf in leaves)
 
 
 def packed_masks(algorithm: Algorithm, world: World, state: State, *, chunk: int | None = None) -> Any:

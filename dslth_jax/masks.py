@@ -5,7 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
 
 def kept_entries(retention: float, size: int) -> int:
@@ -39,9 +39,9 @@ def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Flo
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
     Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is
-    never kept (subnormal numbers count as zeros). `count` may be traced. Backward it is straight
-    through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused) times that of the
-    mask, 0 at 0.
+    never kept (subnormal numbers count as zeros; the count does not hold for nan). `count` may be traced. Backward it
+    is straight through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused) times
+    that of the mask, 0 at 0.
 
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -114,9 +114,15 @@ def _end_of_ties(ties: Bool[Array, "size"], excess: Int[Array, ""]) -> Int[Array
     return lax.while_loop(open_bracket, halve, (low, size))[1]
 
 
-def density(mask: Array) -> Float[Array, ""]:
-    """The share of entries that `mask` keeps."""
-    return jnp.mean(mask != 0, dtype=jnp.float32)
+def density(masks: PyTree[Array]) -> Float[Array, ""]:
+    """The share of all entries, of all layers together, that `masks` keep.
+
+    >>> float(density([jnp.array([1.0, 0.0]), jnp.array([0.0, 0.0])]))
+    0.25
+    """
+    leaves = jax.tree.leaves(masks)
+    kept = [jnp.sum(leaf != 0, dtype=jnp.int32) for leaf in leaves]
+    return jnp.sum(jnp.stack(kept)) / sum(leaf.size for leaf in leaves)
 
 
 def pack(mask: Array) -> UInt8[Array, "bytes"]:

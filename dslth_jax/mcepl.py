@@ -112,22 +112,15 @@ def mce_pl(
             shrunk = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), agent.scores)
             agent = agent._replace(scores=shrunk)
         message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard))
-        return (
-            agent,
-            gradient,
-            message,
-            {
-                "loss": jnp.mean(losses),
-                # Masks hide scores that have run away: the loss stays finite, this does not.
-                "score_magnitude": sum(jnp.mean(jnp.abs(z)) for z in jax.tree.leaves(agent.scores)),
-            },
-        )
+        return agent, gradient, message, {"loss": jnp.mean(losses)}
 
     def receive(
         key: Key[Array, ""], world: World, agent: Agent, carry: Scores, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
         del key, batches  # the gradient is the local step's, reused
-        return agent._replace(scores=fine_tune(world, agent.scores, carry, heard)), {}
+        scores = fine_tune(world, agent.scores, carry, heard)
+        # Masks hide scores that have run away: the loss stays finite, this does not.
+        return agent._replace(scores=scores), {"score_magnitude": optax.tree.norm(scores, ord=1)}
 
     def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return personal_model(world, agent.scores, heard)
@@ -163,8 +156,7 @@ def batch_loss(network: Network, variables: Any, batch: Batches) -> Float[Array,
     """Cross-entropy of one minibatch in nats, the mean over the samples that are present."""
     logits = network.apply(variables, batch.images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    present = batch.present.astype(losses.dtype)
-    return jnp.sum(losses * present) / jnp.sum(present)
+    return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
 
 
 def common_draw(key: Key[Array, ""], like: PyTree[Array], draw: Any) -> PyTree[Array]:
@@ -184,4 +176,7 @@ def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: floa
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {share}")
     linear = retention if linear_retention is None else linear_retention
-    return jax.tree.map(lambda w: masks.kept_entries(linear if w.ndim == 2 else retention, w.size), weights)
+    kept = jax.tree.map(lambda w: masks.kept_entries(linear if w.ndim == 2 else retention, w.size), weights)
+    if min(jax.tree.leaves(kept)) < 1:
+        raise ValueError(f"a retention of {min(retention, linear)} keeps nothing of a layer: take a larger one")
+    return kept

@@ -52,7 +52,10 @@ def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None =
 
 
 def default_chunk(agents: int) -> int:
-    """One agent at a time on CPUs, whose caches hold one; all together elsewhere."""
+    """One agent at a time on CPUs, whose caches hold one; all together elsewhere.
+
+    It asks the default backend: say the chunk where you compile for another one.
+    """
     return 1 if jax.default_backend() == "cpu" else agents
 
 

@@ -10,10 +10,12 @@ On CIFAR-10 by default; `--dataset digits` needs no download. From Python:
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from experiments.record import create_folder
 from experiments.run import NotFiniteError, prepare, run, train
@@ -21,33 +23,45 @@ from experiments.settings import Settings
 
 __all__ = ["Settings", "main", "run"]
 
-BAD_INPUT, NOT_FINITE, INTERRUPTED, TERMINATED = 2, 3, 130, 143
+BAD_INPUT, NOT_FINITE = 2, 3
+
+
+class StoppedError(BaseException):
+    """SIGINT or SIGTERM came; like KeyboardInterrupt, no handler of ordinary errors may swallow it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         settings = parse(sys.argv[1:] if arguments is None else arguments)
         prepared = prepare(settings)
         folder = create_folder(settings)
     except (ValueError, OSError) as error:
-        return complain(" ".join(str(error).split()), BAD_INPUT)
-    except KeyboardInterrupt:
-        return complain("stopped before the first round", INTERRUPTED)
+        return complain(error, BAD_INPUT)
+    except StoppedError as stop:
+        return complain(f"stopped by {signal.Signals(stop.args[0]).name} before the first round", 128 + stop.args[0])
     try:
         train(prepared, folder)
     except NotFiniteError as error:
-        return complain(str(error), NOT_FINITE)
-    except KeyboardInterrupt:
-        return complain("stopped; the rows that were evaluated are kept in the run folder", INTERRUPTED)
+        return complain(error, NOT_FINITE)
+    except OSError as error:
+        return complain(f"the run folder {folder} cannot be written to any more: {error}", BAD_INPUT)
+    except StoppedError as stop:
+        name = signal.Signals(stop.args[0]).name
+        return complain(f"stopped by {name}; the rows that were evaluated are kept in {folder}", 128 + stop.args[0])
     return 0
 
 
-def complain(sentence: str, code: int) -> int:
+def complain(sentence: object, code: int) -> int:
     """Say one line on the error stream; returns the exit code."""
-    print(f"experiments.cifar: {sentence}", file=sys.stderr)
+    print(f"experiments.cifar: {' '.join(str(sentence).split())}", file=sys.stderr)
     return code
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """Turn a signal into an exception."""
+    del frame
+    raise StoppedError(number)
 
 
 def parse(arguments: Sequence[str]) -> Settings:
@@ -71,4 +85,10 @@ def condense(boxed: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Leave without the interpreter's own shutdown, which crashes where a compilation still runs in another thread.
+    os._exit(code)

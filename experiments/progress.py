@@ -5,7 +5,8 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from experiments.record import megabytes
 
@@ -20,11 +21,10 @@ class ProgressLine:
         self.accuracy = "not evaluated yet"
         self.last_line = time.monotonic()
         self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[note]}"),
+            # In this order and without a bar, so that all of it fits in 80 columns.
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("left, {task.fields[note]}", table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
         )
@@ -43,7 +43,7 @@ class ProgressLine:
 
     def trained(self, round: int, seconds: float, bits: int) -> None:
         """After every round, with training time and bits sent so far."""
-        note = f"{rate(round / seconds)}, {self.accuracy}, {megabytes(bits):,.1f} MB sent"
+        note = f"{rate(round / seconds)}, {self.accuracy}, {sent(bits)}"
         self.bar.update(self.task, completed=round, description=self.heading(round), note=note)
         if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             left = seconds / round * (self.rounds - round)
@@ -51,16 +51,21 @@ class ProgressLine:
 
     def evaluated(self, row: dict[str, Any]) -> None:
         """After every evaluation, with its row of metrics."""
-        self.accuracy = f"accuracy {row['accuracy_mean']:.1%}, worst {row['accuracy_worst']:.1%}"
+        self.accuracy = f"mean {row['accuracy_mean']:.1%} worst {row['accuracy_worst']:.1%}"
         loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}, "
-        sent = f"{megabytes(row['bitmap_bits']):,.1f} MB sent"
-        self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent}")
+        self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent(row['bitmap_bits'])} sent")
 
     def say(self, line: str) -> None:
         """One line of a log; a terminal shows the renewed line instead."""
         self.last_line = time.monotonic()
         if not self.console.is_terminal:
             self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def sent(bits: int) -> str:
+    """Bits as megabytes, with decimals where they are few."""
+    amount = megabytes(bits)
+    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.2g} MB"
 
 
 def rate(rounds_per_second: float) -> str:

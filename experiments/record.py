@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from rich.table import Table
 
+import dslth_jax
 from dslth_jax import masks
 from experiments.settings import Settings
 
@@ -30,8 +31,8 @@ def create_folder(settings: Settings) -> Path:
     folder = settings.out or Path("runs") / f"{stamp}_{name}_{settings.algorithm}_{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / "metrics.jsonl"
-        probe.touch()
+        # Claim the folder: of two runs that were started with one, the second fails here.
+        (folder / "metrics.jsonl").touch(exist_ok=False)
     except OSError as error:
         raise ValueError(
             f"the run folder {folder} cannot be written to ({error.strerror}): name another --out"
@@ -43,7 +44,7 @@ def write_config(folder: Path, settings: Settings, resolved: dict[str, Any]) -> 
     """config.json: every setting as resolved, versions, device, seed and command."""
     device = jax.devices()[0]
     config = {
-        "settings": {**dataclasses.asdict(settings), **resolved, "out": folder},
+        "settings": {**dataclasses.asdict(settings), **resolved, "out": folder.resolve()},
         "seed": settings.seed,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -56,7 +57,7 @@ def write_config(folder: Path, settings: Settings, resolved: dict[str, Any]) -> 
         },
         "versions": {
             "python": platform.python_version(),
-            "dslth_jax": importlib.metadata.version("dslth-jax"),
+            "dslth_jax": dslth_jax.__version__,
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
     }
@@ -85,7 +86,7 @@ def write_masks(folder: Path, bits: Any, weights: Any) -> None:
         # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
         arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(row, kernel.shape))) for row in packed])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
-    np.savez(folder / "masks.npz", allow_pickle=False, **arrays)
+    np.savez(folder / "masks.npz", **arrays)
 
 
 def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, evaluation_seconds: float) -> Table:

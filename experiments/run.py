@@ -62,7 +62,6 @@ def run(settings: Settings) -> Result:
 def prepare(settings: Settings) -> Prepared:
     """Check the settings and load what they name."""
     check(settings)
-    adjacency = topology.adjacency_by_name(settings.topology, settings.agents, settings.seed)
     dataset = (
         data.load_file(settings.data_file) if settings.data_file else data.load(settings.dataset, settings.data_dir)
     )
@@ -74,6 +73,8 @@ def prepare(settings: Settings) -> Prepared:
     rng = np.random.default_rng([settings.seed, 1])
     own = partition.split_by_class(dataset.train_labels, classes_of, rng, settings.data_fraction)
     own_tests, ranks = partition.tests_by_class(dataset.test_labels, classes_of)
+    # Draw the graph last: of a population too large for its data, that is said before its edges are drawn.
+    adjacency = topology.adjacency_by_name(settings.topology, settings.agents, settings.seed)
 
     def tests_up_to(cap: int) -> np.ndarray:
         return np.array([np.sum(rank < cap) for rank in ranks], np.int32)
@@ -125,7 +126,7 @@ class Programs(NamedTuple):
 def compile_programs(prepared: Prepared) -> Programs:
     """Compile everything ahead of the first round, so that no time of a round holds any of it."""
     settings, network, algorithm = prepared.settings, prepared.network, prepared.algorithm
-    chunk = settings.agent_chunk
+    chunk, capacity = settings.agent_chunk, prepared.train.indices.shape[1]
     key = jax.random.key(settings.seed)
     hyper, graph, train, tests = jax.device_put(
         (prepared.hyper, topology.graph_of(prepared.adjacency), prepared.train, prepared.tests)
@@ -139,7 +140,8 @@ def compile_programs(prepared: Prepared) -> Programs:
 
     def step(state: State, key: jax.Array, hyper: Hyper, shares: Shares, graph: topology.Graph) -> Any:
         world = world_at(key, hyper, state.round)
-        sizes = {"batch_size": settings.batch_size, "local_steps": settings.local_steps}
+        # No agent can fill a larger batch than the largest share.
+        sizes = {"batch_size": min(settings.batch_size, capacity), "local_steps": settings.local_steps}
         return population.round(algorithm, world, state, shares, graph, **sizes, chunk=chunk)
 
     def score(state: State, key: jax.Array, hyper: Hyper, tests: Shares) -> Evaluation:
@@ -209,7 +211,12 @@ class Tally:
 def train(prepared: Prepared, folder: Path) -> Result:
     """Run all rounds and fill the run folder."""
     settings, console = prepared.settings, Console()
-    record.write_config(folder, settings, {"model": prepared.model})
+    resolved = {
+        "model": prepared.model,
+        "retention": retentions(settings),
+        "agent_chunk": settings.agent_chunk or population.default_chunk(settings.agents),
+    }
+    record.write_config(folder, settings, resolved)
     figures.partition_picture(prepared, folder / "partition.png")
     with console.status(f"compiling for {settings.agents} agents"):
         programs = compile_programs(prepared)
@@ -255,13 +262,13 @@ def train(prepared: Prepared, folder: Path) -> Result:
 
 
 def expect_finite(info: dict[str, np.ndarray], round: int, folder: Path) -> None:
-    """Raise NotFiniteError if an agent's loss or scores are not finite any more."""
-    for name in ("loss", "score_magnitude"):
-        if not np.isfinite(info[name]).all():
-            agent = int(np.argmin(np.isfinite(info[name])))
+    """Raise NotFiniteError if a diagnostic of any agent, such as its loss, is not finite."""
+    for name, values in info.items():
+        if not np.isfinite(values).all():
+            agent = int(np.argmin(np.isfinite(values)))
             raise NotFiniteError(
-                f"the {name.replace('_', ' ')} of agent {agent} is {info[name][agent]} in round {round}: "
-                f"take a smaller --lr or --fine-tune-lr; what was had is kept in {folder}"
+                f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
+                f"take smaller step sizes; what was had is kept in {folder}"
             )
 
 

@@ -1,11 +1,12 @@
 """What one run is: a frozen dataclass whose fields are the flags of the command, and the checks that need no data."""
 
 import dataclasses
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from dslth_jax.data import TFDS_HOSTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,12 @@ class Settings:
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
 
+    def __post_init__(self) -> None:
+        """Take paths as strings too."""
+        for name in ("data_file", "data_dir", "class_file", "out"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+
 
 # What later versions build, with the only value there is today.
 NOT_BUILT_YET: dict[str, Any] = {
@@ -95,11 +102,18 @@ NOT_BUILT_YET: dict[str, Any] = {
     "checkpoint_every": None,
     "resume": False,
 }
-DATASETS = ("cifar10", "digits")
+DATASETS = ("digits", *TFDS_HOSTS)
+LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, float(np.finfo(np.float32).max)
 
 
 def check(settings: Settings) -> None:
     """Raise a ValueError that says what was expected, what came and what to do, if `settings` make no sense."""
+    for name, hint in get_type_hints(Settings).items():
+        choices = [
+            choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
+        ]
+        if choices:
+            expect(settings, name, f"one of {', '.join(choices)}", lambda value, among=choices: value in (None, *among))
     for name, only in NOT_BUILT_YET.items():
         value = getattr(settings, name)
         if value != only:
@@ -107,21 +121,22 @@ def check(settings: Settings) -> None:
     if settings.dataset not in DATASETS and settings.data_file is None:
         raise ValueError(f"--dataset {settings.dataset} is not built yet: take one of {', '.join(DATASETS)}")
     for name in ("agents", "classes_per_agent", "batch_size", "local_steps", "rounds", "eval_every"):
-        expect(settings, name, "at least 1", lambda value: value >= 1)
+        expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: 1 <= value <= LARGEST_WHOLE)
     for name in ("test_samples", "agent_chunk"):
-        expect(settings, name, "at least 1", lambda value: value is None or value >= 1)
+        expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
     for name in ("data_fraction", "linear_retention"):
         expect(settings, name, "in (0, 1]", lambda value: value is None or 0 < value <= 1)
     for name in ("lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso"):
-        expect(settings, name, "a finite number of at least 0", lambda value: math.isfinite(value) and value >= 0)
+        expect(settings, name, f"in 0..{LARGEST_REAL:.3g}", lambda value: 0 <= value <= LARGEST_REAL)
     expect(settings, "seed", "in 0..4294967295", lambda value: 0 <= value < 2**32)
     retentions(settings)
-    if (
-        settings.out is not None
-        and settings.out.exists()
-        and (not settings.out.is_dir() or any(settings.out.iterdir()))
-    ):
-        raise ValueError(f"--out {settings.out} must be a new or empty folder, and it holds something: name another")
+    if settings.out is not None and settings.out.exists():
+        if not settings.out.is_dir():
+            raise ValueError(f"--out {settings.out} must be a new or empty folder, and it is a file: name another")
+        if any(settings.out.iterdir()):
+            raise ValueError(
+                f"--out {settings.out} must be a new or empty folder, and it holds something: name another"
+            )
 
 
 def retentions(settings: Settings) -> list[float]:

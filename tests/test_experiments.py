@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -167,19 +169,24 @@ BAD_INPUT = {
     "unknown flag": (["--agnets", "3"], "--agnets"),
     "unknown data set": (["--dataset", "imagenet"], "imagenet"),
     "not a number": (["--agents", "many"], "--agents"),
-    "no agents": (["--agents", "0"], "--agents must be at least 1, got 0"),
+    "no agents": (["--agents", "0"], "--agents must be in 1..2147483647, got 0"),
     "retention above 1": (["--retention", "1.3"], r"--retention must lie in (0, 1], got 1.3 for agent 0"),
     "retention of 0": (["--retention", "0"], "got 0 for agent 0"),
     "retention is a word": (["--retention", "half"], "'half'"),
     "retention of one agent": (["--retention", "0.3,0.2,1.5,0.1", "--agents", "4"], "got 1.5 for agent 2"),
     "retention of too few": (["--retention", "0.3,0.2"], "each of 64 agents, got 2"),
     "linear retention": (["--linear-retention", "2"], "--linear-retention must be in (0, 1], got 2.0"),
-    "negative step": (["--lr", "-1"], "--lr must be a finite number of at least 0, got -1.0"),
+    "negative step": (["--lr", "-1"], "--lr must be in 0..3.4e+38, got -1.0"),
+    "not finite step": (["--lr", "nan"], "--lr must be in 0..3.4e+38, got nan"),
+    "a step beyond float32": (["--amplitude", "1e39"], "--amplitude must be in 0..3.4e+38, got 1e+39"),
+    "more rounds than can be counted": (["--rounds", "99999999999"], "--rounds must be in 1..2147483647"),
+    "far more agents than samples": (["--dataset", "digits", "--agents", "20000"], "each must get one"),
+    "a retention that keeps nothing": (["--dataset", "digits", "--retention", "1e-17"], "keeps nothing of a layer"),
     "more agents than samples": (["--dataset", "digits", "--agents", "2000"], "each must get one"),
     "too many classes": (["--dataset", "digits", "--classes-per-agent", "11"], "1..10"),
     "unknown graph": (["--dataset", "digits", "--topology", "rings"], "'rings'"),
     "edge probability": (["--dataset", "digits", "--topology", "erdos-renyi:2"], "[0, 1]"),
-    "missing folder": (["--data-dir", "/nowhere/to/be/found"], "/nowhere/to/be/found does not exist"),
+    "missing folder": (["--data-dir", "/nowhere/to/be/found"], "/nowhere/to/be/found does not exist or is no folder"),
     "missing data file": (["--data-file", "nowhere.npz"], "nowhere.npz"),
     "missing class file": (["--dataset", "digits", "--class-file", "nowhere.txt"], "nowhere.txt"),
     "network too large": (["--dataset", "digits", "--model", "alexnet"], "at least 21 pixels"),
@@ -239,6 +246,31 @@ def test_data_that_is_neither_there_nor_to_be_had(tmp_path):
     assert ended.stderr.count("\n") == 1
     assert "--dataset digits" in ended.stderr
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "when"), [(signal.SIGINT, 130, "compiling"), (signal.SIGTERM, 143, "training")]
+)
+def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
+    out = tmp_path / "run"
+    flags = [*SMALL, "--rounds", "1000000", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments.cifar", *flags],
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The picture is drawn right before compilation, the first row is written right before training.
+    sign = out / "partition.png" if when == "compiling" else out / "metrics.jsonl"
+    while process.poll() is None and not (sign.is_file() and sign.stat().st_size):
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said.count("\n") == 1
+    assert signal.Signals(number).name in said
 
 
 def test_importing_the_library_pulls_in_none_of_the_heavy_extras():

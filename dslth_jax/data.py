@@ -82,8 +82,9 @@ def read_tfds(name: str, folder: Path) -> Dataset:
     if not builder.is_prepared():
         if not reachable(TFDS_HOSTS[name]):
             raise ValueError(
-                f"{name} is not prepared in {folder} and {TFDS_HOSTS[name]} cannot be reached to download it: "
-                f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
+                f"{name} is not prepared in {folder} (no {name}/VERSION there) and {TFDS_HOSTS[name]} "
+                f"cannot be reached to download it: give --data-dir a prepared folder, or use --dataset digits, "
+                f"which needs no download"
             )
         try:
             builder.download_and_prepare(file_format="array_record")

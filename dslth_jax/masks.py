@@ -16,6 +16,8 @@ def kept_entries(retention: float, size: int) -> int:
     >>> kept_entries(0.3, 4800), kept_entries(0.9, 1920)
     (1440, 1729)
     """
+    if not 0 < retention <= 1:
+        raise ValueError(f"retention must lie in (0, 1], got {retention}")
     return size - int((1 - retention) * size)
 
 
@@ -34,9 +36,10 @@ def fuse(
     return scores + lax.stop_gradient(adaptive * jnp.sign(scores) * neighbour_mean)
 
 
-@jax.custom_vjp
 def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Float[Array, "*shape"]:
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
+
+    `count` is a number of entries, not a share: `kept_entries` makes one of the other.
 
     Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is
     never kept (subnormal numbers count as zeros; the count does not hold for nan). `count` may be traced. Backward it
@@ -46,18 +49,23 @@ def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Flo
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
+    return _straight_through(fused, count)
+
+
+@jax.custom_vjp
+def _straight_through(fused: Array, count: int | Array) -> Array:
     return largest(jnp.abs(fused), count).astype(fused.dtype)
 
 
 def _threshold_forward(fused: Array, count: int | Array) -> tuple[Array, Array]:
-    return threshold(fused, count), fused
+    return _straight_through(fused, count), fused
 
 
 def _threshold_backward(fused: Array, cotangent: Array) -> tuple[Array, None]:
     return cotangent * jnp.sign(fused), None
 
 
-threshold.defvjp(_threshold_forward, _threshold_backward)
+_straight_through.defvjp(_threshold_forward, _threshold_backward)
 
 
 def largest(magnitudes: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:

@@ -1,6 +1,10 @@
 """MCE-PL: personal masks over one shared random network (Tian et al., arXiv 2504.17520). One agent's world.
 
-One round of `order = "code"`, the order in which the authors' program runs:
+The paper's symbols: w the shared random weights, z an agent's scores, m its mask, m̄ the mean mask of its neighbours,
+a the amplitude, y = z + a · sign(z) ⊙ m̄ the fused scores, r the retention, R the group lasso and λ its weight, f the
+loss of a minibatch at v = w ⊙ m, η and η' the steps.
+
+One round in the order in which the authors' program runs (the paper fine-tunes before it thresholds and sends):
 
     local step     z ← z − η (g + wd · z),  g = ∂f/∂z at the mask of (z, m̄ heard last)     }
                    z ← prox of η λ R                                                       } send
@@ -79,7 +83,7 @@ def mce_pl(
         return data_loss + world.hyper.group_lasso * group_lasso.penalty(kernels), data_loss
 
     def local_step(world: World, agent: Agent, heard: Heard, batch: Batches) -> tuple[tuple[Agent, Scores], Array]:
-        """Descend the batch's loss on z; returns the direction g too, which fine-tuning reuses without the decay."""
+        """Descend the batch's loss on z; returns the direction too: g, or what the optimizer made of it, no decay."""
         hyper = world.hyper
         gradient, loss = jax.grad(loss_fn, has_aux=True)(agent.scores, world, heard, batch)
         step, optimizer_state = direction.update(gradient, agent.optimizer, agent.scores)

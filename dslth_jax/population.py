@@ -106,6 +106,7 @@ def round(
     """
     numbers = jnp.arange(shares.sizes.shape[0])
 
+    # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array) -> Batches:
         keys = jax.random.split(agent_key(world, number, DRAW), local_steps + 1)
         drawn, present = jax.vmap(lambda key: draw(key, indices, size, batch_size))(keys)

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(f"the run folder {folder} cannot be written to any more: {error}", BAD_INPUT)
     except StoppedError as stop:
         name = signal.Signals(stop.args[0]).name
-        return complain(f"stopped by {name}; the rows that were evaluated are kept in {folder}", 128 + stop.args[0])
+        return complain(f"stopped by {name}; what was had is kept in {folder}", 128 + stop.args[0])
     return 0
 
 

@@ -81,11 +81,11 @@ def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) ->
     edges = max(graph.number_of_edges(), 1)
     networkx.draw_networkx_edges(graph, positions, ax=axes, alpha=float(np.clip(60 / edges, 0.06, 0.6)))
     colours = np.asarray(accuracy, np.float64) * 100
-    scale = matplotlib.colormaps["viridis"]
+    scale = matplotlib.colormaps["YlGn"]
     size = 260 if agents <= MANY_AGENTS else 60
     drawn = networkx.draw_networkx_nodes(graph, positions, ax=axes, node_color=colours, cmap=scale, node_size=size)
     if agents <= MANY_AGENTS:
-        networkx.draw_networkx_labels(graph, positions, ax=axes, font_size=7, font_color="white")
+        networkx.draw_networkx_labels(graph, positions, ax=axes, font_size=7)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="test accuracy, %")
     axes.set(title=f"{agents} agents, {graph.number_of_edges()} links", aspect="equal")
     axes.axis("off")

@@ -214,6 +214,8 @@ def train(prepared: Prepared, folder: Path) -> Result:
     resolved = {
         "model": prepared.model,
         "retention": retentions(settings),
+        "dataset": None if settings.data_file else settings.dataset,
+        "data_file": settings.data_file and settings.data_file.resolve(),
         "agent_chunk": settings.agent_chunk or population.default_chunk(settings.agents),
     }
     record.write_config(folder, settings, resolved)
@@ -283,8 +285,8 @@ def agent_rows(prepared: Prepared, evaluation: Evaluation) -> list[dict[str, Any
             "test_samples": int(prepared.tests.sizes[agent]),
             "retention": retention,
             "neighbours": int(neighbours[agent]),
-            "accuracy": float(evaluation.accuracy[agent]),
-            "density": float(evaluation.density[agent]),
+            "accuracy": round(float(evaluation.accuracy[agent]), 6),
+            "density": round(float(evaluation.density[agent]), 6),
         }
         for agent, retention in enumerate(retentions(prepared.settings))
     ]

@@ -14,7 +14,7 @@ class Settings:
     """Train a population of agents by personal binary masks over one shared random network."""
 
     dataset: Literal["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped", "digits"] = "cifar10"
-    """Data set by name; digits is embedded in scikit-learn, the others come through tensorflow-datasets."""
+    """Data set by name, so far cifar10 (through tensorflow-datasets) and digits (embedded in scikit-learn)."""
     data_file: Path | None = None
     """An .npz of one's own instead: train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = None
@@ -26,21 +26,21 @@ class Settings:
     class_file: Path | None = None
     """Text file of one line of classes an agent, instead of drawn ones."""
     dirichlet_alpha: float | None = None
-    """Concentration of Dirichlet label shares, instead of classes per agent."""
+    """Concentration of Dirichlet label shares, instead of classes per agent (not built yet)."""
 
     agents: int = 64
     """Number of agents."""
     topology: str = "erdos-renyi:0.5"
     """Graph: erdos-renyi:PROBABILITY, ring, complete, or an adjacency text file."""
     retention: float | str = 0.3
-    """Share of a convolution's weights that masks keep, in (0, 1]: a number, a list (one an agent) or low:high."""
+    """Share of a convolution's weights that masks keep, in (0, 1]: a number, one an agent (0.1,0.3,...) or low:high."""
     linear_retention: float | None = 0.9
-    """The same for linear layers; None takes each agent's retention."""
+    """One number for all agents' linear layers; None takes each agent's retention."""
 
     algorithm: Literal["mce-pl", "independent", "mask-mean", "dsgd", "dis-pfl", "fedpm", "local"] = "mce-pl"
-    """What the agents run."""
+    """What the agents run, so far mce-pl."""
     preset: Literal["code", "paper", "tuned"] = "code"
-    """Bundle of the method's switches; code is what the authors' program does."""
+    """Bundle of the method's switches, so far code: what the authors' program does."""
     model: Literal["alexnet", "small"] | None = None
     """Network; None takes alexnet for images of 21 pixels a side or more, small below."""
     elu_on_logits: bool = True
@@ -54,7 +54,7 @@ class Settings:
     amplitude: float = 1.0
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float = 0.0
-    """Weight of the group lasso over output filters and rows."""
+    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their norms."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
     penalty_on: Literal["fused", "scores"] = "fused"
@@ -64,7 +64,7 @@ class Settings:
     local_steps: int = 1
     """Local steps a round, each on a minibatch of its own."""
     exchange_every: int = 1
-    """Rounds from one exchange to the next."""
+    """Rounds from one exchange to the next (so far 1)."""
 
     rounds: int = 400
     """Number of rounds."""
@@ -77,13 +77,13 @@ class Settings:
     agent_chunk: int | None = None
     """Agents computed at once; None is one on a CPU, all elsewhere."""
     devices: int = 1
-    """Number of devices."""
+    """Number of devices (so far 1)."""
     out: Path | None = None
     """Run folder, new or empty; None is a fresh dated one under runs/."""
     checkpoint_every: int | None = None
-    """Rounds from one checkpoint to the next."""
+    """Rounds from one checkpoint to the next (not built yet)."""
     resume: bool = False
-    """Go on from the run folder's last checkpoint."""
+    """Go on from the run folder's last checkpoint (not built yet)."""
 
     def __post_init__(self) -> None:
         """Take paths as strings too."""

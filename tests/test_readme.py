@@ -55,6 +55,8 @@ def test_the_map_names_every_module():
     modules = {path.stem for path in Path(dslth_jax.__file__).parent.glob("*.py")} - {"__init__"}
     assert modules == set(re.findall(r"`dslth_jax/(\w+)\.py`", README))
     assert modules == set(re.findall(r"^    (\w+)  +\w", dslth_jax.__doc__, re.MULTILINE))
+    commands = {path.name for path in Path(cifar.__file__).parent.glob("*.py")} - {"__init__.py"}
+    assert commands == set(re.findall(r"`(\w+\.py)`", README.partition("| `experiments/`")[2].partition("\n")[0]))
 
 
 def test_every_public_name_exists():

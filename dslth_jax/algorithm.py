@@ -37,11 +37,12 @@ class Batches(NamedTuple):
 class Heard(NamedTuple):
     """What one agent has of its neighbours, itself never included.
 
-    Of masks: how many of `degree` neighbours keep each entry. Whole numbers sum exactly in any order.
+    Of masks: how many of `degree` neighbours keep each entry. Whole numbers sum exactly in any order. Where links have
+    weights both are floats: the weight of those that keep the entry, and of all.
     """
 
     counts: PyTree[Array]
-    degree: Int[Array, ""]
+    degree: Int[Array, ""] | Float[Array, ""]
 
 
 class Algorithm(NamedTuple):
@@ -68,5 +69,5 @@ def neighbour_mean(heard: Heard, dtype: Any = jnp.float32) -> PyTree[Float[Array
     >>> neighbour_mean(Heard(jnp.array([0, 1, 2], jnp.uint8), jnp.int32(2))).tolist()
     [0.0, 0.5, 1.0]
     """
-    degree = jnp.maximum(heard.degree, 1).astype(dtype)
+    degree = jnp.where(heard.degree > 0, heard.degree, 1).astype(dtype)
     return jax.tree.map(lambda counts: counts.astype(dtype) / degree, heard.counts)

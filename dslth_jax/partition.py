@@ -1,47 +1,219 @@
-"""Partitions: labels to the samples each agent holds. Host side, numpy; the population's world."""
+"""Partitions: labels to the samples each agent holds. Host side, numpy; the population's world.
 
-from collections.abc import Sequence
+A spelling such as "classes:4", "dirichlet:0.3" or "iid" names a partition. To add one, write its function and name it
+in `PARTITIONS`.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Float, Int32
 
+from dslth_jax.naming import nearest
+
+Labels = Int32[np.ndarray, "_"]  # of samples
 Indices = Int32[np.ndarray, "_"]  # of one agent's samples; agents differ in how many they have
+
+
+class Partition(NamedTuple):
+    """Which samples each agent holds: lists over agents."""
+
+    train: list[Indices]  # disjoint
+    tests: list[Indices]  # in the order of `ranks`; agents may share test samples
+    # A position in 0, 1, ...: the tests of rank below k are about the first k of the agent's most frequent class and as
+    # many of the others as keeps their proportions. So what is evaluated quickly is a prefix of an agent's list.
+    ranks: list[Float[np.ndarray, "_"]]
+
+
+DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
+
+
+def partition_by_name(
+    spelling: str,
+    train_labels: Labels,
+    test_labels: Labels,
+    classes: int,
+    agents: int,
+    rng: np.random.Generator,
+    *,
+    fraction: float = 1.0,
+) -> Partition:
+    """The partition of a spelling such as "classes:4", "dirichlet:0.3", "quantity:0.5", "iid".
+
+    Args:
+        spelling: a key of `PARTITIONS` with its number behind a colon.
+        train_labels: of the training samples, each of which at most one agent gets.
+        test_labels: of the test samples.
+        classes: how many there are; labels lie below.
+        agents: how many.
+        rng: of everything that is drawn.
+        fraction: in (0, 1], the share of its training samples that each agent uses.
+
+    Raises:
+        ValueError: a spelling that means nothing, or a request that cannot be met.
+    """
+    if agents < 1:
+        raise ValueError(f"agents must be at least 1, got {agents}")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
+    name, *numbers = spelling.split(":")
+    if name not in PARTITIONS:
+        raise ValueError(
+            f"partition must be one of {', '.join(PARTITIONS)}, got {spelling!r}{nearest(name, PARTITIONS)}"
+        )
+    return PARTITIONS[name](numbers, train_labels, test_labels, classes, agents, rng, fraction)
+
+
+def by_classes(
+    numbers: Sequence[str],
+    train_labels: Labels,
+    test_labels: Labels,
+    classes: int,
+    agents: int,
+    rng: np.random.Generator,
+    fraction: float,
+) -> Partition:
+    """NUMBER different classes an agent, drawn at random; each class split evenly among those that hold it."""
+    wanted = _number("classes", numbers, "4")
+    if wanted not in range(1, classes + 1):
+        raise ValueError(
+            f"classes per agent must be a whole number in 1..{classes}, the data's classes, got {wanted:g}"
+        )
+    return of_classes(draw_classes(agents, classes, int(wanted), rng), train_labels, test_labels, rng, fraction)
+
+
+def dirichlet(
+    numbers: Sequence[str],
+    train_labels: Labels,
+    test_labels: Labels,
+    classes: int,
+    agents: int,
+    rng: np.random.Generator,
+    fraction: float,
+) -> Partition:
+    """Each class shared out by a Dirichlet draw of concentration ALPHA over agents (Li et al., ICDE 2022).
+
+    The smaller ALPHA, the fewer classes an agent has most of its samples of; sizes differ too. Each agent is tested on
+    samples drawn in the label proportions of its own training samples, as many as the test set has in them.
+    """
+    alpha = _concentration("dirichlet", numbers)
+    pools = [rng.permutation(np.flatnonzero(train_labels == label)) for label in range(classes)]
+    sizes = np.array([len(pool) for pool in pools])
+
+    def shares() -> np.ndarray:
+        return _whole_shares(rng.dirichlet(np.full(agents, alpha), size=classes), sizes)
+
+    counts = _first_that_serves_all(shares, fraction, f"dirichlet:{alpha:g}", len(train_labels), agents)
+    bounds = np.cumsum(counts, axis=1)[:, :-1]
+    pieces = [np.split(pool, bound) for pool, bound in zip(pools, bounds, strict=True)]
+    own = [
+        _part(rng.permutation(np.concatenate([piece[agent] for piece in pieces])), fraction) for agent in range(agents)
+    ]
+    held = np.stack([np.bincount(train_labels[mine], minlength=classes) for mine in own])
+    return Partition(own, *tests_in_proportion(test_labels, held, rng))
+
+
+def quantity(
+    numbers: Sequence[str],
+    train_labels: Labels,
+    test_labels: Labels,
+    classes: int,
+    agents: int,
+    rng: np.random.Generator,
+    fraction: float,
+) -> Partition:
+    """All classes alike, but sizes by a Dirichlet draw of concentration ALPHA (Li et al., ICDE 2022)."""
+    alpha = _concentration("quantity", numbers)
+    samples = np.array([len(train_labels)])
+
+    def shares() -> np.ndarray:
+        return _whole_shares(rng.dirichlet(np.full(agents, alpha), size=1), samples)
+
+    counts = _first_that_serves_all(shares, fraction, f"quantity:{alpha:g}", len(train_labels), agents)
+    pieces = np.split(rng.permutation(len(train_labels)), np.cumsum(counts[0])[:-1])
+    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(test_labels, classes, agents))
+
+
+def iid(
+    numbers: Sequence[str],
+    train_labels: Labels,
+    test_labels: Labels,
+    classes: int,
+    agents: int,
+    rng: np.random.Generator,
+    fraction: float,
+) -> Partition:
+    """All samples, shuffled and split evenly."""
+    if numbers:
+        raise ValueError(f"iid takes no number, got iid:{':'.join(numbers)}")
+    if int(len(train_labels) // agents * fraction) < 1:
+        raise ValueError(_too_few(len(train_labels), agents, fraction))
+    pieces = np.array_split(rng.permutation(len(train_labels)), agents)
+    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(test_labels, classes, agents))
+
+
+PARTITIONS: dict[str, Callable[..., Partition]] = {
+    "classes": by_classes,
+    "dirichlet": dirichlet,
+    "quantity": quantity,
+    "iid": iid,
+}
+
+
+def of_classes(
+    classes_of: Sequence[Sequence[int]],
+    train_labels: Labels,
+    test_labels: Labels,
+    rng: np.random.Generator,
+    fraction: float = 1.0,
+) -> Partition:
+    """Each class split evenly among the agents that hold it; everybody is tested on all samples of its classes.
+
+    The authors' way. `classes_of` lists every agent's classes.
+    """
+    return Partition(split_by_class(train_labels, classes_of, rng, fraction), *tests_by_class(test_labels, classes_of))
 
 
 def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:
     """`classes_per_agent` different classes for every agent, uniformly at random."""
-    if not 1 <= classes_per_agent <= classes:
-        raise ValueError(f"classes per agent must lie in 1..{classes}, the data's classes, got {classes_per_agent}")
     return [sorted(rng.choice(classes, classes_per_agent, replace=False).tolist()) for _ in range(agents)]
 
 
 def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
-    """A text file of one line an agent, its classes separated by blanks."""
+    """A text file of one line an agent, its classes (whole numbers from 0) separated by blanks."""
     try:
-        rows = [[int(word) for word in line.split()] for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise ValueError(f"the class file {path} must hold one line of class numbers an agent: {error}") from None
-    if len(rows) != agents:
-        raise ValueError(f"the class file {path} must have one line for each of {agents} agents, got {len(rows)}")
-    for agent, row in enumerate(rows):
-        if len(set(row)) != len(row) or not all(0 <= label < classes for label in row):
-            raise ValueError(f"agent {agent} in {path} must have different classes in 0..{classes - 1}, got {row}")
-    return rows
+        lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(
+            f"the class file {path} must hold one line of class numbers an agent, and cannot be read: {reason}"
+        ) from None
+    if len(lines) != agents:
+        raise ValueError(
+            f"the class file {path} must have one line for each of {agents} agents, got {len(lines)}: "
+            f"mend it, or say --agents {len(lines)}"
+        )
+    for number, words in lines:
+        for word in words:
+            if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) < classes):
+                raise ValueError(
+                    f"the class file {path} must hold classes in 0..{classes - 1}, separated by blanks, "
+                    f"got {word!r} in line {number}"
+                )
+        if len({int(word) for word in words}) != len(words):
+            raise ValueError(f"the class file {path} must name a class once a line, got {words} in line {number}")
+    return [[int(word) for word in words] for _, words in lines]
 
 
 def split_by_class(
-    labels: Int32[np.ndarray, "samples"],
-    classes_of: Sequence[Sequence[int]],
-    rng: np.random.Generator,
-    fraction: float = 1.0,
+    labels: Labels, classes_of: Sequence[Sequence[int]], rng: np.random.Generator, fraction: float = 1.0
 ) -> list[Indices]:
     """Each class's samples, shuffled, split evenly among the agents that hold it; `fraction` of each share is used.
 
-    The authors' way: training samples are disjoint. Every agent gets at least one sample of each of its classes.
+    Every agent gets at least one sample of each of its classes.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
     for agent, row in enumerate(classes_of):
         if not row:
             raise ValueError(f"agent {agent} must have at least one class, got none")
@@ -49,28 +221,18 @@ def split_by_class(
     for label in sorted({label for row in classes_of for label in row}):
         holders = [agent for agent, row in enumerate(classes_of) if label in row]
         samples = rng.permutation(np.flatnonzero(labels == label))
-        smallest = int(len(samples) // len(holders) * fraction)
-        if smallest < 1:
-            raise ValueError(
-                f"class {label} has {len(samples)} training samples for {len(holders)} agents at a data fraction of "
-                f"{fraction:g}: each must get one; take fewer agents or more data"
-            )
+        if int(len(samples) // len(holders) * fraction) < 1:
+            raise ValueError(f"class {label}: {_too_few(len(samples), len(holders), fraction)}")
         for agent, share in zip(holders, np.array_split(samples, len(holders)), strict=True):
-            own[agent].append(share[: int(len(share) * fraction)])
-    return [np.concatenate(shares).astype(np.int32) for shares in own]
+            own[agent].append(_part(share, fraction))
+    return [np.concatenate(shares) for shares in own]
 
 
 def tests_by_class(
-    labels: Int32[np.ndarray, "samples"], classes_of: Sequence[Sequence[int]]
-) -> tuple[list[Indices], list[Int32[np.ndarray, "_"]]]:
-    """All test samples of each agent's classes, the first of every class first, and each one's rank in its class.
-
-    So the first few of every class are a prefix of an agent's list. Agents of one class share its samples.
-    """
-    rank = np.empty(len(labels), np.int32)
-    for label in np.unique(labels):
-        where = np.flatnonzero(labels == label)
-        rank[where] = np.arange(len(where))
+    labels: Labels, classes_of: Sequence[Sequence[int]]
+) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+    """All test samples of each agent's classes, the first of every class first, and each one's rank in its class."""
+    rank = _rank_in_class(labels)
     indices, ranks = [], []
     for agent, row in enumerate(classes_of):
         own = np.flatnonzero(np.isin(labels, row))
@@ -84,6 +246,34 @@ def tests_by_class(
     return indices, ranks
 
 
+def tests_in_proportion(
+    labels: Labels, held: Int32[np.ndarray, "agents classes"], rng: np.random.Generator
+) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+    """For each agent test samples in the proportions of its row of `held`, as many as there are, and their ranks.
+
+    Drawn without replacement for one agent; two agents may get the same sample.
+    """
+    pools = [np.flatnonzero(labels == label) for label in range(held.shape[1])]
+    available = np.array([len(pool) for pool in pools])
+    indices, ranks = [], []
+    for agent, counts in enumerate(held):
+        proportions = np.where(available > 0, counts, 0) / counts.sum()
+        has = proportions > 0
+        if not has.any():
+            classes = np.flatnonzero(counts).tolist()
+            raise ValueError(f"agent {agent} has no test samples of its classes {classes}: take more data")
+        # The class that runs out first sets how many there are; the most frequent one has at least one.
+        total = max((available[has] / proportions[has]).min(), 1 / proportions.max())
+        wanted = np.minimum(np.rint(proportions * total).astype(int), available)
+        drawn = [rng.choice(pool, count, replace=False) for pool, count in zip(pools, wanted, strict=True)]
+        # Spread each class evenly over the ranks of the most frequent one.
+        rank = np.concatenate([np.arange(count) * (wanted.max() / max(count, 1)) for count in wanted])
+        order = np.argsort(rank, kind="stable")
+        indices.append(np.concatenate(drawn)[order].astype(np.int32))
+        ranks.append(rank[order])
+    return indices, ranks
+
+
 def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"], Int32[np.ndarray, "agents"]]:
     """Unequal lists of sample indices as one array, padded with 0, and the sizes."""
     sizes = np.array([len(indices) for indices in own], np.int32)
@@ -91,3 +281,69 @@ def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"],
     for row, indices in zip(stacked, own, strict=True):
         row[: len(indices)] = indices
     return stacked, sizes
+
+
+def _part(samples: np.ndarray, fraction: float) -> Indices:
+    return samples[: int(len(samples) * fraction)].astype(np.int32)
+
+
+def _all_tests(labels: Labels, classes: int, agents: int) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+    """Everybody is tested on everything."""
+    tests, ranks = tests_by_class(labels, [range(classes)])
+    return tests * agents, ranks * agents
+
+
+def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
+    """0 for the first sample of every class, 1 for the second, and so on."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], labels[order], side="left")
+    rank = np.empty(len(labels))
+    rank[order] = np.arange(len(labels)) - starts
+    return rank
+
+
+def _whole_shares(shares: Float[np.ndarray, "rows agents"], sizes: np.ndarray) -> np.ndarray:
+    """Shares of `sizes` as whole numbers that add up to them."""
+    ends = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(int)
+    ends[:, -1] = sizes
+    return np.diff(ends, axis=1, prepend=0)
+
+
+def _first_that_serves_all(
+    shares: Callable[[], np.ndarray], fraction: float, spelling: str, samples: int, agents: int
+) -> np.ndarray:
+    """The first draw of counts (rows, agents) that leaves every agent a sample."""
+    if int(samples // agents * fraction) < 1:
+        raise ValueError(_too_few(samples, agents, fraction))
+    for _ in range(DRAWS):
+        counts = shares()
+        if int(counts.sum(axis=0).min() * fraction) >= 1:
+            return counts
+    raise ValueError(
+        f"none of {DRAWS} draws of {spelling} gave each of {agents} agents a training sample: "
+        f"take a larger concentration or fewer agents"
+    )
+
+
+def _too_few(samples: int, agents: int, fraction: float) -> str:
+    return (
+        f"{samples} training samples for {agents} agents at a data fraction of {fraction:g} are too few, "
+        f"each must get one: take fewer agents or more data"
+    )
+
+
+def _number(name: str, numbers: Sequence[str], default: str) -> float:
+    try:
+        (text,) = numbers or [default]
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{name} takes one number, such as {name}:{default}, got {':'.join((name, *numbers))}"
+        ) from None
+
+
+def _concentration(name: str, numbers: Sequence[str]) -> float:
+    alpha = _number(name, numbers, "0.5")
+    if not 1e-6 <= alpha <= 1e6:
+        raise ValueError(f"{name} needs a concentration in 1e-06..1e+06, got {alpha:g}")
+    return alpha

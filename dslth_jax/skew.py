@@ -1,0 +1,92 @@
+"""Feature skew: every agent sees images its own way, turned or noisy. One agent's world, but for `skew_by_name`.
+
+Images stay as they are in memory; what an agent sees is computed where a batch is drawn. To add a kind of skew, give
+`Skew` a field and `see` a line.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Int, UInt8
+
+from dslth_jax.naming import nearest
+
+
+class Skew(NamedTuple):
+    """How one agent sees images; the population's carry a leading agents axis. None leaves a part out."""
+
+    degrees: Float[Array | np.ndarray, "*agents"] | None = None  # how far images are turned, counterclockwise
+    noise: Float[Array | np.ndarray, "*agents"] | None = None  # standard deviation, in pixel levels of 0..255
+
+
+def skew_by_name(spelling: str, agents: int) -> Skew:
+    """The population's skew of a spelling such as "none", "rotation:90" or "noise:40".
+
+    "rotation:D": agent i sees everything turned by i · D degrees. "noise:S": it sees Gaussian noise whose standard
+    deviation grows evenly from 0 for the first agent to S pixel levels for the last (Li et al., ICDE 2022).
+    """
+    name, *numbers = spelling.split(":")
+    number = np.arange(agents, dtype=np.float32)
+    if name == "none" and not numbers:
+        return Skew()
+    if name == "rotation":
+        return Skew(degrees=(number * _number(name, numbers, 0, 360) % 360).astype(np.float32))
+    if name == "noise":
+        return Skew(noise=(number / max(agents - 1, 1) * _number(name, numbers, 0, 255)).astype(np.float32))
+    known = ("none", "rotation", "noise")
+    raise ValueError(
+        f"feature skew must be none, rotation:DEGREES or noise:LEVELS, got {spelling!r}{nearest(name, known)}"
+    )
+
+
+def see(
+    images: UInt8[Array, "batch height width channels"], samples: Int[Array, "batch"], skew: Skew
+) -> UInt8[Array, "batch height width channels"]:
+    """What an agent of this skew sees of `images`, the data set's numbers `samples`.
+
+    A turned image is interpolated linearly, with black where nothing was. Noise belongs to the sample, not to the
+    round: who looks twice sees the same. Ours.
+    """
+    if skew.degrees is not None:
+        images = jax.vmap(_turned, (0, None))(images, jnp.asarray(skew.degrees))
+    if skew.noise is not None:
+        keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(0), sample))(samples)
+        grain = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float32))(keys)
+        images = _to_pixels(images + skew.noise.astype(jnp.float32) * grain)
+    return images
+
+
+def _turned(image: UInt8[Array, "height width channels"], degrees: Float[Array, ""]) -> Array:
+    height, width, _ = image.shape
+    angle = jnp.deg2rad(degrees).astype(jnp.float32)
+    rows, columns = jnp.mgrid[:height, :width]
+    down, right = rows - (height - 1) / 2, columns - (width - 1) / 2
+    # Ask for each pixel where it came from.
+    source_rows = jnp.cos(angle) * down + jnp.sin(angle) * right + (height - 1) / 2
+    source_columns = jnp.cos(angle) * right - jnp.sin(angle) * down + (width - 1) / 2
+    # Round the coordinates to a thousandth, so that quarter turns hit pixels exactly and lose none at the rim.
+    source = [jnp.round(axis * 1024) / 1024 for axis in (source_rows, source_columns)]
+
+    def one_channel(channel: Array) -> Array:
+        return map_coordinates(channel, source, order=1, mode="constant")
+
+    return _to_pixels(jax.vmap(one_channel, 2, 2)(image.astype(jnp.float32)))
+
+
+def _to_pixels(values: Array) -> UInt8[Array, "..."]:
+    return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
+
+
+def _number(name: str, numbers: Sequence[str], low: float, high: float) -> float:
+    try:
+        (text,) = numbers
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise ValueError(f"{name} takes one number in {low:g}..{high:g}, got {':'.join((name, *numbers))}")
+    return number

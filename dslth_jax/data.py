@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
+from dslth_jax.naming import expect_choice
+
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
 
@@ -34,7 +36,14 @@ class Dataset(NamedTuple):
 MOST_CLASSES = 100_000  # more than that are no labels but something else
 
 # What tensorflow-datasets prepares, with the host its download comes from.
-TFDS_HOSTS = {"cifar10": "https://www.cs.toronto.edu"}
+TFDS_HOSTS = {
+    "cifar10": "https://www.cs.toronto.edu",
+    "cifar100": "https://www.cs.toronto.edu",
+    "fashion_mnist": "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
+    "mnist": "https://storage.googleapis.com",
+    "svhn_cropped": "http://ufldl.stanford.edu",
+}
+NAMES = (*TFDS_HOSTS, "digits")
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
@@ -49,11 +58,12 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     """
     if name == "digits":
         return digits()
-    if name not in TFDS_HOSTS:
-        raise ValueError(f"dataset must be one of digits, {', '.join(TFDS_HOSTS)}, got {name!r}")
+    expect_choice("dataset", name, NAMES)
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().resolve()
     if data_dir is not None and not folder.is_dir():
         raise ValueError(f"the data folder {folder} does not exist or is no folder: create it, or leave --data-dir out")
+    if folder.name == name and not (folder / name).is_dir():
+        raise ValueError(f"--data-dir must be the folder that holds {name}, got {folder} itself: give {folder.parent}")
     return cached(folder / name, lambda: read_tfds(name, folder))
 
 

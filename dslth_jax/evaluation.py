@@ -12,6 +12,7 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Heard, World
 from dslth_jax.models import Network
 from dslth_jax.population import Shares, State, over_agents
+from dslth_jax.skew import Skew, see
 
 
 class Evaluation(NamedTuple):
@@ -43,21 +44,23 @@ def evaluate(
         chunk: see `over_agents`.
     """
 
-    def one(hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array) -> Evaluation:
+    def one(hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array, skew: Skew) -> Evaluation:
         variables, masks_in_use = algorithm.model(world._replace(hyper=hyper), agent, heard)
         capacity = indices.shape[0]
 
         def count(step: Array, right: Array) -> Array:
             positions = step * batch_size + jnp.arange(batch_size)
             samples = indices[jnp.minimum(positions, capacity - 1)]
-            guess = jnp.argmax(network.apply(variables, tests.images[samples]), axis=-1)
+            images = see(tests.images[samples], samples, skew)
+            guess = jnp.argmax(network.apply(variables, images), axis=-1)
             return right + jnp.sum((guess == tests.labels[samples]) & (positions < size), dtype=jnp.int32)
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
         density = jnp.float32(jnp.nan) if masks_in_use is None else masks.density(masks_in_use)
         return Evaluation(right / size, density)
 
-    return over_agents(one, world.hyper, state.agents, state.heard, tests.indices, tests.sizes, chunk=chunk)
+    own = (tests.indices, tests.sizes, tests.skew)
+    return over_agents(one, world.hyper, state.agents, state.heard, *own, chunk=chunk)
 
 
 def packed_masks(algorithm: Algorithm, world: World, state: State, *, chunk: int | None = None) -> Any:

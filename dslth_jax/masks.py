@@ -122,6 +122,34 @@ def _end_of_ties(ties: Bool[Array, "size"], excess: Int[Array, ""]) -> Int[Array
     return lax.while_loop(open_bracket, halve, (low, size))[1]
 
 
+def revive(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Scores in which every exact zero is a positive number far below all others; gradients pass unchanged.
+
+    Otherwise a zero has no sign: neither fusion nor a gradient reaches it again. The number is the root of the smallest
+    normal one, so that its products are no zeros either. Ours.
+
+    >>> revive(jnp.array([0.0, -2.0])).tolist()
+    [1.0842021724855044e-19, -2.0]
+    """
+    tiny = math.sqrt(jnp.finfo(scores.dtype).smallest_normal)
+    return scores + lax.stop_gradient(jnp.where(scores == 0, tiny, 0).astype(scores.dtype))
+
+
+def drop_filters(mask: Float[Array, "*inputs outputs"], smallest: int) -> Float[Array, "*inputs outputs"]:
+    """The mask without filters of at most `smallest` kept entries, if the layer's filters keep more on average.
+
+    A filter is everything that feeds one output. Gradients pass straight through to every entry, dropped or not, as in
+    `threshold`. The authors' code has such a rule, of 20, and does not use it.
+
+    >>> drop_filters(jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]), 1).tolist()
+    [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+    """
+    kept = jnp.sum(mask != 0, axis=tuple(range(mask.ndim - 1)), dtype=jnp.int32)
+    dropped = (kept <= smallest) & (jnp.sum(kept) > smallest * kept.size)
+    drop = mask * jnp.expand_dims(dropped.astype(mask.dtype), range(mask.ndim - 1))
+    return mask - lax.stop_gradient(drop)
+
+
 def density(masks: PyTree[Array]) -> Float[Array, ""]:
     """The share of all entries, of all layers together, that `masks` keep.
 

@@ -2,19 +2,21 @@
 
 The paper's symbols: w the shared random weights, z an agent's scores, m its mask, m̄ the mean mask of its neighbours,
 a the amplitude, y = z + a · sign(z) ⊙ m̄ the fused scores, r the retention, R the group lasso and λ its weight, f the
-loss of a minibatch at v = w ⊙ m, η and η' the steps.
+loss of a minibatch at v = w ⊙ m, η and η' the steps. One round, in the two orders there are:
 
-One round in the order in which the authors' program runs (the paper fine-tunes before it thresholds and sends):
+    order "code", of the authors' program                order "paper", as published
 
-    local step     z ← z − η (g + wd · z),  g = ∂f/∂z at the mask of (z, m̄ heard last)     }
-                   z ← prox of η λ R                                                       } send
-    threshold      m = Thres(|z + a · sign(z) ⊙ m̄|; r), sent as bits                        }
-    exchange       m̄ ← mean of the neighbours' masks                                          population.round
-    fine-tuning    z ← z − η' · g ⊙ m̄                                                       receive
+    local step    z ← z − η (g + wd · z)       }         local step    the same                        }
+                  z ← prox of η λ R            } send    fine-tuning   the same, m̄ heard last          } send
+    threshold     m = Thres(|y|; r)            }         threshold     the same                        }
+    exchange      m̄ ← mean of what is sent               exchange      the same
+    fine-tuning   z ← z − η' · g' ⊙ m̄            receive
 
-Switches of the method that stand elsewhere or are still to come each have one place: the order and the gradient of
-fine-tuning in `send` and `receive`, its weight in `fine_tune`, a filter rule and `revive` in `personal_masks`, an
-optimizer as `mce_pl`'s argument, schedules in the values of `Hyper`, the random weights in `models.py`.
+where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or the gradient at the scores after the local step.
+
+Each switch has one place: the order in `send` and `receive`, the gradient of fine-tuning in `fine_tuned`, its weight in
+`fine_tune`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it calls, schedules in
+the values of `Hyper`, the random weights in `models.py`.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -27,7 +29,8 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import group_lasso, masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
-from dslth_jax.models import Network, uniform_by_fan_in
+from dslth_jax.models import Network, draw_like, uniform_by_fan_in
+from dslth_jax.naming import expect_choice
 
 Scores: TypeAlias = PyTree[Float[Array, "..."]]
 
@@ -53,107 +56,165 @@ class Agent(NamedTuple):
     optimizer: optax.OptState
 
 
+class MaskRule(NamedTuple):
+    """How fused scores become masks and kept weights, where the authors' code and its variants differ. Static."""
+
+    smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
+    revive: bool = False  # a score of exactly zero counts as a tiny positive number, else it is dead
+    scale_by_retention: bool = False  # divide kept weights by the root of the share their layer keeps
+
+
+AS_IN_CODE = MaskRule()
+
+
 def mce_pl(
     network: Network,
     *,
+    order: Literal["code", "paper"] = "code",
+    fine_tune_gradient: Literal["reused", "recomputed"] = "reused",
+    fine_tune_weight: Literal["mean", "touched"] = "mean",
     group_lasso_form: Literal["proximal", "penalty"] = "proximal",
     penalty_on: Literal["fused", "scores"] = "fused",
+    start_scores: Literal["shared", "personal"] = "shared",
+    mask_rule: MaskRule = AS_IN_CODE,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Algorithm:
-    """MCE-PL on `network`.
+    """MCE-PL on `network`. Defaults are those of the authors' code.
 
     Args:
         network: whose masked weights get scores.
-        group_lasso_form: λR as a proximal step after the local step, or as a term of the loss.
+        order: "code" sends the mask before fine-tuning, "paper" after it.
+        fine_tune_gradient: the last local step's again, or computed anew: on the round's last minibatch, at the scores
+            after the local steps, with what was heard last.
+        fine_tune_weight: entries move by m̄ times the gradient, or fully where any neighbour keeps them.
+        group_lasso_form: λR as a proximal step after the local steps, or as a term of the loss.
         penalty_on: what the term of the loss is taken of: the aggregation tensor y (as in the authors' code) or z.
-        optimizer: gives the local step's direction from g; the step size multiplies outside. None is plain descent.
+        start_scores: all agents start with common scores, or each with its own.
+        mask_rule: see `MaskRule`.
+        optimizer: makes each gradient a direction; the step size multiplies outside. None is plain descent. A reused
+            gradient is the direction of the step; a recomputed one passes through the optimizer like any other.
     """
-    if group_lasso_form not in ("proximal", "penalty"):
-        raise ValueError(f"group_lasso_form must be 'proximal' or 'penalty', got {group_lasso_form!r}")
-    if penalty_on not in ("fused", "scores"):
-        raise ValueError(f"penalty_on must be 'fused' or 'scores', got {penalty_on!r}")
-    direction = optimizer or optax.identity()
+    expect_choice("order", order, ("code", "paper"))
+    expect_choice("fine_tune_gradient", fine_tune_gradient, ("reused", "recomputed"))
+    expect_choice("fine_tune_weight", fine_tune_weight, ("mean", "touched"))
+    expect_choice("group_lasso_form", group_lasso_form, ("proximal", "penalty"))
+    expect_choice("penalty_on", penalty_on, ("fused", "scores"))
+    expect_choice("start_scores", start_scores, ("shared", "personal"))
+    descent = optimizer or optax.identity()
 
     def loss_fn(scores: Scores, world: World, heard: Heard, batch: Batches) -> tuple[Array, Array]:
-        variables, _ = personal_model(world, scores, heard)
+        variables, _ = personal_model(world, scores, heard, mask_rule)
         data_loss = batch_loss(network, variables, batch)
         if group_lasso_form == "proximal":
             return data_loss, data_loss
-        kernels = scores if penalty_on == "scores" else fused_scores(world, scores, heard)
+        kernels = scores if penalty_on == "scores" else fused_scores(world, scores, heard, mask_rule)
         return data_loss + world.hyper.group_lasso * group_lasso.penalty(kernels), data_loss
 
-    def local_step(world: World, agent: Agent, heard: Heard, batch: Batches) -> tuple[tuple[Agent, Scores], Array]:
-        """Descend the batch's loss on z; returns the direction too: g, or what the optimizer made of it, no decay."""
-        hyper = world.hyper
+    def direction(world: World, agent: Agent, heard: Heard, batch: Batches) -> tuple[Agent, Scores, Array]:
+        """g on a minibatch, or what the optimizer makes of it; decay is no part of it."""
         gradient, loss = jax.grad(loss_fn, has_aux=True)(agent.scores, world, heard, batch)
-        step, optimizer_state = direction.update(gradient, agent.optimizer, agent.scores)
-        scores = jax.tree.map(lambda z, g: z - hyper.lr * (g + hyper.weight_decay * z), agent.scores, step)
-        return (Agent(scores, optimizer_state), step), loss
+        step, state = descent.update(gradient, agent.optimizer, agent.scores)
+        return agent._replace(optimizer=state), step, loss
+
+    def local_steps(world: World, agent: Agent, heard: Heard, batches: Batches) -> tuple[Agent, Scores, Array]:
+        """Descend each minibatch's loss on z, then the proximal step; returns the last direction and the mean loss."""
+        hyper = world.hyper
+
+        def one(carry: tuple[Agent, Scores], batch: Batches) -> tuple[tuple[Agent, Scores], Array]:
+            agent, step, loss = direction(world, carry[0], heard, batch)
+            scores = jax.tree.map(lambda z, g: z - hyper.lr * (g + hyper.weight_decay * z), agent.scores, step)
+            return (agent._replace(scores=scores), step), loss
+
+        start = (agent, jax.tree.map(jnp.zeros_like, agent.scores))
+        (agent, step), losses = jax.lax.scan(one, start, jax.tree.map(lambda x: x[:-1], batches))
+        if group_lasso_form == "proximal":
+            strength = hyper.lr * hyper.group_lasso
+            shrunk = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), agent.scores)
+            agent = agent._replace(scores=shrunk)
+        return agent, step, jnp.mean(losses)
+
+    def fine_tuned(world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches) -> Agent:
+        """After fine-tuning, with the direction in `carry` or with one computed anew."""
+        step = carry
+        if fine_tune_gradient == "recomputed":
+            moved, step, _ = direction(world, agent, heard, jax.tree.map(lambda x: x[-1], batches))
+            # Who heard nobody has nothing to fine-tune, and its optimizer has not moved either.
+            agent = jax.tree.map(lambda new, old: jnp.where(heard.degree > 0, new, old), moved, agent)
+        return agent._replace(scores=fine_tune(world, agent.scores, step, heard, fine_tune_weight))
 
     def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
-        del key  # scores at the start are shared: all agents draw them from the world's key
-        scores_key, masks_key = jax.random.split(world.key)
-        scores = common_draw(scores_key, world.weights, uniform_by_fan_in)
-        message = common_draw(masks_key, world.weights, jax.random.uniform)
+        common_scores_key, masks_key = jax.random.split(world.key)
+        scores = draw_like(key if start_scores == "personal" else common_scores_key, world.weights, uniform_by_fan_in)
+        message = draw_like(masks_key, world.weights, jax.random.uniform)
         start = jax.tree.map(lambda u, kept: masks.pack(u < kept / u.size), message, world.hyper.kept)
-        return Agent(scores, direction.init(scores)), start
+        return Agent(scores, descent.init(scores)), start
 
     def send(
         key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, Scores, Any, dict[str, Array]]:
+    ) -> tuple[Agent, Scores | None, Any, dict[str, Array]]:
         del key
-
-        def step(carry: tuple[Agent, Scores], batch: Batches) -> tuple[tuple[Agent, Scores], Array]:
-            agent, _ = carry
-            return local_step(world, agent, heard, batch)
-
-        # Carry the direction along, for it is the last step's that fine-tuning reuses.
-        local_batches = jax.tree.map(lambda x: x[:-1], batches)
-        start = (agent, jax.tree.map(jnp.zeros_like, agent.scores))
-        (agent, gradient), losses = jax.lax.scan(step, start, local_batches)
-        if group_lasso_form == "proximal":
-            strength = world.hyper.lr * world.hyper.group_lasso
-            shrunk = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), agent.scores)
-            agent = agent._replace(scores=shrunk)
-        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard))
-        return agent, gradient, message, {"loss": jnp.mean(losses)}
+        agent, step, loss = local_steps(world, agent, heard, batches)
+        carry = step if fine_tune_gradient == "reused" else None
+        if order == "paper":
+            agent, carry = fine_tuned(world, agent, carry, heard, batches), None
+        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard, mask_rule))
+        return agent, carry, message, {"loss": loss}
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: Scores, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
-        del key, batches  # the gradient is the local step's, reused
-        scores = fine_tune(world, agent.scores, carry, heard)
+        del key
+        if order == "code":
+            agent = fine_tuned(world, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
-        return agent._replace(scores=scores), {"score_magnitude": optax.tree.norm(scores, ord=1)}
+        return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
     def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        return personal_model(world, agent.scores, heard)
+        return personal_model(world, agent.scores, heard, mask_rule)
 
     return Algorithm(init, send, receive, model)
 
 
-def fused_scores(world: World, scores: Scores, heard: Heard) -> Scores:
+def fused_scores(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """y of every layer, from an agent's scores and what it heard last."""
     mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
-    return jax.tree.map(lambda z, m: masks.fuse(z, m, world.hyper.amplitude), scores, mean)
+    alive = jax.tree.map(masks.revive, scores) if rule.revive else scores
+    return jax.tree.map(lambda z, m: masks.fuse(z, m, world.hyper.amplitude), alive, mean)
 
 
-def personal_masks(world: World, scores: Scores, heard: Heard) -> Scores:
-    """m = Thres(|y|; r) of every layer."""
-    return jax.tree.map(masks.threshold, fused_scores(world, scores, heard), world.hyper.kept)
+def personal_masks(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
+    """m = Thres(|y|; r) of every layer, and after it the filter rule where there is one."""
+    personal = jax.tree.map(masks.threshold, fused_scores(world, scores, heard, rule), world.hyper.kept)
+    smallest = rule.smallest_filter
+    if smallest is None:
+        return personal
+    return jax.tree.map(lambda m: masks.drop_filters(m, smallest) if m.ndim == 4 else m, personal)
 
 
-def personal_model(world: World, scores: Scores, heard: Heard) -> tuple[Any, Scores]:
+def personal_model(
+    world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE
+) -> tuple[dict[str, Any], Scores]:
     """The variables of v = w ⊙ m, and the masks m."""
-    personal = personal_masks(world, scores, heard)
-    kept = jax.tree.map(jnp.multiply, world.weights, personal)
+    personal = personal_masks(world, scores, heard, rule)
+    weights = world.weights
+    if rule.scale_by_retention:
+        # What is left of a layer then has the variance of the whole: ±√(2 / fan_in) becomes ±√(2 / (fan_in · r)).
+        weights = jax.tree.map(lambda w, kept: w * jnp.sqrt(w.size / kept.astype(w.dtype)), weights, world.hyper.kept)
+    kept = jax.tree.map(jnp.multiply, weights, personal)
     return {"params": kept, "frozen": world.frozen}, personal
 
 
-def fine_tune(world: World, scores: Scores, gradient: Scores, heard: Heard) -> Scores:
-    """z ← z − η' · g ⊙ m̄: the more neighbours keep an entry, the further it goes (paper, personalized fine-tuning)."""
+def fine_tune(
+    world: World, scores: Scores, step: Scores, heard: Heard, weight: Literal["mean", "touched"] = "mean"
+) -> Scores:
+    """z ← z − η' · g ⊙ m̄: the more neighbours keep an entry, the further it goes (paper, personalized fine-tuning).
+
+    With the weight "touched" g ⊙ [m̄ > 0]. Nobody heard, nothing moves.
+    """
     mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
-    return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, gradient, mean)
+    if weight == "touched":
+        mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
+    return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, step, mean)
 
 
 def batch_loss(network: Network, variables: Any, batch: Batches) -> Float[Array, ""]:
@@ -161,13 +222,6 @@ def batch_loss(network: Network, variables: Any, batch: Batches) -> Float[Array,
     logits = network.apply(variables, batch.images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
-
-
-def common_draw(key: Key[Array, ""], like: PyTree[Array], draw: Any) -> PyTree[Array]:
-    """`draw(key, shape, dtype)` for every leaf of `like`, each with a key of its own."""
-    leaves, tree = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(tree, [draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
 def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: float | None = None) -> PyTree[int]:

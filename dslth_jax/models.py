@@ -1,13 +1,14 @@
 """The networks, as `Network(init, apply)`: the only file that imports flax.
 
 Every network takes uint8 images, splits its parameters into masked kernels (collection "params") and frozen biases
-(collection "frozen"), and follows the kernels' dtype. One agent's world.
+(collection "frozen"), and follows the kernels' dtype. One agent's world. To add a network, write its flax module of
+`Conv` and `Linear` and name it in `MODULES`.
 """
 
 import math
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from dslth_jax.convolution import convolve, max_pool
+from dslth_jax.naming import expect_choice
 
 
 class Network(NamedTuple):
@@ -34,6 +36,32 @@ def uniform_by_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = 
     """U(±1/√fan_in) for a kernel whose last axis is its outputs: the weights and start scores of the authors' code."""
     bound = 1 / math.sqrt(math.prod(shape[:-1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def signed_constant(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """±√(2/fan_in), signs at random (Ramanujan et al., CVPR 2020); a rule of masks may scale it by retention."""
+    bound = math.sqrt(2 / math.prod(shape[:-1]))
+    return jnp.where(jax.random.bernoulli(key, shape=shape), bound, -bound).astype(dtype)
+
+
+def unit_uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+    """U[-1, 1], the weights of the paper's theorem. Sums over many inputs are large: take small steps."""
+    return jax.random.uniform(key, shape, dtype, -1, 1)
+
+
+Draw = Callable[[Key[Array, ""], tuple[int, ...], Any], Array]
+WEIGHTS: dict[str, Draw] = {
+    "uniform-by-fan-in": uniform_by_fan_in,
+    "signed-constant": signed_constant,
+    "uniform": unit_uniform,
+}
+
+
+def draw_like(key: Key[Array, ""], like: PyTree[Array], draw: Draw) -> PyTree[Array]:
+    """`draw(key, shape, dtype)` for every leaf of `like`, each with a key of its own."""
+    leaves, tree = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(tree, [draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
 class Conv(nn.Module):
@@ -71,7 +99,7 @@ class AlexNet(nn.Module):
     """The authors' network for 32x32 images: three 5x5 convolutions, two linear layers, 1,227,328 masked entries."""
 
     classes: int
-    elu_on_logits: bool = True
+    smallest_side: ClassVar[int] = 21  # of an image, so that every pooling has a window
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
@@ -80,15 +108,14 @@ class AlexNet(nn.Module):
             values = max_pool(pad_with_lowest(local_response_norm(values, alpha), pool_padding))
         values = values.reshape(values.shape[0], -1)
         values = elu(Linear(192, name="linear1")(values))
-        logits = Linear(self.classes, name="linear2")(values)
-        return elu(logits) if self.elu_on_logits else logits
+        return Linear(self.classes, name="linear2")(values)
 
 
 class SmallNet(nn.Module):
     """For small grey images such as scikit-learn's digits: two 3x3 convolutions and two linear layers."""
 
     classes: int
-    elu_on_logits: bool = True
+    smallest_side: ClassVar[int] = 1
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
@@ -96,40 +123,99 @@ class SmallNet(nn.Module):
         values = max_pool(pad_with_lowest(elu(Conv(64, side=3, padding=1, name="conv2")(values)), 1))
         values = values.reshape(values.shape[0], -1)
         values = elu(Linear(128, name="linear1")(values))
-        logits = Linear(self.classes, name="linear2")(values)
-        return elu(logits) if self.elu_on_logits else logits
+        return Linear(self.classes, name="linear2")(values)
 
 
-MODULES: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "small": SmallNet}
-SMALLEST_SIDE = {"alexnet": 21, "small": 1}  # of an image, so that every pooling has a window
+class Conv4(nn.Module):
+    """Conv-4 of the lottery ticket papers (Frankle and Carbin 2019): 3x3 convolutions in pairs, three linear layers."""
+
+    classes: int
+    smallest_side: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, values: Array) -> Array:
+        for number, features in enumerate((64, 128)):
+            values = nn.relu(Conv(features, side=3, padding=1, name=f"conv{2 * number + 1}")(values))
+            values = nn.relu(Conv(features, side=3, padding=1, name=f"conv{2 * number + 2}")(values))
+            values = max_pool_pairs(values)
+        values = values.reshape(values.shape[0], -1)
+        for number in (1, 2):
+            values = nn.relu(Linear(256, name=f"linear{number}")(values))
+        return Linear(self.classes, name="linear3")(values)
+
+
+class MLP(nn.Module):
+    """LeNet-300-100: two hidden linear layers, for images of any size."""
+
+    classes: int
+    smallest_side: ClassVar[int] = 1
+
+    @nn.compact
+    def __call__(self, values: Array) -> Array:
+        values = values.reshape(values.shape[0], -1)
+        for number, features in enumerate((300, 100), 1):
+            values = nn.relu(Linear(features, name=f"linear{number}")(values))
+        return Linear(self.classes, name="linear3")(values)
+
+
+MODULES: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "small": SmallNet, "conv4": Conv4, "mlp": MLP}
 
 
 def network_by_name(name: str, image_shape: tuple[int, int, int], classes: int, **settings: Any) -> Network:
-    """The network called `name`, for images of `image_shape` (height, width, channels).
+    """The network called `name` in `MODULES`, for images of `image_shape` (height, width, channels).
 
-    `settings` are the module's fields, such as `elu_on_logits`.
+    `settings` are those of `network_of`.
     """
-    if name not in MODULES:
-        raise ValueError(f"model must be one of {', '.join(MODULES)}, got {name!r}")
-    if min(image_shape[:2]) < SMALLEST_SIDE[name]:
+    expect_choice("model", name, tuple(MODULES))
+    smallest = getattr(MODULES[name], "smallest_side", 1)
+    if min(image_shape[:2]) < smallest:
         raise ValueError(
-            f"the model {name} needs images of at least {SMALLEST_SIDE[name]} pixels a side, "
+            f"the model {name} needs images of at least {smallest} pixels a side, "
             f"got {image_shape[0]}x{image_shape[1]}: choose another --model"
         )
-    return network_of(MODULES[name](classes=classes, **settings), image_shape)
+    return network_of(MODULES[name](classes=classes), image_shape, **settings)
 
 
-def network_of(module: nn.Module, image_shape: tuple[int, int, int]) -> Network:
-    """A `Network` from a flax module: its "params" are masked, its "frozen" collection is not."""
+def largest_fitting(image_shape: tuple[int, int, int]) -> str:
+    """The authors' network where images are large enough for it, else the small one."""
+    return "alexnet" if min(image_shape[:2]) >= AlexNet.smallest_side else "small"
+
+
+def network_of(
+    module: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    weights: str | None = None,
+    zero_biases: bool = False,
+    elu_on_logits: bool = False,
+) -> Network:
+    """A `Network` from a flax module: its "params" are masked, its "frozen" collection is not.
+
+    Args:
+        module: takes images in [-1, 1] of any dtype, returns logits.
+        image_shape: (height, width, channels).
+        weights: a key of `WEIGHTS`, by which every kernel is drawn; None leaves it to the module.
+        zero_biases: frozen leaves called "bias" are 0 instead of random.
+        elu_on_logits: put an ELU on the logits, as the authors' code does.
+    """
+    if weights is not None:
+        expect_choice("weights", weights, tuple(WEIGHTS))
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         variables = module.init(key, jnp.zeros((1, *image_shape), jnp.result_type(float)))
-        return variables["params"], variables.get("frozen", {})
+        masked, frozen = variables["params"], variables.get("frozen", {})
+        if weights is not None:
+            masked = draw_like(key, masked, WEIGHTS[weights])
+        if zero_biases:
+            frozen = jax.tree_util.tree_map_with_path(
+                lambda path, leaf: jnp.zeros_like(leaf) if path[-1].key == "bias" else leaf, frozen
+            )
+        return masked, frozen
 
     def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         logits: Any = module.apply(variables, to_unit_range(images, dtype))
-        return logits
+        return elu(logits) if elu_on_logits else logits
 
     return Network(init, apply)
 
@@ -160,6 +246,13 @@ elu.defvjp(_elu_forward, _elu_backward)
 def pad_with_lowest(images: Array, padding: int) -> Array:
     """`padding` rows and columns of -inf on every side, which no maximum sees."""
     return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+
+
+def max_pool_pairs(images: Array) -> Array:
+    """Max pooling of 2x2 windows side by side; an odd last row or column is left out, as PyTorch does."""
+    height, width = (side - side % 2 for side in images.shape[1:3])
+    rows = jnp.maximum(images[:, 0:height:2], images[:, 1:height:2])
+    return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
 
 
 def local_response_norm(values: Float[Array, "*axes channels"], alpha: float) -> Float[Array, "*axes channels"]:

@@ -1,6 +1,7 @@
 """The driver: one round of everyone. The only place that maps over agents, draws batches and exchanges."""
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -10,9 +11,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World
-from dslth_jax.exchange import hear
+from dslth_jax.exchange import hear, silence
 from dslth_jax.models import Network
-from dslth_jax.topology import Graph
+from dslth_jax.skew import Skew, see
+from dslth_jax.topology import Graph, Topology, listeners
 
 
 class State(NamedTuple):
@@ -25,17 +27,18 @@ class State(NamedTuple):
 
 
 class Shares(NamedTuple):
-    """A data set, common to all, and which of its samples each agent holds."""
+    """A data set, common to all, which of its samples each agent holds, and how each sees them."""
 
     images: UInt8[Array | np.ndarray, "samples height width channels"]
     labels: Int[Array | np.ndarray, "samples"]
     indices: Int[Array | np.ndarray, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
     sizes: Int[Array | np.ndarray, "agents"]  # how many are its own
+    skew: Skew = Skew()  # leaves with an agents axis
 
 
-# One number for each use of an agent's key in a round, and one that sets agents' keys apart from what all share.
+# One number for each use of an agent's key in a round, and two that set agents' and graphs' keys apart from the rest.
 INIT, SEND, RECEIVE, DRAW = range(4)
-AGENTS = 2**31
+AGENTS, GRAPHS = 2**31, 2**31 + 1
 
 
 def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None = None) -> Any:
@@ -69,6 +72,14 @@ def world_of(network: Network, key: Key[Array, ""], hyper: Any, round: Any, roun
     return World(weights, frozen, hyper, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
 
 
+def graph_in(world: World, topology: Topology) -> Graph:
+    """The graph of the world's round."""
+    if topology.redraw is None:
+        return topology.graph
+    key = jax.random.fold_in(jax.random.fold_in(world.key, GRAPHS), world.round)
+    return topology.redraw(key, topology.graph)
+
+
 def init(algorithm: Algorithm, world: World, graph: Graph, *, agents: int, chunk: int | None = None) -> State:
     """The state before the first round, in which everybody has heard its neighbours' start messages."""
 
@@ -88,8 +99,9 @@ def round(
     *,
     batch_size: int,
     local_steps: int = 1,
+    exchange_every: int | Int[Array, ""] = 1,
     chunk: int | None = None,
-) -> tuple[State, dict[str, Array]]:
+) -> tuple[State, dict[str, Any]]:
     """One round: everybody sends, all exchange at once, everybody receives.
 
     Args:
@@ -99,38 +111,57 @@ def round(
         shares: training samples.
         graph: who hears whom in this round.
         batch_size: samples a minibatch, `local_steps` minibatches (and one more) a round: both static.
+        exchange_every: rounds from one exchange to the next, which is the last of each such stretch. In a silent
+            round nothing is sent, `receive` hears nobody, and the state keeps what was sent and heard last.
         chunk: see `over_agents`.
 
-    Returns the new state and per-agent diagnostics: the algorithm's own, `kept` (entries in the sent mask) and
-    `flipped` (mask entries that changed since the last message).
+    Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; `kept`, a pytree of
+    how many entries of each layer the agent's new mask keeps; `flipped`, how many entries of it differ from what the
+    agent last sent; `listeners`, over how many links this round's message travelled.
     """
     numbers = jnp.arange(shares.sizes.shape[0])
 
     # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
-    def batches_of(number: Array, indices: Array, size: Array) -> Batches:
-        keys = jax.random.split(agent_key(world, number, DRAW), local_steps + 1)
-        drawn, present = jax.vmap(lambda key: draw(key, indices, size, batch_size))(keys)
-        return Batches(shares.images[drawn], shares.labels[drawn], present)
+    def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
+        def batch(key: Array) -> Batches:
+            drawn, present = draw(key, indices, size, batch_size)
+            return Batches(see(shares.images[drawn], drawn, skew), shares.labels[drawn], present)
 
-    def send(number: Array, hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array) -> Any:
+        return jax.vmap(batch)(jax.random.split(agent_key(world, number, DRAW), local_steps + 1))
+
+    def send(number: Array, hyper: Any, agent: Any, heard: Heard, *own: Any) -> Any:
         key, own_world = agent_key(world, number, SEND), world._replace(hyper=hyper)
-        return algorithm.send(key, own_world, agent, heard, batches_of(number, indices, size))
+        return algorithm.send(key, own_world, agent, heard, batches_of(number, *own))
 
-    def receive(number: Array, hyper: Any, agent: Any, carry: Any, heard: Heard, indices: Array, size: Array) -> Any:
+    def receive(number: Array, hyper: Any, agent: Any, carry: Any, heard: Heard, *own: Any) -> Any:
         key, own_world = agent_key(world, number, RECEIVE), world._replace(hyper=hyper)
-        return algorithm.receive(key, own_world, agent, carry, heard, batches_of(number, indices, size))
+        return algorithm.receive(key, own_world, agent, carry, heard, batches_of(number, *own))
 
-    own_samples = (shares.indices, shares.sizes)
-    agents, carry, sent, sent_info = over_agents(
-        send, numbers, world.hyper, state.agents, state.heard, *own_samples, chunk=chunk
+    own = (shares.indices, shares.sizes, shares.skew)
+    agents, carry, message, sent_info = over_agents(
+        send, numbers, world.hyper, state.agents, state.heard, *own, chunk=chunk
     )
-    heard = exchange(world, sent, graph, chunk)
-    agents, received_info = over_agents(receive, numbers, world.hyper, agents, carry, heard, *own_samples, chunk=chunk)
+
+    def speak() -> tuple[Heard, Heard, Any, Array]:
+        heard = exchange(world, message, graph, chunk)
+        return heard, heard, message, listeners(graph, numbers.size)
+
+    def stay_silent() -> tuple[Heard, Heard, Any, Array]:
+        nothing = silence(world.weights, numbers.size, graph)
+        nobody = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (numbers.size, *leaf.shape)), nothing)
+        return nobody, state.heard, state.sent, jnp.zeros(numbers.size, jnp.int32)
+
+    always = isinstance(exchange_every, int) and exchange_every == 1
+    due = (state.round + 1) % exchange_every == 0
+    heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
+    agents, received_info = over_agents(receive, numbers, world.hyper, agents, carry, heard_now, *own, chunk=chunk)
+    changed = jax.tree.map(jnp.bitwise_xor, message, state.sent)
     info = {
         **sent_info,
         **received_info,
-        "kept": ones(sent),
-        "flipped": ones(jax.tree.map(jnp.bitwise_xor, sent, state.sent)),
+        "kept": jax.tree.map(ones, message),
+        "flipped": reduce(jnp.add, map(ones, jax.tree.leaves(changed))),
+        "listeners": links,
     }
     return State(agents, heard, sent, state.round + 1), info
 
@@ -164,7 +195,6 @@ def draw(
     return indices[order[jnp.minimum(positions, capacity - 1)]], positions < size
 
 
-def ones(bits: PyTree[UInt8[Array, "agents _"]]) -> Int[Array, "agents"]:
-    """How many ones each agent's packed bits hold, all layers together."""
-    leaves = jax.tree.leaves(bits)
-    return sum((jnp.sum(jnp.bitwise_count(leaf), axis=1, dtype=jnp.int32) for leaf in leaves), jnp.int32(0))
+def ones(bits: UInt8[Array, "agents bytes"]) -> Int[Array, "agents"]:
+    """How many ones each agent's packed bits hold."""
+    return jnp.sum(jnp.bitwise_count(bits), axis=1, dtype=jnp.int32)

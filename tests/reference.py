@@ -1,9 +1,11 @@
 """The round as plain numpy loops over agents, written from the formulas: the oracle of the compiled population round.
 
-It knows no packing, no vmap and no driver. `gradient_fn(v, batch) -> (dv, loss)` is the derivative of a minibatch's
-mean cross-entropy with respect to v = w * m, layer by layer; everything else is here. Layers are dicts of arrays.
+It knows no packing, no vmap, no driver and no optax. `gradient_fn(v, batch) -> (dv, loss)` is the derivative of a
+minibatch's mean cross-entropy with respect to v = w * m, layer by layer; everything else is here. Layers are dicts of
+arrays.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -34,6 +36,17 @@ def groups(z):
     return z.reshape(-1, z.shape[-1])
 
 
+def drop_filters(mask, smallest):
+    """Without filters of few entries, unless the layer's filters keep as few on average."""
+    left = groups(mask.copy())
+    kept = [int(left[:, output].sum()) for output in range(left.shape[1])]
+    if np.mean(kept) > smallest:
+        for output, count in enumerate(kept):
+            if count <= smallest:
+                left[:, output] = 0
+    return left.reshape(mask.shape)
+
+
 def proximal_step(z, strength):
     shrunk = groups(z.copy())
     for output in range(shrunk.shape[1]):
@@ -52,65 +65,151 @@ def penalty_gradient(z):
     return gradient.reshape(z.shape)
 
 
+def metropolis(adjacency):
+    """The Metropolis weight of every link of an undirected graph."""
+    degree = adjacency.sum(axis=1)
+    weights = np.zeros(adjacency.shape)
+    for i, j in np.argwhere(adjacency):
+        weights[i, j] = 1 / (1 + max(degree[i], degree[j]))
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Switches:
+    """The method's variants."""
+
+    order: str = "code"
+    fine_tune_gradient: str = "reused"
+    fine_tune_weight: str = "mean"
+    group_lasso_form: str = "proximal"
+    penalty_on: str = "fused"
+    smallest_filter: int | None = None
+    revive: bool = False
+    scale_by_retention: bool = False
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    second_momentum: float = 0.99
+    exchange_every: int = 1
+
+
+class Optimizer:
+    """Plain descent, heavy-ball momentum or Adam (Kingma and Ba 2015) of one agent, layer by layer."""
+
+    def __init__(self, switches):
+        self.switches, self.steps, self.first, self.second = switches, 0, {}, {}
+
+    def direction(self, gradients):
+        s, self.steps = self.switches, self.steps + 1
+        out = {}
+        for layer, g in gradients.items():
+            if s.optimizer == "sgd":
+                out[layer] = g
+            elif s.optimizer == "momentum":
+                out[layer] = self.first[layer] = g + s.momentum * self.first.get(layer, 0)
+            else:
+                self.first[layer] = s.momentum * self.first.get(layer, 0) + (1 - s.momentum) * g
+                self.second[layer] = s.second_momentum * self.second.get(layer, 0) + (1 - s.second_momentum) * g**2
+                mean = self.first[layer] / (1 - s.momentum**self.steps)
+                square = self.second[layer] / (1 - s.second_momentum**self.steps)
+                out[layer] = mean / (np.sqrt(square) + 1e-8)
+        return out
+
+
 class Population:
-    """Everything of an agent is one entry of a list; its settings are a dict of lr, fine_tune_lr, weight_decay,
-    group_lasso, amplitude, form ("proximal" or "penalty") and on ("fused" or "scores")."""
+    """Everything of an agent is one entry of a list. `mixing[i][j]` is the weight with which i hears j.
 
-    def __init__(self, weights, scores, start_masks, adjacency, counts, settings, gradient_fn):
-        self.weights, self.adjacency, self.counts = weights, adjacency, counts
-        self.settings, self.gradient_fn = settings, gradient_fn
+    An agent's settings of a round are a dict of lr, fine_tune_lr, weight_decay, group_lasso, amplitude and, layer by
+    layer, counts.
+    """
+
+    def __init__(self, weights, scores, start_masks, mixing, gradient_fn, switches):
+        self.weights, self.gradient_fn, self.switches = weights, gradient_fn, switches
         self.scores = [{layer: z.copy() for layer, z in own.items()} for own in scores]
-        self.sent = start_masks
-        self.heard = [self.listen(agent) for agent in range(len(scores))]
+        self.optimizers = [Optimizer(switches) for _ in scores]
+        self.sent, self.rounds = start_masks, 0
+        self.heard = [self.listen(agent, mixing) for agent in range(len(scores))]
 
-    def listen(self, agent):
+    def listen(self, agent, mixing):
         """The neighbours' mean mask; zeros where there are none."""
-        neighbours = [j for j in range(len(self.adjacency)) if self.adjacency[agent][j]]
+        neighbours = [j for j in range(len(mixing)) if mixing[agent][j]]
+        total_weight = sum(mixing[agent][j] for j in neighbours)
         mean = {}
         for layer, w in self.weights.items():
             total = np.zeros_like(w)
             for j in neighbours:
-                total += self.sent[j][layer]
-            mean[layer] = total / len(neighbours) if neighbours else total
+                total += mixing[agent][j] * self.sent[j][layer]
+            mean[layer] = total / total_weight if neighbours else total
         return mean
 
-    def masks(self, agent):
+    def alive(self, z):
+        return np.where(z == 0, math.sqrt(np.finfo(z.dtype).tiny), z) if self.switches.revive else z
+
+    def masks(self, agent, settings, heard):
         masks = {}
         for layer, z in self.scores[agent].items():
-            y = fuse(z, self.heard[agent][layer], self.settings[agent]["amplitude"])
-            masks[layer] = threshold(y, self.counts[agent][layer])
+            y = fuse(self.alive(z), heard[layer], settings["amplitude"])
+            masks[layer] = threshold(y, settings["counts"][layer])
+            if self.switches.smallest_filter is not None and z.ndim == 4:
+                masks[layer] = drop_filters(masks[layer], self.switches.smallest_filter)
         return masks
 
-    def local_step(self, agent, batch):
-        """Returns the gradient that fine-tuning reuses and the loss before the step."""
-        s = self.settings[agent]
-        masks = self.masks(agent)
-        dv, loss = self.gradient_fn({layer: w * masks[layer] for layer, w in self.weights.items()}, batch)
+    def kept_weights(self, settings):
+        """w, scaled where the switch says so."""
+        if not self.switches.scale_by_retention:
+            return self.weights
+        return {layer: w / math.sqrt(settings["counts"][layer] / w.size) for layer, w in self.weights.items()}
+
+    def direction(self, agent, settings, heard, batch):
+        """What the optimizer makes of the gradient on a batch, and the loss."""
+        masks, weights = self.masks(agent, settings, heard), self.kept_weights(settings)
+        dv, loss = self.gradient_fn({layer: w * masks[layer] for layer, w in weights.items()}, batch)
         gradient = {}
         for layer, z in self.scores[agent].items():
-            g = np.sign(z) * self.weights[layer] * dv[layer]
-            if s["form"] == "penalty":
-                y = z if s["on"] == "scores" else fuse(z, self.heard[agent][layer], s["amplitude"])
-                g = g + s["group_lasso"] * penalty_gradient(y)
+            alive = self.alive(z)
+            g = np.sign(alive) * weights[layer] * dv[layer]
+            if self.switches.group_lasso_form == "penalty":
+                y = z if self.switches.penalty_on == "scores" else fuse(alive, heard[layer], settings["amplitude"])
+                g = g + settings["group_lasso"] * penalty_gradient(y)
             gradient[layer] = g
-            self.scores[agent][layer] = z - s["lr"] * (g + s["weight_decay"] * z)
-        return gradient, loss
+        return self.optimizers[agent].direction(gradient), loss
 
-    def round(self, batches):
-        """One round of everyone; `batches[agent]` lists its local minibatches. Returns each agent's mean loss."""
-        gradients, losses, messages = [], [], []
-        for agent, s in enumerate(self.settings):
-            steps = [self.local_step(agent, batch) for batch in batches[agent]]
-            gradients.append(steps[-1][0])
-            losses.append(np.mean([loss for _, loss in steps]))
-            if s["form"] == "proximal":
-                for layer, z in self.scores[agent].items():
-                    self.scores[agent][layer] = proximal_step(z, s["lr"] * s["group_lasso"])
-            messages.append(self.masks(agent))
-        self.sent = messages
-        self.heard = [self.listen(agent) for agent in range(len(self.scores))]
-        for agent, gradient in enumerate(gradients):
-            step = self.settings[agent]["fine_tune_lr"]
+    def local_steps(self, agent, settings, batches):
+        losses = []
+        for batch in batches:
+            step, loss = self.direction(agent, settings, self.heard[agent], batch)
+            losses.append(loss)
             for layer, z in self.scores[agent].items():
-                self.scores[agent][layer] = z - step * gradient[layer] * self.heard[agent][layer]
+                self.scores[agent][layer] = z - settings["lr"] * (step[layer] + settings["weight_decay"] * z)
+        if self.switches.group_lasso_form == "proximal":
+            for layer, z in self.scores[agent].items():
+                self.scores[agent][layer] = proximal_step(z, settings["lr"] * settings["group_lasso"])
+        return step, np.mean(losses)
+
+    def fine_tune(self, agent, settings, step, heard, batch):
+        if not any(mean.any() for mean in heard.values()):
+            return
+        if self.switches.fine_tune_gradient == "recomputed":
+            step, _ = self.direction(agent, settings, heard, batch)
+        for layer, z in self.scores[agent].items():
+            weight = heard[layer] > 0 if self.switches.fine_tune_weight == "touched" else heard[layer]
+            self.scores[agent][layer] = z - settings["fine_tune_lr"] * step[layer] * weight
+
+    def round(self, batches, settings, mixing):
+        """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
+        steps, losses, messages = [], [], []
+        paper_order = self.switches.order == "paper"
+        for agent, s in enumerate(settings):
+            step, loss = self.local_steps(agent, s, batches[agent][:-1])
+            if paper_order:
+                self.fine_tune(agent, s, step, self.heard[agent], batches[agent][-1])
+            steps.append(step)
+            losses.append(loss)
+            messages.append(self.masks(agent, s, self.heard[agent]))
+        self.rounds += 1
+        if self.rounds % self.switches.exchange_every == 0:
+            self.sent = messages
+            self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
+            if not paper_order:
+                for agent, s in enumerate(settings):
+                    self.fine_tune(agent, s, steps[agent], self.heard[agent], batches[agent][-1])
         return losses

@@ -49,7 +49,7 @@ def stacked(values):
 
 def replay(trace):
     """The network, algorithm, world and first state of the trace's run."""
-    network = network_by_name("alexnet", (32, 32, 3), 10)
+    network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True)
     algorithm = mce_pl(network)
     adjacency = trace["adjacency"] != 0
     weights = tree_of(lambda layer: trace[f"w/{layer}"].astype(np.float64))

@@ -19,7 +19,7 @@ from dslth_jax.mcepl import mce_pl
 from dslth_jax.models import network_by_name
 from dslth_jax.population import Shares
 from experiments.run import population_hyper
-from experiments.settings import Settings
+from experiments.settings import Settings, resolve
 
 # Multiply-adds of a forward pass of one sample, and of the part whose input gradient is not needed (conv1).
 FORWARD, FIRST = 41_359_104, 4_320_000
@@ -29,7 +29,7 @@ SAMPLES = 5_000
 def round_timing(agents: int, batch: int, repeats: int) -> tuple[Timing, float]:
     """The timing of one round of `agents`, and its floating-point operations in the network alone."""
     rng = np.random.default_rng(0)
-    network = network_by_name("alexnet", (32, 32, 3), 10)
+    network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True)
     algorithm, key = mce_pl(network), jax.random.key(0)
     capacity = 50_000 // agents
     shares = Shares(
@@ -38,8 +38,10 @@ def round_timing(agents: int, batch: int, repeats: int) -> tuple[Timing, float]:
         rng.integers(0, SAMPLES, (agents, capacity), np.int32),
         np.full(agents, capacity, np.int32),
     )
-    graph = topology.graph_of(topology.adjacency_by_name("erdos-renyi:0.5", agents, 0))
-    hyper, shares, graph = jax.device_put((population_hyper(Settings(agents=agents), network), shares, graph))
+    graph = topology.topology_by_name("erdos-renyi:0.5", agents, 0).graph
+    hyper, shares, graph = jax.device_put(
+        (population_hyper(resolve(Settings(agents=agents)), network)[0], shares, graph)
+    )
     world = population.world_of(network, key, hyper, 0, 1)
     state = jax.jit(lambda: population.init(algorithm, world, graph, agents=agents))()
 

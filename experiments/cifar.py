@@ -16,11 +16,14 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from dslth_jax.naming import nearest
 from experiments.record import create_folder
 from experiments.run import NotFiniteError, prepare, run, train
-from experiments.settings import Settings
+from experiments.settings import HINTS, Settings, choices, flag, kinds, parts, refusal
 
 __all__ = ["Settings", "main", "run"]
 
@@ -72,11 +75,64 @@ def parse(arguments: Sequence[str]) -> Settings:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(Settings, args=arguments, prog="python -m experiments.cifar")
+            return tyro.cli(Settings, args=spell_out(arguments), prog="python -m experiments.cifar")
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(condense(said.getvalue())) from None
+        raise ValueError(explain(arguments) or condense(said.getvalue())) from None
+
+
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """The same arguments, where switches that a preset may set say their value: --no-x as --x False."""
+    words = []
+    for word in arguments:
+        name = word.removeprefix("--").replace("-", "_")
+        switch = name.removeprefix("no_")
+        if word.startswith("--") and parts(HINTS.get(switch)) == (bool, type(None)):
+            words += [flag(switch), str(switch == name)]
+        else:
+            words.append(word)
+    return words
+
+
+def explain(arguments: Sequence[str]) -> str | None:
+    """One sentence for the first flag that is wrong: what was expected, what came, what to do."""
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            return f"a flag was expected, got {word!r}: every value stands behind its flag; --help lists all"
+        spelled, equals, value = word.partition("=")
+        name = spelled[2:].replace("-", "_")
+        switch = name.removeprefix("no_") if name not in HINTS else name
+        if switch not in HINTS or (switch != name and bool not in parts(HINTS[switch])):
+            known = [flag(field) for field in HINTS]
+            return f"there is no flag {spelled}{nearest(spelled, known) or '; --help lists all'}"
+        if bool in parts(HINTS[switch]):
+            if equals or (words and not words[0].startswith("--")):
+                return f"{flag(switch)} takes no value, got {value or words[0]!r}: say {flag(switch)} or --no-{switch}"
+            continue
+        if not equals:
+            if not words or (words[0].startswith("--") and not is_spelled(words[0], HINTS[name])):
+                return f"{flag(name)} needs a value behind it: {kinds(name)}"
+            value = words.pop(0)
+        if not is_spelled(value, HINTS[name]):
+            return refusal(name, kinds(name), value)
+    return None
+
+
+def is_spelled(text: str, hint: Any) -> bool:
+    """Whether `text` spells a value of one of the types that a hint allows."""
+    if text in choices(hint) or str in parts(hint) or Path in parts(hint):
+        return True
+    if text == "None":
+        return type(None) in parts(hint)
+    for number in (int, float):
+        if number in parts(hint):
+            with contextlib.suppress(ValueError):
+                number(text)
+                return True
+    return False
 
 
 def condense(boxed: str) -> str:

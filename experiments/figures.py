@@ -9,10 +9,12 @@ import networkx
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.record import class_counts
+
 if TYPE_CHECKING:
     from experiments.run import Prepared
 
-MANY_AGENTS = 40  # beyond it pictures leave out agents' numbers
+MANY_AGENTS = MANY_CLASSES = 40  # beyond it pictures leave out their numbers
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -20,8 +22,11 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
 
 
-def curves_picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent."""
+def curves_picture(rows: Sequence[dict[str, Any]], chance: float, path: Path) -> None:
+    """Accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent.
+
+    `chance` is the accuracy of a guess.
+    """
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     by_round, by_loss, by_megabytes = figure.subplots(1, 3)
     rounds = [row["round"] for row in rows]
@@ -31,6 +36,7 @@ def curves_picture(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for axes, positions in ((by_round, rounds), (by_megabytes, megabytes)):
         axes.fill_between(positions, percent["worst"], percent["best"], alpha=0.2, label="worst to best agent")
         axes.plot(positions, percent["mean"], marker="o", markersize=3, label="mean of agents")
+        axes.axhline(100 * chance, color="grey", linestyle=":", label="a guess")
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False, loc="lower right")
     by_round.set_xlabel("round")
@@ -57,17 +63,13 @@ def partition_picture(prepared: "Prepared", path: Path) -> None:
     ):
         counts = class_counts(shares, prepared.dataset.classes)
         image = axes.imshow(counts, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
-        axes.set(title=title, xlabel="class", ylabel="agent", xticks=range(prepared.dataset.classes))
+        axes.set(title=title, xlabel="class", ylabel="agent")
+        if prepared.dataset.classes <= MANY_CLASSES:
+            axes.set_xticks(range(prepared.dataset.classes))
         if agents <= MANY_AGENTS:
             axes.set_yticks(range(agents))
-        figure.colorbar(image, ax=axes, shrink=0.8)
+        figure.colorbar(image, ax=axes, shrink=0.8, label="samples")
     save(figure, path)
-
-
-def class_counts(shares: Any, classes: int) -> np.ndarray:
-    """How many samples of each class every agent holds: (agents, classes)."""
-    own = zip(shares.indices, shares.sizes, strict=True)
-    return np.stack([np.bincount(shares.labels[row[:size]], minlength=classes) for row, size in own])
 
 
 def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) -> None:
@@ -77,9 +79,14 @@ def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) ->
     axes = figure.subplots()
     angles = 2 * np.pi * np.arange(agents) / agents
     positions = dict(enumerate(np.stack([np.cos(angles), np.sin(angles)], 1)))
-    graph = networkx.from_numpy_array(adjacency.astype(int))
-    edges = max(graph.number_of_edges(), 1)
-    networkx.draw_networkx_edges(graph, positions, ax=axes, alpha=float(np.clip(60 / edges, 0.06, 0.6)))
+    directed = bool((adjacency != adjacency.T).any())
+    # An arrow of the picture goes from who is heard to who hears.
+    kind = networkx.DiGraph if directed else networkx.Graph
+    graph = networkx.from_numpy_array(adjacency.T.astype(int), create_using=kind)
+    links = graph.number_of_edges()
+    faint = float(np.clip(60 / max(links, 1), 0.06, 0.6))
+    arrows = {"arrows": True, "arrowsize": 7} if directed else {}
+    networkx.draw_networkx_edges(graph, positions, ax=axes, alpha=faint, **arrows)
     colours = np.asarray(accuracy, np.float64) * 100
     scale = matplotlib.colormaps["YlGn"]
     size = 260 if agents <= MANY_AGENTS else 60
@@ -87,6 +94,6 @@ def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) ->
     if agents <= MANY_AGENTS:
         networkx.draw_networkx_labels(graph, positions, ax=axes, font_size=7)
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="test accuracy, %")
-    axes.set(title=f"{agents} agents, {graph.number_of_edges()} links", aspect="equal")
+    axes.set(title=f"{agents} agents, {links} {'one-way ' * directed}links", aspect="equal")
     axes.axis("off")
     save(figure, path)

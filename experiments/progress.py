@@ -1,6 +1,7 @@
 """How far a run is: one line that renews itself on a terminal, lines of a log elsewhere."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -54,6 +55,11 @@ class ProgressLine:
         self.accuracy = f"mean {row['accuracy_mean']:.1%} worst {row['accuracy_worst']:.1%}"
         loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}, "
         self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent(row['bitmap_bits'])} sent")
+
+    def warn(self, lines: Iterable[str]) -> None:
+        """Lines that stay, on a terminal too."""
+        for line in lines:
+            self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
 
     def say(self, line: str) -> None:
         """One line of a log; a terminal shows the renewed line instead."""

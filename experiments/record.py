@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -19,7 +19,11 @@ from rich.table import Table
 
 import dslth_jax
 from dslth_jax import masks
+from dslth_jax.topology import GraphReport
 from experiments.settings import Settings
+
+if TYPE_CHECKING:
+    from experiments.run import Prepared
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -40,11 +44,12 @@ def create_folder(settings: Settings) -> Path:
     return folder
 
 
-def write_config(folder: Path, settings: Settings, resolved: dict[str, Any]) -> None:
-    """config.json: every setting as resolved, versions, device, seed and command."""
+def write_config(folder: Path, settings: Settings, resolved: dict[str, Any], graph: GraphReport) -> None:
+    """config.json: every setting as resolved, the graph, versions, device, seed and command."""
     device = jax.devices()[0]
     config = {
         "settings": {**dataclasses.asdict(settings), **resolved, "out": folder.resolve()},
+        "graph": graph._asdict(),
         "seed": settings.seed,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -87,6 +92,40 @@ def write_masks(folder: Path, bits: Any, weights: Any) -> None:
         arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(row, kernel.shape))) for row in packed])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
     np.savez(folder / "masks.npz", **arrays)
+
+
+def population_table(prepared: "Prepared") -> Table:
+    """The table that starts a run: who holds what, training and test apart, and the graph."""
+    settings, graph, dataset = prepared.settings, prepared.graph_report, prepared.dataset
+    source = settings.data_file.name if settings.data_file else settings.dataset
+    table = Table(title=f"{settings.agents} agents on {source}", show_header=False)
+    sides = (
+        (prepared.train, len(dataset.train_labels), "training"),
+        (prepared.tests, len(dataset.test_labels), "test"),
+    )
+    for shares, samples, name in sides:
+        held = class_counts(shares, dataset.classes)
+        table.add_row(f"{name} samples an agent, of {samples:,}", span(np.asarray(shares.sizes)))
+        table.add_row(f"{name} classes an agent, of {dataset.classes}", span((held > 0).sum(axis=1)))
+        table.add_row("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%"))
+    anew = ", first of a new one every round" if prepared.topology.redraw else ""
+    table.add_row("graph", f"{settings.topology}{', directed' if settings.directed else ''}{anew}")
+    degrees = f"{graph.smallest_degree} to {graph.largest_degree}, mean {graph.mean_degree:.1f}"
+    table.add_row("neighbours an agent hears", degrees)
+    table.add_row("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}")
+    return table
+
+
+def span(values: np.ndarray, form: str = ",.4g") -> str:
+    """Smallest to largest, and the mean."""
+    low, high, mean = (f"{float(value):{form}}" for value in (values.min(), values.max(), values.mean()))
+    return f"{low} to {high}, mean {mean}"
+
+
+def class_counts(shares: Any, classes: int) -> np.ndarray:
+    """How many samples of each class every agent holds: (agents, classes)."""
+    own = zip(shares.indices, shares.sizes, strict=True)
+    return np.stack([np.bincount(shares.labels[row[:size]], minlength=classes) for row, size in own])
 
 
 def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, evaluation_seconds: float) -> Table:

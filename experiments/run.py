@@ -10,17 +10,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from rich.console import Console
 
-from dslth_jax import data, partition, population, topology
+from dslth_jax import data, partition, population
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.evaluation import Evaluation, evaluate, packed_masks
-from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
-from dslth_jax.models import SMALLEST_SIDE, Network, network_by_name
+from dslth_jax.mcepl import Hyper, MaskRule, kept_by_layer, mce_pl
+from dslth_jax.models import Network, largest_fitting, network_by_name
 from dslth_jax.population import Shares, State
+from dslth_jax.schedules import at_round
+from dslth_jax.skew import skew_by_name
+from dslth_jax.topology import Adjacency, Graph, GraphReport, Topology, adjacency_of, report, topology_by_name
 from experiments import figures, record
 from experiments.progress import ProgressLine
-from experiments.settings import Settings, check, retentions
+from experiments.settings import Settings, linear_retention, number_and_schedule, resolve, retentions, schedule_of
+from experiments.symptoms import Symptoms
 
 TEST_SAMPLES_WHILE_RUNNING = 200
 
@@ -32,17 +37,18 @@ class NotFiniteError(RuntimeError):
 class Prepared(NamedTuple):
     """Everything a run needs, checked; nothing has been written yet."""
 
-    settings: Settings
+    settings: Settings  # resolved
     dataset: data.Dataset
-    classes_of: list[list[int]]  # of each agent
     train: Shares
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)
-    adjacency: topology.Adjacency
-    model: str
+    topology: Topology
+    adjacency: Adjacency  # of the first round
+    graph_report: GraphReport
     network: Network
     algorithm: Algorithm
     hyper: Hyper  # leaves with an agents axis
+    schedules: Hyper  # of the same structure: the schedule of each
 
 
 class Result(NamedTuple):
@@ -61,63 +67,113 @@ def run(settings: Settings) -> Result:
 
 def prepare(settings: Settings) -> Prepared:
     """Check the settings and load what they name."""
-    check(settings)
+    settings = resolve(settings)
     dataset = (
         data.load_file(settings.data_file) if settings.data_file else data.load(settings.dataset, settings.data_dir)
     )
-    if settings.class_file:
-        classes_of = partition.read_classes(settings.class_file, settings.agents, dataset.classes)
-    else:
-        rng = np.random.default_rng([settings.seed, 0])
-        classes_of = partition.draw_classes(settings.agents, dataset.classes, settings.classes_per_agent, rng)
-    rng = np.random.default_rng([settings.seed, 1])
-    own = partition.split_by_class(dataset.train_labels, classes_of, rng, settings.data_fraction)
-    own_tests, ranks = partition.tests_by_class(dataset.test_labels, classes_of)
-    # Draw the graph last: of a population too large for its data, that is said before its edges are drawn.
-    adjacency = topology.adjacency_by_name(settings.topology, settings.agents, settings.seed)
-
-    def tests_up_to(cap: int) -> np.ndarray:
-        return np.array([np.sum(rank < cap) for rank in ranks], np.int32)
-
     image_shape = dataset.train_images.shape[1:]
-    model = settings.model or ("alexnet" if min(image_shape[:2]) >= SMALLEST_SIDE["alexnet"] else "small")
-    network = network_by_name(model, image_shape, dataset.classes, elu_on_logits=settings.elu_on_logits)
-    algorithm = mce_pl(network, group_lasso_form=settings.group_lasso_form, penalty_on=settings.penalty_on)
+    settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
+    network = network_by_name(
+        str(settings.model),
+        image_shape,
+        dataset.classes,
+        weights=None if settings.weights == "uniform-by-fan-in" else settings.weights,
+        zero_biases=settings.biases == "zero",
+        elu_on_logits=bool(settings.elu_on_logits),
+    )
+    skew = skew_by_name(settings.feature_skew, settings.agents)
+    held = who_holds_what(settings, dataset)
+    capped = settings.test_samples
+    # Draw the graph last: of a population too large for its data, that is said before its edges are drawn.
+    topology = topology_by_name(
+        settings.topology, settings.agents, settings.seed, directed=settings.directed, weighting=settings.mixing
+    )
+    hyper, schedules = population_hyper(settings, network)
+    first = graph_of_round(settings, network, topology, 0)
     return Prepared(
         settings,
         dataset,
-        classes_of,
-        train=Shares(dataset.train_images, dataset.train_labels, *partition.stack(own)),
+        train=Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew),
         tests=Shares(
             dataset.test_images,
             dataset.test_labels,
-            partition.stack(own_tests)[0],
-            tests_up_to(settings.test_samples or len(dataset.test_labels)),
+            partition.stack(held.tests)[0],
+            tests_below(held, capped or len(dataset.test_labels)),
+            skew,
         ),
-        tests_while_running=tests_up_to(settings.test_samples or TEST_SAMPLES_WHILE_RUNNING),
-        adjacency=adjacency,
-        model=model,
+        tests_while_running=tests_below(held, capped or TEST_SAMPLES_WHILE_RUNNING),
+        topology=topology,
+        adjacency=first,
+        graph_report=report(first, weighting=settings.mixing),
         network=network,
-        algorithm=algorithm,
-        hyper=population_hyper(settings, network),
+        algorithm=algorithm_of(settings, network),
+        hyper=hyper,
+        schedules=schedules,
     )
 
 
-def population_hyper(settings: Settings, network: Network) -> Hyper:
-    """The traced settings, one value an agent."""
-    weights, _ = jax.eval_shape(network.init, jax.random.key(0))
-    kept = [kept_by_layer(weights, r, settings.linear_retention) for r in retentions(settings)]
-    same = {
-        name: np.full(settings.agents, getattr(settings, name), np.float32) for name in Hyper._fields if name != "kept"
+def who_holds_what(settings: Settings, dataset: data.Dataset) -> partition.Partition:
+    """The partition that the settings ask for."""
+    labels, rng = (dataset.train_labels, dataset.test_labels), np.random.default_rng([settings.seed, 1])
+    if settings.class_file:
+        classes_of = partition.read_classes(settings.class_file, settings.agents, dataset.classes)
+        return partition.of_classes(classes_of, *labels, rng, settings.data_fraction)
+    return partition.partition_by_name(
+        str(settings.partition), *labels, dataset.classes, settings.agents, rng, fraction=settings.data_fraction
+    )
+
+
+def tests_below(held: partition.Partition, rank: int) -> np.ndarray:
+    """How many test samples every agent has below a rank, and one at least."""
+    return np.array([max(np.sum(ranks < rank), 1) for ranks in held.ranks], np.int32)
+
+
+def algorithm_of(settings: Settings, network: Network) -> Algorithm:
+    """MCE-PL with the settings' switches."""
+    names = ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores")
+    optimizers = {
+        "sgd": optax.identity(),
+        "momentum": optax.trace(settings.momentum),
+        "adam": optax.scale_by_adam(settings.momentum, settings.second_momentum),
     }
-    return Hyper(jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), **same)
+    return mce_pl(
+        network,
+        **{name: getattr(settings, name) for name in names},
+        mask_rule=MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant"),
+        optimizer=optimizers[str(settings.optimizer)],
+    )
+
+
+def population_hyper(settings: Settings, network: Network) -> tuple[Hyper, Hyper]:
+    """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
+    weights, _ = jax.eval_shape(network.init, jax.random.key(0))
+    kept = [kept_by_layer(weights, r, linear_retention(settings)) for r in retentions(settings)]
+    names = [name for name in Hyper._fields if name != "kept"]
+    values = {name: np.full(settings.agents, number_and_schedule(settings, name)[0], np.float32) for name in names}
+    linear, others = schedule_of(settings, "linear_retention"), schedule_of(settings, "retention")
+    schedules: dict[str, Any] = {name: schedule_of(settings, name) for name in names}
+    return (
+        Hyper(jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), **values),
+        Hyper(jax.tree.map(lambda w: linear if w.ndim == 2 else others, weights), **schedules),
+    )
+
+
+def graph_of_round(settings: Settings, network: Network, topology: Topology, round: int) -> Adjacency:
+    """Who hears whom in a round, as a matrix."""
+
+    @jax.jit
+    def draw(key: jax.Array, round: jax.Array) -> Graph:
+        return population.graph_in(population.world_of(network, key, None, round, settings.rounds), topology)
+
+    graph = topology.graph if topology.redraw is None else draw(jax.random.key(settings.seed), jnp.int32(round))
+    return adjacency_of(graph, settings.agents)
 
 
 class Programs(NamedTuple):
     """The compiled programs of one run; `seconds` is what compiling took."""
 
     start: Callable[[], State]
-    step: Callable[[State], tuple[State, dict[str, jax.Array]]]
+    step: Callable[[State], tuple[State, dict[str, Any]]]
     evaluate: Callable[[State, np.ndarray], Evaluation]
     masks: Callable[[State], Any]
     seconds: float
@@ -129,26 +185,44 @@ def compile_programs(prepared: Prepared) -> Programs:
     chunk, capacity = settings.agent_chunk, prepared.train.indices.shape[1]
     key = jax.random.key(settings.seed)
     hyper, graph, train, tests = jax.device_put(
-        (prepared.hyper, topology.graph_of(prepared.adjacency), prepared.train, prepared.tests)
+        (prepared.hyper, prepared.topology.graph, prepared.train, prepared.tests)
     )
 
     def world_at(key: jax.Array, hyper: Hyper, round: Any) -> Any:
-        return population.world_of(network, key, hyper, round, settings.rounds)
+        return population.world_of(network, key, at_round(hyper, prepared.schedules, round), round, settings.rounds)
 
-    def start(key: jax.Array, hyper: Hyper, graph: topology.Graph) -> State:
-        return population.init(algorithm, world_at(key, hyper, 0), graph, agents=settings.agents, chunk=chunk)
+    def graph_at(world: Any, graph: Graph) -> Graph:
+        return population.graph_in(world, Topology(graph, prepared.topology.redraw))
 
-    def step(state: State, key: jax.Array, hyper: Hyper, shares: Shares, graph: topology.Graph) -> Any:
+    def last_world(key: jax.Array, hyper: Hyper, state: State) -> Any:
+        """Of the round that ran last, so that what is evaluated is what was trained."""
+        return world_at(key, hyper, jnp.maximum(state.round - 1, 0))
+
+    def start(key: jax.Array, hyper: Hyper, graph: Graph) -> State:
+        world = world_at(key, hyper, 0)
+        return population.init(algorithm, world, graph_at(world, graph), agents=settings.agents, chunk=chunk)
+
+    def step(state: State, key: jax.Array, hyper: Hyper, train: Shares, graph: Graph) -> tuple[State, dict[str, Any]]:
         world = world_at(key, hyper, state.round)
-        # No agent can fill a larger batch than the largest share.
-        sizes = {"batch_size": min(settings.batch_size, capacity), "local_steps": settings.local_steps}
-        return population.round(algorithm, world, state, shares, graph, **sizes, chunk=chunk)
+        state, info = population.round(
+            algorithm,
+            world,
+            state,
+            train,
+            graph_at(world, graph),
+            # Nobody has more than `capacity` samples: a larger batch would be padding.
+            batch_size=min(settings.batch_size, capacity),
+            local_steps=settings.local_steps,
+            exchange_every=settings.exchange_every,
+            chunk=chunk,
+        )
+        return state, {**info, "wanted": world.hyper.kept}
 
     def score(state: State, key: jax.Array, hyper: Hyper, tests: Shares) -> Evaluation:
-        return evaluate(network, algorithm, world_at(key, hyper, state.round), state, tests, chunk=chunk)
+        return evaluate(network, algorithm, last_world(key, hyper, state), state, tests, chunk=chunk)
 
     def masks(state: State, key: jax.Array, hyper: Hyper) -> Any:
-        return packed_masks(algorithm, world_at(key, hyper, state.round), state, chunk=chunk)
+        return packed_masks(algorithm, last_world(key, hyper, state), state, chunk=chunk)
 
     began = time.perf_counter()
     compiled_start = jax.jit(start).lower(key, hyper, graph).compile()
@@ -169,7 +243,6 @@ def compile_programs(prepared: Prepared) -> Programs:
 class Tally:
     """What adds up over rounds, on the host: a round's bits overflow 32-bit integers."""
 
-    out_degrees: np.ndarray  # links that each agent's messages travel
     entries: int  # maskable entries of one agent
     kept_bits: int = 0
     bitmap_bits: int = 0
@@ -177,10 +250,11 @@ class Tally:
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
     flip_rate: float | None = None
 
-    def add(self, info: dict[str, np.ndarray], seconds: float) -> None:
+    def add(self, info: dict[str, Any], seconds: float) -> None:
         """Count one round."""
-        self.kept_bits += int(info["kept"].astype(np.int64) @ self.out_degrees)
-        self.bitmap_bits += self.entries * int(self.out_degrees.sum())
+        listeners = info["listeners"].astype(np.int64)
+        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+        self.bitmap_bits += self.entries * int(listeners.sum())
         self.seconds += seconds
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
         self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / self.entries
@@ -212,19 +286,19 @@ def train(prepared: Prepared, folder: Path) -> Result:
     """Run all rounds and fill the run folder."""
     settings, console = prepared.settings, Console()
     resolved = {
-        "model": prepared.model,
         "retention": retentions(settings),
         "dataset": None if settings.data_file else settings.dataset,
         "data_file": settings.data_file and settings.data_file.resolve(),
         "agent_chunk": settings.agent_chunk or population.default_chunk(settings.agents),
     }
-    record.write_config(folder, settings, resolved)
+    record.write_config(folder, settings, resolved, prepared.graph_report)
     figures.partition_picture(prepared, folder / "partition.png")
+    console.print(record.population_table(prepared))
     with console.status(f"compiling for {settings.agents} agents"):
         programs = compile_programs(prepared)
     weights, _ = jax.eval_shape(prepared.network.init, jax.random.key(0))
     entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
-    tally = Tally(prepared.adjacency.sum(axis=0), entries)
+    tally, symptoms = Tally(entries), Symptoms(prepared, weights)
     rows: list[dict[str, Any]] = []
     evaluation_seconds = 0.0
 
@@ -239,34 +313,40 @@ def train(prepared: Prepared, folder: Path) -> Result:
             rows.append(tally.row(round, evaluation))
             record.append_metrics(folder, rows[-1])
             progress.evaluated(rows[-1])
+            progress.warn(symptoms.after_evaluation(round, evaluation))
             return evaluation
 
-        state = programs.start()
-        evaluation = assess(state, 0)
-        for round in range(1, settings.rounds + 1):
-            began = time.perf_counter()
-            state, info = programs.step(state)
-            info = jax.device_get(info)
-            tally.add(info, time.perf_counter() - began)
-            expect_finite(info, round, folder)
-            progress.trained(round, tally.seconds, tally.bitmap_bits)
-            if round % settings.eval_every == 0 or round == settings.rounds:
-                evaluation = assess(state, round)
+        try:
+            progress.warn(symptoms.at_start())
+            state = programs.start()
+            evaluation = assess(state, 0)
+            for round in range(1, settings.rounds + 1):
+                began = time.perf_counter()
+                state, info = programs.step(state)
+                info = jax.device_get(info)
+                expect_finite(info, round, folder)
+                tally.add(info, time.perf_counter() - began)
+                progress.trained(round, tally.seconds, tally.bitmap_bits)
+                progress.warn(symptoms.after_round(round, info))
+                if round % settings.eval_every == 0 or round == settings.rounds:
+                    evaluation = assess(state, round)
+        finally:
+            figures.curves_picture(rows, symptoms.chance, folder / "curves.png")
 
-    agents = agent_rows(prepared, evaluation)
+    last_adjacency = graph_of_round(settings, prepared.network, prepared.topology, settings.rounds - 1)
+    agents = agent_rows(prepared, last_adjacency, evaluation)
     record.write_agents(folder, agents)
     record.write_masks(folder, programs.masks(state), weights)
-    figures.curves_picture(rows, folder / "curves.png")
-    figures.topology_picture(prepared.adjacency, np.asarray(evaluation.accuracy), folder / "topology.png")
+    figures.topology_picture(last_adjacency, np.asarray(evaluation.accuracy), folder / "topology.png")
     console.print(record.summary_table(rows[-1], settings.rounds, programs.seconds, evaluation_seconds))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, rows, agents)
 
 
-def expect_finite(info: dict[str, np.ndarray], round: int, folder: Path) -> None:
+def expect_finite(info: dict[str, Any], round: int, folder: Path) -> None:
     """Raise NotFiniteError if a diagnostic of any agent, such as its loss, is not finite."""
     for name, values in info.items():
-        if not np.isfinite(values).all():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             agent = int(np.argmin(np.isfinite(values)))
             raise NotFiniteError(
                 f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
@@ -274,13 +354,14 @@ def expect_finite(info: dict[str, np.ndarray], round: int, folder: Path) -> None
             )
 
 
-def agent_rows(prepared: Prepared, evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The rows of agents.csv."""
-    neighbours = prepared.adjacency.sum(axis=1)
+def agent_rows(prepared: Prepared, adjacency: Adjacency, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The rows of agents.csv; `adjacency` is that of the last round."""
+    neighbours = adjacency.sum(axis=1)
+    held = record.class_counts(prepared.train, prepared.dataset.classes)
     return [
         {
             "agent": agent,
-            "classes": " ".join(map(str, prepared.classes_of[agent])),
+            "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
             "samples": int(prepared.train.sizes[agent]),
             "test_samples": int(prepared.tests.sizes[agent]),
             "retention": retention,

@@ -1,70 +1,112 @@
 """What one run is: a frozen dataclass whose fields are the flags of the command, and the checks that need no data."""
 
 import dataclasses
+import types
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import jax.numpy as jnp
 import numpy as np
 
-from dslth_jax.data import TFDS_HOSTS
+from dslth_jax.models import MODULES
+from dslth_jax.naming import nearest
+from dslth_jax.schedules import Schedule, constant, schedule_by_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Train a population of agents by personal binary masks over one shared random network."""
+    """Train a population of agents by personal binary masks over one shared random network.
+
+    A number of the method can follow a schedule over the rounds: VALUE@cosine[:END], VALUE@step:EVERY[:FACTOR],
+    VALUE@warm-up:ROUNDS, or several (10@warm-up:20@cosine). None takes the preset's value.
+    """
 
     dataset: Literal["cifar10", "cifar100", "fashion_mnist", "mnist", "svhn_cropped", "digits"] = "cifar10"
-    """Data set by name, so far cifar10 (through tensorflow-datasets) and digits (embedded in scikit-learn)."""
+    """Data set by name: through tensorflow-datasets, but for digits, which is embedded in scikit-learn."""
     data_file: Path | None = None
     """An .npz of one's own instead: train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = None
     """Folder of tensorflow-datasets (its own default where left out)."""
     data_fraction: float = 1.0
     """Share of each agent's training samples that is used, in (0, 1]."""
+    partition: str | None = None
+    """Who holds what: classes:NUMBER, dirichlet:ALPHA, quantity:ALPHA or iid; None is classes:CLASSES_PER_AGENT."""
     classes_per_agent: int = 4
     """How many classes each agent has, drawn at random."""
     class_file: Path | None = None
     """Text file of one line of classes an agent, instead of drawn ones."""
     dirichlet_alpha: float | None = None
-    """Concentration of Dirichlet label shares, instead of classes per agent (not built yet)."""
+    """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
+    feature_skew: str = "none"
+    """How agents' views differ: none, rotation:DEGREES (agent i turned by i times that), noise:LEVELS (of 255)."""
 
     agents: int = 64
     """Number of agents."""
     topology: str = "erdos-renyi:0.5"
-    """Graph: erdos-renyi:PROBABILITY, ring, complete, or an adjacency text file."""
+    """Graph: ring, torus[:ROWS], star, complete, regular:DEGREE, small-world:DEGREE:PROBABILITY,
+    erdos-renyi:PROBABILITY, changing-regular:DEGREE, changing-erdos-renyi:PROBABILITY (anew in every round), or an
+    adjacency text file."""
+    directed: bool = False
+    """Whether an agent may hear another that does not hear it."""
+    mixing: Literal["uniform", "metropolis"] = "uniform"
+    """Weights of neighbours in the mean of their masks."""
     retention: float | str = 0.3
     """Share of a convolution's weights that masks keep, in (0, 1]: a number, one an agent (0.1,0.3,...) or low:high."""
-    linear_retention: float | None = 0.9
-    """One number for all agents' linear layers; None takes each agent's retention."""
+    linear_retention: float | str | None = None
+    """One number for all agents' linear layers, or same (each agent's own); by preset 0.9, same, 0.9."""
 
     algorithm: Literal["mce-pl", "independent", "mask-mean", "dsgd", "dis-pfl", "fedpm", "local"] = "mce-pl"
     """What the agents run, so far mce-pl."""
     preset: Literal["code", "paper", "tuned"] = "code"
-    """Bundle of the method's switches, so far code: what the authors' program does."""
-    model: Literal["alexnet", "small"] | None = None
-    """Network; None takes alexnet for images of 21 pixels a side or more, small below."""
-    elu_on_logits: bool = True
-    """Put an ELU on the logits, as the authors' code does."""
-    lr: float = 10.0
-    """Step size of the local step."""
-    fine_tune_lr: float = 10.0
-    """Step size of fine-tuning."""
-    weight_decay: float = 5e-4
-    """Decay of the scores in the local step."""
-    amplitude: float = 1.0
+    """Bundle of switches: what the authors' program does, what the paper says, what learned best."""
+    order: Literal["code", "paper"] | None = None
+    """Send the mask before fine-tuning (code) or after it (paper); by preset code, paper, code."""
+    fine_tune_gradient: Literal["reused", "recomputed"] | None = None
+    """Gradient of fine-tuning: the local step's, or anew on another minibatch; by preset reused, recomputed, reused."""
+    fine_tune_weight: Literal["mean", "touched"] = "mean"
+    """Fine-tune by the mean of the neighbours' masks, or fully where any of them keeps an entry."""
+    optimizer: Literal["sgd", "momentum", "adam"] | None = None
+    """What makes gradients of scores into steps; by preset sgd, sgd, adam."""
+    momentum: float = 0.9
+    """Decay of the mean gradient of momentum and adam, in [0, 1)."""
+    second_momentum: float = 0.99
+    """Decay of adam's mean square of gradients, in [0, 1)."""
+    lr: float | str | None = None
+    """Step size of the local step; by preset 10, 10, 0.002@cosine."""
+    fine_tune_lr: float | str | None = None
+    """Step size of fine-tuning, or same (as the local step's); by preset 10, 10, same."""
+    weight_decay: float | str | None = None
+    """Decay of the scores in the local step; by preset 5e-4, 5e-4, 0."""
+    amplitude: float | str = 1.0
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
-    group_lasso: float = 0.0
-    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their norms."""
+    group_lasso: float | str | None = None
+    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their norms;
+    by preset 0, 1e-4, 0."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
     penalty_on: Literal["fused", "scores"] = "fused"
     """What a penalty is taken of: the aggregation tensor or the scores."""
+    filter_rule: int | None = None
+    """Drop convolutions' filters of at most so many kept entries, where a layer's filters keep more on average."""
+    revive: bool = False
+    """Let scores of exactly zero take part in fusion and gradients again."""
+    model: str | None = None
+    """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
+    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
+    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)) or U[-1, 1]; by preset uniform-by-fan-in,
+    uniform-by-fan-in, signed-constant."""
+    biases: Literal["random", "zero"] | None = None
+    """Frozen biases of linear layers; by preset random, random, zero."""
+    start_scores: Literal["shared", "personal"] = "shared"
+    """Whether agents start with common scores or each with its own."""
+    elu_on_logits: bool | None = None
+    """Put an ELU on the logits; by preset True, False, False."""
     batch_size: int = 128
     """Samples a minibatch; an agent with fewer uses all of its own."""
     local_steps: int = 1
     """Local steps a round, each on a minibatch of its own."""
     exchange_every: int = 1
-    """Rounds from one exchange to the next (so far 1)."""
+    """Rounds from one exchange to the next."""
 
     rounds: int = 400
     """Number of rounds."""
@@ -92,44 +134,115 @@ class Settings:
                 object.__setattr__(self, name, Path(getattr(self, name)))
 
 
-# What later versions build, with the only value there is today.
-NOT_BUILT_YET: dict[str, Any] = {
-    "dirichlet_alpha": None,
-    "algorithm": "mce-pl",
-    "preset": "code",
-    "exchange_every": 1,
-    "devices": 1,
-    "checkpoint_every": None,
-    "resume": False,
+# What each preset says where a flag is left out.
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {
+        "order": "code",
+        "fine_tune_gradient": "reused",
+        "group_lasso": 0.0,
+        "elu_on_logits": True,
+        "weights": "uniform-by-fan-in",
+        "biases": "random",
+        "linear_retention": 0.9,
+        "optimizer": "sgd",
+        "lr": 10.0,
+        "weight_decay": 5e-4,
+        "fine_tune_lr": 10.0,
+    },
 }
-DATASETS = ("digits", *TFDS_HOSTS)
+PRESETS["paper"] = PRESETS["code"] | {
+    "order": "paper",
+    "fine_tune_gradient": "recomputed",
+    "group_lasso": 1e-4,
+    "elu_on_logits": False,
+    "linear_retention": "same",
+}
+PRESETS["tuned"] = PRESETS["code"] | {
+    "elu_on_logits": False,
+    "weights": "signed-constant",
+    "biases": "zero",
+    "optimizer": "adam",
+    "lr": "0.002@cosine",
+    "weight_decay": 0.0,
+    "fine_tune_lr": "same",
+}
+
+# What later versions build, with the only value there is today.
+NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl", "devices": 1, "checkpoint_every": None, "resume": False}
 LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, float(np.finfo(np.float32).max)
+HINTS = get_type_hints(Settings)
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+
+# Two flags of which one would be ignored.
+CONTRADICTIONS = [
+    ("data_file", "dataset"),
+    ("data_file", "data_dir"),
+    ("class_file", "partition"),
+    ("class_file", "dirichlet_alpha"),
+    ("class_file", "classes_per_agent"),
+    ("dirichlet_alpha", "partition"),
+    ("dirichlet_alpha", "classes_per_agent"),
+    ("partition", "classes_per_agent"),
+]
 
 
-def check(settings: Settings) -> None:
-    """Raise a ValueError that says what was expected, what came and what to do, if `settings` make no sense."""
-    for name, hint in get_type_hints(Settings).items():
-        choices = [
-            choice for part in (hint, *get_args(hint)) if get_origin(part) is Literal for choice in get_args(part)
-        ]
-        if choices:
-            expect(settings, name, f"one of {', '.join(choices)}", lambda value, among=choices: value in (None, *among))
+def resolve(settings: Settings) -> Settings:
+    """The settings with every value that the preset or another flag stands for.
+
+    Raises a ValueError that says what was expected, what came and what to do, if they make no sense.
+    """
+    check_each(settings)
+    check_together(settings)
+    chosen = PRESETS[settings.preset]
+    filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
+    resolved = dataclasses.replace(settings, **filled)
+    same = {
+        name: getattr(resolved, other)
+        for name, other in (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
+        if getattr(resolved, name) == "same"
+    }
+    if settings.class_file is None:
+        same["partition"] = partition_of(settings)
+    resolved = dataclasses.replace(resolved, **same)
+    check_optimizer(settings, resolved)
+    check_numbers(resolved)
+    return resolved
+
+
+def partition_of(settings: Settings) -> str:
+    """The spelling of the partition that the flags ask for, where it is not a file."""
+    if settings.dirichlet_alpha is not None:
+        return f"dirichlet:{settings.dirichlet_alpha!r}"
+    return settings.partition or f"classes:{settings.classes_per_agent}"
+
+
+def check_each(settings: Settings) -> None:
+    """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
+    for name in HINTS:
+        expect(settings, name, kinds(name), lambda value, name=name: is_of(value, HINTS[name]))
     for name, only in NOT_BUILT_YET.items():
         value = getattr(settings, name)
         if value != only:
             raise ValueError(f"{flag(name)} {value} is not built yet: leave it out")
-    if settings.dataset not in DATASETS and settings.data_file is None:
-        raise ValueError(f"--dataset {settings.dataset} is not built yet: take one of {', '.join(DATASETS)}")
-    for name in ("agents", "classes_per_agent", "batch_size", "local_steps", "rounds", "eval_every"):
-        expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: 1 <= value <= LARGEST_WHOLE)
-    for name in ("test_samples", "agent_chunk"):
+    for name in (
+        "agents",
+        "classes_per_agent",
+        "batch_size",
+        "local_steps",
+        "exchange_every",
+        "rounds",
+        "eval_every",
+        "test_samples",
+        "agent_chunk",
+    ):
         expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
-    for name in ("data_fraction", "linear_retention"):
-        expect(settings, name, "in (0, 1]", lambda value: value is None or 0 < value <= 1)
-    for name in ("lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso"):
-        expect(settings, name, f"in 0..{LARGEST_REAL:.3g}", lambda value: 0 <= value <= LARGEST_REAL)
+    expect(settings, "filter_rule", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
+    expect(settings, "data_fraction", "in (0, 1]", lambda value: 0 < value <= 1)
+    for name in ("momentum", "second_momentum"):
+        expect(settings, name, "in [0, 1)", lambda value: 0 <= value < 1)
     expect(settings, "seed", "in 0..4294967295", lambda value: 0 <= value < 2**32)
-    retentions(settings)
+    if settings.model is not None:
+        expect(settings, "model", f"one of {', '.join(MODULES)}", lambda value: value in MODULES, MODULES)
     if settings.out is not None and settings.out.exists():
         if not settings.out.is_dir():
             raise ValueError(f"--out {settings.out} must be a new or empty folder, and it is a file: name another")
@@ -139,9 +252,46 @@ def check(settings: Settings) -> None:
             )
 
 
+def check_together(settings: Settings) -> None:
+    """Raise a ValueError if flags contradict each other. One at its default counts as not given."""
+    given = {name for name, default in DEFAULTS.items() if getattr(settings, name) != default}
+    for one, other in CONTRADICTIONS:
+        if {one, other} <= given:
+            raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
+    if settings.dataset == "digits" and "data_dir" in given:
+        raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
+    if "penalty_on" in given and settings.group_lasso_form != "penalty":
+        raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
+
+
+def check_optimizer(settings: Settings, resolved: Settings) -> None:
+    """Raise a ValueError if a flag of another optimizer than the chosen one is given."""
+    for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
+        if getattr(settings, name) != DEFAULTS[name] and resolved.optimizer not in users:
+            raise ValueError(
+                f"{flag(name)} needs --optimizer {' or '.join(users)}, got {resolved.optimizer}: "
+                f"say it, or leave {flag(name)} out"
+            )
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raise a ValueError if a number that may follow a schedule is none, or leaves its range."""
+    for name in ("lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso"):
+        value, _ = number_and_schedule(settings, name)
+        if not 0 <= value <= LARGEST_REAL:
+            raise ValueError(f"{flag(name)} must be in 0..{LARGEST_REAL:.3g}, got {value}")
+    for name, largest in (("retention", max(retentions(settings))), ("linear_retention", linear_retention(settings))):
+        # A schedule may raise a retention: look at a thousand rounds of it.
+        factor = schedule_of(settings, name)
+        rounds = jnp.linspace(0, settings.rounds - 1, 1000)
+        peak = 1.0 if factor is constant else float(jnp.max(jnp.asarray(factor(rounds))))
+        if largest is not None and largest * peak > 1 + 1e-6:
+            raise ValueError(f"{flag(name)} must stay in (0, 1], and its schedule raises it to {largest * peak:.3g}")
+
+
 def retentions(settings: Settings) -> list[float]:
     """Every agent's retention, from a number, a comma list or `low:high`."""
-    text = str(settings.retention)
+    text = str(settings.retention).partition("@")[0]
     try:
         if ":" in text:
             low, high = map(float, text.split(":"))
@@ -160,11 +310,83 @@ def retentions(settings: Settings) -> list[float]:
     return values
 
 
-def expect(settings: Settings, name: str, wanted: str, holds: Any) -> None:
-    """Raise a ValueError unless the field's value is as wanted."""
+def linear_retention(settings: Settings) -> float | None:
+    """The retention of all agents' linear layers; None where it is each agent's own."""
+    if settings.linear_retention == settings.retention:
+        return None
+    value, _ = number_and_schedule(settings, "linear_retention")
+    if not 0 < value <= 1:
+        raise ValueError(f"--linear-retention must be in (0, 1], got {value}")
+    return value
+
+
+def number_and_schedule(settings: Settings, name: str) -> tuple[float, str]:
+    """The value of a field that is spelled VALUE or VALUE@SCHEDULE, and the schedule's spelling."""
+    text, _, schedule = str(getattr(settings, name)).partition("@")
+    try:
+        return float(text), schedule
+    except ValueError:
+        raise ValueError(
+            f"{flag(name)} must be a number, or one with a schedule such as 10@cosine, got {text!r}"
+        ) from None
+
+
+def schedule_of(settings: Settings, name: str) -> Schedule:
+    """The schedule of a field."""
+    try:
+        return schedule_by_name(str(getattr(settings, name)).partition("@")[2], settings.rounds)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: {error}") from None
+
+
+def expect(settings: Settings, name: str, wanted: str, holds: Any, known: Any = None) -> None:
+    """Raise a ValueError unless the field's value is as wanted; of `known` names the nearest is suggested."""
     value = getattr(settings, name)
     if not holds(value):
-        raise ValueError(f"{flag(name)} must be {wanted}, got {value}")
+        raise ValueError(refusal(name, wanted, value, known))
+
+
+def refusal(name: str, wanted: str, value: Any, known: Any = None) -> str:
+    """The sentence for a value that is not as wanted."""
+    shown = repr(value) if isinstance(value, str) else value
+    return f"{flag(name)} must be {wanted}, got {shown}{nearest(str(value), known or choices(HINTS[name]))}"
+
+
+def parts(hint: Any) -> tuple[Any, ...]:
+    """The types that a hint allows."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def choices(hint: Any) -> list[str]:
+    """The words that a hint allows."""
+    return [choice for part in parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def kinds(name: str) -> str:
+    """What a field takes, in words."""
+    words = {int: "a whole number", float: "a number", str: "a word", Path: "a path", bool: "True or False"}
+    taken = [words[part] for part in parts(HINTS[name]) if part in words and not (part is str and name in SCHEDULED)]
+    if among := choices(HINTS[name]):
+        taken.append(f"one of {', '.join(among)}")
+    return " or ".join(taken)
+
+
+# Fields that take a number, or a spelling that holds one.
+SCHEDULED = [name for name, hint in HINTS.items() if {float, str} <= set(parts(hint))]
+
+
+def is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of one of the types, or one of the words, that a hint allows."""
+    taken = parts(hint)
+    if isinstance(value, str) and value in choices(hint):
+        return True
+    if isinstance(value, bool):
+        return bool in taken
+    if isinstance(value, (int, np.integer)):
+        return int in taken or float in taken
+    if isinstance(value, (float, np.floating)):
+        return float in taken
+    return any(isinstance(part, type) and isinstance(value, part) for part in taken)
 
 
 def flag(name: str) -> str:

@@ -1,0 +1,121 @@
+"""Failure signatures of a run: each is noticed when it first shows, and said once, in one line."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from dslth_jax.evaluation import Evaluation
+from experiments.record import class_counts
+
+if TYPE_CHECKING:
+    from experiments.run import Prepared
+
+OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
+WINDOW = 50  # exchanges over which flip rates are compared
+STRETCHES = 4  # so many windows must have passed: masks flip more, not less, while learning starts
+PATIENCE = 3  # evaluations at chance in a row, and
+ROUNDS_AT_CHANCE = 50  # at least so many rounds of training
+ABOVE_CHANCE = 0.02  # what accuracy must gain on a guess to count as learning
+
+
+class Symptoms:
+    """What a run has shown so far. Each method yields the sentences that are new."""
+
+    def __init__(self, prepared: "Prepared", weights: Any) -> None:
+        self.settings, self.graph = prepared.settings, prepared.graph_report
+        self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+        self.entries = sum(self.sizes.values())
+        tested = class_counts(prepared.tests, prepared.dataset.classes)
+        self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of always naming the likeliest class
+        self.flip_rates: list[float] = []
+        self.at_chance = 0
+        self.said: set[str] = set()
+
+    def at_start(self) -> Iterator[str]:
+        """What the graph lets expect."""
+        if self.settings.agents > 1 and self.settings.topology.startswith("changing-"):
+            return
+        if alone := self.graph.isolated:
+            listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
+            yield from self.once("alone", f"{len(alone)} agents hear nobody and learn alone: {listed}")
+        elif not self.graph.connected:
+            yield from self.once("apart", "the graph is not connected: some agents' masks never reach some others")
+
+    def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
+        """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
+        for (path, kept), wanted in zip(
+            jax.tree_util.tree_leaves_with_path(info["kept"]), jax.tree.leaves(info["wanted"]), strict=True
+        ):
+            yield from self.of_layer(round, layer_name(path), kept, wanted)
+        if info["listeners"].any() or self.settings.agents == 1:
+            # The first exchange replaces the random start masks.
+            self.flip_rates.append(float(info["flipped"].mean()) / self.entries)
+            yield from self.of_flips(round)
+
+    def of_layer(self, round: int, layer: str, kept: np.ndarray, wanted: np.ndarray) -> Iterator[str]:
+        """Whether a layer's filters are all zero, or it keeps another number than its retention asks for."""
+        wanted = np.minimum(wanted, self.sizes[layer])
+        if (kept == 0).any():
+            sentence = (
+                f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
+                f"{round}: they learn nothing any more; take a smaller --group-lasso or --lr, or --revive"
+            )
+            yield from self.once("filters", sentence)
+        off = np.abs(kept - wanted) > OFF_RETENTION * wanted
+        if off.any() and not (kept == 0).any() and self.settings.filter_rule is None:
+            agent = int(np.argmax(off))
+            size = self.sizes[layer]
+            sentence = (
+                f"agent {agent} keeps {kept[agent] / size:.1%} of {layer} in round {round}, its retention asks for "
+                f"{wanted[agent] / size:.1%}: the other scores are exactly zero; take a smaller --group-lasso, "
+                f"or --revive"
+            )
+            yield from self.once("density", sentence)
+
+    def of_flips(self, round: int) -> Iterator[str]:
+        """Whether masks do not settle: after the first exchanges, fewer bits should flip, and evenly so."""
+        rates = np.array(self.flip_rates[1:])
+        if len(rates) < STRETCHES * WINDOW:
+            return
+        first, last = rates[:WINDOW], rates[-WINDOW:]
+        if last.mean() > 0.95 * first.mean() and last.mean() > 0:
+            sentence = (
+                f"the share of mask bits that flip does not fall: {first.mean():.3%} an exchange at first, "
+                f"{last.mean():.3%} up to round {round}; take a smaller or falling --lr (such as {self.falling_step()})"
+            )
+            yield from self.once("flips", sentence)
+        steps = np.diff(last)
+        if (steps[1:] * steps[:-1] < 0).mean() > 0.8 and np.abs(steps).mean() > 0.3 * last.mean() > 0:
+            sentence = (
+                f"the share of mask bits that flip oscillates between {last.min():.3%} and {last.max():.3%} up to "
+                f"round {round}: masks go to and fro; take a smaller --lr or --amplitude"
+            )
+            yield from self.once("oscillation", sentence)
+
+    def falling_step(self) -> str:
+        """A spelling of the step size with a schedule."""
+        return f"--lr {str(self.settings.lr).partition('@')[0]}@cosine"
+
+    def after_evaluation(self, round: int, evaluation: Evaluation) -> Iterator[str]:
+        """Whether accuracy has stayed at chance for long."""
+        accuracy = float(np.mean(evaluation.accuracy, dtype=np.float64))
+        self.at_chance = self.at_chance + 1 if round > 0 and accuracy < self.chance + ABOVE_CHANCE else 0
+        if self.at_chance >= PATIENCE and round >= ROUNDS_AT_CHANCE:
+            sentence = (
+                f"mean accuracy is {accuracy:.1%} after round {round}, where a guess scores {self.chance:.1%}: nothing "
+                f"is learned; try another --lr, a larger --retention, or --preset tuned"
+            )
+            yield from self.once("chance", sentence)
+
+    def once(self, signature: str, sentence: str) -> Iterator[str]:
+        """The sentence, if this signature has not been said yet."""
+        if signature not in self.said:
+            self.said.add(signature)
+            yield sentence
+
+
+def layer_name(path: Any) -> str:
+    """What a user calls a layer: its module, without the kernel's own name."""
+    return jax.tree_util.keystr(path[:-1] or path, simple=True, separator="/")

@@ -101,8 +101,8 @@ def _one(part: str, rounds: int) -> Schedule:
         numbers = [float(word) for word in words]
     except ValueError:
         raise ValueError(f"the schedule {name} takes numbers behind colons, got {part!r}") from None
-    wanted = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    _expect(fewest <= len(numbers) <= most, f"the schedule {name} takes {wanted} numbers, got {part!r}")
+    wanted = {(0, 0): "no number", (1, 1): "one number"}.get((fewest, most), f"{fewest} to {most} numbers")
+    _expect(fewest <= len(numbers) <= most, f"the schedule {name} takes {wanted}, got {part!r}")
     return make(numbers, rounds)
 
 

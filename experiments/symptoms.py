@@ -35,11 +35,13 @@ class Symptoms:
 
     def at_start(self) -> Iterator[str]:
         """What the graph lets expect."""
-        if self.settings.agents > 1 and self.settings.topology.startswith("changing-"):
+        if self.settings.agents == 1 or self.settings.topology.startswith("changing-"):
             return
         if alone := self.graph.isolated:
             listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
-            yield from self.once("alone", f"{len(alone)} agents hear nobody and learn alone: {listed}")
+            yield from self.once(
+                "alone", f"{len(alone)} of {self.settings.agents} agents hear nobody and learn alone: {listed}"
+            )
         elif not self.graph.connected:
             yield from self.once("apart", "the graph is not connected: some agents' masks never reach some others")
 

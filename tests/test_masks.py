@@ -220,3 +220,36 @@ def test_bits_of_several_agents_are_those_of_each():
     bits = jax.vmap(masks.pack)(drawn)
     np.testing.assert_array_equal(bits, [bits_by_numpy(mask) for mask in drawn])
     np.testing.assert_array_equal(jax.vmap(lambda b: masks.unpack(b, (3, 7)))(bits), drawn)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(hnp.arrays(np.uint8, (2, 3, 5), elements=st.integers(0, 1)), st.integers(0, 7))
+def test_few_entries_are_dropped_by_filter_unless_the_layer_has_few(mask, smallest):
+    kept = mask.sum(axis=(0, 1))
+    expected = np.where((kept <= smallest) & (kept.mean() > smallest), 0, mask)
+    np.testing.assert_array_equal(masks.drop_filters(jnp.asarray(mask, jnp.float32), smallest), expected)
+
+
+def test_dropped_filters_pass_their_gradient_on():
+    mask = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    weights = jnp.arange(6.0).reshape(3, 2)
+    gradient = jax.grad(lambda m: jnp.sum(weights * masks.drop_filters(m, 1)))(mask)
+    np.testing.assert_array_equal(gradient, weights)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_revived_zero_is_fused_and_gets_a_gradient_again(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        scores = jnp.array([0.0, -0.0, 1.0, -2.0, 0.0], dtype)
+        mean = jnp.array([1.0, 0.0, 0.0, 0.0, 0.5], dtype)
+
+        def kept(scores, revive):
+            return masks.threshold(masks.fuse(masks.revive(scores) if revive else scores, mean, 10.0), 2)
+
+        np.testing.assert_array_equal(kept(scores, revive=False), [0, 0, 1, 1, 0])
+        np.testing.assert_array_equal(kept(scores, revive=True), [1, 0, 0, 0, 1])
+        weights = jnp.arange(1, 6, dtype=dtype)
+        gradients = [jax.grad(lambda z, r=r: jnp.sum(weights * kept(z, r)))(scores) for r in (False, True)]
+        np.testing.assert_array_equal(gradients[0], [0, 0, 3, -4, 0])
+        np.testing.assert_array_equal(gradients[1], [1, 2, 3, -4, 5])
+        assert masks.revive(scores).dtype == dtype

@@ -1,6 +1,7 @@
 """Data sets: a name or a file to uint8 images and labels, split into training and test. Host side, numpy.
 
-TensorFlow is never imported. Heavy readers are imported where they are used; what they read is cached as one file.
+Reading needs no TensorFlow; tensorflow-datasets prepares with it what it downloads. Heavy readers are imported where
+they are used; what they read is cached as one file.
 """
 
 import hashlib
@@ -11,13 +12,14 @@ import tempfile
 import threading
 import urllib.request
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dslth_jax.naming import expect_choice
+from dslth_jax.naming import expect_choice, expect_file
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
@@ -59,8 +61,13 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     if name == "digits":
         return digits()
     expect_choice("dataset", name, NAMES)
-    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser().resolve()
-    if data_dir is not None and not folder.is_dir():
+    folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    try:
+        folder = folder.expanduser().resolve()
+        exists = folder.is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name too long, somebody unknown's home, a loop of links
+        exists = False
+    if data_dir is not None and not exists:
         raise ValueError(f"the data folder {folder} does not exist or is no folder: create it, or leave --data-dir out")
     if folder.name == name and not (folder / name).is_dir():
         raise ValueError(f"--data-dir must be the folder that holds {name}, got {folder} itself: give {folder.parent}")
@@ -87,14 +94,16 @@ def read_tfds(name: str, folder: Path) -> Dataset:
 
     # Its warnings (a faster decoder, folders that are not there yet) tell a user of this library nothing.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    builder = tfds.builder(name, data_dir=folder)
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+    except Exception as error:  # of many kinds, one for each thing that its files can lack
+        raise ValueError(_damaged(name, folder, error)) from error
     # Ask before anything else: reading data that is not prepared ends in minutes of retries or a misleading error.
     if not builder.is_prepared():
-        if not reachable(TFDS_HOSTS[name]):
+        if obstacle := obstacle_to_preparing(name):
             raise ValueError(
-                f"{name} is not prepared in {folder} (no {name}/VERSION there) and {TFDS_HOSTS[name]} "
-                f"cannot be reached to download it: give --data-dir a prepared folder, or use --dataset digits, "
-                f"which needs no download"
+                f"{name} is not prepared in {folder} (no {name}/VERSION there) and {obstacle}: "
+                f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
             )
         try:
             builder.download_and_prepare(file_format="array_record")
@@ -102,12 +111,30 @@ def read_tfds(name: str, folder: Path) -> Dataset:
             raise ValueError(f"{name} could not be downloaded into {folder}: {error}") from error
     try:
         train, test = (read_split(builder.as_data_source(split)) for split in ("train", "test"))
+        return Dataset(*train, *test, classes=builder.info.features["label"].num_classes)
     except NotImplementedError:
         raise ValueError(
             f"{name} in {folder} is prepared in a format that only TensorFlow reads: "
             f"give --data-dir another folder, into which it is prepared anew as array_record"
         ) from None
-    return Dataset(*train, *test, classes=builder.info.features["label"].num_classes)
+    except Exception as error:  # torn records are told by the readers' own kinds
+        raise ValueError(_damaged(name, folder, error)) from error
+
+
+def _damaged(name: str, folder: Path, error: Exception) -> str:
+    return (
+        f"{name} in {folder} must be as tensorflow-datasets prepared it, and cannot be read "
+        f"({' '.join(str(error).split())}): mend it, or give another --data-dir"
+    )
+
+
+def obstacle_to_preparing(name: str) -> str | None:
+    """Why tensorflow-datasets could not download and prepare `name` here, known before it tries for minutes."""
+    if find_spec("tensorflow") is None:
+        return "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
+    if not reachable(TFDS_HOSTS[name]):
+        return f"{TFDS_HOSTS[name]} cannot be reached to download it"
+    return None
 
 
 def read_split(source: Any, batch: int = 1000) -> tuple[Images, Labels]:
@@ -174,14 +201,15 @@ def load_file(path: Path) -> Dataset:
     Images are uint8 of (samples, height, width, channels), or without the channels axis for grey ones; labels are whole
     numbers from 0. `classes` may be given; otherwise it is the largest label plus one.
     """
+    wanted = ("train_images", "train_labels", "test_images", "test_labels")
     try:
-        # Open it here: numpy leaves a torn file open.
+        expect_file(path)
+        # Open it here: numpy leaves a torn file open. What is no array in it comes as bytes.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file)
+            arrays = {key: np.asarray(file[key]) for key in (*wanted, "classes") if key in file}
     except Exception as error:  # a torn zip archive raises many kinds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is torn or something else"
         raise ValueError(f"the data file {path} must be a readable .npz: {reason}") from None
-    wanted = ("train_images", "train_labels", "test_images", "test_labels")
     missing = [key for key in wanted if key not in arrays]
     if missing:
         raise ValueError(f"the data file {path} must hold {', '.join(wanted)}; it lacks {', '.join(missing)}")
@@ -197,7 +225,7 @@ def load_file(path: Path) -> Dataset:
         )
     largest = int(max(train_labels.max(), test_labels.max()))
     classes = arrays.get("classes", np.array(largest + 1))
-    if classes.shape != () or not np.issubdtype(classes.dtype, np.integer) or not largest < classes <= MOST_CLASSES:
+    if classes.shape != () or classes.dtype.kind not in "iu" or not largest < classes <= MOST_CLASSES:
         raise ValueError(
             f"classes in {path} must be one whole number above every label, of which {largest} is the largest, "
             f"and at most {MOST_CLASSES}, got {classes}"
@@ -213,7 +241,8 @@ def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarra
             f"{split}_images in {path} must be uint8 of (samples, height, width, channels), "
             f"got {images.dtype} of {images.shape}"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+    # Not by subclass: spans of time count as integers there.
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{split}_labels in {path} must be {len(images)} whole numbers, got {labels.dtype} of {labels.shape}"
         )

@@ -19,6 +19,13 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
     leading agents axis, `like` gives the layers' shapes. The cost grows with the edges that are present, and masks stay
     bits until the moment they are counted. Edges of weight 0 and 1 in uint8 are counted in the smallest type that holds
     the count, others are summed as floats in the order of the edges.
+
+    >>> import numpy as np
+    >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8))
+    >>> sent = jnp.array([[0b000], [0b011], [0b110]], jnp.uint8)  # three agents' masks of three entries
+    >>> heard = hear(sent, graph, jnp.int32(0), jnp.zeros(3))
+    >>> heard.counts.tolist(), int(heard.degree)
+    ([1, 2, 1], 2)
     """
     agents = jax.tree.leaves(sent)[0].shape[0]
     graph = jax.tree.map(jnp.asarray, graph)
@@ -48,8 +55,8 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
 
 def silence(like: PyTree[Array], agents: int, graph: Graph) -> Heard:
     """What an agent of a population of `agents` has heard over edges like those of `graph` when nobody spoke."""
-    weighted = jnp.issubdtype(graph.weights.dtype, jnp.floating)
-    dtype, degree = (graph.weights.dtype,) * 2 if weighted else (counting_dtype(agents), jnp.int32)
+    weight = jnp.result_type(graph.weights)
+    dtype, degree = (weight, weight) if jnp.issubdtype(weight, jnp.floating) else (counting_dtype(agents), jnp.int32)
     return Heard(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), like), jnp.zeros((), degree))
 
 

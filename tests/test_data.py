@@ -1,5 +1,6 @@
 """Data sets: what ships, one's own files and what is said of bad ones, what is missing, what is cached."""
 
+import io
 import os
 import socket
 import threading
@@ -160,10 +161,65 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
         data.load_file(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "Digits", ""])
-def test_unknown_names_are_refused(name):
-    with pytest.raises(ValueError, match=f"dataset must be one of digits, cifar10.*, got '{name}'"):
+@pytest.mark.parametrize(
+    ("name", "hint"), [("imagenet", "$"), ("Digits", "; did you mean digits"), ("cifar", "; did you mean"), ("", "$")]
+)
+def test_unknown_names_are_refused(name, hint):
+    with pytest.raises(ValueError, match=f"dataset must be one of cifar10, .*, digits, got '{name}'{hint}"):
         data.load(name)
+
+
+def test_the_folder_of_the_data_set_itself_is_refused(tmp_path):
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(ValueError, match=f"must be the folder that holds mnist, .*: give {tmp_path}$"):
+        data.load("mnist", tmp_path / "mnist")
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, cache):
+    """Prepares a few made-up samples of a data set as tensorflow-datasets would: images as PNG, in array records."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    def png(image):
+        file = io.BytesIO()
+        Image.fromarray(image.squeeze()).save(file, "png")
+        return file.getvalue()
+
+    def write(name):
+        builder = tfds.builder(name, data_dir=tmp_path / "tfds")
+        shape, classes = builder.info.features["image"].shape, builder.info.features["label"].num_classes
+        rng = np.random.default_rng(0)
+        splits = {
+            split: rng.integers(0, 256, (count, *shape), np.uint8) for split, count in (("train", 7), ("test", 3))
+        }
+
+        def examples(images):
+            for number, image in enumerate(images):
+                others = {key: 0 if key == "coarse_label" else str(number) for key in builder.info.features}
+                yield number, others | {"image": png(image), "label": number % classes}
+
+        generators = {split: examples(images) for split, images in splits.items()}
+        monkeypatch.setattr(type(builder), "_split_generators", lambda self, manager: generators)
+        builder.download_and_prepare(file_format="array_record")
+        return splits, classes
+
+    return write
+
+
+@pytest.mark.filterwarnings("ignore")  # of the preparation, which is not ours
+@pytest.mark.parametrize("name", data.TFDS_HOSTS)
+def test_every_data_set_by_name_is_read_as_it_was_prepared(name, prepare, tmp_path):
+    splits, classes = prepare(name)
+    loaded = data.load(name, tmp_path / "tfds")
+    # Records lie in an order of their own: compare as sets of images with their labels.
+    for split in ("train", "test"):
+        images, labels = getattr(loaded, f"{split}_images"), getattr(loaded, f"{split}_labels")
+        assert images.shape == splits[split].shape
+        assert images.dtype == np.uint8
+        expected = {image.tobytes(): number % classes for number, image in enumerate(splits[split])}
+        assert {image.tobytes(): label for image, label in zip(images, labels, strict=True)} == expected
+    assert loaded.classes == classes == (100 if name == "cifar100" else 10)
 
 
 def test_a_given_folder_must_exist(tmp_path):
@@ -172,13 +228,16 @@ def test_a_given_folder_must_exist(tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["a folder given", "the default folder"])
-def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given):
+@pytest.mark.parametrize("tensorflow", [True, False], ids=["with TensorFlow", "without TensorFlow"])
+def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given, tensorflow):
     import tensorflow_datasets  # noqa: F401, imported before the clock runs
 
+    monkeypatch.setattr(data, "find_spec", lambda name: tensorflow or None)
     monkeypatch.setattr(data, "reachable", lambda address: False)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    obstacle = "cannot be reached" if tensorflow else "TensorFlow, which is not installed"
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"cifar10 is not prepared in .* cannot be reached .*--dataset digits"):
+    with pytest.raises(ValueError, match=f"cifar10 is not prepared in .* and .*{obstacle}.*--dataset digits"):
         data.load("cifar10", tmp_path if given else None)
     # Retries would take minutes.
     assert time.monotonic() - start < 5

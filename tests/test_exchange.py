@@ -1,4 +1,4 @@
-"""The exchange against a matrix product in numpy."""
+"""The exchange against a matrix product in numpy: counts exactly, weighted sums as the floats they are."""
 
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from dslth_jax import exchange, masks
-from dslth_jax.topology import adjacency_by_name, graph_of
+from dslth_jax.topology import Graph, adjacency_of, graph_of, metropolis, topology_by_name
 
 # Layers whose bits fill whole bytes, and some that do not.
 LIKE = {"conv": {"kernel": jnp.zeros((3, 2, 2, 3))}, "linear": {"kernel": jnp.zeros((8, 4))}}
 AGENTS = 6
+COMPLETE = graph_of(~np.eye(AGENTS, dtype=bool))
 
 
 def drawn_masks(agents, seed=0):
@@ -34,21 +35,28 @@ def hear_all(sent, graph, agents, over=jax.vmap):
 hear_six = jax.jit(lambda sent, graph: hear_all(sent, graph, AGENTS))
 
 
-def assert_heard(heard, adjacency, stacked):
-    """Counts are the adjacency matrix times the masks, degrees its row sums."""
+def mixing_of(graph, agents):
+    """The mixing matrix without its diagonal, of whole numbers where weights are."""
+    mixing = np.zeros((agents, agents), np.float64 if np.issubdtype(graph.weights.dtype, np.floating) else int)
+    np.add.at(mixing, (graph.receivers, graph.senders), np.asarray(graph.weights))
+    return mixing
+
+
+def assert_heard(heard, mixing, stacked, rtol=0.0):
+    """Counts are the mixing matrix times the masks, degrees its row sums."""
 
     def check(counts, leaf):
-        expected = np.tensordot(adjacency.astype(int), leaf.astype(int), axes=1)
-        np.testing.assert_array_equal(counts, expected)
+        expected = np.tensordot(mixing.astype(float), leaf.astype(float), axes=1)
+        np.testing.assert_allclose(counts, expected, rtol=rtol, atol=0)
 
     jax.tree.map(check, heard.counts, stacked)
-    np.testing.assert_array_equal(heard.degree, adjacency.sum(1))
+    np.testing.assert_allclose(heard.degree, mixing.sum(1), rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ring", "complete", "erdos-renyi:0.3", "erdos-renyi:0.6"])
-def test_agents_hear_their_neighbours(name):
-    adjacency, stacked = adjacency_by_name(name, AGENTS, seed=2), drawn_masks(AGENTS)
-    assert_heard(hear_six(packed(stacked), graph_of(adjacency)), adjacency, stacked)
+@pytest.mark.parametrize("spelling", ["ring", "complete", "erdos-renyi:0.3", "erdos-renyi:0.6"])
+def test_agents_hear_their_neighbours(spelling):
+    graph, stacked = topology_by_name(spelling, AGENTS, seed=2).graph, drawn_masks(AGENTS)
+    assert_heard(hear_six(packed(stacked), graph), adjacency_of(graph, AGENTS), stacked)
 
 
 def test_the_receiver_hears_the_sender_and_not_the_other_way():
@@ -58,15 +66,71 @@ def test_the_receiver_hears_the_sender_and_not_the_other_way():
     assert_heard(hear_six(packed(stacked), graph_of(adjacency)), adjacency, stacked)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @hypothesis.settings(max_examples=40, deadline=None)
-@hypothesis.given(hnp.arrays(bool, (AGENTS, AGENTS)), st.integers(0, 2**32 - 1))
-def test_an_edge_of_weight_zero_is_absent(present, seed):
+@hypothesis.given(present=hnp.arrays(bool, (AGENTS, AGENTS)), seed=st.integers(0, 2**32 - 1))
+def test_an_edge_of_weight_zero_is_absent(dtype, present, seed):
     """Every graph of six agents as weights on the edges of the complete one, so that all share one program."""
-    complete = ~np.eye(AGENTS, dtype=bool)
-    graph = graph_of(complete)
-    graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(np.float32))
+    graph = COMPLETE._replace(weights=present[COMPLETE.receivers, COMPLETE.senders].astype(dtype))
     stacked = drawn_masks(AGENTS, seed)
-    assert_heard(hear_six(packed(stacked), graph), present & complete, stacked)
+    # Whole numbers are exact as floats too.
+    assert_heard(hear_six(packed(stacked), graph), present & ~np.eye(AGENTS, dtype=bool), stacked)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    hnp.arrays(np.float32, len(COMPLETE.senders), elements=st.just(0.0) | st.floats(2**-10, 4, width=32)),
+    st.integers(0, 2**32 - 1),
+)
+def test_weights_weigh_what_is_heard(weights, seed):
+    graph, stacked = COMPLETE._replace(weights=weights), drawn_masks(AGENTS, seed)
+    # Four additions of positive numbers, each wrong by half a unit in the last place at most.
+    assert_heard(hear_six(packed(stacked), graph), mixing_of(graph, AGENTS), stacked, rtol=4 * 2.0**-24)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weighted_sums_follow_float64(seed, x64):
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(size=len(COMPLETE.senders)) * (rng.uniform(size=len(COMPLETE.senders)) < 0.7)
+    graph, stacked = COMPLETE._replace(weights=weights), drawn_masks(AGENTS, seed)
+    heard = hear_six(packed(stacked), graph)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(heard)} == {"float64"}
+    assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
+
+
+def test_metropolis_weights_mix_masks_that_all_keep_into_one_less_ones_own_weight(x64):
+    graph = metropolis(topology_by_name("erdos-renyi:0.6", AGENTS, seed=2).graph, AGENTS)
+    stacked = drawn_masks(AGENTS)
+    heard = hear_six(packed(stacked), graph)
+    assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
+    everything = hear_six(packed(jax.tree.map(np.ones_like, stacked)), graph)
+    for counts in jax.tree.leaves(everything.counts):
+        np.testing.assert_array_equal(counts.reshape(AGENTS, -1), np.tile(heard.degree, (counts[0].size, 1)).T)
+    assert (heard.degree < 1).all()
+
+
+def test_weights_are_summed_in_the_order_of_the_edges():
+    """One and two halves of its last place: behind it each is rounded off, before it both together are not."""
+    tiny = 2.0**-24
+    everything = jnp.ones(3)
+    sent = jnp.tile(masks.pack(everything)[None], (4, 1))
+    for weights, expected in (([1, tiny, tiny], 1), ([tiny, tiny, 1], 1 + 2 * tiny)):
+        edges = Graph(np.int32([1, 2, 3]), np.int32([0, 0, 0]), np.float32(weights))
+        heard = exchange.hear(sent, edges, jnp.int32(0), everything)
+        np.testing.assert_array_equal(heard.counts, np.full(3, expected, np.float32))
+        assert heard.degree == np.float32(expected)
+
+
+@pytest.mark.parametrize("directed", [False, True])
+def test_graphs_that_change_are_heard_as_they_are_drawn(directed):
+    """Their senders lie in no order, and of two pairings of the same two one is absent."""
+    start, redraw = topology_by_name("changing-regular:4", AGENTS, seed=0, directed=directed)
+    stacked = drawn_masks(AGENTS)
+    sent = packed(stacked)
+    hear_drawn = jax.jit(lambda key: (redraw(key, start), hear_all(sent, redraw(key, start), AGENTS)))
+    for key in jax.random.split(jax.random.key(1), 10):
+        graph, heard = jax.device_get(hear_drawn(key))
+        assert_heard(heard, adjacency_of(graph, AGENTS), stacked)
 
 
 def test_who_has_no_neighbours_hears_nothing():
@@ -78,20 +142,30 @@ def test_who_has_no_neighbours_hears_nothing():
     assert not any(np.any(counts[3]) for counts in jax.tree.leaves(heard.counts))
 
 
-def test_without_any_edge_nobody_hears_anything():
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_without_any_edge_nobody_hears_anything(dtype):
     nothing, stacked = np.zeros((AGENTS, AGENTS), bool), drawn_masks(AGENTS)
-    assert_heard(hear_six(packed(stacked), graph_of(nothing)), nothing, stacked)
+    graph = graph_of(nothing)
+    assert_heard(hear_six(packed(stacked), graph._replace(weights=graph.weights.astype(dtype))), nothing, stacked)
 
 
-def test_alone_is_silent():
-    stacked = drawn_masks(1)
-    heard = exchange.hear(packed(stacked), graph_of(np.zeros((1, 1), bool)), jnp.int32(0), LIKE)
-    jax.tree.map(np.testing.assert_array_equal, heard, exchange.silence(LIKE, 1))
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_alone_is_silent(dtype):
+    stacked, graph = drawn_masks(1), graph_of(np.zeros((1, 1), bool))
+    graph = graph._replace(weights=graph.weights.astype(dtype))
+    heard = exchange.hear(packed(stacked), graph, jnp.int32(0), LIKE)
+    silence = exchange.silence(LIKE, 1, graph)
+    jax.tree.map(np.testing.assert_array_equal, heard, silence)
+    assert [leaf.dtype for leaf in jax.tree.leaves(heard)] == [leaf.dtype for leaf in jax.tree.leaves(silence)]
 
 
-def test_all_at_once_is_one_after_another():
-    adjacency = adjacency_by_name("erdos-renyi:0.5", AGENTS, seed=4)
-    sent, graph = packed(drawn_masks(AGENTS)), graph_of(adjacency)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_all_at_once_is_one_after_another(weighted):
+    """Bit for bit, floats too."""
+    graph = topology_by_name("erdos-renyi:0.5", AGENTS, seed=4).graph
+    if weighted:
+        graph = graph._replace(weights=np.random.default_rng(0).uniform(size=len(graph.senders)).astype(np.float32))
+    sent = packed(drawn_masks(AGENTS))
     together = hear_six(sent, graph)
     apart = jax.jit(lambda sent, graph: hear_all(sent, graph, AGENTS, over=lambda f: lambda r: jax.lax.map(f, r)))
     jax.tree.map(np.testing.assert_array_equal, together, apart(sent, graph))
@@ -103,12 +177,32 @@ def test_all_at_once_is_one_after_another():
 
 @pytest.mark.parametrize(("agents", "dtype"), [(1, "uint8"), (256, "uint8"), (257, "uint16"), (65_536, "uint16")])
 def test_counts_take_the_smallest_type_that_holds_all_neighbours(agents, dtype):
-    silence = exchange.silence(LIKE, agents)
+    silence = exchange.silence(LIKE, agents, COMPLETE)
     assert jnp.dtype(exchange.counting_dtype(agents)) == dtype
     assert {leaf.dtype.name for leaf in jax.tree.leaves(silence.counts)} == {dtype}
-    assert jax.tree.map(np.shape, silence.counts) == jax.tree.map(np.shape, LIKE)
     assert silence.degree.dtype == jnp.int32
+    assert_silent(silence)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weighted_sums_are_of_the_type_of_the_weights(dtype, x64):
+    graph = COMPLETE._replace(weights=COMPLETE.weights.astype(dtype))
+    silence = exchange.silence(LIKE, AGENTS, graph)
+    heard = hear_six(packed(drawn_masks(AGENTS)), graph)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((silence, heard))} == {dtype}
+    assert_silent(silence)
+
+
+def assert_silent(silence):
+    assert jax.tree.map(np.shape, silence.counts) == jax.tree.map(np.shape, LIKE)
+    assert silence.degree.shape == ()
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(silence))
+
+
+def test_what_is_heard_is_of_the_type_of_silence():
+    heard = hear_six(packed(drawn_masks(AGENTS)), COMPLETE)
+    silence = exchange.silence(LIKE, AGENTS, COMPLETE)
+    assert jax.tree.map(lambda leaf: leaf.dtype, heard) == jax.tree.map(lambda leaf: leaf.dtype, silence)
 
 
 def test_a_population_beyond_sixteen_bits_counts_in_thirty_two():

@@ -2,16 +2,20 @@
 
 A map of the modules, in the order in which data flows. Imports run downward only.
 
+    naming          what is said of names that do not exist
+    files           files that a user names: read whole, or why not
     data            name or file -> Dataset of uint8 images and labels
     partition       labels -> which samples each agent holds
-    topology        graphs -> sparse mixing matrix by its edges
+    skew            how each agent sees images: turned, noisy
+    topology        graphs -> sparse mixing matrix by its edges; graphs that change from round to round
     convolution     a convolution and a max pooling that stay fast under vmap over kernels
     models          Network(init, apply): the zoo; the only file that imports flax
     masks           fuse, threshold (straight-through), density, pack and unpack
     group_lasso     group norms, penalty, proximal step (also as an optax transformation)
+    schedules       factors on traced settings as functions of the traced round
     algorithm       the form of an algorithm: Algorithm, World, Batches, Heard
     exchange        sparse mixing matrix times stacked masks -> heard
-    mcepl           MCE-PL: Hyper; local step, fine-tuning; init, send, receive, model
+    mcepl           MCE-PL: Hyper, its switches; local step, fine-tuning; init, send, receive, model
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
 
@@ -21,20 +25,26 @@ mcepl), or for the population, where every per-agent leaf has a leading agents a
 """
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
-from dslth_jax.evaluation import evaluate
+from dslth_jax.data import Dataset
+from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.exchange import hear
-from dslth_jax.group_lasso import group_norms, proximal_group_lasso, proximal_step
-from dslth_jax.masks import density, fuse, kept_entries, pack, threshold, unpack
-from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.group_lasso import group_norms, penalty, proximal_group_lasso, proximal_step
+from dslth_jax.masks import density, drop_filters, fuse, kept_entries, pack, revive, threshold, unpack
+from dslth_jax.mcepl import Hyper, MaskRule, fine_tune, kept_by_layer, mce_pl
 from dslth_jax.models import Network, network_by_name, network_of
-from dslth_jax.population import Shares, State, over_agents, world_of
-from dslth_jax.topology import Graph, graph_of
+from dslth_jax.partition import Partition, partition_by_name
+from dslth_jax.population import Shares, State, graph_in, over_agents, world_of
+from dslth_jax.schedules import at_round, schedule_by_name
+from dslth_jax.skew import Skew, skew_by_name
+from dslth_jax.topology import Graph, Topology, graph_of, metropolis, topology_by_name
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"
 
 __all__ = [
-    "Algorithm", "Batches", "Graph", "Heard", "Hyper", "Network", "Shares", "State", "World",
-    "density", "evaluate", "fuse", "graph_of", "group_norms", "hear", "kept_by_layer", "kept_entries", "mce_pl",
-    "neighbour_mean", "network_by_name", "network_of", "over_agents", "pack", "proximal_group_lasso",
-    "proximal_step", "threshold", "unpack", "world_of",
+    "Algorithm", "Batches", "Dataset", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule", "Network", "Partition",
+    "Shares", "Skew", "State", "Topology", "World",
+    "at_round", "density", "drop_filters", "evaluate", "fine_tune", "fuse", "graph_in", "graph_of", "group_norms",
+    "hear", "kept_by_layer", "kept_entries", "mce_pl", "metropolis", "neighbour_mean", "network_by_name", "network_of",
+    "over_agents", "pack", "partition_by_name", "penalty", "proximal_group_lasso", "proximal_step", "revive",
+    "schedule_by_name", "skew_by_name", "threshold", "topology_by_name", "unpack", "world_of",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dslth_jax.naming import expect_choice, expect_file
+from dslth_jax.files import expect_file
+from dslth_jax.naming import expect_choice
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
@@ -124,7 +125,7 @@ def read_tfds(name: str, folder: Path) -> Dataset:
 def _damaged(name: str, folder: Path, error: Exception) -> str:
     return (
         f"{name} in {folder} must be as tensorflow-datasets prepared it, and cannot be read "
-        f"({' '.join(str(error).split())}): mend it, or give another --data-dir"
+        f"({' '.join(str(error.__cause__ or error).split())}): mend it, or give another --data-dir"
     )
 
 
@@ -225,10 +226,11 @@ def load_file(path: Path) -> Dataset:
         )
     largest = int(max(train_labels.max(), test_labels.max()))
     classes = arrays.get("classes", np.array(largest + 1))
-    if classes.shape != () or classes.dtype.kind not in "iu" or not largest < classes <= MOST_CLASSES:
+    is_whole = classes.shape == () and classes.dtype.kind in "iu"
+    if not is_whole or not largest < classes <= MOST_CLASSES:
         raise ValueError(
             f"classes in {path} must be one whole number above every label, of which {largest} is the largest, "
-            f"and at most {MOST_CLASSES}, got {classes}"
+            f"and at most {MOST_CLASSES}, got {classes if is_whole else f'{classes.dtype} of {classes.shape}'}"
         )
     return Dataset(train_images, train_labels, test_images, test_labels, int(classes))
 

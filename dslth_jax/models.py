@@ -221,7 +221,11 @@ def network_of(
 
 
 def to_unit_range(images: UInt8[Array, "*axes"], dtype: Any) -> Float[Array, "*axes"]:
-    """Pixels 0..255 to [-1, 1]."""
+    """Pixels 0..255 to [-1, 1].
+
+    >>> to_unit_range(jnp.array([0, 255], jnp.uint8), jnp.float32).tolist()
+    [-1.0, 1.0]
+    """
     return (images.astype(dtype) / 255 - 0.5) / 0.5
 
 

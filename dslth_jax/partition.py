@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32
 
+from dslth_jax.files import words_by_line
 from dslth_jax.naming import nearest
 
 Labels = Int32[np.ndarray, "_"]  # of samples
@@ -22,8 +23,9 @@ class Partition(NamedTuple):
 
     train: list[Indices]  # disjoint
     tests: list[Indices]  # in the order of `ranks`; agents may share test samples
-    # A position in 0, 1, ...: the tests of rank below k are about the first k of the agent's most frequent class and as
-    # many of the others as keeps their proportions. So what is evaluated quickly is a prefix of an agent's list.
+    # A position in 0, 1, ...: the tests of rank below k are the first k of each class, or where tests are drawn in the
+    # agent's proportions, k of its most frequent class and as many of the others as keeps them. So what is evaluated
+    # quickly is a prefix of an agent's list.
     ranks: list[Float[np.ndarray, "_"]]
 
 
@@ -53,11 +55,15 @@ def partition_by_name(
 
     Raises:
         ValueError: a spelling that means nothing, or a request that cannot be met.
+
+    >>> labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
+    >>> held = partition_by_name("iid", labels, labels, 3, 2, np.random.default_rng(0))
+    >>> [len(own) for own in held.train], [len(own) for own in held.tests]
+    ([3, 3], [6, 6])
     """
     if agents < 1:
         raise ValueError(f"agents must be at least 1, got {agents}")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
+    _expect_share(fraction)
     name, *numbers = spelling.split(":")
     if name not in PARTITIONS:
         raise ValueError(
@@ -81,6 +87,9 @@ def by_classes(
         raise ValueError(
             f"classes per agent must be a whole number in 1..{classes}, the data's classes, got {wanted:g}"
         )
+    # Say so of millions of agents before their classes are drawn one by one.
+    if agents > len(train_labels):
+        raise ValueError(_too_few(len(train_labels), agents, fraction))
     return of_classes(draw_classes(agents, classes, int(wanted), rng), train_labels, test_labels, rng, fraction)
 
 
@@ -111,7 +120,7 @@ def dirichlet(
     own = [
         _part(rng.permutation(np.concatenate([piece[agent] for piece in pieces])), fraction) for agent in range(agents)
     ]
-    held = np.stack([np.bincount(train_labels[mine], minlength=classes) for mine in own])
+    held = np.stack([np.bincount(train_labels[mine], minlength=classes).astype(np.int32) for mine in own])
     return Partition(own, *tests_in_proportion(test_labels, held, rng))
 
 
@@ -183,13 +192,9 @@ def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.rand
 
 def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
     """A text file of one line an agent, its classes (whole numbers from 0) separated by blanks."""
-    try:
-        lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(
-            f"the class file {path} must hold one line of class numbers an agent, and cannot be read: {reason}"
-        ) from None
+    lines = words_by_line(path, f"the class file {path} must hold one line of class numbers an agent")
+    if not lines:
+        raise ValueError(f"the class file {path} must hold one line of class numbers an agent, and it is empty")
     if len(lines) != agents:
         raise ValueError(
             f"the class file {path} must have one line for each of {agents} agents, got {len(lines)}: "
@@ -214,6 +219,7 @@ def split_by_class(
 
     Every agent gets at least one sample of each of its classes.
     """
+    _expect_share(fraction)
     for agent, row in enumerate(classes_of):
         if not row:
             raise ValueError(f"agent {agent} must have at least one class, got none")
@@ -262,8 +268,8 @@ def tests_in_proportion(
         if not has.any():
             classes = np.flatnonzero(counts).tolist()
             raise ValueError(f"agent {agent} has no test samples of its classes {classes}: take more data")
-        # The class that runs out first sets how many there are; the most frequent one has at least one.
-        total = max((available[has] / proportions[has]).min(), 1 / proportions.max())
+        # The class that runs out first sets how many there are.
+        total = (available[has] / proportions[has]).min()
         wanted = np.minimum(np.rint(proportions * total).astype(int), available)
         drawn = [rng.choice(pool, count, replace=False) for pool, count in zip(pools, wanted, strict=True)]
         # Spread each class evenly over the ranks of the most frequent one.
@@ -281,6 +287,11 @@ def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"],
     for row, indices in zip(stacked, own, strict=True):
         row[: len(indices)] = indices
     return stacked, sizes
+
+
+def _expect_share(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
 
 
 def _part(samples: np.ndarray, fraction: float) -> Indices:
@@ -303,10 +314,11 @@ def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
 
 
 def _whole_shares(shares: Float[np.ndarray, "rows agents"], sizes: np.ndarray) -> np.ndarray:
-    """Shares of `sizes` as whole numbers that add up to them."""
-    ends = np.rint(np.cumsum(shares, axis=1) * sizes[:, None]).astype(int)
-    ends[:, -1] = sizes
-    return np.diff(ends, axis=1, prepend=0)
+    """Shares of `sizes` as whole numbers that add up to them, by largest remainders."""
+    exact = shares * sizes[:, None]
+    counts = np.floor(exact).astype(int)
+    rank = np.argsort(np.argsort(counts - exact, axis=1), axis=1)
+    return counts + (rank < (sizes - counts.sum(axis=1))[:, None])
 
 
 def _first_that_serves_all(

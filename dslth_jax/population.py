@@ -196,5 +196,9 @@ def draw(
 
 
 def ones(bits: UInt8[Array, "agents bytes"]) -> Int[Array, "agents"]:
-    """How many ones each agent's packed bits hold."""
+    """How many ones each agent's packed bits hold.
+
+    >>> ones(jnp.array([[0b101, 0b1], [0, 0b11]], jnp.uint8)).tolist()
+    [3, 2]
+    """
     return jnp.sum(jnp.bitwise_count(bits), axis=1, dtype=jnp.int32)

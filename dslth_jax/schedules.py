@@ -80,12 +80,16 @@ def at_round(values: PyTree[Any], schedules: PyTree[Any], round: int | Int[Array
 
     `schedules` has the structure of `values`. Whole numbers, such as counts of entries to keep, round to the nearest
     and do not fall below 1.
+
+    >>> halved = schedule_by_name("step:1:0.5", rounds=10)
+    >>> at_round({"lr": 8.0, "kept": 5}, {"lr": halved, "kept": constant}, 1)["kept"]
+    5
     """
 
     def one(value: Any, schedule: Schedule) -> Any:
         if schedule is constant:
             return value
-        value, factor = jnp.asarray(value), jnp.asarray(schedule(round))
+        value, factor = jnp.asarray(value), jnp.asarray(schedule(jnp.asarray(round)))
         if jnp.issubdtype(value.dtype, jnp.integer):
             return jnp.maximum(jnp.rint(value * factor), 1).astype(value.dtype)
         return value * factor.astype(value.dtype)

@@ -5,6 +5,7 @@ graph, write its function and name it in `GRAPHS` (one graph for the whole run, 
 (a new one in every round).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
 from scipy.sparse.csgraph import connected_components
 
+from dslth_jax.files import words_by_line
 from dslth_jax.naming import expect_choice, nearest
 
 Adjacency = Bool[np.ndarray, "agents agents"]
@@ -52,7 +54,7 @@ class GraphReport(NamedTuple):
     largest_degree: int
     connected: bool  # a directed graph: every agent's masks reach every other in time
     isolated: list[int]  # agents that hear nobody
-    spectral_gap: float  # 1 - |second eigenvalue| of the mixing matrix, self included; 0 where it never mixes
+    spectral_gap: float  # 1 - |second eigenvalue| of the mixing matrix, self included; 0 where not connected
 
 
 def topology_by_name(
@@ -69,6 +71,9 @@ def topology_by_name(
 
     Raises:
         ValueError: a spelling that means nothing, or a graph that cannot be.
+
+    >>> topology_by_name("star", 3, seed=0).graph.receivers.tolist()
+    [0, 0, 1, 2]
     """
     if agents < 1:
         raise ValueError(f"agents must be at least 1, got {agents}")
@@ -85,8 +90,10 @@ def _unweighted(spelling: str, agents: int, seed: int, directed: bool) -> Topolo
         return CHANGING[name](agents, numbers, directed)
     if name in GRAPHS:
         return Topology(graph_of(GRAPHS[name](agents, numbers, seed, directed)))
-    if Path(spelling).is_file():
-        return Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
+    # Where the name is too long for a file, asking raises.
+    with contextlib.suppress(OSError):
+        if Path(spelling).is_file():
+            return Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
     known = (*GRAPHS, *CHANGING)
     raise ValueError(
         f"topology must be one of {', '.join(known)} or an adjacency file that exists, "
@@ -140,7 +147,12 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
     """Degrees, connectedness and spectral gap, for weights that are "uniform" or "metropolis". Host side.
 
     The gap is that of averaging over one's neighbours and oneself: the larger, the faster news spread.
+
+    >>> ring = adjacency_of(topology_by_name("ring", 4, seed=0).graph, 4)
+    >>> report(ring).mean_degree, round(report(ring).spectral_gap, 3)
+    (2.0, 0.667)
     """
+    expect_choice("weighting", weighting, ("uniform", "metropolis"))
     degrees = adjacency.sum(axis=1)
     components, _ = connected_components(adjacency, directed=True, connection="strong")
     connected = components == 1
@@ -154,7 +166,7 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
             mixing *= np.sqrt((1 + degrees[:, None]) / (1 + degrees[None]))
     symmetric = np.allclose(mixing, mixing.T, rtol=0, atol=1e-12)
     moduli = np.sort(np.abs(np.linalg.eigvalsh(mixing) if symmetric else np.linalg.eigvals(mixing)))
-    # A matrix that never mixes has the eigenvalue 1 twice, up to rounding.
+    # In parts that do not hear each other no news spread at all, whatever rounding makes of the eigenvalues.
     gap = 1 - float(moduli[-2]) if connected and len(moduli) > 1 else float(connected)
     return GraphReport(
         links=int(degrees.sum()),
@@ -231,10 +243,10 @@ def small_world(agents: int, numbers: Sequence[str], seed: int, directed: bool) 
     """A ring of DEGREE nearest neighbours, each link rewired with the given PROBABILITY (Watts and Strogatz 1998)."""
     _expect_numbers("small-world", numbers, 2, "small-world:DEGREE:PROBABILITY")
     _expect_undirected("small-world", directed)
-    degree = _degree("small-world", numbers[:1] or ["4"], agents)
+    degree = _degree("small-world", numbers[:1], agents)
     if degree % 2:
         raise ValueError(f"small-world needs an even degree, half of it on either side, got {degree}")
-    probability = _probability("small-world", numbers[1]) if len(numbers) > 1 else 0.1
+    probability = _probability("small-world:4", numbers[1]) if len(numbers) > 1 else 0.1
     import networkx
 
     return _matrix(networkx.watts_strogatz_graph(agents, degree, probability, seed=seed), agents)
@@ -317,18 +329,14 @@ def read_adjacency(path: Path, agents: int, directed: bool = False) -> Adjacency
 
     It must be square, of `agents` rows, with zeros on the diagonal, and symmetric unless `directed`.
     """
-    try:
-        lines = [(number, line.split()) for number, line in enumerate(path.read_text().splitlines(), 1) if line.strip()]
-    except (UnicodeDecodeError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ValueError(f"the adjacency file {path} must hold rows of 0 and 1, and cannot be read: {reason}") from None
+    lines = words_by_line(path, f"the adjacency file {path} must hold rows of 0 and 1")
     for number, words in lines:
-        wrong = next((word for word in words if word not in ("0", "1", "0.0", "1.0")), None)
-        if wrong is not None:
-            raise ValueError(
-                f"the adjacency file {path} must hold 0 and 1 alone, separated by blanks, "
-                f"got {wrong!r} in line {number}"
-            )
+        for word in words:
+            if not _is_zero_or_one(word):
+                raise ValueError(
+                    f"the adjacency file {path} must hold 0 and 1 alone, separated by blanks, "
+                    f"got {word!r} in line {number}"
+                )
     widths = sorted({len(words) for _, words in lines})
     if widths != [len(lines)]:
         raise ValueError(f"the adjacency file {path} must be square, got {len(lines)} rows of {widths} columns")
@@ -356,6 +364,14 @@ def _hearing_others(rng: np.random.Generator, agents: int, degree: int) -> Adjac
     adjacency = np.zeros((agents, agents), bool)
     np.put_along_axis(adjacency, np.argsort(drawn, axis=1)[:, :degree], True, axis=1)
     return adjacency
+
+
+def _is_zero_or_one(word: str) -> bool:
+    """Spelled in any way, for numpy writes 1 as 1.000000000000000000e+00."""
+    try:
+        return float(word) in (0, 1)
+    except ValueError:
+        return False
 
 
 def _both_ways(adjacency: Adjacency, directed: bool) -> Adjacency:
@@ -389,7 +405,9 @@ def _whole_number(name: str, text: str) -> int:
 
 def _degree(name: str, numbers: Sequence[str], agents: int) -> int:
     _expect_numbers(name, numbers, 1, f"{name}:DEGREE")
-    degree = _whole_number(name, numbers[0] if numbers else "4")
+    if agents < 2:
+        raise ValueError(f"{name} needs 2 agents or more, got {agents}")
+    degree = _whole_number(name, numbers[0] if numbers else str(min(4, agents - 1)))
     if not 1 <= degree < agents:
         raise ValueError(f"{name} needs a degree in 1..{agents - 1}, below the {agents} agents, got {degree}")
     return degree

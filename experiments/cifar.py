@@ -28,6 +28,8 @@ from experiments.settings import HINTS, Settings, choices, flag, kinds, parts, r
 __all__ = ["Settings", "main", "run"]
 
 BAD_INPUT, NOT_FINITE = 2, 3
+LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
+HELP, SWITCHED, NEGATIVE = ("-h", "--help"), ("True", "False", "None"), ("-inf", "-infinity", "-nan")
 
 
 class StoppedError(BaseException):
@@ -58,7 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(sentence: object, code: int) -> int:
     """Say one line on the error stream; returns the exit code."""
-    print(f"experiments.cifar: {' '.join(str(sentence).split())}", file=sys.stderr)
+    line = f"experiments.cifar: {' '.join(str(sentence).split())}"
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(line, file=sys.stderr)
     return code
 
 
@@ -72,6 +77,8 @@ def parse(arguments: Sequence[str]) -> Settings:
     """The flags as settings; a ValueError of one line where they are wrong."""
     import tyro
 
+    if wrong := explain(arguments):
+        raise ValueError(wrong)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -79,16 +86,16 @@ def parse(arguments: Sequence[str]) -> Settings:
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(explain(arguments) or condense(said.getvalue())) from None
+        raise ValueError(condense(said.getvalue())) from None
 
 
 def spell_out(arguments: Sequence[str]) -> list[str]:
     """The same arguments, where switches that a preset may set say their value: --no-x as --x False."""
     words = []
-    for word in arguments:
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name = word.removeprefix("--").replace("-", "_")
         switch = name.removeprefix("no_")
-        if word.startswith("--") and parts(HINTS.get(switch)) == (bool, type(None)):
+        if word.startswith("--") and is_open(switch) and not (switch == name and following in SWITCHED):
             words += [flag(switch), str(switch == name)]
         else:
             words.append(word)
@@ -98,27 +105,47 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
 def explain(arguments: Sequence[str]) -> str | None:
     """One sentence for the first flag that is wrong: what was expected, what came, what to do."""
     words = list(arguments)
+    known = [flag(field) for field in HINTS]
     while words:
         word = words.pop(0)
-        if not word.startswith("--"):
-            return f"a flag was expected, got {word!r}: every value stands behind its flag; --help lists all"
+        if word in HELP:
+            return None
+        if not word.startswith("--") or word == "--":
+            meant = nearest(word, known) if word.strip("-") else ""
+            return (
+                f"a flag was expected, got {word!r}: every value stands behind its flag{meant or '; --help lists all'}"
+            )
         spelled, equals, value = word.partition("=")
         name = spelled[2:].replace("-", "_")
         switch = name.removeprefix("no_") if name not in HINTS else name
+        if spelled in HELP:
+            return f"{spelled} takes no value, got {value!r}: say {spelled} alone"
         if switch not in HINTS or (switch != name and bool not in parts(HINTS[switch])):
-            known = [flag(field) for field in HINTS]
             return f"there is no flag {spelled}{nearest(spelled, known) or '; --help lists all'}"
+        if not equals and words and not is_like_flag(words[0]):
+            equals, value = "=", words.pop(0)
         if bool in parts(HINTS[switch]):
-            if equals or (words and not words[0].startswith("--")):
-                return f"{flag(switch)} takes no value, got {value or words[0]!r}: say {flag(switch)} or --no-{switch}"
-            continue
-        if not equals:
-            if not words or (words[0].startswith("--") and not is_spelled(words[0], HINTS[name])):
-                return f"{flag(name)} needs a value behind it: {kinds(name)}"
-            value = words.pop(0)
-        if not is_spelled(value, HINTS[name]):
+            if equals and not (switch == name and is_open(switch) and value in SWITCHED):
+                opposite = flag(f"no_{switch}")
+                return f"{flag(switch)} takes no value, got {value!r}: say {flag(switch)} or {opposite}"
+        elif not equals:
+            instead = f", got the flag {words[0]}" if words else ""
+            return f"{flag(name)} needs a value behind it: {kinds(name)}{instead}"
+        elif not is_spelled(value, HINTS[name]):
             return refusal(name, kinds(name), value)
     return None
+
+
+def is_like_flag(word: str) -> bool:
+    """Whether a word is read as a flag where a value is expected, as the parser does: what starts with dashes and a
+    letter, but for -inf and -nan."""
+    start = word.partition("=")[0]
+    return word == "--" or (start.lstrip("-")[:1].isalpha() and start[:1] == "-" and start.lower() not in NEGATIVE)
+
+
+def is_open(switch: str) -> bool:
+    """Whether a field is a switch that a preset sets where it is left out."""
+    return parts(HINTS.get(switch)) == (bool, type(None))
 
 
 def is_spelled(text: str, hint: Any) -> bool:

@@ -1,10 +1,13 @@
 """What one run is: a frozen dataclass whose fields are the flags of the command, and the checks that need no data."""
 
 import dataclasses
+import os
+import stat
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -128,10 +131,13 @@ class Settings:
     """Go on from the run folder's last checkpoint (not built yet)."""
 
     def __post_init__(self) -> None:
-        """Take paths as strings too."""
-        for name in ("data_file", "data_dir", "class_file", "out"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        """Take paths as strings too, and numbers as numpy has them."""
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, np.generic):
+                object.__setattr__(self, name, value.item())
+            elif name in ("data_file", "data_dir", "class_file", "out") and isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
 
 
 # What each preset says where a flag is left out.
@@ -170,6 +176,8 @@ PRESETS["tuned"] = PRESETS["code"] | {
 # What later versions build, with the only value there is today.
 NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl", "devices": 1, "checkpoint_every": None, "resume": False}
 LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, float(np.finfo(np.float32).max)
+MOST_AGENTS = 1_000_000  # each needs a sample; what is there once an agent must not fill the memory before that is seen
+LONGEST_NAME = 255  # bytes that one name may have, in every file system in use
 HINTS = get_type_hints(Settings)
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
 
@@ -180,9 +188,7 @@ CONTRADICTIONS = [
     ("class_file", "partition"),
     ("class_file", "dirichlet_alpha"),
     ("class_file", "classes_per_agent"),
-    ("dirichlet_alpha", "partition"),
     ("dirichlet_alpha", "classes_per_agent"),
-    ("partition", "classes_per_agent"),
 ]
 
 
@@ -212,7 +218,7 @@ def resolve(settings: Settings) -> Settings:
 def partition_of(settings: Settings) -> str:
     """The spelling of the partition that the flags ask for, where it is not a file."""
     if settings.dirichlet_alpha is not None:
-        return f"dirichlet:{settings.dirichlet_alpha!r}"
+        return f"dirichlet:{settings.dirichlet_alpha}"
     return settings.partition or f"classes:{settings.classes_per_agent}"
 
 
@@ -220,12 +226,15 @@ def check_each(settings: Settings) -> None:
     """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
     for name in HINTS:
         expect(settings, name, kinds(name), lambda value, name=name: is_of(value, HINTS[name]))
+    for name in (name for name in HINTS if float in parts(HINTS[name])):
+        # Python makes no float of a longer whole number.
+        expect(settings, name, "below 1e+300", lambda value: not isinstance(value, int) or abs(value) < 10**300)
     for name, only in NOT_BUILT_YET.items():
         value = getattr(settings, name)
         if value != only:
-            raise ValueError(f"{flag(name)} {value} is not built yet: leave it out")
+            raise ValueError(f"{flag(name)} {shown(value)} is not built yet: leave it out")
+    expect(settings, "agents", f"in 1..{MOST_AGENTS}", lambda value: 1 <= value <= MOST_AGENTS)
     for name in (
-        "agents",
         "classes_per_agent",
         "batch_size",
         "local_steps",
@@ -243,13 +252,24 @@ def check_each(settings: Settings) -> None:
     expect(settings, "seed", "in 0..4294967295", lambda value: 0 <= value < 2**32)
     if settings.model is not None:
         expect(settings, "model", f"one of {', '.join(MODULES)}", lambda value: value in MODULES, MODULES)
-    if settings.out is not None and settings.out.exists():
-        if not settings.out.is_dir():
-            raise ValueError(f"--out {settings.out} must be a new or empty folder, and it is a file: name another")
-        if any(settings.out.iterdir()):
-            raise ValueError(
-                f"--out {settings.out} must be a new or empty folder, and it holds something: name another"
-            )
+    if settings.out is not None and (obstacle := obstacle_to_folder(settings.out)):
+        raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
+
+
+def obstacle_to_folder(path: Path) -> str | None:
+    """Why there can be no run folder of this name, so far as that shows without making one."""
+    try:
+        if not stat.S_ISDIR(path.stat().st_mode):
+            return "it is a file"
+        return "it holds something" if any(path.iterdir()) else None
+    except FileNotFoundError:
+        # Making it would show this too, but leave the folders above it behind.
+        too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
+        return "its name is too long" if too_long else None
+    except OSError as error:
+        return f"it cannot be one ({error.strerror})"
+    except ValueError:  # a null character
+        return "no folder can have this name"
 
 
 def check_together(settings: Settings) -> None:
@@ -258,6 +278,11 @@ def check_together(settings: Settings) -> None:
     for one, other in CONTRADICTIONS:
         if {one, other} <= given:
             raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
+    # A partition may be spelled twice, as long as both mean the same.
+    for name, prefix in (("dirichlet_alpha", "dirichlet"), ("classes_per_agent", "classes")):
+        spelled = f"{prefix}:{getattr(settings, name)}"
+        if {"partition", name} <= given and settings.partition != spelled:
+            raise ValueError(f"--partition and {flag(name)} contradict each other: leave one of them out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
@@ -280,11 +305,12 @@ def check_numbers(settings: Settings) -> None:
         value, _ = number_and_schedule(settings, name)
         if not 0 <= value <= LARGEST_REAL:
             raise ValueError(f"{flag(name)} must be in 0..{LARGEST_REAL:.3g}, got {value}")
+        schedule_of(settings, name)
     for name, largest in (("retention", max(retentions(settings))), ("linear_retention", linear_retention(settings))):
         # A schedule may raise a retention: look at a thousand rounds of it.
         factor = schedule_of(settings, name)
-        rounds = jnp.linspace(0, settings.rounds - 1, 1000)
-        peak = 1.0 if factor is constant else float(jnp.max(jnp.asarray(factor(rounds))))
+        rounds = jnp.asarray(np.linspace(0, settings.rounds - 1, 1000).astype(np.int32))
+        peak = 1.0 if factor is constant else float(jnp.max(jax.vmap(factor)(rounds)))
         if largest is not None and largest * peak > 1 + 1e-6:
             raise ValueError(f"{flag(name)} must stay in (0, 1], and its schedule raises it to {largest * peak:.3g}")
 
@@ -295,7 +321,9 @@ def retentions(settings: Settings) -> list[float]:
     try:
         if ":" in text:
             low, high = map(float, text.split(":"))
-            values = np.linspace(low, high, settings.agents).tolist()
+            # The range is checked below; until then infinities are no cause for warnings.
+            with np.errstate(all="ignore"):
+                values = np.linspace(low, high, settings.agents).tolist()
         elif "," in text:
             values = [float(word) for word in text.split(",")]
         else:
@@ -333,8 +361,11 @@ def number_and_schedule(settings: Settings, name: str) -> tuple[float, str]:
 
 def schedule_of(settings: Settings, name: str) -> Schedule:
     """The schedule of a field."""
+    _, at, spelling = str(getattr(settings, name)).partition("@")
+    if at and not spelling:
+        raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
     try:
-        return schedule_by_name(str(getattr(settings, name)).partition("@")[2], settings.rounds)
+        return schedule_by_name(spelling, settings.rounds)
     except ValueError as error:
         raise ValueError(f"{flag(name)}: {error}") from None
 
@@ -348,8 +379,17 @@ def expect(settings: Settings, name: str, wanted: str, holds: Any, known: Any = 
 
 def refusal(name: str, wanted: str, value: Any, known: Any = None) -> str:
     """The sentence for a value that is not as wanted."""
-    shown = repr(value) if isinstance(value, str) else value
-    return f"{flag(name)} must be {wanted}, got {shown}{nearest(str(value), known or choices(HINTS[name]))}"
+    given = shown(value)
+    quoted = repr(given) if isinstance(value, str) else given
+    return f"{flag(name)} must be {wanted}, got {quoted}{nearest(given, known or choices(HINTS[name]))}"
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence."""
+    try:
+        return str(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "a number of thousands of digits"
 
 
 def parts(hint: Any) -> tuple[Any, ...]:

@@ -1,4 +1,9 @@
-"""Who holds which samples: disjoint, even, of one's own classes; and every sample of a class in its tests."""
+"""Who holds which samples and is tested on which: what each partition promises, on any labels, and what is refused."""
+
+import re
+import time
+from fractions import Fraction
+from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -8,6 +13,413 @@ import pytest
 from dslth_jax import partition
 
 CLASSES = 5
+NAMES = ("classes", "dirichlet", "quantity", "iid")
+# A concentration is 10 to one of these. Smaller ones of an allowed range of -6 to 6 seldom leave everybody a sample.
+MILD = st.just(6.0) | st.floats(-0.7, 2)
+ANY = st.sampled_from([-6.0, 6.0]) | st.floats(-2, 2)
+
+# All that may be wrong with a request that is spelled well.
+REFUSALS = (
+    r"(class \d+: )?\d+ training samples for \d+ agents at a data fraction of \S+ are too few, each must get one: "
+    r"take fewer agents or more data",
+    r"none of \d+ draws of \S+ gave each of \d+ agents a training sample: "
+    r"take a larger concentration or fewer agents",
+    r"agent \d+ has no test samples of its classes \[[\d, ]+\]: take (other classes or )?more data",
+)
+
+
+class Request(NamedTuple):
+    spelling: str
+    train_labels: np.ndarray
+    test_labels: np.ndarray
+    agents: int
+    fraction: float
+    seed: int
+
+
+def shuffled(sizes, seed=0):
+    """Labels in any order, `sizes` of each class."""
+    return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
+
+
+@st.composite
+def requests(draw, name, least=0, most=40, exponents=MILD):
+    """Any request of one partition, met or not: classes of `least` to `most` samples, numbers of 10 to `exponents`."""
+    number = ""
+    if name == "classes":
+        number = f":{draw(st.integers(1, CLASSES))}"
+    elif name != "iid":
+        number = f":{10 ** draw(exponents)!r}"
+    seed = draw(st.integers(0, 2**32 - 1))
+    train, tests = (
+        draw(st.lists(st.integers(low, high), min_size=CLASSES, max_size=CLASSES))
+        for low, high in ((least, most), (least // 4, 12))
+    )
+    fraction = draw(st.just(1.0) | st.floats(0.05, 1))
+    return Request(name + number, shuffled(train, seed), shuffled(tests, seed), draw(st.integers(1, 8)), fraction, seed)
+
+
+def answer(request, fraction=None):
+    return partition.partition_by_name(
+        request.spelling,
+        request.train_labels,
+        request.test_labels,
+        CLASSES,
+        request.agents,
+        np.random.default_rng(request.seed),
+        fraction=request.fraction if fraction is None else fraction,
+    )
+
+
+def attempt(request, fraction=None):
+    """The partition and no refusal, or none and why it is refused."""
+    try:
+        return answer(request, fraction), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def met(request, fraction=None):
+    """The partition of a request that can be met; others are tried no further."""
+    made, _ = attempt(request, fraction)
+    hypothesis.assume(made is not None)
+    return made
+
+
+def arrays(made):
+    """The arrays of a partition, one after another."""
+    return [array for part in made for array in part]
+
+
+def by_name(spelling, agents, sizes=(200,) * CLASSES, seed=0, fraction=1.0):
+    """A partition of shuffled labels of these sizes, with a tenth of them as tests."""
+    request = Request(spelling, shuffled(sizes), shuffled([size // 10 for size in sizes]), agents, fraction, seed)
+    return answer(request)
+
+
+def counts_of(labels, own):
+    """How many samples of each class every agent has: (agents, classes)."""
+    return np.stack([np.bincount(labels[mine], minlength=CLASSES) for mine in own])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_a_request_is_met_or_refused_in_one_sentence(name, data):
+    request = data.draw(requests(name, most=12, exponents=ANY))
+    made, refusal = attempt(request)
+    if made is None:
+        assert any(re.fullmatch(sentence, refusal) for sentence in REFUSALS), refusal
+    else:
+        assert len(made.train) == len(made.tests) == len(made.ranks) == request.agents
+    if name != "classes":
+        # Only the others need no look at the classes drawn.
+        too_few = int(len(request.train_labels) // request.agents * request.fraction) < 1
+        assert ("are too few" in refusal) == too_few
+    if name in ("quantity", "iid"):
+        assert made is None or request.test_labels.size
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_training_samples_are_disjoint_and_everybody_has_some(name, data):
+    request = data.draw(requests(name))
+    made = met(request)
+    together = np.concatenate(made.train)
+    assert len(np.unique(together)) == len(together)
+    assert set(together.tolist()) <= set(range(len(request.train_labels)))
+    for mine in made.train:
+        assert mine.dtype == np.int32
+        assert len(mine) >= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_no_sample_of_a_class_that_is_held_is_left_over(name, data):
+    request = data.draw(requests(name))
+    labels = request.train_labels
+    together = np.concatenate(met(request, fraction=1.0).train)
+    # Of the other partitions, everybody may hold every class.
+    held = np.unique(labels[together]) if name == "classes" else np.arange(CLASSES)
+    np.testing.assert_array_equal(np.sort(together), np.flatnonzero(np.isin(labels, held)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_a_fraction_is_part_of_the_whole_share(name, data):
+    request = data.draw(requests(name, least=10))
+    whole = met(request, fraction=1.0).train
+    # Random shares too small for the fraction are drawn anew: then there is no whole to compare with.
+    hypothesis.assume(min(len(mine) for mine in whole) * request.fraction >= 1)
+    for all_mine, used in zip(whole, met(request).train, strict=True):
+        assert set(used.tolist()) <= set(all_mine.tolist())
+        if name == "classes":
+            sizes = np.bincount(request.train_labels[all_mine], minlength=CLASSES)
+            expected = [int(size * request.fraction) for size in sizes]
+            assert np.bincount(request.train_labels[used], minlength=CLASSES).tolist() == expected
+        else:
+            assert len(used) == int(len(all_mine) * request.fraction)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_tests_are_of_classes_trained_on_and_none_comes_twice(name, data):
+    request = data.draw(requests(name))
+    made = met(request)
+    for mine, tests in zip(made.train, made.tests, strict=True):
+        assert tests.dtype == np.int32
+        assert len(np.unique(tests)) == len(tests) >= 1
+        # Where labels are alike, everybody is tested on everything.
+        trained = range(CLASSES) if name in ("quantity", "iid") else request.train_labels[mine]
+        available = np.flatnonzero(np.isin(request.test_labels, trained))
+        if name == "dirichlet":
+            assert set(tests.tolist()) <= set(available.tolist())
+        else:
+            np.testing.assert_array_equal(np.sort(tests), available)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(data=st.data())
+def test_tests_below_a_rank_are_a_fair_prefix(name, data):
+    request = data.draw(requests(name))
+    made = met(request)
+    for tests, ranks in zip(made.tests, made.ranks, strict=True):
+        assert len(tests) == len(ranks)
+        assert ranks[0] == 0
+        assert (np.diff(ranks) >= 0).all()
+        counts = np.bincount(request.test_labels[tests], minlength=CLASSES)
+        for first in range(1, counts.max() + 2):
+            prefix = np.bincount(request.test_labels[tests[ranks < first]], minlength=CLASSES)
+            assert prefix[counts.argmax()] == min(first, counts.max())
+            if name == "dirichlet":
+                fair = np.ceil(np.minimum(first, counts.max()) * counts / counts.max())
+                assert (np.abs(prefix - fair) <= 1).all()
+            else:
+                np.testing.assert_array_equal(prefix, np.minimum(first, counts))
+
+
+@pytest.mark.parametrize("spelling", ["classes:3", "dirichlet:0.5", "quantity:2", "iid"])
+def test_a_partition_depends_on_its_generator_alone(spelling):
+    first, again, other = (by_name(spelling, 4, seed=seed) for seed in (1, 1, 2))
+    for mine, same in zip(arrays(first), arrays(again), strict=True):
+        np.testing.assert_array_equal(mine, same)
+    assert any(
+        set(mine.tolist()) != set(others.tolist()) for mine, others in zip(first.train, other.train, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "spelling"), [("classes", "classes:4"), ("dirichlet", "dirichlet:0.5"), ("quantity", "quantity:0.50")]
+)
+def test_a_number_left_out_is_a_usual_one(name, spelling):
+    for mine, same in zip(by_name(name, 4).train, by_name(spelling, 4).train, strict=True):
+        np.testing.assert_array_equal(mine, same)
+
+
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.data(), st.integers(1, CLASSES))
+def test_by_classes_an_agent_trains_on_as_many_as_asked(data, wanted):
+    request = data.draw(requests("classes", least=10))._replace(spelling=f"classes:{wanted}")
+    counts = counts_of(request.train_labels, met(request, fraction=1.0).train)
+    assert ((counts > 0).sum(axis=1) == wanted).all()
+    for shares in counts.T:
+        holders = shares[shares > 0]
+        assert holders.size == 0 or np.ptp(holders) <= 1
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(requests("dirichlet"))
+def test_dirichlet_tests_are_in_the_proportions_of_training(request):
+    made = met(request)
+    available = np.bincount(request.test_labels, minlength=CLASSES)
+    trained = counts_of(request.train_labels, made.train)
+    tested = counts_of(request.test_labels, made.tests)
+    for mine, tests in zip(trained, tested, strict=True):
+        # As many as there are: one more, and some class would have to give more than it has.
+        scale = min(Fraction(int(a), int(m)) for a, m in zip(available, mine, strict=True) if a and m)
+        for there, size, count in zip(available, mine, tests, strict=True):
+            expected = size * scale if there else Fraction(0)
+            assert abs(count - expected) <= Fraction(1, 2) + Fraction(1, 10**6)
+        assert ((tests == available) & (tests > 0)).any()
+
+
+def largest_shares(spelling):
+    """How much of its samples an agent has of its most frequent class: the mean of five times twenty agents."""
+    shares = []
+    for seed in range(5):
+        counts = counts_of(shuffled((2_000,) * CLASSES), by_name(spelling, 20, (2_000,) * CLASSES, seed).train)
+        shares.extend(counts.max(axis=1) / counts.sum(axis=1))
+    return np.mean(shares)
+
+
+def test_dirichlet_is_more_skewed_the_smaller_its_number():
+    most, more, less, least = (largest_shares(f"dirichlet:{alpha}") for alpha in (0.03, 0.3, 3, 1_000))
+    # One class in the end, and all five alike in the other.
+    assert most > 0.8
+    assert most - 0.1 > more > less + 0.1
+    assert less - 0.05 > least
+    assert 1 / CLASSES <= least < 0.25
+
+
+@pytest.mark.parametrize("spelling", ["dirichlet:0.5", "quantity:0.5"])
+def test_random_shares_favour_nobody(spelling):
+    agents, draws = 4, 150
+    sizes = np.array([[len(mine) for mine in by_name(spelling, agents, seed=seed).train] for seed in range(draws)])
+    error = sizes.std(axis=0) / np.sqrt(draws)
+    assert (np.abs(sizes.mean(axis=0) - 200 * CLASSES / agents) < 5 * error).all()
+    # Nor is anything shared evenly.
+    assert (sizes.std(axis=0) > 50).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_quantity_makes_sizes_unequal_and_labels_alike(seed):
+    sizes = np.array([1_000, 2_000, 3_000, 2_000, 2_000])
+    counts = counts_of(shuffled(sizes), by_name("quantity:0.5", 6, sizes, seed).train)
+    totals = counts.sum(axis=1, keepdims=True)
+    assert totals.max() > 2 * totals.min()
+    expected = sizes / sizes.sum()
+    assert (np.abs(counts / totals - expected) < 5 * np.sqrt(expected * (1 - expected) / totals)).all()
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(requests("iid"))
+def test_iid_shares_are_even(request):
+    fewest = len(request.train_labels) // request.agents
+    assert {len(mine) for mine in met(request, fraction=1.0).train} <= {fewest, fewest + 1}
+    used = int(fewest * request.fraction)
+    assert {len(mine) for mine in met(request).train} <= {used, used + 1}
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.3])
+@pytest.mark.parametrize("spelling", ["dirichlet:1e6", "quantity:1e6", "iid"])
+def test_labels_in_order_are_mixed_and_so_is_a_fraction(spelling, fraction):
+    labels = np.repeat(np.arange(CLASSES), 200).astype(np.int32)
+    rng = np.random.default_rng(0)
+    made = partition.partition_by_name(spelling, labels, labels, CLASSES, 5, rng, fraction=fraction)
+    # On average 40 samples of each class at fraction 1, and hardly less than a quarter of that.
+    assert (counts_of(labels, made.train) > 10 * fraction).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_dirichlet_gives_a_class_to_one_agent(seed):
+    counts = counts_of(shuffled((200,) * CLASSES), by_name("dirichlet:1e-6", 3, seed=seed).train)
+    np.testing.assert_array_equal(counts.max(axis=0), 200)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["dirichlet", "quantity"])
+def test_the_largest_concentration_shares_evenly(name, seed):
+    sizes = [len(mine) for mine in by_name(f"{name}:1e6", 8, seed=seed).train]
+    assert np.ptp(sizes) <= 10
+    if name == "dirichlet":
+        assert np.ptp(counts_of(shuffled((200,) * CLASSES), by_name("dirichlet:1e6", 8, seed=seed).train)) <= 2
+
+
+@pytest.mark.parametrize("spelling", ["dirichlet:1e-06", "quantity:1e-06", "quantity:0.01"])
+def test_shares_that_leave_somebody_without_are_given_up_soon(spelling):
+    # Five classes, or the whole data, in as many pieces: never enough for twelve.
+    start = time.perf_counter()
+    drawn = f"none of {partition.DRAWS} draws of {spelling}"
+    message = f"{drawn} gave each of 12 agents a training sample: take a larger concentration"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        by_name(spelling, 12)
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("spelling", ["classes:5", "dirichlet:1e-6", "dirichlet:1e6", "quantity:1e-6", "iid"])
+def test_a_single_agent_has_everything(spelling):
+    made = by_name(spelling, 1)
+    np.testing.assert_array_equal(np.sort(made.train[0]), np.arange(200 * CLASSES))
+    np.testing.assert_array_equal(np.sort(made.tests[0]), np.arange(20 * CLASSES))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("class:4", "partition must be one of classes, dirichlet, quantity, iid, got 'class:4'; did you mean classes?"),
+        ("IID", "partition must be one of classes, dirichlet, quantity, iid, got 'IID'; did you mean iid?"),
+        ("zipf:2", "partition must be one of classes, dirichlet, quantity, iid, got 'zipf:2'"),
+        ("", "partition must be one of classes, dirichlet, quantity, iid, got ''"),
+        ("classes:0", "classes per agent must be a whole number in 1..5, the data's classes, got 0"),
+        ("classes:6", "classes per agent must be a whole number in 1..5, the data's classes, got 6"),
+        ("classes:2.5", "classes per agent must be a whole number in 1..5, the data's classes, got 2.5"),
+        ("classes:nan", "classes per agent must be a whole number in 1..5, the data's classes, got nan"),
+        ("classes:inf", "classes per agent must be a whole number in 1..5, the data's classes, got inf"),
+        ("classes:two", "classes takes one number, such as classes:4, got classes:two"),
+        ("classes:", "classes takes one number, such as classes:4, got classes:"),
+        ("classes:1:2", "classes takes one number, such as classes:4, got classes:1:2"),
+        ("dirichlet:x", "dirichlet takes one number, such as dirichlet:0.5, got dirichlet:x"),
+        ("dirichlet:0.1:2", "dirichlet takes one number, such as dirichlet:0.5, got dirichlet:0.1:2"),
+        ("dirichlet:0", "dirichlet needs a concentration in 1e-06..1e+06, got 0"),
+        ("dirichlet:-0.5", "dirichlet needs a concentration in 1e-06..1e+06, got -0.5"),
+        ("dirichlet:nan", "dirichlet needs a concentration in 1e-06..1e+06, got nan"),
+        ("dirichlet:1e7", "dirichlet needs a concentration in 1e-06..1e+06, got 1e+07"),
+        ("quantity:", "quantity takes one number, such as quantity:0.5, got quantity:"),
+        ("quantity:1e-7", "quantity needs a concentration in 1e-06..1e+06, got 1e-07"),
+        ("quantity:inf", "quantity needs a concentration in 1e-06..1e+06, got inf"),
+        ("iid:3", "iid takes no number, got iid:3"),
+        ("iid:1:2", "iid takes no number, got iid:1:2"),
+    ],
+)  # fmt: skip
+def test_bad_spellings_are_refused_by_what_is_wrong(spelling, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        by_name(spelling, 4)
+
+
+@pytest.mark.parametrize("agents", [0, -3])
+def test_there_is_at_least_one_agent(agents):
+    with pytest.raises(ValueError, match=f"^agents must be at least 1, got {agents}$"):
+        by_name("iid", agents)
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
+@pytest.mark.parametrize("spelling", ["classes:2", "dirichlet:1", "quantity:1", "iid"])
+def test_a_fraction_lies_between_none_and_all(spelling, fraction):
+    with pytest.raises(ValueError, match=rf"^data fraction must lie in \(0, 1\], got {fraction}$"):
+        by_name(spelling, 4, fraction=fraction)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "agents", "fraction", "beginning"),
+    [
+        ("classes:5", 21, 1.0, "class 0: 20 training samples for 21 agents at a data fraction of 1"),
+        ("classes:5", 4, 0.19, "class 0: 20 training samples for 4 agents at a data fraction of 0.19"),
+        ("dirichlet:0.5", 101, 1.0, "100 training samples for 101 agents at a data fraction of 1"),
+        ("dirichlet:1e6", 4, 0.03, "100 training samples for 4 agents at a data fraction of 0.03"),
+        ("quantity:0.5", 101, 1.0, "100 training samples for 101 agents at a data fraction of 1"),
+        ("quantity:0.5", 51, 0.75, "100 training samples for 51 agents at a data fraction of 0.75"),
+        ("iid", 101, 1.0, "100 training samples for 101 agents at a data fraction of 1"),
+        ("iid", 50, 0.49, "100 training samples for 50 agents at a data fraction of 0.49"),
+    ],
+)
+def test_more_agents_than_samples_are_refused(spelling, agents, fraction, beginning):
+    message = f"{beginning} are too few, each must get one: take fewer agents or more data"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        by_name(spelling, agents, (20,) * CLASSES, fraction=fraction)
+
+
+@pytest.mark.parametrize(("agents", "fraction"), [(100, 1.0), (50, 0.5)])
+def test_as_many_agents_as_samples_have_one_each(agents, fraction):
+    assert [len(mine) for mine in by_name("iid", agents, (20,) * CLASSES, fraction=fraction).train] == [1] * agents
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("classes:5", "agent 0 has no test samples of its classes [0, 1, 2, 3, 4]: take other classes or more data"),
+        ("dirichlet:1e6", "agent 0 has no test samples of its classes [0, 1, 2, 3, 4]: take more data"),
+        ("quantity:1", "agent 0 has no test samples of its classes [0, 1, 2, 3, 4]: take other classes or more data"),
+        ("iid", "agent 0 has no test samples of its classes [0, 1, 2, 3, 4]: take other classes or more data"),
+    ],
+)
+def test_agents_without_any_tests_are_refused(spelling, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        by_name(spelling, 2, sizes=(9,) * CLASSES)
 
 
 @st.composite
@@ -15,16 +427,10 @@ def populations(draw):
     """Labels of unequal classes in any order, each large enough for all agents, and the classes of some agents."""
     agents = draw(st.integers(1, 6))
     sizes = draw(st.lists(st.integers(12, 40), min_size=CLASSES, max_size=CLASSES))
-    classes_of = draw(
-        st.lists(
-            st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=CLASSES, unique=True),
-            min_size=agents,
-            max_size=agents,
-        )
-    )
+    row = st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=CLASSES, unique=True)
+    classes_of = draw(st.lists(row, min_size=agents, max_size=agents))
     seed = draw(st.integers(0, 2**32 - 1))
-    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(CLASSES), sizes)).astype(np.int32)
-    return labels, classes_of, seed
+    return shuffled(sizes, seed), classes_of, seed
 
 
 def split(population, fraction=1.0):
@@ -83,18 +489,31 @@ def test_shares_are_drawn_and_depend_on_the_generator_alone():
     assert (np.sort(first[0]) != np.arange(50)).any()
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
-def test_a_fraction_lies_between_none_and_all(fraction):
-    with pytest.raises(ValueError, match=rf"data fraction must lie in \(0, 1\], got {fraction}"):
-        partition.split_by_class(np.zeros(9, np.int32), [[0]], np.random.default_rng(0), fraction)
-
-
 @pytest.mark.parametrize(("samples", "agents", "fraction"), [(2, 3, 1.0), (9, 3, 0.3), (0, 1, 1.0)])
 def test_every_agent_must_get_a_sample_of_each_class(samples, agents, fraction):
     labels = np.repeat([0, 1], [50, samples]).astype(np.int32)
-    message = f"class 1 has {samples} training samples for {agents} agents at a data fraction of {fraction:g}"
-    with pytest.raises(ValueError, match=message):
+    message = (
+        f"class 1: {samples} training samples for {agents} agents at a data fraction of {fraction:g} are too few, "
+        f"each must get one: take fewer agents or more data"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         partition.split_by_class(labels, [[0, 1]] * agents, np.random.default_rng(0), fraction)
+
+
+def test_an_agent_without_classes_is_refused():
+    with pytest.raises(ValueError, match=r"^agent 1 must have at least one class, got none$"):
+        partition.split_by_class(np.zeros(9, np.int32), [[0], []], np.random.default_rng(0))
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(populations(), st.floats(0.5, 1))
+def test_classes_that_are_given_are_split_and_tested(population, fraction):
+    labels, classes_of, seed = population
+    tests = shuffled([3, 1, 4, 1, 5], seed)
+    made = partition.of_classes(classes_of, labels, tests, np.random.default_rng(seed), fraction)
+    expected = (split(population, fraction), *partition.tests_by_class(tests, classes_of))
+    for mine, same in zip(arrays(made), arrays(expected), strict=True):
+        np.testing.assert_array_equal(mine, same)
 
 
 @pytest.mark.parametrize("classes_per_agent", [1, 3, 10])
@@ -108,40 +527,51 @@ def test_drawn_classes_differ_within_an_agent(classes_per_agent):
     assert {label for row in drawn for label in row} == set(range(10))
 
 
-@pytest.mark.parametrize("classes_per_agent", [0, 11])
-def test_no_agent_has_more_classes_than_there_are(classes_per_agent):
-    with pytest.raises(ValueError, match=rf"must lie in 1..10, the data's classes, got {classes_per_agent}"):
-        partition.draw_classes(4, 10, classes_per_agent, np.random.default_rng(0))
-
-
 def test_classes_are_read_line_by_line(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("6 9 4\n\n 0\t1\n2\n")
+    path.write_text("6 9 4\n\n 0\t1\n02\n")
     assert partition.read_classes(path, 3, 10) == [[6, 9, 4], [0, 1], [2]]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("0 1\n2 x", "must hold one line of class numbers an agent: invalid literal"),
-        ("0 1\n2.5 1", "must hold one line of class numbers an agent"),
-        ("0 1", "must have one line for each of 2 agents, got 1"),
-        ("0\n1\n2", "must have one line for each of 2 agents, got 3"),
-        ("0 1\n2 2", r"agent 1 in .* must have different classes in 0..4, got \[2, 2\]"),
-        ("0 5\n2 3", r"agent 0 in .* must have different classes in 0..4, got \[0, 5\]"),
-        ("0 1\n-1 3", r"agent 1 in .* must have different classes in 0..4, got \[-1, 3\]"),
+        ("0 1\n2 x", "must hold classes in 0..4, separated by blanks, got 'x' in line 2"),
+        ("\n0 1\n\n2.5 1", "must hold classes in 0..4, separated by blanks, got '2.5' in line 4"),
+        ("0,1\n2", "must hold classes in 0..4, separated by blanks, got '0,1' in line 1"),
+        ("0 5\n2 3", "must hold classes in 0..4, separated by blanks, got '5' in line 1"),
+        ("0 1\n-1 3", "must hold classes in 0..4, separated by blanks, got '-1' in line 2"),
+        ("0 1\n+1 3", "must hold classes in 0..4, separated by blanks, got '+1' in line 2"),
+        ("0 1\n1_0", "must hold classes in 0..4, separated by blanks, got '1_0' in line 2"),
+        ("\u0663\n1", "must hold classes in 0..4, separated by blanks, got '\u0663' in line 1"),
+        ("\u00b2\n1", "must hold classes in 0..4, separated by blanks, got '\u00b2' in line 1"),
+        # Longer than Python makes a number of.
+        ("0\n" + "9" * 5_000, "must hold classes in 0..4, separated by blanks, got '99"),
+        ("0\n\0", "must hold classes in 0..4, separated by blanks, got '\\x00' in line 2"),
+        ("0 1\n\n2 02", "must name a class once a line, got ['2', '02'] in line 3"),
+        ("0 1", "must have one line for each of 2 agents, got 1: mend it, or say --agents 1"),
+        ("0\n1\n\n2", "must have one line for each of 2 agents, got 3: mend it, or say --agents 3"),
+        ("\n \n", "must hold one line of class numbers an agent, and it is empty"),
     ],
-)
-def test_bad_class_files_are_refused_by_what_is_wrong(tmp_path, content, message):
+)  # fmt: skip
+def test_bad_class_files_are_refused_by_line_and_word(tmp_path, content, message):
     path = tmp_path / "classes.txt"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'the class file {path} {message}')}"):
         partition.read_classes(path, 2, CLASSES)
 
 
-def test_a_missing_class_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"missing.txt must hold one line of class numbers an agent: .*No such file"):
-        partition.read_classes(tmp_path / "missing.txt", 2, CLASSES)
+def test_class_files_that_cannot_be_read_are_refused(tmp_path):
+    binary = tmp_path / "binary.npy"
+    binary.write_bytes(b"\x93NUMPY\xff\xfe")
+    for path, reason in (
+        (tmp_path / "missing.txt", "No such file or directory"),
+        (tmp_path, "Is a directory"),
+        (binary, "it is no text"),
+    ):
+        message = f"the class file {path} must hold one line of class numbers an agent, and cannot be read: {reason}"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            partition.read_classes(path, 2, CLASSES)
 
 
 @hypothesis.settings(max_examples=50, deadline=None)
@@ -150,19 +580,40 @@ def test_agents_are_tested_on_all_of_their_classes(population, first):
     labels, classes_of, _ = population
     indices, ranks = partition.tests_by_class(labels, classes_of)
     for mine, rank, row in zip(indices, ranks, classes_of, strict=True):
-        assert mine.dtype == rank.dtype == np.int32
+        assert mine.dtype == np.int32
         assert sorted(mine.tolist()) == [sample for sample, label in enumerate(labels) if label in row]
         for sample, place in zip(mine, rank, strict=True):
             assert place == (labels[:sample] == labels[sample]).sum()
         # The first of every class are a prefix: evaluating on few samples reads no further.
         prefix = mine[: first * len(row)]
+        assert (rank[: first * len(row)] < first).all()
         expected = np.concatenate([np.flatnonzero(labels == label)[:first] for label in row])
         assert set(prefix.tolist()) == set(expected.tolist())
 
 
 def test_an_agent_without_tests_is_refused():
-    with pytest.raises(ValueError, match=r"agent 1 has no test samples of its classes \[2, 3\]"):
+    message = "agent 1 has no test samples of its classes [2, 3]: take other classes or more data"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         partition.tests_by_class(np.array([0, 1, 1], np.int32), [[0], [2, 3]])
+
+
+def test_tests_in_proportion_by_hand():
+    """Two thirds of class 0: four of its tests to two of class 1, which come with every second one."""
+    labels = np.repeat([0, 1, 2], [4, 9, 9]).astype(np.int32)
+    held = np.array([[20, 10, 0], [0, 0, 7]], np.int32)
+    (first, second), ranks = partition.tests_in_proportion(labels, held, np.random.default_rng(0))
+    assert labels[first].tolist() == [0, 1, 0, 0, 1, 0]
+    np.testing.assert_array_equal(ranks[0], [0, 0, 1, 2, 2, 3])
+    np.testing.assert_array_equal(np.sort(second), np.arange(13, 22))
+    np.testing.assert_array_equal(ranks[1], np.arange(9))
+
+
+def test_a_class_without_tests_is_left_out_unless_it_is_the_only_one():
+    labels = np.zeros(8, np.int32)
+    (tests,), _ = partition.tests_in_proportion(labels, np.array([[3, 1]], np.int32), np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(tests), np.arange(8))
+    with pytest.raises(ValueError, match=r"^agent 1 has no test samples of its classes \[1\]: take more data$"):
+        partition.tests_in_proportion(labels, np.array([[3, 1], [0, 4]], np.int32), np.random.default_rng(0))
 
 
 def test_stacking_pads_with_zero_and_tells_the_sizes():
@@ -177,10 +628,11 @@ def test_stacking_pads_with_zero_and_tells_the_sizes():
 
 def test_the_papers_setup(shared):
     """Twenty agents of four classes, a fifth of each share: 499 images an agent on average, none of them twice."""
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 5_000)).astype(np.int32)
+    labels = shuffled((5_000,) * 10)
     classes_of = partition.read_classes(shared / "paper_setup" / "classes_per_agent_4.txt", 20, 10)
     assert all(len(row) == 4 for row in classes_of)
-    own = partition.split_by_class(labels, classes_of, np.random.default_rng(0), 0.2)
-    together = np.concatenate(own)
+    made = partition.of_classes(classes_of, labels, shuffled((1_000,) * 10), np.random.default_rng(0), 0.2)
+    together = np.concatenate(made.train)
     assert round(len(together) / 20) == 499
     assert len(np.unique(together)) == len(together)
+    assert {len(mine) for mine in made.tests} == {4_000}

@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import inspect
+import pydoc
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import dslth_jax
-from experiments import cifar
+from dslth_jax import partition
+from experiments import cifar, settings
+from experiments.settings import PRESETS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -20,7 +24,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["run", "own loop"])
+@pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "own loop"])
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -29,7 +33,9 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
         untrained = names["jax"].random.uniform(names["keys"][3], names["weights"].shape)
         assert float(names["loss"]) < 0.9 * float(names["loss_and_gradient"](untrained)[0])
     else:
-        assert names["result"].metrics[-1]["round"] == 2
+        assert names["result"].metrics[-1]["round"] == (20 if "own.npz" in code else 2)
+    if "own.npz" in code:
+        assert names["result"].metrics[-1]["accuracy_mean"] > 0.6
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -37,7 +43,10 @@ def test_commands_parse(command):
     assert cifar.parse(shlex.split(command)).agents >= 16
 
 
-MODULES = ["algorithm", "group_lasso", "masks"]
+MODULES = [
+    "algorithm", "exchange", "group_lasso", "masks", "mcepl", "models", "naming", "partition", "population",
+    "schedules", "skew", "topology",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -61,3 +70,50 @@ def test_the_map_names_every_module():
 
 def test_every_public_name_exists():
     assert all(hasattr(dslth_jax, name) for name in dslth_jax.__all__)
+
+
+def test_the_table_of_switches_is_that_of_the_presets():
+    rows = re.findall(r"^\| .* \| `--([\w-]+)` \| `(.*)` \| `(.*)` \| `(.*)` \|$", README, re.MULTILINE)
+    table = {name.replace("-", "_"): values for name, *values in rows}
+    assert table.keys() == PRESETS["code"].keys()
+    for name, values in table.items():
+        assert values == [str(PRESETS[preset][name]) for preset in ("code", "paper", "tuned")]
+
+
+@pytest.mark.parametrize("name", PRESETS["code"])
+def test_the_help_of_a_flag_says_what_presets_make_of_it(name):
+    source = inspect.getsource(settings)
+    said = re.search(rf"^    {name}: [^\n]*\n    \"\"\"(.*?)\"\"\"", source, re.MULTILINE | re.DOTALL)[1]
+    values = [part.strip(" .") for part in " ".join(said.split()).partition("by preset ")[2].split(",")]
+    spelled = [str(PRESETS[preset][name]) for preset in ("code", "paper", "tuned")]
+    assert [float(value) if value[0].isdigit() and "@" not in value else value for value in values] == [
+        float(value) if value[0].isdigit() and "@" not in value else value for value in spelled
+    ]
+
+
+def test_the_lines_of_a_partition_are_those_named():
+    first, last, named = map(int, re.search(r"is lines (\d+) to (\d+) of `\S+`, and line (\d+)", README).groups())
+    lines = Path(partition.__file__).read_text().splitlines()
+    assert lines[first - 1] == "def iid("
+    # The function ends where the next definition begins, two blank lines later.
+    assert lines[last:last + 2] == ["", ""]
+    assert not any(line and not line.startswith((" ", ")")) for line in lines[first:last])
+    assert lines[named - 1] == '    "iid": iid,'
+
+
+@pytest.mark.parametrize("name", dslth_jax.__all__)
+def test_every_public_name_is_described(name):
+    described = inspect.getdoc(getattr(dslth_jax, name))
+    assert described
+    # A NamedTuple without a docstring describes itself as its fields: that does not count.
+    assert not described.startswith(f"{name}(")
+
+
+def test_help_shows_the_map():
+    assert pydoc.render_doc(dslth_jax, renderer=pydoc.plaintext).index("A map of the modules") < 300
+
+
+def test_versions_agree():
+    root = Path(__file__).parent.parent
+    assert f"version: {dslth_jax.__version__}\n" in (root / "CITATION.cff").read_text()
+    assert re.search(r"\*\*([\d.]+)\*\* \(", README.partition("## Changes")[2])[1] == dslth_jax.__version__

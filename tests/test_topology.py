@@ -780,7 +780,7 @@ def test_what_cannot_be_read_is_told_why(tmp_path, place, reason):
 
 
 def test_a_file_that_is_there_and_cannot_be_read_is_told_why(adjacency_file, monkeypatch):
-    def refuse(path):
+    def refuse(path, encoding):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)

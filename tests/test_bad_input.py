@@ -1,0 +1,845 @@
+"""Bad input: every flag, every file, from the command and from Python; then thousands of random flags and files."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import random
+import re
+import shlex
+import signal
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dslth_jax import data
+from experiments import cifar, record, run
+from experiments.settings import HINTS, PRESETS, Settings, choices, flag, parts, resolve
+
+SAMPLES = 12
+
+
+def arrays(**changed: Any) -> dict[str, np.ndarray]:
+    """A small data set of one's own, with some arrays changed, or left out where None."""
+    kept = {
+        "train_images": np.zeros((SAMPLES, 6, 5, 1), np.uint8),
+        "train_labels": np.arange(SAMPLES) % 3,
+        "test_images": np.zeros((6, 6, 5, 1), np.uint8),
+        "test_labels": np.arange(6) % 3,
+    }
+    return {key: np.asarray(value) for key, value in (kept | changed).items() if value is not None}
+
+
+def npz(**changed: Any) -> bytes:
+    """The same as a file's content."""
+    file = io.BytesIO()
+    np.savez(file, **arrays(**changed))
+    return file.getvalue()
+
+
+def archive(**members: bytes) -> bytes:
+    """A zip archive of files that need be no arrays."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return file.getvalue()
+
+
+# What lies in the folder of files while a row is tried; rows name them in braces. None is a folder.
+FILES: dict[str, bytes | None] = {
+    "good.npz": npz(),
+    "text.npz": b"train_images, train_labels\n",
+    "empty.npz": b"",
+    "torn.npz": npz()[:-40],
+    "array.npy": npz()[60:],
+    "keyless.npz": npz(train_labels=None, test_images=None),
+    "floats.npz": npz(train_images=np.zeros((SAMPLES, 6, 5, 1))),
+    "flat.npz": npz(train_images=np.zeros((SAMPLES, 30), np.uint8)),
+    "sideless.npz": npz(train_images=np.zeros((SAMPLES, 0, 5, 1), np.uint8)),
+    "shapes.npz": npz(test_images=np.zeros((6, 5, 6, 1), np.uint8)),
+    "short.npz": npz(train_labels=np.zeros(3, int)),
+    "negative.npz": npz(train_labels=np.arange(SAMPLES) - 1),
+    "fractions.npz": npz(train_labels=np.arange(SAMPLES) / 2),
+    "times.npz": npz(train_labels=np.arange(SAMPLES).astype("m8[s]")),
+    "sampleless.npz": npz(train_images=np.zeros((0, 6, 5, 1), np.uint8), train_labels=np.zeros(0, int)),
+    "far.npz": npz(train_labels=np.full(SAMPLES, 100_000)),
+    "fewer.npz": npz(classes=2),
+    "many.npz": npz(classes=np.full((2, 2), 3)),
+    "objects.npz": npz(train_labels=np.array([None] * SAMPLES)),
+    "bytes.npz": archive(train_images=b"pixels", train_labels=b"1", test_images=b"pixels", test_labels=b"1"),
+    "untested.npz": npz(test_labels=np.zeros(6, int)),
+    "huge.npz": archive(
+        **{"train_images.npy": npz()[:0] + b"\x93NUMPY\x01\x00v\x00"}
+        | {"train_labels.npy": b"\x93NUMPY\x01\x00\xff\xff{'descr': '<i8', 'fortran_order': False, 'shape': (9**19,)}"}
+    ),
+    "oblong.txt": b"0 1 0\n1 0 1\n",
+    "ragged.txt": b"0 1 0\n1 0\n0 1 0\n",
+    "twos.txt": b"0 2\n2 0\n",
+    "one-way.txt": b"0 1 0 0\n0 0 1 0\n0 0 0 1\n1 0 0 0\n",
+    "selfish.txt": b"1 0 0 0\n" + b"0 0 0 0\n" * 3,
+    "two.txt": b"0 1\n1 0\n",
+    "binary.txt": b"\x93NUMPY\xff\xfe",
+    "blank.txt": b" \n\n",
+    "class-10.txt": b"0 1\n2 10\n3\n4\n",
+    "words.txt": b"0 1\ncat dog\n3\n4\n",
+    "twice.txt": b"0 1\n2 2\n3\n4\n",
+    "three.txt": b"0\n1\n2\n",
+    "file": b"",
+    "folder": None,
+    "full/run": b"",
+    "torn/cifar10/3.0.2/dataset_info.json": b"{",
+}  # fmt: skip
+LONG = "n" * 300
+
+# By field: values that its flag does not take, part of the sentence, and flags beside (`--dataset digits --agents 4` is
+# said before all). A value of None is the flag alone.
+REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
+    "dataset": [
+        ("imagenet", "--dataset must be one of cifar10, cifar100, fashion_mnist, mnist, svhn_cropped, digits, got", ""),
+        ("cifar-10", "got 'cifar-10'; did you mean cifar10?", ""),
+    ],
+    "data_file": [
+        ("{missing.npz}", "must be a readable .npz: No such file or directory", ""),
+        ("{folder}", "must be a readable .npz: Is a directory", ""),
+        ("{pipe}", "must be a readable .npz: it is no ordinary file", ""),
+        ("{text.npz}", "must be a readable .npz: it is torn or something else", ""),
+        ("{empty.npz}", "must be a readable .npz: it is torn or something else", ""),
+        ("{torn.npz}", "must be a readable .npz: it is torn or something else", ""),
+        ("{array.npy}", "must be a readable .npz: it is torn or something else", ""),
+        ("{objects.npz}", "must be a readable .npz: it is torn or something else", ""),
+        ("{huge.npz}", "must be a readable .npz: it is torn or something else", ""),
+        (LONG, "must be a readable .npz: File name too long", ""),
+        ("{keyless.npz}", "it lacks train_labels, test_images", ""),
+        ("{floats.npz}", "train_images in {floats.npz} must be uint8 of (samples, height, width, channels), got f", ""),
+        ("{flat.npz}", "got uint8 of (12, 30)", ""),
+        ("{sideless.npz}", "got uint8 of (12, 0, 5, 1)", ""),
+        ("{bytes.npz}", "train_images in {bytes.npz} must be uint8 of (samples, height, width, channels), got |S6", ""),
+        ("{shapes.npz}", "must have one shape, got (6, 5, 1) and (5, 6, 1)", ""),
+        ("{short.npz}", "train_labels in {short.npz} must be 12 whole numbers, got int64 of (3,)", ""),
+        ("{fractions.npz}", "must be 12 whole numbers, got float64 of (12,)", ""),
+        ("{times.npz}", "must be 12 whole numbers, got timedelta64[s] of (12,)", ""),
+        ("{negative.npz}", "must not be empty, count from 0 and stay below 100000", ""),
+        ("{sampleless.npz}", "must not be empty, count from 0 and stay below 100000", ""),
+        ("{far.npz}", "must not be empty, count from 0 and stay below 100000", ""),
+        ("{fewer.npz}", "must be one whole number above every label, of which 2 is the largest", ""),
+        ("{many.npz}", "of which 2 is the largest, and at most 100000, got int64 of (2, 2)", ""),
+        ("{untested.npz}", "has no test samples of its classes", "--classes-per-agent 1"),
+        ("{good.npz}", "classes per agent must be a whole number in 1..3, the data's classes, got 4", ""),
+        ("{good.npz}", "--data-file and --dataset contradict each other: leave one of them out", "--dataset mnist"),
+        ("{good.npz}", "--data-file and --data-dir contradict each other", "--data-dir {folder}"),
+    ],
+    "data_dir": [
+        ("{missing}", "does not exist or is no folder: create it, or leave --data-dir out", "--dataset cifar10"),
+        ("{file}", "{file} does not exist or is no folder", "--dataset cifar10"),
+        ("~nobody-of-this-name", "~nobody-of-this-name does not exist or is no folder", "--dataset cifar10"),
+        (LONG, "does not exist or is no folder", "--dataset cifar10"),
+        ("{loop}", "{loop} does not exist or is no folder", "--dataset cifar10"),
+        ("{torn}", "must be as tensorflow-datasets prepared it, and cannot be read", "--dataset cifar10"),
+        ("{torn/cifar10}", "must be the folder that holds cifar10, got {torn/cifar10} itself", "--dataset cifar10"),
+        ("{folder}", "digits needs none: leave it out", ""),
+    ],
+    "data_fraction": [
+        ("half", "--data-fraction must be a number, got 'half'", ""),
+        ("0", "--data-fraction must be in (0, 1], got 0.0", ""),
+        ("1.01", "--data-fraction must be in (0, 1], got 1.01", ""),
+        ("nan", "--data-fraction must be in (0, 1], got nan", ""),
+        ("1e-300", "at a data fraction of 1e-300 are too few, each must get one: take fewer agents or more", ""),
+    ],
+    "partition": [
+        ("clases:3", "partition must be one of classes, dirichlet, quantity, iid, got 'clases:3'; did you mean cl", ""),
+        ("classes:some", "classes takes one number, such as classes:4, got classes:some", ""),
+        ("classes:0", "must be a whole number in 1..10, the data's classes, got 0", ""),
+        ("dirichlet:0", "dirichlet needs a concentration in 1e-06..1e+06, got 0", ""),
+        ("quantity:inf", "quantity needs a concentration in 1e-06..1e+06, got inf", ""),
+        ("iid:3", "iid takes no number, got iid:3", ""),
+        ("iid", "1437 training samples for 2000 agents at a data fraction of 1 are too few", "--agents 2000"),
+        ("iid", "--partition and --classes-per-agent contradict each other", "--classes-per-agent 2"),
+        ("iid", "--partition and --dirichlet-alpha contradict each other", "--dirichlet-alpha 1"),
+    ],
+    "classes_per_agent": [
+        ("two", "--classes-per-agent must be a whole number, got 'two'", ""),
+        ("0", "--classes-per-agent must be in 1..2147483647, got 0", ""),
+        ("11", "classes per agent must be a whole number in 1..10, the data's classes, got 11", ""),
+    ],
+    "class_file": [
+        ("{missing.txt}", "and cannot be read: No such file or directory", ""),
+        ("{folder}", "and cannot be read: Is a directory", ""),
+        ("{pipe}", "and cannot be read: it is no ordinary file", ""),
+        ("{binary.txt}", "and cannot be read: it is no text", ""),
+        (LONG, "and cannot be read: File name too long", ""),
+        ("{blank.txt}", "must hold one line of class numbers an agent, and it is empty", ""),
+        ("{class-10.txt}", "must hold classes in 0..9, separated by blanks, got '10' in line 2", ""),
+        ("{words.txt}", "got 'cat' in line 2", ""),
+        ("{twice.txt}", "must name a class once a line, got ['2', '2'] in line 2", ""),
+        ("{three.txt}", "one line for each of 4 agents, got 3: mend it, or say --agents 3", ""),
+        ("{three.txt}", "--class-file and --classes-per-agent contradict each other", "--classes-per-agent 2"),
+        ("{three.txt}", "--class-file and --partition contradict each other", "--partition iid"),
+        ("{three.txt}", "--class-file and --dirichlet-alpha contradict each other", "--dirichlet-alpha 1"),
+    ],
+    "dirichlet_alpha": [
+        ("much", "--dirichlet-alpha must be a number, got 'much'", ""),
+        ("-1", "dirichlet needs a concentration in 1e-06..1e+06, got -1", ""),
+        ("nan", "dirichlet needs a concentration in 1e-06..1e+06, got nan", ""),
+        ("1", "--dirichlet-alpha and --classes-per-agent contradict each other", "--classes-per-agent 2"),
+    ],
+    "feature_skew": [
+        ("rotate:3", "feature skew must be none, rotation:DEGREES or noise:LEVELS, got 'rotate:3'; did you mean r", ""),
+        ("rotation", "rotation takes one number in 0..360, got rotation", ""),
+        ("noise:256", "noise takes one number in 0..255, got noise:256", ""),
+        ("none:1", "must be none, rotation:DEGREES or noise:LEVELS, got 'none:1'", ""),
+    ],
+    "agents": [
+        ("many", "--agents must be a whole number, got 'many'", ""),
+        ("4.0", "--agents must be a whole number, got '4.0'", ""),
+        ("None", "--agents must be a whole number, got 'None'", ""),
+        ("0", "--agents must be in 1..1000000, got 0", ""),
+        ("1000001", "--agents must be in 1..1000000, got 1000001", ""),
+        ("9" * 5000, "--agents must be a whole number, got '999", ""),
+        ("2000", "1437 training samples for 2000 agents at a data fraction of 1 are too few, each must get one", ""),
+        ("1400", "are too few, each must get one: take fewer agents or more data", ""),
+        ("1000000", "are too few, each must get one: take fewer agents or more data", "--partition iid"),
+        ("1000000", "are too few, each must get one: take fewer agents or more data", "--partition dirichlet:1"),
+        ("1000000", "are too few, each must get one: take fewer agents or more data", ""),
+    ],
+    "topology": [
+        ("rings", "'rings'; did you mean ring?", ""),
+        ("changing-ring", "or an adjacency file that exists, got 'changing-ring'", ""),
+        (LONG, "or an adjacency file that exists, got 'nnn", ""),
+        ("{missing.txt}", "or an adjacency file that exists, got '", ""),
+        ("{pipe}", "or an adjacency file that exists, got '", ""),
+        ("erdos-renyi:2", "erdos-renyi needs a probability in [0, 1], such as erdos-renyi:0.5, got '2'", ""),
+        ("regular:4", "regular needs a degree in 1..3, below the 4 agents, got 4", ""),
+        ("regular:3", "needs an even number of agents, or an even degree, got 5 agents", "--agents 5"),
+        ("small-world:3", "small-world needs an even degree, half of it on either side, got 3", ""),
+        ("torus:3", "torus:3 needs agents that fill 3 rows, got 4: rows can be [1, 2, 4]", ""),
+        ("changing-regular:0", "changing-regular needs a degree in 1..3, below the 4 agents, got 0", ""),
+        ("{oblong.txt}", "must be square, got 2 rows of [3] columns", ""),
+        ("{ragged.txt}", "must be square, got 3 rows of [2, 3] columns", ""),
+        ("{twos.txt}", "must hold 0 and 1 alone, separated by blanks, got '2' in line 1", ""),
+        ("{one-way.txt}", "must be symmetric, rows 0 and 1 disagree (counted from 0): mend it, or say --directed", ""),
+        ("{selfish.txt}", "agent 0 is its own neighbour in {selfish.txt}: the diagonal must be 0", ""),
+        ("{two.txt}", "has 2 agents, expected 4: say --agents 2", ""),
+        ("{binary.txt}", "must hold rows of 0 and 1, and cannot be read: it is no text", ""),
+        ("{blank.txt}", "must be square, got 0 rows", ""),
+    ],
+    "directed": [
+        ("True", "--directed takes no value, got 'True': say --directed or --no-directed", ""),
+        (None, "star has no directed form: leave --directed out", "--topology star"),
+    ],
+    "mixing": [
+        ("uniformly", "--mixing must be one of uniform, metropolis, got 'uniformly'; did you mean uniform?", ""),
+        ("metropolis", "need an undirected graph: take uniform ones, or leave --directed out", "--directed"),
+    ],
+    "retention": [
+        ("half", "--retention must be a number, a comma list or low:high, got 'half'", ""),
+        ("0.1:0.2:0.3", "--retention must be a number, a comma list or low:high, got '0.1:0.2:0.3'", ""),
+        ("0", "--retention must lie in (0, 1], got 0 for agent 0", ""),
+        ("1.3", "--retention must lie in (0, 1], got 1.3 for agent 0", ""),
+        ("0.3,0.2,1.5,0.1", "--retention must lie in (0, 1], got 1.5 for agent 2", ""),
+        ("0.5:1.5", "--retention must lie in (0, 1], got 1.16667 for agent 2", ""),
+        ("inf:inf", "--retention must lie in (0, 1], got", ""),
+        ("0.3,0.2", "--retention must give one number for each of 4 agents, got 2", ""),
+        ("1e-17", "a retention of 1e-17 keeps nothing of a layer: take a larger one", ""),
+        ("0.3@cosin", "--retention: schedule must be one of constant, cosine, step, warm-up, got 'cosin'; did yo", ""),
+        ("0.6@cosine:2", "--retention must stay in (0, 1], and its schedule raises it to 1.2", ""),
+    ],
+    "linear_retention": [
+        ("shared", "--linear-retention must be a number, or one with a schedule such as 10@cosine, got 'shared'", ""),
+        ("2", "--linear-retention must be in (0, 1], got 2.0", ""),
+        ("0.6@cosine:2", "--linear-retention must stay in (0, 1], and its schedule raises it to 1.2", ""),
+    ],
+    "algorithm": [
+        ("mcepl", "--algorithm must be one of mce-pl, independent,", ""),
+        ("mask-means", "got 'mask-means'; did you mean mask-mean?", ""),
+        ("dsgd", "--algorithm dsgd is not built yet: leave it out", ""),
+    ],
+    "preset": [("Paper", "--preset must be one of code, paper, tuned, got 'Paper'; did you mean paper?", "")],
+    "order": [("papers", "--order must be one of code, paper, got 'papers'; did you mean paper?", "")],
+    "fine_tune_gradient": [("reuse", "must be one of reused, recomputed, got 'reuse'; did you mean reused?", "")],
+    "fine_tune_weight": [("means", "must be one of mean, touched, got 'means'; did you mean mean?", "")],
+    "optimizer": [("adamw", "must be one of sgd, momentum, adam, got 'adamw'; did you mean adam?", "")],
+    "momentum": [
+        ("high", "--momentum must be a number, got 'high'", ""),
+        ("1", "--momentum must be in [0, 1), got 1.0", "--optimizer momentum"),
+        ("0.5", "--momentum needs --optimizer momentum or adam, got sgd: say it, or leave --momentum out", ""),
+    ],
+    "second_momentum": [
+        ("-0.1", "--second-momentum must be in [0, 1), got -0.1", "--optimizer adam"),
+        ("0.5", "--second-momentum needs --optimizer adam, got momentum", "--optimizer momentum"),
+    ],
+    "lr": [
+        ("fast", "--lr must be a number, or one with a schedule such as 10@cosine, got 'fast'", ""),
+        ("same", "--lr must be a number, or one with a schedule such as 10@cosine, got 'same'", ""),
+        ("-1", "--lr must be in 0..3.4e+38, got -1.0", ""),
+        ("nan", "--lr must be in 0..3.4e+38, got nan", ""),
+        ("10@", "--lr must have a schedule behind its @, such as 10@cosine, got none: say one", ""),
+        ("10@cosin", "got 'cosin'; did you mean cosine?", ""),
+        ("10@cosine@step:0", "--lr: step needs a whole number of rounds, such as step:100:0.5, got 0", ""),
+        ("10@warm-up", "--lr: the schedule warm-up takes one number, got 'warm-up'", ""),
+        ("10@cosine:fast", "--lr: the schedule cosine takes numbers behind colons, got 'cosine:fast'", ""),
+    ],
+    "fine_tune_lr": [("-inf", "--fine-tune-lr must be in 0..3.4e+38, got -inf", "")],
+    "weight_decay": [("1e39", "--weight-decay must be in 0..3.4e+38, got 1e+39", "")],
+    "amplitude": [("None", "--amplitude must be a number, or one with a schedule such as 10@cosine, got 'None'", "")],
+    "group_lasso": [("1e-4@stepp:3", "--group-lasso: schedule must be one of", "")],
+    "group_lasso_form": [("penality", "got 'penality'; did you mean penalty?", "")],
+    "penalty_on": [
+        ("score", "got 'score'; did you mean scores?", ""),
+        ("scores", "--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out", ""),
+    ],
+    "filter_rule": [
+        ("-1", "--filter-rule must be in 0..2147483647, got -1", ""),
+        ("few", "--filter-rule must be a whole number, got 'few'", ""),
+    ],
+    "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
+    "model": [
+        ("alexnte", "--model must be one of alexnet, small, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
+        ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another --model", ""),
+    ],
+    "weights": [("signed-const", "got 'signed-const'; did you mean signed-constant?", "")],
+    "biases": [("zeros", "--biases must be one of random, zero, got 'zeros'; did you mean zero?", "")],
+    "start_scores": [("sharde", "--start-scores must be one of shared, personal, got 'sharde'; did you mean shar", "")],
+    "elu_on_logits": [
+        ("maybe", "--elu-on-logits takes no value, got 'maybe': say --elu-on-logits or --no-elu-on-logits", ""),
+    ],
+    "batch_size": [("0", "--batch-size must be in 1..2147483647, got 0", "")],
+    "local_steps": [("-3", "--local-steps must be in 1..2147483647, got -3", "")],
+    "exchange_every": [("1.5", "--exchange-every must be a whole number, got '1.5'", "")],
+    "rounds": [
+        ("1e3", "--rounds must be a whole number, got '1e3'", ""),
+        ("99999999999", "--rounds must be in 1..2147483647, got 99999999999", ""),
+    ],
+    "seed": [
+        ("-1", "--seed must be in 0..4294967295, got -1", ""),
+        ("4294967296", "--seed must be in 0..4294967295, got 4294967296", ""),
+    ],
+    "eval_every": [("0", "--eval-every must be in 1..2147483647, got 0", "")],
+    "test_samples": [("0", "--test-samples must be in 1..2147483647, got 0", "")],
+    "agent_chunk": [("0x10", "--agent-chunk must be a whole number, got '0x10'", "")],
+    "devices": [
+        ("2", "--devices 2 is not built yet: leave it out", ""),
+        ("all", "--devices must be a whole number, got 'all'", ""),
+    ],
+    "out": [
+        ("{file}", "--out {file} must be a new or empty folder, and it is a file: name another", ""),
+        ("{full}", "--out {full} must be a new or empty folder, and it holds something: name another", ""),
+        ("{file}/run", "must be a new or empty folder, and it cannot be one (Not a directory): name another", ""),
+        (LONG, "must be a new or empty folder, and it cannot be one (File name too long): name another", ""),
+        # Its folders would be made before the last one fails.
+        (f"new/{LONG}", "must be a new or empty folder, and its name is too long: name another", ""),
+    ],
+    "checkpoint_every": [("5", "--checkpoint-every 5 is not built yet: leave it out", "")],
+    "resume": [(None, "--resume True is not built yet: leave it out", "")],
+}  # fmt: skip
+ROWS = [(name, *row) for name, rows in REFUSED.items() for row in rows]
+
+# What is wrong with the words themselves.
+ILL_FORMED = {
+    "unknown flag": ("--agnets 3", "there is no flag --agnets; did you mean --agents?"),
+    "unknown flag with a value": ("--agnets=3", "there is no flag --agnets; did you mean --agents?"),
+    "unlike any flag": ("--xyz", "there is no flag --xyz; --help lists all"),
+    "no to what is no switch": ("--no-agents", "there is no flag --no-agents; did you mean --agents?"),
+    "one dash": (
+        "-agents 3",
+        "a flag was expected, got '-agents': every value stands behind its flag; did you mean --",
+    ),
+    "a stray word": ("digits", "a flag was expected, got 'digits': every value stands behind its flag; --help lists"),
+    "a second value": ("--retention 0.1 0.2", "a flag was expected, got '0.2'"),
+    "an empty word": ("''", "a flag was expected, got ''"),
+    "two dashes": ("--", "a flag was expected, got '--'"),
+    "a flag of the parser's own": ("--tyro-print-completion fish", "there is no flag --tyro-print-completion"),
+    "a flag for a value": ("--out --lr 3", "--out needs a value behind it: a path, got the flag --lr"),
+    "an unknown flag for a value": ("--lr -x", "--lr needs a value behind it: a number, got the flag -x"),
+    "a value for help": ("--help=3", "--help takes no value, got '3': say --help alone"),
+    "the last of two counts": ("--agents 4 --agents 0", "--agents must be in 1..1000000, got 0"),
+    "underscores": ("--batch_size 0", "--batch-size must be in 1..2147483647, got 0"),
+    "no, with a value": ("--no-elu-on-logits True", "--elu-on-logits takes no value, got 'True'"),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_trains_or_downloads(monkeypatch, tmp_path):
+    """A row that is taken by mistake must not cost minutes; the network must not decide what is said."""
+    monkeypatch.setattr(cifar, "train", lambda *_: pytest.fail("this was taken and would be trained"))
+    monkeypatch.setattr(data, "reachable", lambda address: False)
+    (tmp_path / "no-data").mkdir()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no-data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    """The folder of `FILES`."""
+    folder = tmp_path / "files"
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir() if content is None else (folder / name).write_bytes(content)
+    os.mkfifo(folder / "pipe")
+    (folder / "loop").symlink_to("loop")
+    return folder
+
+
+@pytest.fixture
+def refuses(tmp_path, monkeypatch, capsys) -> Callable[[list[str], str], None]:
+    """Whether the command refuses words as it should: one line, exit code 2, nothing left behind."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def check(words: list[str], said: str) -> None:
+        code = cifar.main(words)
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert captured.err.startswith("experiments.cifar: ")
+        assert captured.err.endswith("\n")
+        assert captured.err.count("\n") == 1
+        assert_is_a_sentence(captured.err.strip())
+        assert captured.out == ""
+        assert code == 2
+        assert list(here.iterdir()) == []
+        assert not (tmp_path / "cache").exists()
+
+    return check
+
+
+# What Python, and not this project, calls things.
+JARGON = re.compile(
+    r"Traceback|Errno|NoneType|codec|object has no|invalid literal|could not convert|embedded null|unpack|out of range|"
+    r"not enough values|unsupported operand|not subscriptable|For full helptext|Expected 1 value|PosixPath\(|"
+    r"Exceeds the limit|np\.(float|int)"
+)
+
+
+def assert_is_a_sentence(line: str, most: int = 1100) -> None:
+    """It says something, in words, and not more than can be read."""
+    assert 20 < len(line) < most
+    assert not JARGON.search(line), line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said", "beside"),
+    ROWS,
+    ids=[f"{name}={'' if value is None else value[:20].strip('{}')}" for name, value, *_ in ROWS],
+)
+def test_each_flag_refuses_what_it_cannot_be(name, value, said, beside, files, refuses):
+    def filled(text: str) -> str:
+        return re.sub(r"\{([^}]*)\}", lambda braced: str(files / braced[1]), text)
+
+    before = sorted(files.rglob("*"))
+    start = [] if name == "data_file" else ["--dataset", "digits"]
+    own = [flag(name)] if value is None else [f"{flag(name)}={filled(value)}"]
+    refuses([*start, "--agents", "4", *shlex.split(filled(beside)), *own], filled(said))
+    assert sorted(files.rglob("*")) == before
+
+
+def test_the_table_has_rows_for_every_flag():
+    """None is left out: even a switch can get a value, and even a free word can mean nothing."""
+    assert set(REFUSED) == {field.name for field in dataclasses.fields(Settings)}
+    assert all(REFUSED.values())
+
+
+@pytest.mark.parametrize(("words", "said"), ILL_FORMED.values(), ids=ILL_FORMED)
+def test_words_that_are_no_flags_are_refused(words, said, refuses):
+    refuses(["--dataset", "digits", *shlex.split(words)], said)
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_each_flag_that_is_misspelled_is_recognised(name, refuses):
+    spelled = flag(name)
+    refuses([f"{spelled[:-2]}{spelled[-1]}{spelled[-2]}x=3"], f"; did you mean {spelled}?")
+
+
+@pytest.mark.parametrize("name", [name for name in HINTS if bool not in parts(HINTS[name])])
+@pytest.mark.parametrize("behind", [[], ["--rounds", "3"]], ids=["nothing", "a flag"])
+def test_each_flag_misses_its_value(name, behind, refuses):
+    refuses([flag(name), *behind], f"{flag(name)} needs a value behind it: ")
+
+
+@pytest.mark.parametrize("name", [name for name in HINTS if choices(HINTS[name])])
+def test_each_choice_that_is_misspelled_is_recognised(name, refuses):
+    for choice in choices(HINTS[name]):
+        misspelled = f"{choice[0]}{choice}"
+        refuses([flag(name), misspelled], f"got {misspelled!r}; did you mean {choice}?")
+
+
+def test_a_folder_that_must_not_be_written_to_is_refused(refuses, monkeypatch):
+    def refuse(path, *arguments, **settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(record.Path, "mkdir", refuse)
+    refuses(["--dataset", "digits", "--agents", "2", "--out", "run"], "cannot be written to (Permission denied): name")
+
+
+def test_a_whole_file_for_a_value_is_shown_by_its_ends(refuses):
+    refuses(["--dataset", "digits", "--topology", "0 1\n1 0\n" * 10_000], " ... ")
+    refuses(["--dataset", "digits", "--lr", "x" * 100_000], "xxx ... xxx")
+
+
+def test_open_switches_are_said_in_every_way_that_help_shows():
+    for words, wanted in (
+        (["--elu-on-logits"], True),
+        (["--elu-on-logits", "--revive"], True),
+        (["--elu-on-logits", "True"], True),
+        (["--elu-on-logits=False"], False),
+        (["--elu_on_logits", "None"], None),
+        (["--no-elu-on-logits"], False),
+        ([], None),
+    ):
+        assert cifar.parse(words).elu_on_logits is wanted
+
+
+# Of another type than any field takes, or than a field of that type does.
+STRANGE: list[Any] = [object(), [1], (0.5,), {}, b"4", 1j, np.zeros(2), 10**5000, -(10**400)]
+OF_NO_FIELD_BUT = {int: 4, float: 0.5, bool: True, str: "no such thing", type(None): None}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_python_values_of_a_wrong_type_are_refused(name):
+    taken = {part if isinstance(part, type) else str for part in parts(HINTS[name])}
+    taken |= ({int} if float in taken else set()) | ({str} if issubclass(Path, tuple(taken)) else set())
+    wrong = [*STRANGE, *(value for kind, value in OF_NO_FIELD_BUT.items() if kind not in taken)]
+    assert len(wrong) > len(STRANGE)
+    for value in wrong:
+        with pytest.raises(ValueError, match=f"^{flag(name)} ") as refused:
+            resolve(Settings(**{name: value}))
+        assert "\n" not in str(refused.value)
+        assert_is_a_sentence(str(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"agents": "4"}, "--agents must be a whole number, got '4'"),
+        ({"agents": None}, "--agents must be a whole number, got None"),
+        ({"agents": True}, "--agents must be a whole number, got True"),
+        ({"retention": [0.1, 0.2]}, "--retention must be a number, got [0.1, 0.2]"),
+        ({"amplitude": None}, "--amplitude must be a number, got None"),
+        ({"directed": "yes"}, "--directed must be True or False, got 'yes'"),
+        ({"data_file": 3}, "--data-file must be a path, got 3"),
+        ({"model": "mlpp"}, "did you mean mlp?"),
+        ({"seed": 10**5000}, "--seed must be in 0..4294967295, got a number of thousands of digits"),
+        ({"lr": -(10**5000)}, "--lr must be below 1e+300, got a number of thousands of digits"),
+        ({"class_file": "a\0b"}, "no file can have this name"),
+        ({"data_file": "a\0b"}, "must be a readable .npz"),
+        ({"topology": "a\0b"}, "or an adjacency file that exists"),
+        ({"out": "a\0b"}, "no folder can have this name"),
+        ({"data_dir": "a\0b", "dataset": "mnist"}, "does not exist or is no folder"),
+        ({"class_file": "\ud800"}, "no file can have this name"),
+        ({"out": "\ud800"}, "no folder can have this name"),
+    ],
+)
+def test_python_values_are_refused_in_the_same_words(settings, said):
+    start = {} if "data_file" in settings else {"dataset": "digits"}
+    with pytest.raises(ValueError, match=re.escape(said)):
+        run.prepare(Settings(**(start | settings)))
+
+
+def test_numbers_as_numpy_has_them_are_taken():
+    settings = Settings(
+        dataset="digits", agents=np.int64(3), seed=np.uint8(3), dirichlet_alpha=np.float64(2), directed=np.True_
+    )
+    prepared = run.prepare(settings)
+    assert prepared.settings.partition == "dirichlet:2.0"
+    assert len(prepared.train.sizes) == 3
+
+
+# Now at random. By field, spellings that make sense somewhere, and some that never do.
+POOLS: dict[str, tuple[str, str]] = {
+    "data_fraction": ("1 0.5 0.05 1e-2", "0 1.5 -1 1e-9 1e-300"),
+    "partition": (
+        "iid classes:1 classes:2 classes:3 classes dirichlet:0.5 dirichlet:1e6 quantity:2 None",
+        "classes:0 classes:11 classes:nan clases:2 classes:1:2 dirichlet:0 dirichlet:1e-6 quantity: iid:3 :",
+    ),
+    "classes_per_agent": ("1 2 3 10", "0 11 -4 2.0"),
+    "dirichlet_alpha": ("0.3 5 1e6 None", "0 -1 1e-6 1e9"),
+    "feature_skew": ("none rotation:90 rotation:0 noise:40", "rotation noise:256 noise:-1 rotations:3 none:1"),
+    "topology": (
+        "ring star complete torus torus:1 regular:2 small-world:2:0.5 small-world:2 erdos-renyi:0.5 erdos-renyi "
+        "erdos-renyi:0 changing-regular:1 changing-erdos-renyi:0.3",
+        "rings torus:0 torus:7 regular:99 regular:0 regular:x small-world:3 small-world:2:2 erdos-renyi:-1 ring:2 "
+        "changing-regular:0 changing-erdos-renyi:nan complete: erdos_renyi torus:1_0 torus:999999999999",
+    ),
+    "directed": ("", "True 0"),
+    "mixing": ("uniform metropolis", "metro"),
+    "retention": (
+        "0.3 1 0.05 0.1:0.9 0.9:0.1 0.3@cosine:0.5 0.3@warm-up:5 0.1:0.4@step:10",
+        "0 1.01 -0.3 0.1,0.2 0.1,0.2,0.3,0.4 0.1:0.2:0.3 0.1: :0.1 , 0.1,,0.2 inf:inf nan:0.5 inf:1 -inf:inf 1e-17 "
+        "1e-9 0.6@cosine:2 0.3@ 0.3@cosine@step:0 0.1:1e308 1e308:-1e308",
+    ),
+    "linear_retention": ("0.9 1 same 0.5@cosine:0.1 None", "0 2 0.5,0.6 0.1:0.2 same@cosine 1e-17"),
+    "algorithm": ("mce-pl", "dsgd local mcepl"),
+    "preset": ("code paper tuned", "Code tune"),
+    "order": ("code paper None", "papers"),
+    "fine_tune_gradient": ("reused recomputed None", "reuse"),
+    "fine_tune_weight": ("mean touched", "means"),
+    "optimizer": ("sgd momentum adam None", "adamw SGD"),
+    "momentum": ("0.9", "0.5 0 1 -0.1"),
+    "second_momentum": ("0.99", "0.5 1"),
+    "lr": (
+        "10 0 1e-3 3e38 10@cosine 10@cosine:0.1 10@step:100 10@step:100:0.1@warm-up:20 1@constant None",
+        "-1 1e39 10@ 10@cosin 10@cosine:11 10@cosine@step:0 10@step 10@step:1:2:3 10@step:0.5 10@warm-up:1e10 @cosine "
+        "10@cosine:nan 10@step:inf same 10@@ 10@:",
+    ),
+    "fine_tune_lr": ("10 same 0 1@step:3 None", "same@cosine -1"),
+    "weight_decay": ("0 5e-4 0.1@cosine None", "-1 x"),
+    "amplitude": ("1 0 2@warm-up:3", "None -1"),
+    "group_lasso": ("0 1e-4 None", "-1e-4 1e-4@"),
+    "group_lasso_form": ("proximal penalty", "penality"),
+    "penalty_on": ("fused", "scores score"),
+    "filter_rule": ("0 5 None", "-1"),
+    "revive": ("", "yes"),
+    "model": ("small mlp conv4 None", "alexnet alexnte"),
+    "weights": ("uniform-by-fan-in signed-constant uniform None", "gauss"),
+    "biases": ("random zero None", "one"),
+    "start_scores": ("shared personal", "private"),
+    "elu_on_logits": ("", "maybe"),
+    "batch_size": ("1 128 2147483647", "0 -1"),
+    "local_steps": ("1 3", "0"),
+    "exchange_every": ("1 5", "0"),
+    "rounds": ("1 400 2147483647", "0 -0 2147483648"),
+    "seed": ("0 1 4294967295", "-1 4294967296"),
+    "eval_every": ("1 1000", "0"),
+    "test_samples": ("1 200 None", "0"),
+    "agent_chunk": ("1 64 None", "0"),
+    "devices": ("1", "0 2"),
+    "out": ("new new/deeper", f"{LONG} new/{LONG} .. / /dev/null/x"),
+    "checkpoint_every": ("None", "5"),
+    "resume": ("", "True"),
+}  # fmt: skip
+MAD = [
+    "", " ", "nan", "inf", "-inf", "-Infinity", "-0", "0", "-1", "1e3", "1e400", "-1e-400", "0x10", "1_0", "1.5", "[]",
+    "None", "True", "--", "=", "==", "-", "-x", "--x", "\t", "a\nb", "\u00fc" * 50, LONG, "9" * 5000, "\U0001f4a5", "*",
+    "\udcff", "\0", "..", "/", ".", "~nobody-of-this-name", "@", ":", ",", ";", "%s", "{}", "\\", "1@", "@1", "1:",
+    "\u00bd", "\u0663", "$HOME", "9" * 400, "1" * 310, "-9223372036854775809", "18446744073709551616", "\u2028", "same",
+    "\x1b[31m", "null", "/dev/null", "/dev/zero", "/proc/self/mem",
+]  # fmt: skip
+AGENTS = ["1", "2", "3", "4", "5", "6", "8", "9", "12"]
+TOO_MANY_AGENTS = ["2000", "50000", "999999", "1000000", "1000001", "2147483647", "9" * 30]
+DTYPES = ["u1", "i1", "i8", "<u4", ">i2", "f4", "f2", "?", "m8[s]", "M8[s]", "S3", "U2", "O", "c8", "V3"]
+
+
+def some_bytes(chance: random.Random) -> bytes:
+    """Random ones, of random length."""
+    return chance.randbytes(chance.choice([0, 1, 10, 1000]))
+
+
+def damaged(chance: random.Random, content: bytes) -> bytes:
+    """Cut off, changed in places, or something else altogether."""
+    kind = chance.randrange(4)
+    if kind == 0:
+        return content[: chance.randrange(len(content) + 1)]
+    if kind == 1:
+        changed = bytearray(content)
+        for _ in range(chance.randrange(1, 20)):
+            changed[chance.randrange(len(changed))] = chance.randrange(256)
+        return bytes(changed)
+    return content + some_bytes(chance) if kind == 2 else some_bytes(chance)
+
+
+def random_array(chance: random.Random, largest: int = 9) -> np.ndarray:
+    """Of any type, of few entries, of up to five axes, some of which may be empty."""
+    shape = tuple(chance.choice([0, 1, 2, 3, 6, SAMPLES]) for _ in range(chance.randrange(6)))
+    rng = np.random.default_rng(chance.randrange(2**32))
+    numbers = rng.integers(0, largest, shape if np.prod(shape) < 5000 else 3)
+    dtype = chance.choice(DTYPES)
+    return np.zeros(numbers.shape, dtype) if dtype == "V3" else numbers.astype(dtype)
+
+
+def data_file(chance: random.Random) -> bytes:
+    """A data set, sound in two of five cases."""
+    sides = chance.choice([(8, 8, 1), (6, 5, 3), (21, 30, 1), (1, 1, 1), (4, 4), (2, 9, 2)])
+    samples, classes = chance.choice([12, 40, 300]), chance.choice([1, 2, 3, 10])
+    rng = np.random.default_rng(chance.randrange(2**32))
+    made: dict[str, np.ndarray] = {}
+    for split, count in (("train", samples), ("test", max(samples // 3, classes))):
+        made[f"{split}_images"] = rng.integers(0, 256, (count, *sides), np.uint8)
+        made[f"{split}_labels"] = rng.permutation(np.arange(count) % classes).astype(chance.choice(["i8", "u1", ">i4"]))
+    kind = chance.randrange(10)
+    if kind == 0:
+        del made[chance.choice(list(made))]
+    elif kind == 1:
+        made[chance.choice([*made, "classes"])] = random_array(chance)
+    elif kind == 2:
+        labels = made[chance.choice(["train_labels", "test_labels"])] = np.arange(samples) % classes
+        labels[chance.randrange(samples)] = chance.choice([-1, classes, 99_999, 100_000, 2**31, 2**62, -(2**63)])
+    elif kind == 3:
+        made["classes"] = np.array(chance.choice([0, 1, 5, 11, 100, 100_000, 100_001, 2**62, -3]))
+    file = io.BytesIO()
+    # A million zeros are a thousand bytes: a bomb, but a small one.
+    extra = {"more": np.zeros(1_000_000, np.uint8)} if kind == 4 else {}
+    chance.choice([np.savez, np.savez_compressed])(file, **made, **extra)
+    if kind == 5:
+        return archive(**{key: chance.choice([b"", b"\x93NUMPY", some_bytes(chance)]) for key in made})
+    return damaged(chance, file.getvalue()) if kind == 6 else file.getvalue()
+
+
+def text_file(chance: random.Random, agents: int, sound: Callable[[int], list[list[Any]]]) -> bytes:
+    """A table of words, `sound` in half of the cases."""
+    rows = [[str(entry) for entry in row] for row in sound(agents)]
+    kind = chance.randrange(10)
+    if kind == 0:
+        chance.choice(rows).append(chance.choice(["0", "1", "2", "9"]))
+    elif kind == 1:
+        row = chance.choice(rows)
+        row[chance.randrange(len(row))] = chance.choice(
+            ["2", "-1", "x", "nan", "1e3", "9" * 5000, "\u0663", "10", "0.0"]
+        )
+    elif kind == 2:
+        rows = chance.choice([[], rows[1:], rows * 2, [[]] * 5])
+    text = "\n".join(chance.choice([" ", "\t", "  "]).join(row) for row in rows).encode()
+    return damaged(chance, text or b"0") if kind in (3, 4) else text
+
+
+def adjacency_rows(agents: int, chance: random.Random) -> list[list[int]]:
+    """A graph, most often undirected."""
+    rows = [[int(chance.random() < 0.5 and i != j) for j in range(agents)] for i in range(agents)]
+    if chance.random() < 0.7:
+        rows = [[rows[min(i, j)][max(i, j)] for j in range(agents)] for i in range(agents)]
+    return rows
+
+
+def file_among(chance: random.Random, folder: Path, kind: str, agents: int) -> str:
+    """A new file of some kind, or now and then a folder, a pipe, a device, or nothing."""
+    path = folder / f"{kind}-{chance.randrange(10**9)}"
+    strange = chance.randrange(20)
+    if strange == 0:
+        return str(path)
+    if strange == 1:
+        path.mkdir()
+    elif strange == 2:
+        os.mkfifo(path)
+    elif strange == 3:
+        return chance.choice(["/dev/null", "/dev/zero", "/proc/self/mem", LONG, "~nobody-of-this-name", "."])
+    elif kind == "data":
+        path.write_bytes(data_file(chance))
+    elif kind == "graph":
+        path.write_bytes(text_file(chance, agents, lambda number: adjacency_rows(number, chance)))
+    else:
+        path.write_bytes(text_file(chance, agents, lambda number: [[i % 3, 3 + i % 2] for i in range(number)]))
+    return str(path)
+
+
+def random_words(number: int, folder: Path) -> list[str]:
+    """The words of case `number`: flags with values that make sense or do not, files that are sound or not."""
+    chance = random.Random(number)
+    flags: dict[str, str | None] = {}
+    sense = chance.choice([1.0, 0.95, 0.5])  # the share of values that make sense
+    agents = chance.choice(AGENTS)
+    source = chance.randrange(20)
+    if source < 12:
+        flags["dataset"] = "digits"
+    elif source < 18:
+        flags["data_file"] = file_among(chance, folder, "data", int(agents))
+        if chance.random() < 0.8:
+            flags["classes_per_agent"] = chance.choice(["1", "1", "2", "3"])
+    elif source < 19:
+        flags["dataset"] = chance.choice(["mnist", "cifar10", "imagenet", "Digits", "digits "])
+        flags["data_dir"] = chance.choice([str(folder), *MAD])
+    flags["agents"] = agents if chance.random() < 0.9 else chance.choice([*TOO_MANY_AGENTS, *MAD])
+    for name in chance.sample(list(POOLS), chance.choice([0, 1, 2, 3, 5, 8])):
+        good, bad = (pool.split() for pool in POOLS[name])
+        if chance.random() < sense:
+            flags[name] = chance.choice(good) if good else None
+        else:
+            flags[name] = chance.choice([*bad, *chance.sample(MAD, 3)])
+    if chance.random() < 0.1:
+        flags["topology"] = file_among(chance, folder, "graph", int(agents))
+    if chance.random() < 0.1:
+        flags["class_file"] = file_among(chance, folder, "class", int(agents))
+    words: list[str] = []
+    for name, value in chance.sample(list(flags.items()), len(flags)):
+        spelled = flag(name) if chance.random() < 0.95 else f"--{name}"
+        if value is None:
+            words.append(spelled if chance.random() < 0.8 else f"--no-{spelled[2:]}")
+        else:
+            words += [f"{spelled}={value}"] if chance.random() < 0.3 else [spelled, value]
+    if sense < 0.96 and chance.random() < 0.15:
+        place = chance.randrange(len(words) + 1)
+        kind = chance.randrange(5)
+        if kind == 0:
+            words.insert(
+                place, chance.choice([*MAD, "-h", "--help", "--help=1", "--no-agents", "--agnets", "--tyro-x"])
+            )
+        elif kind == 1:
+            del words[place : place + 1]
+        elif kind == 2:
+            words += chance.choices(words, k=2)
+        elif kind == 3:
+            chance.shuffle(words)
+        else:
+            words = ["--tyro-print-completion", "fishy", *words]
+    return words
+
+
+class HangError(BaseException):
+    """A case took too long; no handler of ordinary errors may swallow it."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Interrupt what takes longer, a read of a pipe that nobody writes to included."""
+
+    def interrupt(*_: Any) -> None:
+        raise HangError(f"over {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def outcome(words: list[str]) -> str:
+    """What became of words: "taken", "refused" in a sentence, or "helped"; anything else raises."""
+    refusal: Exception | None = None
+    try:
+        with limited(20), contextlib.redirect_stdout(io.StringIO()):
+            prepared = run.prepare(cifar.parse(words))
+    except (ValueError, OSError) as error:
+        refusal = error
+    except SystemExit as stop:
+        return "helped" if not stop.code and {"-h", "--help"} & set(words) else f"left with {stop.code}"
+    if refusal is not None:
+        assert_is_a_sentence(said := " ".join(str(refusal).split()), most=40_000)
+        assert "\n" not in str(refusal) or any("\n" in word for word in words), f"of two lines: {said}"
+        return "refused"
+    for name in (*PRESETS["code"], "model"):
+        assert getattr(prepared.settings, name) is not None, f"{name} is left open"
+    assert prepared.train.sizes.min() > 0
+    assert prepared.tests.sizes.min() > 0
+    return "taken"
+
+
+def try_cases(numbers: range, folder: Path) -> Counter[str]:
+    """How many of the cases were taken, refused, helped."""
+    counts: Counter[str] = Counter()
+    for number in numbers:
+        own = folder / str(number)
+        own.mkdir()
+        words = random_words(number, own)
+        try:
+            counts[outcome(words)] += 1
+        except (Exception, HangError) as error:
+            raise AssertionError(f"case {number}, {words}: {type(error).__name__}: {error}") from error
+    return counts
+
+
+@pytest.mark.parametrize("cases", [200, pytest.param(2000, marks=pytest.mark.slow)])
+def test_random_flags_and_files_are_taken_or_refused(cases, tmp_path, monkeypatch):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    counts = try_cases(range(cases), tmp_path / "files")
+    print(f"\n{cases} cases: {dict(counts)}")
+    assert list(Path.cwd().iterdir()) == []
+    assert set(counts) <= {"taken", "refused", "helped"}
+    assert counts["taken"] > cases / 10
+    assert counts["refused"] > cases / 10

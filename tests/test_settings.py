@@ -1,0 +1,137 @@
+"""Settings: what presets stand for, what flags beside them do, and the numbers that the compiled round gets."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dslth_jax.mcepl import Hyper
+from dslth_jax.models import network_by_name
+from dslth_jax.schedules import constant
+from experiments.run import population_hyper, prepare
+from experiments.settings import PRESETS, Settings, resolve
+
+NETWORK = network_by_name("small", (8, 8, 1), 10)
+ANOTHER = {
+    "order": "paper",
+    "fine_tune_gradient": "recomputed",
+    "group_lasso": 0.5,
+    "elu_on_logits": False,
+    "weights": "uniform",
+    "biases": "zero",
+    "linear_retention": 0.4,
+    "optimizer": "momentum",
+    "lr": 3.0,
+    "weight_decay": 0.125,
+    "fine_tune_lr": "2@step:5",
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_stands_for_its_switches(preset):
+    resolved = resolve(Settings(preset=preset, retention=0.25))
+    same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25}
+    for name, value in PRESETS[preset].items():
+        assert getattr(resolved, name) == (same[name] if value == "same" else value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", PRESETS["code"])
+def test_a_flag_beside_a_preset_wins(preset, name):
+    resolved = resolve(Settings(preset=preset, **{name: ANOTHER[name]}))
+    plain = resolve(Settings(preset=preset))
+    assert getattr(resolved, name) == ANOTHER[name]
+    # And nothing else changes, but for what follows the step size.
+    follows = {"fine_tune_lr"} if name == "lr" and PRESETS[preset]["fine_tune_lr"] == "same" else set()
+    changed = {field for field, value in dataclasses.asdict(resolved).items() if value != getattr(plain, field)}
+    assert changed - {name} == follows
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_resolved_is_settings_again(preset):
+    """So that a run folder's config.json can be run again."""
+    resolved = resolve(Settings(preset=preset, classes_per_agent=3, retention="0.1:0.3", agents=5))
+    assert resolve(resolved) == resolved
+
+
+@pytest.mark.parametrize(
+    ("flags", "spelling"),
+    [
+        ({}, "classes:4"),
+        ({"classes_per_agent": 2}, "classes:2"),
+        ({"dirichlet_alpha": 0.3}, "dirichlet:0.3"),
+        ({"partition": "iid"}, "iid"),
+    ],
+)
+def test_every_way_to_ask_for_a_partition(flags, spelling):
+    assert resolve(Settings(**flags)).partition == spelling
+
+
+def hyper_of(**settings):
+    return population_hyper(resolve(Settings(agents=3, **settings)), NETWORK)
+
+
+def test_the_round_gets_each_agents_numbers():
+    hyper, schedules = hyper_of(retention="0.1,0.2,0.3", lr=2.0, weight_decay="0.5@cosine")
+    sizes = {"conv1": 288, "conv2": 18_432, "linear1": 32_768, "linear2": 1_280}
+    for layer, size in sizes.items():
+        retentions = [0.9] * 3 if layer.startswith("linear") else [0.1, 0.2, 0.3]
+        np.testing.assert_array_equal(hyper.kept[layer]["kernel"], [size - int((1 - r) * size) for r in retentions])
+    assert hyper.lr.tolist() == [2.0] * 3
+    assert hyper.weight_decay.tolist() == [0.5] * 3
+    assert schedules.lr is constant
+    assert float(schedules.weight_decay(jnp.int32(200))) == pytest.approx(0.5, abs=1e-6)
+    assert jax.tree.structure(hyper) == jax.tree.structure(schedules)
+
+
+def test_linear_layers_keep_their_own_share_or_the_same():
+    own, _ = hyper_of(retention="0.1:0.3", linear_retention="same")
+    np.testing.assert_array_equal(own.kept["linear2"]["kernel"], [128, 256, 384])
+    one, _ = hyper_of(retention="0.1:0.3", linear_retention=0.5)
+    np.testing.assert_array_equal(one.kept["linear2"]["kernel"], [640] * 3)
+
+
+def test_retentions_follow_schedules_of_their_own():
+    _, schedules = hyper_of(retention="0.4@step:10:0.5", linear_retention="0.8@cosine")
+    half = jnp.int32(200)
+    assert float(schedules.kept["conv1"]["kernel"](jnp.int32(25))) == 0.25
+    assert float(schedules.kept["linear1"]["kernel"](half)) == pytest.approx(0.5, abs=1e-6)
+    _, shared = hyper_of(retention="0.4@step:10:0.5", linear_retention="same")
+    assert float(shared.kept["linear1"]["kernel"](jnp.int32(25))) == 0.25
+
+
+def test_steps_of_fine_tuning_follow_the_local_steps_where_they_are_the_same():
+    hyper, schedules = hyper_of(preset="tuned", lr="0.5@warm-up:2")
+    assert hyper.fine_tune_lr.tolist() == [0.5] * 3
+    assert float(schedules.fine_tune_lr(jnp.int32(0))) == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "kept"])
+def test_every_number_of_the_round_may_follow_a_schedule(name):
+    _, schedules = hyper_of(**{name: "0.25@step:1:0.5"})
+    assert float(getattr(schedules, name)(jnp.int32(3))) == 0.125
+
+
+def test_everything_that_is_prepared_fits_together():
+    """Dirichlet shares, turned views, a weighted graph: agents, samples and edges agree in number."""
+    prepared = prepare(
+        Settings(dataset="digits", agents=6, dirichlet_alpha=0.5, feature_skew="rotation:45", mixing="metropolis")
+    )
+    assert prepared.train.indices.shape[0] == prepared.tests.sizes.shape[0] == 6
+    assert (prepared.tests_while_running <= prepared.tests.sizes).all()
+    assert (prepared.tests_while_running >= 1).all()
+    assert prepared.train.skew.degrees.tolist() == [0, 45, 90, 135, 180, 225]
+    assert np.issubdtype(prepared.topology.graph.weights.dtype, np.floating)
+    assert prepared.graph_report.links == prepared.adjacency.sum() == prepared.topology.graph.senders.size
+
+
+def test_a_class_file_gives_its_classes(tmp_path):
+    (tmp_path / "classes.txt").write_text("0 1\n2 3\n4 5 6\n")
+    prepared = prepare(Settings(dataset="digits", agents=3, class_file=tmp_path / "classes.txt", topology="ring"))
+    labels = [
+        set(prepared.train.labels[row[:size]].tolist())
+        for row, size in zip(prepared.train.indices, prepared.train.sizes, strict=True)
+    ]
+    assert labels == [{0, 1}, {2, 3}, {4, 5, 6}]

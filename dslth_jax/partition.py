@@ -29,6 +29,26 @@ class Partition(NamedTuple):
     ranks: list[Float[np.ndarray, "_"]]
 
 
+class Request(NamedTuple):
+    """What a partition is asked for; see `partition_by_name`."""
+
+    numbers: list[str]  # behind the name
+    train_labels: Labels
+    test_labels: Labels
+    classes: int
+    agents: int
+    rng: np.random.Generator
+    fraction: float
+
+    def part(self, samples: np.ndarray) -> Indices:
+        """What an agent uses of its share."""
+        return _part(samples, self.fraction)
+
+    def expect_enough(self) -> None:
+        """Raise a ValueError unless an even split leaves everybody a sample."""
+        _expect_enough(len(self.train_labels), self.agents, self.fraction)
+
+
 DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
 
 
@@ -69,101 +89,59 @@ def partition_by_name(
         raise ValueError(
             f"partition must be one of {', '.join(PARTITIONS)}, got {spelling!r}{nearest(name, PARTITIONS)}"
         )
-    return PARTITIONS[name](numbers, train_labels, test_labels, classes, agents, rng, fraction)
+    return PARTITIONS[name](Request(numbers, train_labels, test_labels, classes, agents, rng, fraction))
 
 
-def by_classes(
-    numbers: Sequence[str],
-    train_labels: Labels,
-    test_labels: Labels,
-    classes: int,
-    agents: int,
-    rng: np.random.Generator,
-    fraction: float,
-) -> Partition:
+def by_classes(asked: Request) -> Partition:
     """NUMBER different classes an agent, drawn at random; each class split evenly among those that hold it."""
-    wanted = _number("classes", numbers, "4")
-    if wanted not in range(1, classes + 1):
+    wanted = _number("classes", asked.numbers, "4")
+    if wanted not in range(1, asked.classes + 1):
         raise ValueError(
-            f"classes per agent must be a whole number in 1..{classes}, the data's classes, got {wanted:g}"
+            f"classes per agent must be a whole number in 1..{asked.classes}, the data's classes, got {wanted:g}"
         )
     # Say so of millions of agents before their classes are drawn one by one.
-    if agents > len(train_labels):
-        raise ValueError(_too_few(len(train_labels), agents, fraction))
-    return of_classes(draw_classes(agents, classes, int(wanted), rng), train_labels, test_labels, rng, fraction)
+    if asked.agents > len(asked.train_labels):
+        asked.expect_enough()
+    classes_of = draw_classes(asked.agents, asked.classes, int(wanted), asked.rng)
+    return of_classes(classes_of, asked.train_labels, asked.test_labels, asked.rng, asked.fraction)
 
 
-def dirichlet(
-    numbers: Sequence[str],
-    train_labels: Labels,
-    test_labels: Labels,
-    classes: int,
-    agents: int,
-    rng: np.random.Generator,
-    fraction: float,
-) -> Partition:
+def dirichlet(asked: Request) -> Partition:
     """Each class shared out by a Dirichlet draw of concentration ALPHA over agents (Li et al., ICDE 2022).
 
     The smaller ALPHA, the fewer classes an agent has most of its samples of; sizes differ too. Each agent is tested on
     samples drawn in the label proportions of its own training samples, as many as the test set has in them.
     """
-    alpha = _concentration("dirichlet", numbers)
-    pools = [rng.permutation(np.flatnonzero(train_labels == label)) for label in range(classes)]
-    sizes = np.array([len(pool) for pool in pools])
-
-    def shares() -> np.ndarray:
-        return _whole_shares(rng.dirichlet(np.full(agents, alpha), size=classes), sizes)
-
-    counts = _first_that_serves_all(shares, fraction, f"dirichlet:{alpha:g}", len(train_labels), agents)
-    bounds = np.cumsum(counts, axis=1)[:, :-1]
-    pieces = [np.split(pool, bound) for pool, bound in zip(pools, bounds, strict=True)]
-    own = [
-        _part(rng.permutation(np.concatenate([piece[agent] for piece in pieces])), fraction) for agent in range(agents)
-    ]
-    held = np.stack([np.bincount(train_labels[mine], minlength=classes).astype(np.int32) for mine in own])
-    return Partition(own, *tests_in_proportion(test_labels, held, rng))
+    labels, rng = asked.train_labels, asked.rng
+    # Only classes that are there: a data file may claim thousands that are not.
+    pools = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    counts = _dirichlet_counts("dirichlet", asked, np.array([len(pool) for pool in pools]))
+    pieces = [np.split(pool, bounds) for pool, bounds in zip(pools, np.cumsum(counts, 1)[:, :-1], strict=True)]
+    # Mix an agent's classes, so that a part of its share has them all.
+    shares = [rng.permutation(np.concatenate(own)) for own in zip(*pieces, strict=True)]
+    train = [asked.part(share) for share in shares]
+    held = np.stack([np.bincount(labels[own], minlength=asked.classes).astype(np.int32) for own in train])
+    return Partition(train, *tests_in_proportion(asked.test_labels, held, rng))
 
 
-def quantity(
-    numbers: Sequence[str],
-    train_labels: Labels,
-    test_labels: Labels,
-    classes: int,
-    agents: int,
-    rng: np.random.Generator,
-    fraction: float,
-) -> Partition:
+def quantity(asked: Request) -> Partition:
     """All classes alike, but sizes by a Dirichlet draw of concentration ALPHA (Li et al., ICDE 2022)."""
-    alpha = _concentration("quantity", numbers)
-    samples = np.array([len(train_labels)])
-
-    def shares() -> np.ndarray:
-        return _whole_shares(rng.dirichlet(np.full(agents, alpha), size=1), samples)
-
-    counts = _first_that_serves_all(shares, fraction, f"quantity:{alpha:g}", len(train_labels), agents)
-    pieces = np.split(rng.permutation(len(train_labels)), np.cumsum(counts[0])[:-1])
-    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(test_labels, classes, agents))
+    samples = len(asked.train_labels)
+    counts = _dirichlet_counts("quantity", asked, np.array([samples]))[0]
+    pieces = np.split(asked.rng.permutation(samples), np.cumsum(counts)[:-1])
+    return Partition([asked.part(piece) for piece in pieces], *_all_tests(asked))
 
 
-def iid(
-    numbers: Sequence[str],
-    train_labels: Labels,
-    test_labels: Labels,
-    classes: int,
-    agents: int,
-    rng: np.random.Generator,
-    fraction: float,
-) -> Partition:
+def iid(asked: Request) -> Partition:
     """All samples, shuffled and split evenly."""
-    if numbers:
-        raise ValueError(f"iid takes no number, got iid:{':'.join(numbers)}")
-    if int(len(train_labels) // agents * fraction) < 1:
-        raise ValueError(_too_few(len(train_labels), agents, fraction))
-    pieces = np.array_split(rng.permutation(len(train_labels)), agents)
-    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(test_labels, classes, agents))
+    if asked.numbers:
+        raise ValueError(f"iid takes no number, got iid:{':'.join(asked.numbers)}")
+    asked.expect_enough()
+    pieces = np.array_split(asked.rng.permutation(len(asked.train_labels)), asked.agents)
+    return Partition([asked.part(piece) for piece in pieces], *_all_tests(asked))
 
 
-PARTITIONS: dict[str, Callable[..., Partition]] = {
+PARTITIONS: dict[str, Callable[[Request], Partition]] = {
     "classes": by_classes,
     "dirichlet": dirichlet,
     "quantity": quantity,
@@ -227,8 +205,7 @@ def split_by_class(
     for label in sorted({label for row in classes_of for label in row}):
         holders = [agent for agent, row in enumerate(classes_of) if label in row]
         samples = rng.permutation(np.flatnonzero(labels == label))
-        if int(len(samples) // len(holders) * fraction) < 1:
-            raise ValueError(f"class {label}: {_too_few(len(samples), len(holders), fraction)}")
+        _expect_enough(len(samples), len(holders), fraction, f"class {label}: ")
         for agent, share in zip(holders, np.array_split(samples, len(holders)), strict=True):
             own[agent].append(_part(share, fraction))
     return [np.concatenate(shares) for shares in own]
@@ -271,9 +248,9 @@ def tests_in_proportion(
         # The class that runs out first sets how many there are.
         total = (available[has] / proportions[has]).min()
         wanted = np.minimum(np.rint(proportions * total).astype(int), available)
-        drawn = [rng.choice(pool, count, replace=False) for pool, count in zip(pools, wanted, strict=True)]
+        drawn = [rng.choice(pools[label], wanted[label], replace=False) for label in np.flatnonzero(wanted)]
         # Spread each class evenly over the ranks of the most frequent one.
-        rank = np.concatenate([np.arange(count) * (wanted.max() / max(count, 1)) for count in wanted])
+        rank = np.concatenate([np.arange(count) * (wanted.max() / count) for count in wanted[wanted > 0]])
         order = np.argsort(rank, kind="stable")
         indices.append(np.concatenate(drawn)[order].astype(np.int32))
         ranks.append(rank[order])
@@ -294,14 +271,23 @@ def _expect_share(fraction: float) -> None:
         raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
 
 
+def _expect_enough(samples: int, agents: int, fraction: float, whose: str = "") -> None:
+    """Raise a ValueError unless an even split of `samples` leaves everybody one."""
+    if int(samples // agents * fraction) < 1:
+        raise ValueError(
+            f"{whose}{samples} training samples for {agents} agents at a data fraction of {fraction:g} are too few, "
+            f"each must get one: take fewer agents or more data"
+        )
+
+
 def _part(samples: np.ndarray, fraction: float) -> Indices:
     return samples[: int(len(samples) * fraction)].astype(np.int32)
 
 
-def _all_tests(labels: Labels, classes: int, agents: int) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+def _all_tests(asked: Request) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
     """Everybody is tested on everything."""
-    tests, ranks = tests_by_class(labels, [range(classes)])
-    return tests * agents, ranks * agents
+    tests, ranks = tests_by_class(asked.test_labels, [range(asked.classes)])
+    return tests * asked.agents, ranks * asked.agents
 
 
 def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
@@ -313,35 +299,28 @@ def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
     return rank
 
 
+def _dirichlet_counts(name: str, asked: Request, sizes: np.ndarray) -> np.ndarray:
+    """The first draw of everybody's part of each of `sizes`, (sizes, agents), that leaves every agent a sample."""
+    alpha = _number(name, asked.numbers, "0.5")
+    if not 1e-6 <= alpha <= 1e6:
+        raise ValueError(f"{name} needs a concentration in 1e-06..1e+06, got {alpha:g}")
+    asked.expect_enough()
+    for _ in range(DRAWS):
+        counts = _whole_shares(asked.rng.dirichlet(np.full(asked.agents, alpha), size=len(sizes)), sizes)
+        if int(counts.sum(axis=0).min() * asked.fraction) >= 1:
+            return counts
+    raise ValueError(
+        f"none of {DRAWS} draws of {name}:{alpha:g} gave each of {asked.agents} agents a training sample: "
+        f"take a larger concentration or fewer agents"
+    )
+
+
 def _whole_shares(shares: Float[np.ndarray, "rows agents"], sizes: np.ndarray) -> np.ndarray:
     """Shares of `sizes` as whole numbers that add up to them, by largest remainders."""
     exact = shares * sizes[:, None]
     counts = np.floor(exact).astype(int)
     rank = np.argsort(np.argsort(counts - exact, axis=1), axis=1)
     return counts + (rank < (sizes - counts.sum(axis=1))[:, None])
-
-
-def _first_that_serves_all(
-    shares: Callable[[], np.ndarray], fraction: float, spelling: str, samples: int, agents: int
-) -> np.ndarray:
-    """The first draw of counts (rows, agents) that leaves every agent a sample."""
-    if int(samples // agents * fraction) < 1:
-        raise ValueError(_too_few(samples, agents, fraction))
-    for _ in range(DRAWS):
-        counts = shares()
-        if int(counts.sum(axis=0).min() * fraction) >= 1:
-            return counts
-    raise ValueError(
-        f"none of {DRAWS} draws of {spelling} gave each of {agents} agents a training sample: "
-        f"take a larger concentration or fewer agents"
-    )
-
-
-def _too_few(samples: int, agents: int, fraction: float) -> str:
-    return (
-        f"{samples} training samples for {agents} agents at a data fraction of {fraction:g} are too few, "
-        f"each must get one: take fewer agents or more data"
-    )
 
 
 def _number(name: str, numbers: Sequence[str], default: str) -> float:
@@ -352,10 +331,3 @@ def _number(name: str, numbers: Sequence[str], default: str) -> float:
         raise ValueError(
             f"{name} takes one number, such as {name}:{default}, got {':'.join((name, *numbers))}"
         ) from None
-
-
-def _concentration(name: str, numbers: Sequence[str]) -> float:
-    alpha = _number(name, numbers, "0.5")
-    if not 1e-6 <= alpha <= 1e6:
-        raise ValueError(f"{name} needs a concentration in 1e-06..1e+06, got {alpha:g}")
-    return alpha

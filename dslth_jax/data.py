@@ -242,11 +242,13 @@ def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarra
         raise ValueError(
             f"{split}_images in {path} must be uint8 of (samples, height, width, channels), "
             f"got {images.dtype} of {images.shape}"
+            + ("; scale them to 0..255 and convert them" if images.dtype.kind == "f" else "")
         )
     # Not by subclass: spans of time count as integers there.
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(
             f"{split}_labels in {path} must be {len(images)} whole numbers, got {labels.dtype} of {labels.shape}"
+            + ("; of one-hot rows take the argmax" if labels.ndim == 2 else "")
         )
     if labels.size == 0 or labels.min() < 0 or labels.max() >= MOST_CLASSES:
         raise ValueError(f"{split}_labels in {path} must not be empty, count from 0 and stay below {MOST_CLASSES}")

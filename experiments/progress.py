@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from experiments.record import megabytes
+from experiments.record import sent
 
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
@@ -66,12 +66,6 @@ class ProgressLine:
         self.last_line = time.monotonic()
         if not self.console.is_terminal:
             self.console.print(line, highlight=False, soft_wrap=True)
-
-
-def sent(bits: int) -> str:
-    """Bits as megabytes, with decimals where they are few."""
-    amount = megabytes(bits)
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.2g} MB"
 
 
 def rate(rounds_per_second: float) -> str:

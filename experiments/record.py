@@ -99,6 +99,8 @@ def population_table(prepared: "Prepared") -> Table:
     settings, graph, dataset = prepared.settings, prepared.graph_report, prepared.dataset
     source = settings.data_file.name if settings.data_file else settings.dataset
     table = Table(title=f"{settings.agents} agents on {source}", show_header=False)
+    shape = "x".join(map(str, dataset.train_images.shape[1:]))
+    table.add_row("images, network", f"{shape} (height, width, channels), {settings.model}")
     sides = (
         (prepared.train, len(dataset.train_labels), "training"),
         (prepared.tests, len(dataset.test_labels), "test"),
@@ -108,18 +110,19 @@ def population_table(prepared: "Prepared") -> Table:
         table.add_row(f"{name} samples an agent, of {samples:,}", span(np.asarray(shares.sizes)))
         table.add_row(f"{name} classes an agent, of {dataset.classes}", span((held > 0).sum(axis=1)))
         table.add_row("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%"))
-    anew = ", first of a new one every round" if prepared.topology.redraw else ""
-    table.add_row("graph", f"{settings.topology}{', directed' if settings.directed else ''}{anew}")
-    degrees = f"{graph.smallest_degree} to {graph.largest_degree}, mean {graph.mean_degree:.1f}"
-    table.add_row("neighbours an agent hears", degrees)
+    anew = "; of its first round:" if prepared.topology.redraw else ""
+    name = Path(settings.topology).name + (", directed" if settings.directed else "")
+    table.add_row("graph", f"{name}{anew}")
+    table.add_row("neighbours an agent hears", span(prepared.adjacency.sum(axis=1)))
     table.add_row("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}")
     return table
 
 
-def span(values: np.ndarray, form: str = ",.4g") -> str:
+def span(values: np.ndarray, form: str = "") -> str:
     """Smallest to largest, and the mean."""
-    low, high, mean = (f"{float(value):{form}}" for value in (values.min(), values.max(), values.mean()))
-    return f"{low} to {high}, mean {mean}"
+    numbers = [float(number) for number in (values.min(), values.max(), values.mean())]
+    low, high, mean = (f"{x:{form or (',.0f' if x >= 100 or x == int(x) else '.1f')}}" for x in numbers)
+    return low if low == high else f"{low} to {high}, mean {mean}"
 
 
 def class_counts(shares: Any, classes: int) -> np.ndarray:
@@ -128,16 +131,20 @@ def class_counts(shares: Any, classes: int) -> np.ndarray:
     return np.stack([np.bincount(shares.labels[row[:size]], minlength=classes) for row, size in own])
 
 
-def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, evaluation_seconds: float) -> Table:
-    """The table that ends a run, from its last row of metrics."""
+def summary_table(
+    row: dict[str, Any], chance: float, rounds: int, compile_seconds: float, evaluation_seconds: float
+) -> Table:
+    """The table that ends a run, from its last row of metrics; `chance` is the accuracy of a guess."""
     table = Table(title=f"after round {row['round']}", show_header=False)
-    table.add_row("accuracy, mean of agents", f"{row['accuracy_mean']:.2%} ± {row['accuracy_std']:.2%}")
+    table.add_row("accuracy, mean of agents", f"{row['accuracy_mean']:.2%}")
+    table.add_row("its standard deviation over agents", f"{row['accuracy_std']:.2%}")
+    table.add_row("naming an agent's likeliest class scores", f"{chance:.2%}")
     table.add_row("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}")
     table.add_row("density of masks", f"{row['density']:.4f}")
     if row["flip_rate"] is not None:
         table.add_row("mask bits the last round changed", f"{row['flip_rate']:.3%}")
-    table.add_row("sent over all links, as bitmaps", f"{megabytes(row['bitmap_bits']):,.1f} MB")
-    table.add_row("the same by kept entries alone", f"{megabytes(row['kept_bits']):,.1f} MB")
+    table.add_row("sent over all links, as bitmaps", sent(row["bitmap_bits"]))
+    table.add_row("the same by kept entries alone", sent(row["kept_bits"]))
     table.add_row("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round")
     table.add_row("compilation, evaluation", f"{compile_seconds:.1f} s, {evaluation_seconds:.1f} s")
     return table
@@ -146,3 +153,9 @@ def summary_table(row: dict[str, Any], rounds: int, compile_seconds: float, eval
 def megabytes(bits: int) -> float:
     """10^6 bytes."""
     return bits / 8e6
+
+
+def sent(bits: int) -> str:
+    """Bits as megabytes, with decimals where they are few."""
+    amount = megabytes(bits)
+    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.2g} MB"

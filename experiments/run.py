@@ -286,8 +286,6 @@ def train(prepared: Prepared, folder: Path) -> Result:
     """Run all rounds and fill the run folder."""
     settings, console = prepared.settings, Console()
     resolved = {
-        "retention": retentions(settings),
-        "dataset": None if settings.data_file else settings.dataset,
         "data_file": settings.data_file and settings.data_file.resolve(),
         "agent_chunk": settings.agent_chunk or population.default_chunk(settings.agents),
     }
@@ -338,7 +336,9 @@ def train(prepared: Prepared, folder: Path) -> Result:
     record.write_agents(folder, agents)
     record.write_masks(folder, programs.masks(state), weights)
     figures.topology_picture(last_adjacency, np.asarray(evaluation.accuracy), folder / "topology.png")
-    console.print(record.summary_table(rows[-1], settings.rounds, programs.seconds, evaluation_seconds))
+    console.print(
+        record.summary_table(rows[-1], symptoms.chance, settings.rounds, programs.seconds, evaluation_seconds)
+    )
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, rows, agents)
 

@@ -33,7 +33,8 @@ class Settings:
     data_fraction: float = 1.0
     """Share of each agent's training samples that is used, in (0, 1]."""
     partition: str | None = None
-    """Who holds what: classes:NUMBER, dirichlet:ALPHA, quantity:ALPHA or iid; None is classes:CLASSES_PER_AGENT."""
+    """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed) or iid; None is
+    classes:CLASSES_PER_AGENT."""
     classes_per_agent: int = 4
     """How many classes each agent has, drawn at random."""
     class_file: Path | None = None
@@ -41,14 +42,15 @@ class Settings:
     dirichlet_alpha: float | None = None
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
     feature_skew: str = "none"
-    """How agents' views differ: none, rotation:DEGREES (agent i turned by i times that), noise:LEVELS (of 255)."""
+    """How agents see training and test images: none, rotation:DEGREES (agent i turned by i times that), or
+    noise:LEVELS (of 255)."""
 
     agents: int = 64
     """Number of agents."""
     topology: str = "erdos-renyi:0.5"
     """Graph: ring, torus[:ROWS], star, complete, regular:DEGREE, small-world:DEGREE:PROBABILITY,
-    erdos-renyi:PROBABILITY, changing-regular:DEGREE, changing-erdos-renyi:PROBABILITY (anew in every round), or an
-    adjacency text file."""
+    erdos-renyi:PROBABILITY, changing-regular:DEGREE (at most) and changing-erdos-renyi:PROBABILITY (both anew in every
+    round), or an adjacency text file (row i of 0 and 1: whom agent i hears)."""
     directed: bool = False
     """Whether an agent may hear another that does not hear it."""
     mixing: Literal["uniform", "metropolis"] = "uniform"
@@ -103,7 +105,7 @@ class Settings:
     start_scores: Literal["shared", "personal"] = "shared"
     """Whether agents start with common scores or each with its own."""
     elu_on_logits: bool | None = None
-    """Put an ELU on the logits; by preset True, False, False."""
+    """Put an ELU on the logits (or --no-elu-on-logits); by preset True, False, False."""
     batch_size: int = 128
     """Samples a minibatch; an agent with fewer uses all of its own."""
     local_steps: int = 1
@@ -134,7 +136,9 @@ class Settings:
         """Take paths as strings too, and numbers as numpy has them."""
         for name in (field.name for field in dataclasses.fields(self)):
             value = getattr(self, name)
-            if isinstance(value, np.generic):
+            if name == "retention" and isinstance(value, list | tuple) and len(value) > 1:
+                object.__setattr__(self, name, ",".join(map(str, value)))
+            elif isinstance(value, np.generic):
                 object.__setattr__(self, name, value.item())
             elif name in ("data_file", "data_dir", "class_file", "out") and isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
@@ -211,6 +215,11 @@ def resolve(settings: Settings) -> Settings:
         same["partition"] = partition_of(settings)
     resolved = dataclasses.replace(resolved, **same)
     check_optimizer(settings, resolved)
+    if resolved.exchange_every > resolved.rounds:
+        raise ValueError(
+            f"--exchange-every must be at most --rounds, got {resolved.exchange_every} and {resolved.rounds}: "
+            f"nothing would ever be sent"
+        )
     check_numbers(resolved)
     return resolved
 
@@ -290,7 +299,15 @@ def check_together(settings: Settings) -> None:
 
 
 def check_optimizer(settings: Settings, resolved: Settings) -> None:
-    """Raise a ValueError if a flag of another optimizer than the chosen one is given."""
+    """Raise a ValueError if a flag, or a step size of the preset, is of another optimizer than the chosen one."""
+    usual = PRESETS[settings.preset]["optimizer"]
+    left_out = [name for name in ("lr", "fine_tune_lr") if getattr(settings, name) is None]
+    if left_out and resolved.optimizer != usual:
+        kept = " and ".join(f"{flag(name)} {getattr(resolved, name)}" for name in left_out)
+        raise ValueError(
+            f"--optimizer {resolved.optimizer} needs step sizes of its own, and --preset {settings.preset} leaves it "
+            f"{kept}, meant for {usual}: say --lr (adam learns at 0.002@cosine) and --fine-tune-lr (or same)"
+        )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != DEFAULTS[name] and resolved.optimizer not in users:
             raise ValueError(

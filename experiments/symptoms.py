@@ -8,6 +8,7 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from experiments.record import class_counts
+from experiments.settings import PRESETS
 
 if TYPE_CHECKING:
     from experiments.run import Prepared
@@ -34,7 +35,14 @@ class Symptoms:
         self.said: set[str] = set()
 
     def at_start(self) -> Iterator[str]:
-        """What the graph lets expect."""
+        """What the settings let expect."""
+        step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
+        if step != fine_tuning and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
+            sentence = (
+                f"--lr is {step}, and the preset leaves --fine-tune-lr at {fine_tuning}; "
+                f"--fine-tune-lr same makes it follow"
+            )
+            yield from self.once("steps", sentence)
         if self.settings.agents == 1 or self.settings.topology.startswith("changing-"):
             return
         if alone := self.graph.isolated:

@@ -272,7 +272,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "second_momentum": [
         ("-0.1", "--second-momentum must be in [0, 1), got -0.1", "--optimizer adam"),
-        ("0.5", "--second-momentum needs --optimizer adam, got momentum", "--optimizer momentum"),
+        ("0.5", "--second-momentum needs --optimizer adam, got momentum", "--optimizer momentum --lr 1 --fine-tune-lr 1"),
     ],
     "lr": [
         ("fast", "--lr must be a number, or one with a schedule such as 10@cosine, got 'fast'", ""),
@@ -519,7 +519,7 @@ def test_python_values_of_a_wrong_type_are_refused(name):
         ({"agents": "4"}, "--agents must be a whole number, got '4'"),
         ({"agents": None}, "--agents must be a whole number, got None"),
         ({"agents": True}, "--agents must be a whole number, got True"),
-        ({"retention": [0.1, 0.2]}, "--retention must be a number, got [0.1, 0.2]"),
+        ({"retention": [0.1, 0.2]}, "--retention must give one number for each of 64 agents, got 2"),
         ({"amplitude": None}, "--amplitude must be a number, got None"),
         ({"directed": "yes"}, "--directed must be True or False, got 'yes'"),
         ({"data_file": 3}, "--data-file must be a path, got 3"),

@@ -16,7 +16,7 @@ import pytest
 
 from dslth_jax import population
 from experiments import cifar, run
-from experiments.settings import Settings, retentions
+from experiments.settings import Settings, resolve, retentions
 
 KEYS = [
     "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",
@@ -61,6 +61,13 @@ def test_the_configuration_says_every_setting(folder):
     assert config["versions"]["jax"] == jax.__version__
     assert config["device"]["platform"] == jax.default_backend()
     assert config["seed"] == 0
+
+
+def test_the_configuration_runs_again(folder):
+    config = json.loads((folder / "config.json").read_text())
+    again = resolve(Settings(**{**config["settings"], "out": None}))
+    first = resolve(Settings(dataset="digits", agents=4, topology="ring", rounds=5, eval_every=2, retention="0.1:0.4"))
+    assert again == dataclasses.replace(first, model="small", agent_chunk=again.agent_chunk)
 
 
 def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):

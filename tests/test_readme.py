@@ -96,7 +96,7 @@ def test_the_lines_of_a_partition_are_those_named():
     lines = Path(partition.__file__).read_text().splitlines()
     assert lines[first - 1].startswith("def iid(")
     # The function ends where the next definition begins, two blank lines later.
-    assert lines[last:last + 2] == ["", ""]
+    assert lines[last : last + 2] == ["", ""]
     assert not any(line and not line.startswith(" ") for line in lines[first:last])
     assert lines[named - 1] == '    "iid": iid,'
 

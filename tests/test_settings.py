@@ -40,7 +40,9 @@ def test_a_preset_stands_for_its_switches(preset):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("name", PRESETS["code"])
 def test_a_flag_beside_a_preset_wins(preset, name):
-    resolved = resolve(Settings(preset=preset, **{name: ANOTHER[name]}))
+    # Another optimizer than the preset's wants step sizes said beside it: say the preset's own.
+    steps = {step: PRESETS[preset][step] for step in ("lr", "fine_tune_lr")} if name == "optimizer" else {}
+    resolved = resolve(Settings(preset=preset, **steps, **{name: ANOTHER[name]}))
     plain = resolve(Settings(preset=preset))
     assert getattr(resolved, name) == ANOTHER[name]
     # And nothing else changes, but for what follows the step size.
@@ -54,6 +56,18 @@ def test_what_is_resolved_is_settings_again(preset):
     """So that a run folder's config.json can be run again."""
     resolved = resolve(Settings(preset=preset, classes_per_agent=3, retention="0.1:0.3", agents=5))
     assert resolve(resolved) == resolved
+
+
+def test_another_optimizer_wants_its_own_step_sizes():
+    with pytest.raises(ValueError, match=r"--optimizer adam needs step sizes of its own, .* --lr 10.0 and --fine-tune"):
+        resolve(Settings(optimizer="adam"))
+    with pytest.raises(ValueError, match=r"leaves it --fine-tune-lr 10.0, meant for sgd"):
+        resolve(Settings(optimizer="adam", lr=0.01))
+    assert resolve(Settings(optimizer="adam", lr=0.01, fine_tune_lr="same")).fine_tune_lr == 0.01
+
+
+def test_a_list_of_retentions_is_taken():
+    assert hyper_of(retention=[0.1, 0.2, 0.3])[0].kept["conv1"]["kernel"].tolist() == [29, 58, 87]
 
 
 @pytest.mark.parametrize(

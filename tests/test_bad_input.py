@@ -272,7 +272,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "second_momentum": [
         ("-0.1", "--second-momentum must be in [0, 1), got -0.1", "--optimizer adam"),
-        ("0.5", "--second-momentum needs --optimizer adam, got momentum", "--optimizer momentum --lr 1 --fine-tune-lr 1"),
+        ("0.5", "--second-momentum needs --optimizer adam, got sgd", ""),
     ],
     "lr": [
         ("fast", "--lr must be a number, or one with a schedule such as 10@cosine, got 'fast'", ""),

@@ -230,6 +230,11 @@ def test_few_entries_are_dropped_by_filter_unless_the_layer_has_few(mask, smalle
     np.testing.assert_array_equal(masks.drop_filters(jnp.asarray(mask, jnp.float32), smallest), expected)
 
 
+def test_a_layer_whose_filters_all_have_few_keeps_them():
+    mask = jnp.eye(4)
+    np.testing.assert_array_equal(masks.drop_filters(mask, 1), mask)
+
+
 def test_dropped_filters_pass_their_gradient_on():
     mask = jnp.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     weights = jnp.arange(6.0).reshape(3, 2)

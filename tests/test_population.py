@@ -18,10 +18,11 @@ from dslth_jax import masks, population
 from dslth_jax.algorithm import Batches, Heard
 from dslth_jax.convolution import max_pool
 from dslth_jax.evaluation import evaluate
-from dslth_jax.mcepl import Hyper, MaskRule, batch_loss, kept_by_layer, mce_pl, personal_model
-from dslth_jax.models import Conv, Linear, elu, network_of
+from dslth_jax.mcepl import Hyper, MaskRule, batch_loss, kept_by_layer, mce_pl, personal_masks, personal_model
+from dslth_jax.models import Conv, Linear, Network, elu, network_of
 from dslth_jax.population import Shares
 from dslth_jax.schedules import at_round, schedule_by_name
+from dslth_jax.skew import Skew
 from dslth_jax.topology import Topology, adjacency_of, graph_of, metropolis, topology_by_name
 
 AGENTS = 5
@@ -290,14 +291,25 @@ def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
     assert len(seen) > 1
 
 
+def bits_of(sent):
+    """All layers' bits of every agent, one row each."""
+    return np.concatenate([np.unpackbits(leaf, axis=1) for leaf in jax.tree.leaves(jax.device_get(sent))], 1)
+
+
 def test_nothing_is_sent_in_a_silent_round():
     s = setting()
+    _, always = programs(mce_pl(NETWORK), s)
     start, step = programs(mce_pl(NETWORK), s, exchange_every=2)
+    would_be = always(start())[0].sent
     state = start()
     before = jax.device_get((state.heard, state.sent))
     state, info = step(state)
     chex.assert_trees_all_equal(jax.device_get((state.heard, state.sent)), before)
     assert not info["listeners"].any()
+    # What is counted is the mask that the round made, against the one that was sent last.
+    chex.assert_trees_all_equal(info["kept"], s.hyper.kept)
+    np.testing.assert_array_equal(info["flipped"], (bits_of(would_be) != bits_of(before[1])).sum(1))
+    assert info["flipped"].all()
     state, info = step(state)
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
     assert not np.array_equal(state.sent["conv"]["kernel"], before[1]["conv"]["kernel"])
@@ -478,6 +490,56 @@ def test_all_agents_start_alike():
     np.testing.assert_allclose(start.mean(axis=(1, 2, 3, 4)), RETENTION, atol=0.25)
 
 
+def test_agents_start_with_scores_of_their_own_where_that_is_asked():
+    state = programs(mce_pl(NETWORK, start_scores="personal"), setting())[0]()
+    for z in layers(state.agents.scores).values():
+        assert len({own.tobytes() for own in z}) == AGENTS
+        assert np.abs(z).max() <= 1 / np.sqrt(np.prod(z.shape[1:-1]))
+
+
+def test_the_filter_rule_is_for_convolutions_alone():
+    s = setting()
+    world = population.world_of(NETWORK, jax.random.key(0), agent_of(s.hyper, 0), 0, 10)
+    silent = Heard(jax.tree.map(jnp.zeros_like, world.weights), jnp.int32(0))
+    # One entry of the linear layer's first row is large, all others of its output are small.
+    scores = jax.tree.map(lambda w: jnp.linspace(1, 2, w.size).reshape(w.shape), world.weights)
+    scores["linear"]["kernel"] = scores["linear"]["kernel"].at[:, 0].mul(1e-3).at[0, 0].set(9.0)
+    scores["conv"]["kernel"] = scores["conv"]["kernel"].at[..., 0].mul(1e-3).at[0, 0, 0, 0].set(9.0)
+    plain, ruled = (personal_masks(world, scores, silent, MaskRule(rule)) for rule in (None, 2))
+    assert plain["conv"]["kernel"][..., 0].sum() == 1
+    assert ruled["conv"]["kernel"][..., 0].sum() == 0
+    np.testing.assert_array_equal(ruled["linear"]["kernel"], plain["linear"]["kernel"])
+    assert plain["linear"]["kernel"][:, 0].sum() <= plain["linear"]["kernel"].shape[0] - 2
+
+
+TURNED = Skew(degrees=np.full(AGENTS, 180, np.float32))
+
+
+def test_agents_learn_from_what_they_see(x64):
+    """Images that agents see upside down are the same as images that are."""
+    s = setting()
+    flipped = jnp.asarray(s.shares.images)[:, ::-1, ::-1]
+    results = []
+    for shares in (s.shares._replace(skew=TURNED), s.shares._replace(images=flipped), s.shares):
+        start, step = programs(mce_pl(NETWORK), s._replace(shares=shares))
+        state, info = step(start())
+        results.append(jax.device_get((info["loss"], state)))
+    chex.assert_trees_all_equal(results[0], results[1])
+    assert (results[0][0] != results[2][0]).all()
+
+
+def test_agents_are_evaluated_on_what_they_see():
+    """With a network that names the quarter of the range in which the first pixel lies."""
+    s, algorithm = setting(), mce_pl(NETWORK)
+    named = Network(NETWORK.init, lambda variables, images: jax.nn.one_hot(images[:, 0, 0, 0] // 64, 4))
+    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    state = programs(algorithm, s)[0]()
+    tests = s.shares._replace(labels=jnp.asarray(s.shares.images[:, -1, -1, 0] // 64, jnp.int32))
+    score = jax.jit(lambda tests: evaluate(named, algorithm, world, state, tests).accuracy)
+    np.testing.assert_array_equal(score(tests._replace(skew=TURNED)), 1)
+    assert score(tests).mean() < 0.7
+
+
 def test_evaluation_counts_each_agents_own_samples():
     s = setting()
     algorithm = mce_pl(NETWORK)
@@ -507,5 +569,4 @@ def test_diagnostics_count_kept_and_flipped_entries():
     state, info = step(state)
     chex.assert_trees_all_equal(info["kept"], s.hyper.kept)
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
-    bits = lambda sent: np.concatenate([np.unpackbits(leaf, axis=1) for leaf in jax.tree.leaves(sent)], 1)  # noqa: E731
-    np.testing.assert_array_equal(info["flipped"], (bits(before) != bits(jax.device_get(state.sent))).sum(1))
+    np.testing.assert_array_equal(info["flipped"], (bits_of(before) != bits_of(state.sent)).sum(1))

@@ -3,7 +3,8 @@
     python -m experiments.cifar --agents 64 --rounds 20
 
 Expect about 32 % mean accuracy (4 of 10 classes an agent; 31.7 % by version 0.0.1) in 11 minutes on two cores: 20 s a
-round, 17 s of compilation, 4 minutes of evaluation. CIFAR-10 by default; `--dataset digits` needs no download. From Python:
+round, 17 s of compilation, 4 minutes of evaluation. CIFAR-10 by default; `--dataset digits` needs no download. From
+Python:
 
     from experiments.cifar import Settings, run
     result = run(Settings(dataset="digits", agents=16, rounds=50))

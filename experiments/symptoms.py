@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from dslth_jax.evaluation import Evaluation
+from dslth_jax.topology import CHANGING
 from experiments.record import class_counts
 from experiments.settings import PRESETS
 
@@ -18,7 +19,7 @@ WINDOW = 50  # exchanges over which flip rates are compared
 STRETCHES = 4  # so many windows must have passed: masks flip more, not less, while learning starts
 PATIENCE = 3  # evaluations at chance in a row, and
 ROUNDS_AT_CHANCE = 50  # at least so many rounds of training
-ABOVE_CHANCE = 0.02  # what accuracy must gain on a guess to count as learning
+ABOVE_CHANCE = 0.02  # of what a guess leaves to gain, the share that counts as learning
 
 
 class Symptoms:
@@ -37,13 +38,10 @@ class Symptoms:
     def at_start(self) -> Iterator[str]:
         """What the settings let expect."""
         step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
-        if step != fine_tuning and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
-            sentence = (
-                f"--lr is {step}, and the preset leaves --fine-tune-lr at {fine_tuning}; "
-                f"--fine-tune-lr same makes it follow"
-            )
+        if str(step) != str(fine_tuning) and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
+            sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
             yield from self.once("steps", sentence)
-        if self.settings.agents == 1 or self.settings.topology.startswith("changing-"):
+        if self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:
             return
         if alone := self.graph.isolated:
             listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
@@ -106,12 +104,14 @@ class Symptoms:
 
     def falling_step(self) -> str:
         """A spelling of the step size with a schedule."""
-        return f"--lr {str(self.settings.lr).partition('@')[0]}@cosine"
+        value, falls, _ = str(self.settings.lr).partition("@")
+        return "a smaller --amplitude too" if falls else f"--lr {value}@cosine"
 
     def after_evaluation(self, round: int, evaluation: Evaluation) -> Iterator[str]:
         """Whether accuracy has stayed at chance for long."""
         accuracy = float(np.mean(evaluation.accuracy, dtype=np.float64))
-        self.at_chance = self.at_chance + 1 if round > 0 and accuracy < self.chance + ABOVE_CHANCE else 0
+        learning = self.chance + ABOVE_CHANCE * (1 - self.chance)
+        self.at_chance = self.at_chance + 1 if round > 0 and accuracy < learning else 0
         if self.at_chance >= PATIENCE and round >= ROUNDS_AT_CHANCE:
             sentence = (
                 f"mean accuracy is {accuracy:.1%} after round {round}, where a guess scores {self.chance:.1%}: nothing "

@@ -103,6 +103,13 @@ def test_weights_are_drawn_as_their_names_say(drawn, layer):
     assert abs(np.mean(constant > 0) - 0.5) < spread
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_another_seed_draws_other_weights(weights):
+    network = network_by_name("mlp", (3, 3, 1), 3, weights=weights)
+    first, second = (jax.tree.leaves(network.init(jax.random.key(seed))[0]) for seed in (0, 1))
+    assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_every_layer_draws_its_own():
     like = [jnp.zeros((9, 9)), jnp.zeros((9, 9))]
     first, second = draw_like(jax.random.key(0), like, jax.random.normal)

@@ -272,7 +272,7 @@ def test_weighted_rounds_equal_the_numpy_loops(x64):
 
 def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
     """What agents heard last is the mean of what was sent over the links of the last round, and of no other."""
-    topology = topology_by_name("changing-regular:2", AGENTS, seed=0)
+    topology = topology_by_name("changing-regular:2", AGENTS, seed=0, directed=True)
     s = setting()._replace(graph=topology.graph)
     start, step = programs(mce_pl(NETWORK), s, redraw=topology.redraw)
     world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax.mcepl import Hyper
+from dslth_jax.mcepl import Hyper, MaskRule
 from dslth_jax.models import network_by_name
 from dslth_jax.schedules import constant
+from experiments import run
 from experiments.run import population_hyper, prepare
 from experiments.settings import PRESETS, Settings, resolve
 
@@ -149,3 +150,46 @@ def test_a_class_file_gives_its_classes(tmp_path):
         for row, size in zip(prepared.train.indices, prepared.train.sizes, strict=True)
     ]
     assert labels == [{0, 1}, {2, 3}, {4, 5, 6}]
+
+
+def test_every_switch_reaches_the_algorithm(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(run, "mce_pl", lambda network, **switches: seen.update(switches))
+    switches = {
+        "order": "paper",
+        "fine_tune_gradient": "recomputed",
+        "fine_tune_weight": "touched",
+        "group_lasso_form": "penalty",
+        "penalty_on": "scores",
+        "start_scores": "personal",
+    }
+    run.algorithm_of(resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK)
+    assert {name: seen[name] for name in switches} == switches
+    assert seen["mask_rule"] == MaskRule(smallest_filter=3, revive=True, scale_by_retention=True)
+    run.algorithm_of(resolve(Settings()), NETWORK)
+    assert seen["mask_rule"] == MaskRule()
+
+
+class SeenError(Exception):
+    """Enough was seen."""
+
+
+def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
+    seen = {}
+
+    def look(algorithm, world, state, shares, graph, **settings):
+        seen.update(settings, lr=world.hyper.lr, skew=shares.skew, weights=graph.weights)
+        raise SeenError
+
+    monkeypatch.setattr(run.population, "round", look)
+    flags = {"local_steps": 3, "exchange_every": 2, "batch_size": 7, "agent_chunk": 2, "rounds": 8}
+    views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
+    prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
+    with pytest.raises(SeenError):
+        run.compile_programs(prepared)
+    assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
+    assert seen["skew"].degrees.shape == (4,)
+    # Both the schedule and the redrawing were traced: neither is a constant.
+    assert isinstance(seen["lr"], jax.core.Tracer)
+    assert isinstance(seen["weights"], jax.core.Tracer)
+    assert np.issubdtype(seen["weights"].dtype, np.floating)

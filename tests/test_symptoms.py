@@ -102,6 +102,12 @@ def test_accuracy_at_chance_for_long_is_said_once():
     assert "50.5% after round 75, where a guess scores 50.0%" in said[PATIENCE][0]
 
 
+def test_who_has_one_class_is_not_at_chance_where_all_is_right():
+    symptoms = watch()
+    symptoms.chance = 1.0
+    assert [list(symptoms.after_evaluation(25 * i, accuracies(1.0))) for i in range(8)] == [[]] * 8
+
+
 def test_a_good_evaluation_in_between_starts_the_patience_anew():
     symptoms = watch()
     course = [0.5, 0.5, 0.5, 0.9, 0.5, 0.5]

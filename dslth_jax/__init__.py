@@ -19,9 +19,9 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
 
-Two worlds: a function is written for one agent and knows no agents axis (masks, group_lasso, convolution, models,
-mcepl), or for the population, where every per-agent leaf has a leading agents axis (population, evaluation). Only
-`population.over_agents` leads from the first into the second.
+Two worlds: a function is written for one agent and knows no agents axis (skew, convolution, models, masks,
+group_lasso, schedules, mcepl), or for the population, where every per-agent leaf has a leading agents axis (partition,
+topology, population, evaluation). Only `population.over_agents` leads from the first into the second.
 """
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean

@@ -54,7 +54,7 @@ class Algorithm(NamedTuple):
     - `model(world, agent, heard) -> variables, masks`: what the agent predicts with (masks None for weight methods).
 
     A message is a pytree: uint8 leaves are packed bits of masks, one leaf a layer. `batches` holds (local steps + 1)
-    minibatches; the last serves a gradient that is computed anew after the exchange.
+    minibatches; the last serves a gradient that is computed anew for fine-tuning.
     """
 
     init: Callable[..., tuple[Any, Any]]

@@ -14,9 +14,10 @@ loss of a minibatch at v = w ⊙ m, η and η' the steps. One round, in the two 
 
 where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or the gradient at the scores after the local step.
 
-Each switch has one place: the order in `send` and `receive`, the gradient of fine-tuning in `fine_tuned`, its weight in
-`fine_tune`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it calls, schedules in
-the values of `Hyper`, the random weights in `models.py`.
+Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
+`fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
+optimizer in `direction`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it calls,
+schedules in the values of `Hyper`, the random weights in `models.py`.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias

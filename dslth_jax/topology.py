@@ -103,11 +103,8 @@ def _unweighted(spelling: str, agents: int, seed: int, directed: bool) -> Topolo
 
 def _weighted(topology: Topology, agents: int) -> Topology:
     """The same graphs with Metropolis weights."""
-    redraw = topology.redraw
-    if redraw is None:
-        return Topology(metropolis(topology.graph, agents))
-    start = metropolis(topology.graph, agents)
-    return Topology(start, lambda key, graph: metropolis(redraw(key, graph), agents))
+    redraw, start = topology.redraw, metropolis(topology.graph, agents)
+    return Topology(start, redraw and (lambda key, graph: metropolis(redraw(key, graph), agents)))
 
 
 def graph_of(adjacency: Adjacency) -> Graph:

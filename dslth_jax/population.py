@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World
-from dslth_jax.exchange import hear, silence
+from dslth_jax.exchange import hear, present_first, silence
 from dslth_jax.models import Network
 from dslth_jax.skew import Skew, see
 from dslth_jax.topology import Graph, Topology, listeners
@@ -46,12 +46,62 @@ def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None =
 
     `jax.vmap` over `chunk` agents at a time, chunk after chunk inside the compiled program. With a chunk of 1 an
     agent's numbers do not depend on who else is there, bit for bit. None takes the platform's choice (`default_chunk`).
+
+    >>> over_agents(lambda own, common: own + common, jnp.arange(3), jnp.ones(3, int)).tolist()
+    [1, 2, 3]
     """
-    agents = jax.tree.leaves(stacked)[0].shape[0]
-    chunk = chunk or default_chunk(agents)
-    if chunk >= agents > 1:
-        return jax.vmap(function)(*stacked)
-    return lax.map(lambda arguments: function(*arguments), stacked, batch_size=chunk if chunk > 1 else None)
+    return update_agents(lambda _, *own: (None, function(*own)), None, *stacked, chunk=chunk)[1]
+
+
+def update_agents(function: Callable[..., Any], agents: Any, *stacked: Any, chunk: int | None = None) -> tuple[Any, Any]:
+    """`over_agents` where agents carry something: `function(agent, *own) -> agent, result` of one agent.
+
+    New agents take the place of the old, chunk after chunk in the same memory, so that there is never a second copy of
+    the population. Returns all agents and the stacked results.
+
+    >>> update_agents(lambda agent, own: (agent + own, 2 * own), jnp.ones(3, int), jnp.arange(3))[0].tolist()
+    [1, 2, 3]
+    """
+    number = count_of(stacked)
+    chunk = min(chunk or default_chunk(number), number)
+    if chunk == number > 1:
+        return jax.vmap(function)(agents, *stacked)
+    several = jax.vmap(function) if chunk > 1 else _alone(function)
+    whole = number - number % chunk
+
+    def next_chunk(agents: Any, first_and_own: Any) -> tuple[Any, Any]:
+        first, own = first_and_own
+        chosen = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, chunk), agents)
+        # Read them into memory of their own, by a branch always taken: read in place by whoever uses them, they would
+        # make the compiler copy everybody before it lets the new ones be written.
+        chosen = lax.cond(first < 0, lambda own: jax.tree.map(jnp.zeros_like, own), lambda own: own, chosen)
+        chosen, result = several(chosen, *own)
+        place = lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, first, 0)  # noqa: E731
+        return jax.tree.map(place, agents, chosen), result
+
+    in_chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), stacked)
+    agents, results = lax.scan(next_chunk, agents, (jnp.arange(0, whole, chunk), in_chunks))
+    results = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), results)
+    if whole == number:
+        return agents, results
+    rest, last = jax.vmap(function)(*jax.tree.map(lambda leaf: leaf[whole:], (agents, *stacked)))
+    agents = jax.tree.map(lambda leaf, new: leaf.at[whole:].set(new), agents, rest)
+    return agents, jax.tree.map(lambda *parts: jnp.concatenate(parts), results, last)
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of one agent for a stack of one, without `vmap`."""
+
+    def of_stack(*stacked: Any) -> Any:
+        result = function(*jax.tree.map(lambda leaf: leaf[0], stacked))
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], result)
+
+    return of_stack
+
+
+def count_of(stacked: Any) -> int:
+    """How many agents a pytree of the population's world is of."""
+    return jax.tree.leaves(stacked)[0].shape[0]
 
 
 def default_chunk(agents: int) -> int:
@@ -80,14 +130,24 @@ def graph_in(world: World, topology: Topology) -> Graph:
     return topology.redraw(key, topology.graph)
 
 
-def init(algorithm: Algorithm, world: World, graph: Graph, *, agents: int, chunk: int | None = None) -> State:
-    """The state before the first round, in which everybody has heard its neighbours' start messages."""
+def init(
+    algorithm: Algorithm, world: World, graph: Graph, *, agents: int, chunk: int | None = None, axis: str | None = None
+) -> State:
+    """The state before the first round, in which everybody has heard its neighbours' start messages.
+
+    `agents` says how many there are, `chunk` and `axis` are those of `round`; inside `jax.shard_map` how many there are
+    on each device.
+    """
+    numbers = agent_numbers(agents, axis)
 
     def start(number: Array, hyper: Any) -> tuple[Any, Any]:
         return algorithm.init(agent_key(world, number, INIT), world._replace(hyper=hyper))
 
-    states, sent = over_agents(start, jnp.arange(agents), world.hyper, chunk=chunk)
-    return State(states, exchange(world, sent, graph, chunk), sent, jnp.int32(0))
+    started, sent = over_agents(start, numbers, world.hyper, chunk=chunk)
+    everybody = from_all_devices(sent, axis)
+    nothing = silence(world.weights, count_of(everybody), graph)
+    nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
+    return State(started, exchange(world, everybody, graph, numbers, nothing, chunk), sent, jnp.int32(0))
 
 
 def round(
@@ -101,6 +161,7 @@ def round(
     local_steps: int = 1,
     exchange_every: int | Int[Array, ""] = 1,
     chunk: int | None = None,
+    axis: str | None = None,
 ) -> tuple[State, dict[str, Any]]:
     """One round: everybody sends, all exchange at once, everybody receives.
 
@@ -114,12 +175,15 @@ def round(
         exchange_every: rounds from one exchange to the next, which is the last of each such stretch. In a silent
             round nothing is sent, `receive` hears nobody, and the state keeps what was sent and heard last.
         chunk: see `over_agents`.
+        axis: inside `jax.shard_map`, the mesh axis over which agents are spread: `hyper`, `state` and what is an
+            agent's of `shares` are then those of this device's agents, all else is the same everywhere. Packed bits
+            are all that crosses.
 
     Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; `kept`, a pytree of
     how many entries of each layer the agent's new mask keeps; `flipped`, how many entries of it differ from what the
     agent last sent; `listeners`, over how many links this round's message travelled.
     """
-    numbers = jnp.arange(shares.sizes.shape[0])
+    numbers = agent_numbers(shares.sizes.shape[0], axis)
 
     # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
@@ -129,32 +193,35 @@ def round(
 
         return jax.vmap(batch)(jax.random.split(agent_key(world, number, DRAW), local_steps + 1))
 
-    def send(number: Array, hyper: Any, agent: Any, heard: Heard, *own: Any) -> Any:
+    def send(agent: Any, number: Array, hyper: Any, heard: Heard, *own: Any) -> Any:
         key, own_world = agent_key(world, number, SEND), world._replace(hyper=hyper)
-        return algorithm.send(key, own_world, agent, heard, batches_of(number, *own))
+        agent, *results = algorithm.send(key, own_world, agent, heard, batches_of(number, *own))
+        return agent, results
 
-    def receive(number: Array, hyper: Any, agent: Any, carry: Any, heard: Heard, *own: Any) -> Any:
+    def receive(agent: Any, number: Array, hyper: Any, carry: Any, heard: Heard, *own: Any) -> Any:
         key, own_world = agent_key(world, number, RECEIVE), world._replace(hyper=hyper)
         return algorithm.receive(key, own_world, agent, carry, heard, batches_of(number, *own))
 
     own = (shares.indices, shares.sizes, shares.skew)
-    agents, carry, message, sent_info = over_agents(
-        send, numbers, world.hyper, state.agents, state.heard, *own, chunk=chunk
+    agents, (carry, message, sent_info) = update_agents(
+        send, state.agents, numbers, world.hyper, state.heard, *own, chunk=chunk
     )
 
     def speak() -> tuple[Heard, Heard, Any, Array]:
-        heard = exchange(world, message, graph, chunk)
-        return heard, heard, message, listeners(graph, numbers.size)
+        everybody = from_all_devices(message, axis)
+        heard = exchange(world, everybody, graph, numbers, state.heard, chunk)
+        return heard, heard, message, listeners(graph, count_of(everybody))[numbers]
 
     def stay_silent() -> tuple[Heard, Heard, Any, Array]:
-        nothing = silence(world.weights, numbers.size, graph)
-        nobody = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (numbers.size, *leaf.shape)), nothing)
-        return nobody, state.heard, state.sent, jnp.zeros(numbers.size, jnp.int32)
+        nothing = jax.tree.map(jnp.zeros_like, state.heard)
+        return nothing, state.heard, state.sent, jnp.zeros(numbers.size, jnp.int32)
 
     always = isinstance(exchange_every, int) and exchange_every == 1
     due = (state.round + 1) % exchange_every == 0
     heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
-    agents, received_info = over_agents(receive, numbers, world.hyper, agents, carry, heard_now, *own, chunk=chunk)
+    agents, received_info = update_agents(
+        receive, agents, numbers, world.hyper, carry, heard_now, *own, chunk=chunk
+    )
     changed = jax.tree.map(jnp.bitwise_xor, message, state.sent)
     info = {
         **sent_info,
@@ -166,10 +233,31 @@ def round(
     return State(agents, heard, sent, state.round + 1), info
 
 
-def exchange(world: World, sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, chunk: int | None = None) -> Heard:
-    """What everybody hears when the last messages travel along all edges of `graph`."""
-    numbers = jnp.arange(jax.tree.leaves(sent)[0].shape[0])
-    return over_agents(lambda number: hear(sent, graph, number, world.weights), numbers, chunk=chunk)
+def exchange(
+    world: World,
+    sent: PyTree[UInt8[Array, "agents _"]],
+    graph: Graph,
+    receivers: Int[Array, "receivers"],
+    heard: Heard,
+    chunk: int | None = None,
+) -> Heard:
+    """What `receivers` hear when everybody's messages travel along all edges of `graph`, in the place of `heard`."""
+    graph = present_first(graph, count_of(sent))
+
+    def listen(_: Heard, number: Array) -> tuple[Heard, None]:
+        return hear(sent, graph, number, world.weights), None
+
+    return update_agents(listen, heard, receivers, chunk=chunk)[0]
+
+
+def agent_numbers(agents: int, axis: str | None) -> Int[Array, "agents"]:
+    """The numbers of this device's agents: all devices hold equally many, in order."""
+    return jnp.arange(agents) + (0 if axis is None else lax.axis_index(axis) * agents)
+
+
+def from_all_devices(message: PyTree[UInt8[Array, "agents _"]], axis: str | None) -> PyTree[UInt8[Array, "agents _"]]:
+    """Everybody's message, from those of every device's agents. The only thing that crosses between devices."""
+    return message if axis is None else lax.all_gather(message, axis, tiled=True)
 
 
 def agent_key(world: World, number: Int[Array, ""], phase: int) -> Key[Array, ""]:

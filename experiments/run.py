@@ -11,13 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from rich.console import Console
 
-from dslth_jax import data, partition, population
+from dslth_jax import data, partition, placement, population
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.evaluation import Evaluation, evaluate, packed_masks
 from dslth_jax.mcepl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.models import Network, largest_fitting, network_by_name
+from dslth_jax.placement import AXIS, EVERYWHERE, SHARES, SPREAD, STATE
 from dslth_jax.population import Shares, State
 from dslth_jax.schedules import at_round
 from dslth_jax.skew import skew_by_name
@@ -49,6 +51,8 @@ class Prepared(NamedTuple):
     algorithm: Algorithm
     hyper: Hyper  # leaves with an agents axis
     schedules: Hyper  # of the same structure: the schedule of each
+    mesh: Mesh  # the devices that agents are spread over
+    chunk: int  # agents computed at once on each
 
 
 class Result(NamedTuple):
@@ -109,6 +113,8 @@ def prepare(settings: Settings) -> Prepared:
         algorithm=algorithm_of(settings, network),
         hyper=hyper,
         schedules=schedules,
+        mesh=placement.agents_mesh(settings.agents, settings.devices),
+        chunk=settings.agent_chunk or population.default_chunk(settings.agents),
     )
 
 
@@ -181,29 +187,26 @@ class Programs(NamedTuple):
 
 def compile_programs(prepared: Prepared) -> Programs:
     """Compile everything ahead of the first round, so that no time of a round holds any of it."""
-    settings, network, algorithm = prepared.settings, prepared.network, prepared.algorithm
-    chunk, capacity = settings.agent_chunk, prepared.train.indices.shape[1]
-    key = jax.random.key(settings.seed)
-    hyper, graph, train, tests = jax.device_put(
-        (prepared.hyper, prepared.topology.graph, prepared.train, prepared.tests)
-    )
+    settings, network, algorithm, mesh = prepared.settings, prepared.network, prepared.algorithm, prepared.mesh
+    chunk, capacity = prepared.chunk, prepared.train.indices.shape[1]
 
-    def world_at(key: jax.Array, hyper: Hyper, round: Any) -> Any:
-        return population.world_of(network, key, at_round(hyper, prepared.schedules, round), round, settings.rounds)
+    def world_at(seed: jax.Array, hyper: Hyper, round: Any) -> Any:
+        hyper, key = at_round(hyper, prepared.schedules, round), jax.random.key(seed)
+        return population.world_of(network, key, hyper, round, settings.rounds)
 
     def graph_at(world: Any, graph: Graph) -> Graph:
         return population.graph_in(world, Topology(graph, prepared.topology.redraw))
 
-    def last_world(key: jax.Array, hyper: Hyper, state: State) -> Any:
+    def last_world(seed: jax.Array, hyper: Hyper, state: State) -> Any:
         """Of the round that ran last, so that what is evaluated is what was trained."""
-        return world_at(key, hyper, jnp.maximum(state.round - 1, 0))
+        return world_at(seed, hyper, jnp.maximum(state.round - 1, 0))
 
-    def start(key: jax.Array, hyper: Hyper, graph: Graph) -> State:
-        world = world_at(key, hyper, 0)
-        return population.init(algorithm, world, graph_at(world, graph), agents=settings.agents, chunk=chunk)
+    def start(seed: jax.Array, hyper: Hyper, graph: Graph) -> State:
+        world, agents = world_at(seed, hyper, 0), settings.agents // mesh.size
+        return population.init(algorithm, world, graph_at(world, graph), agents=agents, chunk=chunk, axis=AXIS)
 
-    def step(state: State, key: jax.Array, hyper: Hyper, train: Shares, graph: Graph) -> tuple[State, dict[str, Any]]:
-        world = world_at(key, hyper, state.round)
+    def step(state: State, seed: jax.Array, hyper: Hyper, graph: Graph, train: Shares) -> tuple[State, dict[str, Any]]:
+        world = world_at(seed, hyper, state.round)
         state, info = population.round(
             algorithm,
             world,
@@ -215,26 +218,44 @@ def compile_programs(prepared: Prepared) -> Programs:
             local_steps=settings.local_steps,
             exchange_every=settings.exchange_every,
             chunk=chunk,
+            axis=AXIS,
         )
         return state, {**info, "wanted": world.hyper.kept}
 
-    def score(state: State, key: jax.Array, hyper: Hyper, tests: Shares) -> Evaluation:
-        return evaluate(network, algorithm, last_world(key, hyper, state), state, tests, chunk=chunk)
+    def score(state: State, seed: jax.Array, hyper: Hyper, tests: Shares) -> Evaluation:
+        return evaluate(network, algorithm, last_world(seed, hyper, state), state, tests, chunk=chunk)
 
-    def masks(state: State, key: jax.Array, hyper: Hyper) -> Any:
-        return packed_masks(algorithm, last_world(key, hyper, state), state, chunk=chunk)
+    def masks(state: State, seed: jax.Array, hyper: Hyper) -> Any:
+        return packed_masks(algorithm, last_world(seed, hyper, state), state, chunk=chunk)
 
     began = time.perf_counter()
-    compiled_start = jax.jit(start).lower(key, hyper, graph).compile()
-    state = jax.eval_shape(start, key, hyper, graph)
-    compiled_step = jax.jit(step, donate_argnames="state").lower(state, key, hyper, train, graph).compile()
-    compiled_score = jax.jit(score).lower(state, key, hyper, tests).compile()
-    compiled_masks = jax.jit(masks).lower(state, key, hyper).compile()
+    seed, graph = placement.put((np.uint32(settings.seed), prepared.topology.graph), EVERYWHERE, mesh)
+    hyper = placement.put(prepared.hyper, SPREAD, mesh)
+    train, tests = (placement.put(shares, SHARES, mesh) for shares in (prepared.train, prepared.tests))
+    common = (EVERYWHERE, SPREAD)
+    start = placement.over_devices(start, mesh, (*common, EVERYWHERE), STATE)
+    step = placement.over_devices(step, mesh, (STATE, *common, EVERYWHERE, SHARES), (STATE, SPREAD))
+    score = placement.over_devices(score, mesh, (STATE, *common, SHARES), SPREAD)
+    masks = placement.over_devices(masks, mesh, (STATE, *common), SPREAD)
+    state = placement.placed_shapes(jax.eval_shape(start, seed, hyper, graph), STATE, mesh)
+    compiled_start = jax.jit(start).lower(seed, hyper, graph).compile()
+    compiled_score = jax.jit(score).lower(state, seed, hyper, tests).compile()
+    compiled_step = jax.jit(step, donate_argnums=0).lower(state, seed, hyper, graph, train).compile()
+    compiled_masks = jax.jit(masks).lower(state, seed, hyper).compile()
+
+    def evaluated(state: State, sizes: np.ndarray) -> Evaluation:
+        counted = tests._replace(sizes=placement.put(sizes, SPREAD, mesh))
+        return placement.fetch(compiled_score(state, seed, hyper, counted))
+
+    def stepped(state: State) -> tuple[State, dict[str, Any]]:
+        state, info = compiled_step(state, seed, hyper, graph, train)
+        return state, placement.fetch(info)
+
     return Programs(
-        start=lambda: compiled_start(key, hyper, graph),
-        step=lambda state: compiled_step(state, key, hyper, train, graph),
-        evaluate=lambda state, sizes: compiled_score(state, key, hyper, tests._replace(sizes=jnp.asarray(sizes))),
-        masks=lambda state: compiled_masks(state, key, hyper),
+        start=lambda: compiled_start(seed, hyper, graph),
+        step=stepped,
+        evaluate=evaluated,
+        masks=lambda state: placement.fetch(compiled_masks(state, seed, hyper)),
         seconds=time.perf_counter() - began,
     )
 
@@ -287,7 +308,8 @@ def train(prepared: Prepared, folder: Path) -> Result:
     settings, console = prepared.settings, Console()
     resolved = {
         "data_file": settings.data_file and settings.data_file.resolve(),
-        "agent_chunk": settings.agent_chunk or population.default_chunk(settings.agents),
+        "agent_chunk": prepared.chunk,
+        "devices": prepared.mesh.size,
     }
     record.write_config(folder, settings, resolved, prepared.graph_report)
     figures.partition_picture(prepared, folder / "partition.png")
@@ -306,7 +328,7 @@ def train(prepared: Prepared, folder: Path) -> Result:
             nonlocal evaluation_seconds
             began = time.perf_counter()
             sizes = np.asarray(prepared.tests.sizes) if round == settings.rounds else prepared.tests_while_running
-            evaluation = jax.device_get(programs.evaluate(state, sizes))
+            evaluation = programs.evaluate(state, sizes)
             evaluation_seconds += time.perf_counter() - began
             rows.append(tally.row(round, evaluation))
             record.append_metrics(folder, rows[-1])
@@ -321,7 +343,6 @@ def train(prepared: Prepared, folder: Path) -> Result:
             for round in range(1, settings.rounds + 1):
                 began = time.perf_counter()
                 state, info = programs.step(state)
-                info = jax.device_get(info)
                 expect_finite(info, round, folder)
                 tally.add(info, time.perf_counter() - began)
                 progress.trained(round, tally.seconds, tally.bitmap_bits)

@@ -123,8 +123,8 @@ class Settings:
     """Test samples of a class that count; None is the first 200 while running and all at the end."""
     agent_chunk: int | None = None
     """Agents computed at once; None is one on a CPU, all elsewhere."""
-    devices: int = 1
-    """Number of devices (so far 1)."""
+    devices: int | None = None
+    """Number of devices that agents are spread over; None takes as many as divide the agents evenly."""
     out: Path | None = None
     """Run folder, new or empty; None is a fresh dated one under runs/."""
     checkpoint_every: int | None = None
@@ -178,7 +178,7 @@ PRESETS["tuned"] = PRESETS["code"] | {
 }
 
 # What later versions build, with the only value there is today.
-NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl", "devices": 1, "checkpoint_every": None, "resume": False}
+NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl", "checkpoint_every": None, "resume": False}
 LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, float(np.finfo(np.float32).max)
 MOST_AGENTS = 1_000_000  # each needs a sample; what is there once an agent must not fill the memory before that is seen
 LONGEST_NAME = 255  # bytes that one name may have, in every file system in use
@@ -252,6 +252,7 @@ def check_each(settings: Settings) -> None:
         "eval_every",
         "test_samples",
         "agent_chunk",
+        "devices",
     ):
         expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
     expect(settings, "filter_rule", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)

@@ -33,10 +33,29 @@ def timed(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> Ti
     return Timing(compile_seconds, statistics.median(seconds), min(seconds))
 
 
-def matmul_rate(side: int = 2048) -> float:
-    """Floating-point operations a second of a float32 matrix product: what this machine can do, measured now."""
-    matrix = jnp.ones((side, side))
+def timed_in_place(function: Callable[[Any], Any], state: Any, repeats: int = 5) -> Timing:
+    """`timed` of a function that makes a new state in the place of the old, each run going on from the last."""
+    began = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=0).lower(state).compile()
+    compile_seconds = time.perf_counter() - began
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        state = jax.block_until_ready(compiled(state))
+        seconds.append(time.perf_counter() - began)
+    return Timing(compile_seconds, statistics.median(seconds[1:]), min(seconds[1:]))
+
+
+def matmul_rate(side: int = 2048, dtype: Any = jnp.float32) -> float:
+    """Floating-point operations a second of a matrix product: what this machine can do, measured now."""
+    matrix = jnp.ones((side, side), dtype)
     return 2 * side**3 / timed(lambda a: a @ a, matrix, repeats=9).median
+
+
+def copy_rate(megabytes: int = 256) -> float:
+    """Bytes a second that are read and written, of an array beyond all caches and changed in its place."""
+    array = jnp.ones(megabytes * 250_000)
+    return 2 * array.nbytes / timed_in_place(lambda a: a + 1, array, repeats=9).median
 
 
 def conditions() -> str:

@@ -1,19 +1,24 @@
 """One training round of the main job: seconds, compile time, and the share of the machine's matmul rate.
 
-    python -m benchmarks.round [--agents 8 64] [--batch 128] [--repeats 3]
+    python -m benchmarks.round [--agents 8 64] [--batch 128] [--repeats 3] [--precision float32] [--chunk 1]
 
-A round is everybody's local step, thresholds, exchange and fine-tuning, AlexNet, random images, `--preset code`.
+A round is everybody's local step, thresholds, exchange and fine-tuning, AlexNet, random images, `--preset code`. Where
+PyTorch is installed (`pip install -e '.[rivals]'`) two loops of it over the fewest agents run beside. Where there is an
+accelerator, every precision and several chunks are tried, and the other benchmarks' forms after them: one command.
 """
 
 import argparse
+import importlib.util
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Timing, conditions, matmul_rate, timed
+from benchmarks.measure import Timing, conditions, copy_rate, matmul_rate, timed_in_place
 from dslth_jax import population, topology
 from dslth_jax.mcepl import mce_pl
 from dslth_jax.models import network_by_name
@@ -26,12 +31,14 @@ FORWARD, FIRST = 41_359_104, 4_320_000
 SAMPLES = 5_000
 
 
-def round_timing(agents: int, batch: int, repeats: int) -> tuple[Timing, float]:
+def round_timing(
+    agents: int, batch: int, repeats: int, precision: str = "float32", chunk: int | None = None
+) -> tuple[Timing, float]:
     """The timing of one round of `agents`, and its floating-point operations in the network alone."""
     rng = np.random.default_rng(0)
-    network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True)
+    network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True, precision=precision)
     algorithm, key = mce_pl(network), jax.random.key(0)
-    capacity = 50_000 // agents
+    capacity = max(50_000 // agents, batch)
     shares = Shares(
         rng.integers(0, 256, (SAMPLES, 32, 32, 3), np.uint8),
         rng.integers(0, 10, SAMPLES, np.int32),
@@ -42,37 +49,93 @@ def round_timing(agents: int, batch: int, repeats: int) -> tuple[Timing, float]:
     hyper, shares, graph = jax.device_put(
         (population_hyper(resolve(Settings(agents=agents)), network)[0], shares, graph)
     )
-    world = population.world_of(network, key, hyper, 0, 1)
-    state = jax.jit(lambda: population.init(algorithm, world, graph, agents=agents))()
+    drawn = jax.jit(population.draw_weights, static_argnums=0)(network, key)
+
+    def world_at(round: Any) -> Any:
+        return population.world_of(network, key, hyper, round, 1, drawn)
 
     def one_round(state: population.State) -> population.State:
-        world = population.world_of(network, key, hyper, state.round, 1)
-        return population.round(algorithm, world, state, shares, graph, batch_size=batch)[0]
+        world = world_at(state.round)
+        return population.round(algorithm, world, state, shares, graph, batch_size=batch, chunk=chunk)[0]
 
-    return timed(one_round, state, repeats=repeats), 2 * agents * batch * (3 * FORWARD - FIRST)
+    state = jax.jit(lambda: population.init(algorithm, world_at(0), graph, agents=agents, chunk=chunk))()
+    return timed_in_place(one_round, state, repeats), 2 * agents * batch * (3 * FORWARD - FIRST)
+
+
+def rivals(agents: int, batch: int, repeats: int) -> dict[str, float | None]:
+    """Seconds a round of the two loops of PyTorch, None where it is not installed or an accelerator is at work."""
+    names = ("authors_structure", "torch_loop")
+    if importlib.util.find_spec("torch") is None or jax.default_backend() != "cpu":
+        return dict.fromkeys(names)
+    from benchmarks.rivals import RIVALS, rival_seconds
+
+    return {name: rival_seconds(rival, agents, batch, repeats) for name, rival in zip(names, RIVALS, strict=True)}
+
+
+def variants(precisions: Sequence[str] | None, chunks: Sequence[int] | None, agents: int) -> list[tuple[str, int]]:
+    """What is measured of `agents`: on a CPU the default alone, on an accelerator whatever may be fastest there."""
+    on_cpu = jax.default_backend() == "cpu"
+    precisions = precisions or (["float32"] if on_cpu else ["float32", "bfloat16"])
+    chunks = chunks or ([1] if on_cpu else [1, 8, 64, agents])
+    return [(precision, chunk) for precision in precisions for chunk in sorted({min(c, agents) for c in chunks})]
 
 
 def main() -> None:
-    """Print conditions, the table and one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print conditions, the tables and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precision", nargs="+", choices=["float32", "bfloat16"])
+    parser.add_argument("--chunk", type=int, nargs="+", help="agents computed at once")
     flags = parser.parse_args()
-    peak = matmul_rate()
-    print(f"{conditions()}; batch {flags.batch}, float32 matmul {peak / 1e9:.0f} GF/s")
-    table = Table("agents", "seconds a round", "fastest", "compile, s", "of matmul rate")
-    result: dict[str, float] = {}
+    console, rows = Console(), []
+    print(f"{conditions()}; batch {flags.batch}, copying {copy_rate() / 1e9:.0f} GB/s")
+    table = Table("agents", "precision", "chunk", "seconds a round", "fastest", "compile, s", "matmul, GF/s", "of it")
     for agents in flags.agents:
-        timing, work = round_timing(agents, flags.batch, flags.repeats)
-        share = work / timing.median / peak
-        table.add_row(
-            str(agents), f"{timing.median:.2f}", f"{timing.fastest:.2f}", f"{timing.compile:.1f}", f"{share:.0%}"
-        )
-        result = {"agents": agents, "seconds_per_round": timing.median, "fraction_of_matmul": share}
-        result["compile_seconds"] = timing.compile
-    Console().print(table)
-    print(json.dumps(result))
+        for precision, chunk in variants(flags.precision, flags.chunk, agents):
+            # What the machine can do drifts: ask it before and after.
+            peak = matmul_rate()
+            timing, work = round_timing(agents, flags.batch, flags.repeats, precision, chunk)
+            peak = max(peak, matmul_rate())
+            rows.append(
+                {
+                    "agents": agents,
+                    "precision": precision,
+                    "chunk": chunk,
+                    "seconds_per_round": timing.median,
+                    "fastest_seconds": timing.fastest,
+                    "compile_seconds": timing.compile,
+                    "matmul_gflops": peak / 1e9,
+                    "fraction_of_matmul": work / timing.median / peak,
+                }
+            )
+            cells = (f"{timing.median:.2f}", f"{timing.fastest:.2f}", f"{timing.compile:.1f}", f"{peak / 1e9:.0f}")
+            table.add_row(str(agents), precision, str(chunk), *cells, f"{rows[-1]['fraction_of_matmul']:.0%}")
+    console.print(table)
+
+    fewest = min((row for row in rows if row["agents"] == min(flags.agents)), key=lambda row: row["seconds_per_round"])
+    seconds = rivals(fewest["agents"], flags.batch, flags.repeats)
+    speedups = {f"speedup_over_{name}": s and s / fewest["seconds_per_round"] for name, s in seconds.items()}
+    for name, s in seconds.items():
+        said = "not measured: PyTorch is not installed, or not on this device" if s is None else f"{s:.2f} s a round"
+        print(f"{name} (PyTorch), {fewest['agents']} agents: {said}")
+    most = min((row for row in rows if row["agents"] == max(flags.agents)), key=lambda row: row["seconds_per_round"])
+    print(json.dumps({**most, **speedups, "rows": rows, **other_forms()}))
+
+
+def other_forms() -> dict[str, Any]:
+    """On an accelerator, what the other benchmarks say of forms that could be chosen there."""
+    if jax.default_backend() == "cpu":
+        return {}
+    from benchmarks import convolution, exchange, threshold
+
+    found = {}
+    for benchmark in (convolution, threshold, exchange):
+        name = benchmark.__name__.rpartition(".")[2]
+        table, found[name] = benchmark.measure()
+        Console().print(name, table)
+    return found
 
 
 if __name__ == "__main__":

@@ -18,10 +18,13 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     mcepl           MCE-PL: Hyper, its switches; local step, fine-tuning; init, send, receive, model
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
+    memory          what a run holds in memory, by a formula, and what there is
+    placement       agents over devices and hosts
 
 Two worlds: a function is written for one agent and knows no agents axis (skew, convolution, models, masks,
 group_lasso, schedules, mcepl), or for the population, where every per-agent leaf has a leading agents axis (partition,
-topology, population, evaluation). Only `population.over_agents` leads from the first into the second.
+topology, population, evaluation, memory, placement). Only `population.over_agents`, and `update_agents` where agents
+carry something, lead from the first into the second.
 """
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
@@ -31,20 +34,23 @@ from dslth_jax.exchange import hear
 from dslth_jax.group_lasso import group_norms, penalty, proximal_group_lasso, proximal_step
 from dslth_jax.masks import density, drop_filters, fuse, kept_entries, pack, revive, threshold, unpack
 from dslth_jax.mcepl import Hyper, MaskRule, fine_tune, kept_by_layer, mce_pl
+from dslth_jax.memory import footprint
 from dslth_jax.models import Network, network_by_name, network_of
 from dslth_jax.partition import Partition, partition_by_name
-from dslth_jax.population import Shares, State, graph_in, over_agents, world_of
+from dslth_jax.placement import agents_mesh, over_devices
+from dslth_jax.population import Shares, State, draw_weights, graph_in, over_agents, update_agents, world_of
 from dslth_jax.schedules import at_round, schedule_by_name
 from dslth_jax.skew import Skew, skew_by_name
 from dslth_jax.topology import Graph, Topology, graph_of, metropolis, topology_by_name
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Algorithm", "Batches", "Dataset", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule", "Network", "Partition",
     "Shares", "Skew", "State", "Topology", "World",
-    "at_round", "density", "drop_filters", "evaluate", "fine_tune", "fuse", "graph_in", "graph_of", "group_norms",
-    "hear", "kept_by_layer", "kept_entries", "mce_pl", "metropolis", "neighbour_mean", "network_by_name", "network_of",
-    "over_agents", "pack", "partition_by_name", "penalty", "proximal_group_lasso", "proximal_step", "revive",
-    "schedule_by_name", "skew_by_name", "threshold", "topology_by_name", "unpack", "world_of",
+    "agents_mesh", "at_round", "density", "draw_weights", "drop_filters", "evaluate", "fine_tune", "footprint", "fuse",
+    "graph_in", "graph_of", "group_norms", "hear", "kept_by_layer", "kept_entries", "mce_pl", "metropolis",
+    "neighbour_mean", "network_by_name", "network_of", "over_agents", "over_devices", "pack", "partition_by_name",
+    "penalty", "proximal_group_lasso", "proximal_step", "revive", "schedule_by_name", "skew_by_name", "threshold",
+    "topology_by_name", "unpack", "update_agents", "world_of",
 ]  # fmt: skip

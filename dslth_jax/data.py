@@ -167,6 +167,11 @@ def reachable(address: str, seconds: float = 2.0) -> bool:
     return answered.is_set()
 
 
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+
+
 def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
     """What `read` returns, kept in the user's cache folder for as long as the files under `prepared` stay the same.
 
@@ -177,7 +182,7 @@ def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
         return read()
     signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+    cache = cache_folder()
     path = cache / f"{prepared.name}-{digest}.npz"
     try:
         return load_file(path)

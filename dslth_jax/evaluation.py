@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Heard, World
@@ -20,6 +20,7 @@ class Evaluation(NamedTuple):
 
     accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
     density: Float[Array | np.ndarray, "agents"]  # share of maskable entries it keeps; nan for weight methods
+    masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
 
 
 def evaluate(
@@ -57,16 +58,7 @@ def evaluate(
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
         density = jnp.float32(jnp.nan) if masks_in_use is None else masks.density(masks_in_use)
-        return Evaluation(right / size, density)
+        return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use))
 
     own = (tests.indices, tests.sizes, tests.skew)
     return over_agents(one, world.hyper, state.agents, state.heard, *own, chunk=chunk)
-
-
-def packed_masks(algorithm: Algorithm, world: World, state: State, *, chunk: int | None = None) -> Any:
-    """The masks everybody predicts with, as packed bits: a pytree of uint8 (agents, bytes)."""
-
-    def one(hyper: Any, agent: Any, heard: Heard) -> Any:
-        return jax.tree.map(masks.pack, algorithm.model(world._replace(hyper=hyper), agent, heard)[1])
-
-    return over_agents(one, world.hyper, state.agents, state.heard, chunk=chunk)

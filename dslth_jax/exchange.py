@@ -39,38 +39,40 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
     form = weighted_sum if jnp.issubdtype(graph.weights.dtype, jnp.floating) else count
-    counts = jax.tree.map(lambda zeros, bits: form(zeros, bits, graph, first, end), nothing.counts, sent)
-    return Heard(counts, degree(nothing.degree, graph, first, end))
+    return Heard(form(nothing.counts, sent, graph, first, end), degree(nothing.degree, graph, first, end))
 
 
 def count(
-    zeros: Integer[Array, "*shape"],
-    bits: UInt8[Array, "agents bytes"],
+    zeros: PyTree[Integer[Array, "..."]],
+    sent: PyTree[UInt8[Array, "agents _"]],
     graph: Graph,
     first: Int[Array, ""],
     end: Int[Array, ""],
-) -> Integer[Array, "*shape"]:
-    """How many senders of the edges from `first` to `end` keep each entry of one layer, added to `zeros`.
+) -> PyTree[Integer[Array, "..."]]:
+    """How many senders of the edges from `first` to `end` keep each entry, added to `zeros`.
 
     Several neighbours at a time, and two entries a byte: of a byte of bits four entries apart, 00010001, the sums over
     up to 15 neighbours fit in its two halves. So a neighbour costs four passes over its packed mask, instead of one
     over a whole layer of counts.
     """
 
-    def add_neighbours(step: Array, counts: Array) -> Array:
+    def add_neighbours(step: Array, counts: PyTree) -> PyTree:
         edges, present = several_edges(graph, first, end, step)
-        rows = [jnp.where(present[i], bits[graph.senders[edges[i]]], 0) for i in range(AT_ONCE)]
+        senders = [graph.senders[edges[i]] for i in range(AT_ONCE)]
+        rows = [jax.tree.map(lambda bits: jnp.where(present[i], bits[senders[i]], 0), sent) for i in range(AT_ONCE)]  # noqa: B023
 
-        def in_halves(shift: Array) -> Array:
-            return reduce(jnp.add, [(row >> shift) & jnp.uint8(0b00010001) for row in rows])
+        def in_halves(shift: Array) -> PyTree:
+            picked = [jax.tree.map(lambda row: (row >> shift) & jnp.uint8(0b00010001), row) for row in rows]
+            return jax.tree.map(lambda *row: reduce(jnp.add, row), *picked)
 
         # Loop over the shifts, for the compiler makes vector code of shifting all bytes alike.
         halves = lax.map(in_halves, lax.iota(jnp.uint8, 4))
-        return counts + jnp.concatenate([halves & 15, halves >> 4]).astype(counts.dtype)
+        both = jax.tree.map(lambda half: jnp.concatenate([half & 15, half >> 4]), halves)
+        return jax.tree.map(lambda planes, more: planes + more.astype(planes.dtype), counts, both)
 
-    planes = jnp.zeros((8, bits.shape[1]), zeros.dtype)
-    counted = lax.fori_loop(0, steps_of(first, end), add_neighbours, planes).reshape(-1)
-    return zeros + counted[: zeros.size].reshape(zeros.shape)
+    planes = jax.tree.map(lambda leaf, bits: jnp.zeros((8, bits.shape[1]), leaf.dtype), zeros, sent)
+    planes = lax.fori_loop(0, steps_of(first, end), add_neighbours, planes)
+    return jax.tree.map(lambda leaf, counts: leaf + counts.reshape(-1)[: leaf.size].reshape(leaf.shape), zeros, planes)
 
 
 def degree(zero: Array, graph: Graph, first: Int[Array, ""], end: Int[Array, ""]) -> Array:
@@ -98,17 +100,21 @@ def several_edges(
 
 
 def weighted_sum(
-    zeros: Float[Array, "*shape"],
-    bits: UInt8[Array, "agents bytes"],
+    zeros: PyTree[Float[Array, "..."]],
+    sent: PyTree[UInt8[Array, "agents _"]],
     graph: Graph,
     first: Int[Array, ""],
     end: Int[Array, ""],
-) -> Float[Array, "*shape"]:
-    """The weight of the senders that keep each entry of one layer, edge after edge."""
+) -> PyTree[Float[Array, "..."]]:
+    """The weight of the senders that keep each entry, edge after edge."""
 
-    def add(edge: Array, total: Array) -> Array:
-        mask = unpack(bits[graph.senders[edge]], zeros.shape)
-        return total + graph.weights[edge] * mask.astype(zeros.dtype)
+    def add(edge: Array, totals: PyTree) -> PyTree:
+        sender, weight = graph.senders[edge], graph.weights[edge]
+
+        def add_layer(total: Array, bits: Array) -> Array:
+            return total + weight * unpack(bits[sender], total.shape).astype(total.dtype)
+
+        return jax.tree.map(add_layer, totals, sent)
 
     return lax.fori_loop(first, end, add, zeros)
 

@@ -36,15 +36,16 @@ def fuse(
     return scores + lax.stop_gradient(adaptive * jnp.sign(scores) * neighbour_mean)
 
 
-def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Float[Array, "*shape"]:
+def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Float[Array, "..."]]:
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
-    `count` is a number of entries, not a share: `kept_entries` makes one of the other.
+    One layer, or a pytree of layers with a count for each: all are searched in one loop, which compiles and runs faster
+    than one after another. A count is a number of entries, not a share: `kept_entries` makes one of the other.
 
-    Exactly min(count, non-zero entries) are kept: among equal magnitudes the lowest flat index goes first, a zero is
-    never kept (subnormal numbers count as zeros; the count does not hold for nan). `count` may be traced. Backward it
-    is straight through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused) times
-    that of the mask, 0 at 0.
+    Exactly min(count, non-zero entries) of a layer are kept: among equal magnitudes the lowest flat index goes first, a
+    zero is never kept (subnormal numbers count as zeros; the count does not hold for nan). Counts may be traced.
+    Backward it is straight through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused)
+    times that of the mask, 0 at 0.
 
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -53,73 +54,85 @@ def threshold(fused: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Flo
 
 
 @jax.custom_vjp
-def _straight_through(fused: Array, count: int | Array) -> Array:
-    return largest(jnp.abs(fused), count).astype(fused.dtype)
+def _straight_through(fused: PyTree, count: PyTree) -> PyTree:
+    kept = largest(jax.tree.map(jnp.abs, fused), count)
+    return jax.tree.map(lambda mask, leaf: mask.astype(leaf.dtype), kept, fused)
 
 
-def _threshold_forward(fused: Array, count: int | Array) -> tuple[Array, Array]:
+def _threshold_forward(fused: PyTree, count: PyTree) -> tuple[PyTree, PyTree]:
     return _straight_through(fused, count), fused
 
 
-def _threshold_backward(fused: Array, cotangent: Array) -> tuple[Array, None]:
-    return cotangent * jnp.sign(fused), None
+def _threshold_backward(fused: PyTree, cotangent: PyTree) -> tuple[PyTree, None]:
+    return jax.tree.map(lambda leaf, mask: mask * jnp.sign(leaf), fused, cotangent), None
 
 
 _straight_through.defvjp(_threshold_forward, _threshold_backward)
 
 
-def largest(magnitudes: Float[Array, "*shape"], count: int | Int[Array, ""]) -> Bool[Array, "*shape"]:
+def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Bool[Array, "..."]]:
     """Where the `count` largest of non-negative `magnitudes` lie, by the rules of `threshold` for ties and zeros.
 
     Floats that are not negative sort as their bit patterns do. So bisection on the pattern finds the count-th largest
     exactly, in at most as many passes as it has bits; it stops early where a candidate already splits off `count`.
     """
-    word = jnp.uint64 if magnitudes.dtype == jnp.float64 else jnp.uint32
-    patterns = lax.bitcast_convert_type(magnitudes, word).reshape(-1)
-    count = jnp.asarray(count, jnp.int32)
+    layers, tree = jax.tree.flatten(magnitudes)
+    counts = jnp.stack([jnp.asarray(leaf, jnp.int32) for leaf in jax.tree.leaves(count)])
+    dtype = layers[0].dtype
+    word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
+    patterns = [lax.bitcast_convert_type(layer, word).reshape(-1) for layer in layers]
 
-    def at_least(candidate: Array) -> Array:
-        return jnp.sum(patterns >= candidate, dtype=jnp.int32)
+    def at_least(candidates: Array) -> Array:
+        reached = [jnp.sum(pattern >= candidates[i], dtype=jnp.int32) for i, pattern in enumerate(patterns)]
+        return jnp.stack(reached)
 
     def too_many(bracket: tuple[Array, Array, Array]) -> Array:
         low, high, reached = bracket
-        return (reached > count) & (high - low > 1)
+        return jnp.any((reached > counts) & (high - low > 1))
 
     def halve(bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         low, high, reached = bracket
         middle = low + (high - low) // 2
         found = at_least(middle)
-        up = found >= count
+        up = found >= counts
         return jnp.where(up, middle, low), jnp.where(up, high, middle), jnp.where(up, found, reached)
 
     # Start at the smallest normal number, so that no zero is ever kept. Compiled code takes subnormals for zeros in
     # some operations and not in others; here they are zeros.
-    lowest = lax.bitcast_convert_type(jnp.finfo(magnitudes.dtype).smallest_normal, word)
-    beyond_infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, magnitudes.dtype), word) + 1
-    cut, _, reached = lax.while_loop(too_many, halve, (lowest, beyond_infinity, at_least(lowest)))
+    lowest = jnp.broadcast_to(lax.bitcast_convert_type(jnp.finfo(dtype).smallest_normal, word), counts.shape)
+    beyond_infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, dtype), word) + 1
+    start = (lowest, jnp.broadcast_to(beyond_infinity, counts.shape), at_least(lowest))
+    cut, _, reached = lax.while_loop(too_many, halve, start)
 
-    last = _end_of_ties(patterns == cut, reached - count)
-    index = lax.iota(jnp.int32, patterns.size)
-    return ((patterns > cut) | ((patterns == cut) & (index < last))).reshape(magnitudes.shape)
+    last = _end_of_ties([pattern == cut[i] for i, pattern in enumerate(patterns)], reached - counts)
+    kept = []
+    for i, pattern in enumerate(patterns):
+        tied = (pattern == cut[i]) & (lax.iota(jnp.int32, pattern.size) < last[i])
+        kept.append(((pattern > cut[i]) | tied).reshape(layers[i].shape))
+    return jax.tree.unflatten(tree, kept)
 
 
-def _end_of_ties(ties: Bool[Array, "size"], excess: Int[Array, ""]) -> Int[Array, ""]:
-    """The flat index before which all but `excess` of `ties` lie; no pass over them is made where excess <= 0."""
-    wanted = jnp.sum(ties, dtype=jnp.int32) - excess
-    index = lax.iota(jnp.int32, ties.size)
+def _end_of_ties(ties: list[Bool[Array, "_"]], excess: Int[Array, "layers"]) -> Int[Array, "layers"]:
+    """The flat index before which all but `excess` of a layer's ties lie; no pass is made where none has any excess."""
+    sizes = jnp.array([tie.size for tie in ties], jnp.int32)
+
+    def before(index: Array) -> Array:
+        found = [jnp.sum(tie & (lax.iota(jnp.int32, tie.size) < index[i])) for i, tie in enumerate(ties)]
+        return jnp.stack(found).astype(jnp.int32)
+
+    wanted = before(sizes) - excess
 
     def open_bracket(bracket: tuple[Array, Array]) -> Array:
-        return bracket[1] - bracket[0] > 1
+        return jnp.any(bracket[1] - bracket[0] > 1)
 
     def halve(bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) // 2
-        enough = jnp.sum(ties & (index < middle), dtype=jnp.int32) >= wanted
+        enough = before(middle) >= wanted
         return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
 
-    size = jnp.int32(ties.size)
-    low = jnp.where(excess > 0, jnp.int32(-1), size)
-    return lax.while_loop(open_bracket, halve, (low, size))[1]
+    low = jnp.where(excess > 0, jnp.int32(-1), sizes)
+    return lax.while_loop(open_bracket, halve, (low, sizes))[1]
 
 
 def revive(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

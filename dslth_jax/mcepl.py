@@ -185,7 +185,7 @@ def fused_scores(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS
 
 def personal_masks(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """m = Thres(|y|; r) of every layer, and after it the filter rule where there is one."""
-    personal = jax.tree.map(masks.threshold, fused_scores(world, scores, heard, rule), world.hyper.kept)
+    personal = masks.threshold(fused_scores(world, scores, heard, rule), world.hyper.kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal

@@ -188,6 +188,7 @@ def network_of(
     weights: str | None = None,
     zero_biases: bool = False,
     elu_on_logits: bool = False,
+    precision: str | None = None,
 ) -> Network:
     """A `Network` from a flax module: its "params" are masked, its "frozen" collection is not.
 
@@ -197,6 +198,8 @@ def network_of(
         weights: a key of `WEIGHTS`, by which every kernel is drawn; None leaves it to the module.
         zero_biases: frozen leaves called "bias" are 0 instead of random.
         elu_on_logits: put an ELU on the logits, as the authors' code does.
+        precision: the dtype of the network's arithmetic, such as "bfloat16"; None is that of the kernels. Logits and
+            gradients are of the kernels' dtype either way.
     """
     if weights is not None:
         expect_choice("weights", weights, tuple(WEIGHTS))
@@ -214,7 +217,11 @@ def network_of(
 
     def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
-        logits: Any = module.apply(variables, to_unit_range(images, dtype))
+        inputs = to_unit_range(images, dtype)
+        if precision is not None:
+            variables, inputs = jax.tree.map(lambda leaf: leaf.astype(precision), (variables, inputs))
+        logits: Any = module.apply(variables, inputs)
+        logits = logits.astype(dtype)
         return elu(logits) if elu_on_logits else logits
 
     return Network(init, apply)

@@ -18,8 +18,10 @@ from dslth_jax.population import Shares, State
 AXIS = "agents"  # the mesh axis over which agents are spread
 SPREAD, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 # What of the population's structures is an agent's, and what is common.
-STATE = State(agents=SPREAD, heard=SPREAD, sent=SPREAD, round=EVERYWHERE)
-SHARES = Shares(images=EVERYWHERE, labels=EVERYWHERE, indices=SPREAD, sizes=SPREAD, skew=SPREAD)
+_state: dict[str, Any] = {"agents": SPREAD, "heard": SPREAD, "sent": SPREAD, "round": EVERYWHERE}
+_shares: dict[str, Any] = {"images": EVERYWHERE, "labels": EVERYWHERE}
+_shares |= {"indices": SPREAD, "sizes": SPREAD, "skew": SPREAD}
+STATE, SHARES = State(**_state), Shares(**_shares)
 
 
 def start_processes(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
@@ -34,6 +36,8 @@ def start_processes(coordinator: str, processes: int | None = None, process: int
     Raises:
         ValueError: where the environment is of no cluster that JAX knows, or the others are not to be reached.
     """
+    if jax.distributed.is_initialized():
+        return
     spelled = (None, None, None) if coordinator == "auto" else (coordinator, processes, process)
     try:
         jax.distributed.initialize(*spelled)

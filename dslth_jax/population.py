@@ -53,7 +53,9 @@ def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None =
     return update_agents(lambda _, *own: (None, function(*own)), None, *stacked, chunk=chunk)[1]
 
 
-def update_agents(function: Callable[..., Any], agents: Any, *stacked: Any, chunk: int | None = None) -> tuple[Any, Any]:
+def update_agents(
+    function: Callable[..., tuple[Any, Any]], agents: Any, *stacked: Any, chunk: int | None = None
+) -> tuple[Any, Any]:
     """`over_agents` where agents carry something: `function(agent, *own) -> agent, result` of one agent.
 
     New agents take the place of the old, chunk after chunk in the same memory, so that there is never a second copy of
@@ -76,8 +78,8 @@ def update_agents(function: Callable[..., Any], agents: Any, *stacked: Any, chun
         # make the compiler copy everybody before it lets the new ones be written.
         chosen = lax.cond(first < 0, lambda own: jax.tree.map(jnp.zeros_like, own), lambda own: own, chosen)
         chosen, result = several(chosen, *own)
-        place = lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, first, 0)  # noqa: E731
-        return jax.tree.map(place, agents, chosen), result
+        agents = jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, first, 0), agents, chosen)
+        return agents, result
 
     in_chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), stacked)
     agents, results = lax.scan(next_chunk, agents, (jnp.arange(0, whole, chunk), in_chunks))
@@ -112,13 +114,19 @@ def default_chunk(agents: int) -> int:
     return 1 if jax.default_backend() == "cpu" else agents
 
 
-def world_of(network: Network, key: Key[Array, ""], hyper: Any, round: Any, rounds: int) -> World:
-    """The population's world of one round: the shared weights are drawn anew from `key`, never stored or sent.
+def draw_weights(network: Network, key: Key[Array, ""]) -> tuple[Any, Any]:
+    """The shared weights and frozen parameters of a run, known from its key alone: never sent, never saved."""
+    return network.init(jax.random.split(key)[0])
 
-    Leaves of `hyper` carry a leading agents axis.
+
+def world_of(network: Network, key: Key[Array, ""], hyper: Any, round: Any, rounds: int, drawn: Any = None) -> World:
+    """The population's world of one round.
+
+    Leaves of `hyper` carry a leading agents axis. `drawn` is what `draw_weights` makes of the key: drawn once and
+    handed to every program they compile faster; None draws anew.
     """
-    weights_key, common_key = jax.random.split(key)
-    weights, frozen = network.init(weights_key)
+    weights, frozen = draw_weights(network, key) if drawn is None else drawn
+    common_key = jax.random.split(key)[1]
     return World(weights, frozen, hyper, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
 
 
@@ -219,9 +227,7 @@ def round(
     always = isinstance(exchange_every, int) and exchange_every == 1
     due = (state.round + 1) % exchange_every == 0
     heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
-    agents, received_info = update_agents(
-        receive, agents, numbers, world.hyper, carry, heard_now, *own, chunk=chunk
-    )
+    agents, received_info = update_agents(receive, agents, numbers, world.hyper, carry, heard_now, *own, chunk=chunk)
     changed = jax.tree.map(jnp.bitwise_xor, message, state.sent)
     info = {
         **sent_info,

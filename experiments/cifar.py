@@ -22,8 +22,7 @@ from types import FrameType
 from typing import Any
 
 from dslth_jax.naming import nearest
-from experiments.record import create_folder
-from experiments.run import NotFiniteError, prepare, run, train
+from experiments.run import NotFiniteError, ready, run, train
 from experiments.settings import HINTS, Settings, choices, flag, kinds, parts, refusal
 
 __all__ = ["Settings", "main", "run"]
@@ -41,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
     try:
         settings = parse(sys.argv[1:] if arguments is None else arguments)
-        prepared = prepare(settings)
-        folder = create_folder(settings)
+        prepared, folder = ready(settings)
     except (ValueError, OSError) as error:
         return complain(error, BAD_INPUT)
     except StoppedError as stop:
@@ -50,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(prepared, folder)
     except NotFiniteError as error:
-        return complain(error, NOT_FINITE)
+        return complain(f"{error}; what was had is kept in {folder}", NOT_FINITE)
     except OSError as error:
         return complain(f"the run folder {folder} cannot be written to any more: {error}", BAD_INPUT)
     except StoppedError as stop:

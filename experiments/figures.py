@@ -22,8 +22,8 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, bbox_inches="tight", facecolor="white")
 
 
-def curves_picture(rows: Sequence[dict[str, Any]], chance: float, path: Path) -> None:
-    """Accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent.
+def curves_picture(folder: Path, rows: Sequence[dict[str, Any]], chance: float) -> None:
+    """curves.png: accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent.
 
     `chance` is the accuracy of a guess.
     """
@@ -51,11 +51,11 @@ def curves_picture(rows: Sequence[dict[str, Any]], chance: float, path: Path) ->
     for axes in (by_round, by_loss, by_megabytes):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    save(figure, path)
+    save(figure, folder / "curves.png")
 
 
-def partition_picture(prepared: "Prepared", path: Path) -> None:
-    """How many training and test samples of each class every agent holds."""
+def partition_picture(folder: Path, prepared: "Prepared") -> None:
+    """partition.png: how many training and test samples of each class every agent holds."""
     agents = prepared.settings.agents
     figure = Figure(figsize=(9, min(12, 2 + 0.16 * agents)), layout="constrained")
     for axes, shares, title in zip(
@@ -69,11 +69,11 @@ def partition_picture(prepared: "Prepared", path: Path) -> None:
         if agents <= MANY_AGENTS:
             axes.set_yticks(range(agents))
         figure.colorbar(image, ax=axes, shrink=0.8, label="samples")
-    save(figure, path)
+    save(figure, folder / "partition.png")
 
 
-def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) -> None:
-    """The graph, its agents coloured by accuracy."""
+def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) -> None:
+    """topology.png: the graph, its agents coloured by accuracy."""
     agents = len(adjacency)
     figure = Figure(figsize=(6.5, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -96,4 +96,4 @@ def topology_picture(adjacency: np.ndarray, accuracy: np.ndarray, path: Path) ->
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="test accuracy, %")
     axes.set(title=f"{agents} agents, {links} {'one-way ' * directed}links", aspect="equal")
     axes.axis("off")
-    save(figure, path)
+    save(figure, folder / "topology.png")

@@ -18,7 +18,7 @@ import numpy as np
 from rich.table import Table
 
 import dslth_jax
-from dslth_jax import masks
+from dslth_jax import masks, memory
 from dslth_jax.topology import GraphReport
 from experiments.settings import Settings
 
@@ -89,7 +89,7 @@ def write_masks(folder: Path, bits: Any, weights: Any) -> None:
     for (path, packed), kernel in zip(jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(weights), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
-        arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(row, kernel.shape))) for row in packed])
+        arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(jax.numpy.asarray(row), kernel.shape))) for row in packed])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
     np.savez(folder / "masks.npz", **arrays)
 
@@ -115,6 +115,9 @@ def population_table(prepared: "Prepared") -> Table:
     table.add_row("graph", f"{name}{anew}")
     table.add_row("neighbours an agent hears", span(prepared.adjacency.sum(axis=1)))
     table.add_row("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}")
+    devices = prepared.mesh.devices.flat
+    several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
+    table.add_row("memory", several + memory.said(prepared.footprint))
     return table
 
 

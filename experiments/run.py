@@ -1,9 +1,11 @@
 """One run, from settings to run folder."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, UInt32
 from rich.console import Console
 
-from dslth_jax import data, partition, placement, population
-from dslth_jax.algorithm import Algorithm
-from dslth_jax.evaluation import Evaluation, evaluate, packed_masks
+from dslth_jax import data, memory, partition, placement, population
+from dslth_jax.algorithm import Algorithm, World
+from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.mcepl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.models import Network, largest_fitting, network_by_name
 from dslth_jax.placement import AXIS, EVERYWHERE, SHARES, SPREAD, STATE
@@ -26,7 +29,16 @@ from dslth_jax.skew import skew_by_name
 from dslth_jax.topology import Adjacency, Graph, GraphReport, Topology, adjacency_of, report, topology_by_name
 from experiments import figures, record
 from experiments.progress import ProgressLine
-from experiments.settings import Settings, linear_retention, number_and_schedule, resolve, retentions, schedule_of
+from experiments.settings import (
+    Settings,
+    check_each,
+    check_together,
+    linear_retention,
+    number_and_schedule,
+    resolve,
+    retentions,
+    schedule_of,
+)
 from experiments.symptoms import Symptoms
 
 TEST_SAMPLES_WHILE_RUNNING = 200
@@ -53,24 +65,42 @@ class Prepared(NamedTuple):
     schedules: Hyper  # of the same structure: the schedule of each
     mesh: Mesh  # the devices that agents are spread over
     chunk: int  # agents computed at once on each
+    footprint: dict[str, int]  # bytes that the run takes on each, by what they are for
 
 
 class Result(NamedTuple):
     """What `run` returns."""
 
-    folder: Path
+    folder: Path | None  # None in all processes but the first
     metrics: list[dict[str, Any]]  # the rows of metrics.jsonl
     agents: list[dict[str, Any]]  # the rows of agents.csv
 
 
 def run(settings: Settings) -> Result:
     """Check, load, train, evaluate and record. Raises ValueError on bad input, NotFiniteError if training diverges."""
-    prepared = prepare(settings)
-    return train(prepared, record.create_folder(settings))
+    return train(*ready(settings))
+
+
+def ready(settings: Settings) -> tuple[Prepared, Path | None]:
+    """What a run needs, and its new folder, which only the first process has. Of several, all are ready or none."""
+    refusal, prepared, folder = None, None, None
+    try:
+        prepared = prepare(settings)
+        folder = record.create_folder(settings) if placement.is_first() else None
+    except (ValueError, OSError) as error:
+        refusal = error
+    complaint = placement.agree(str(refusal) if refusal else None)
+    if prepared is None or complaint:
+        raise refusal or ValueError(complaint)
+    return prepared, folder
 
 
 def prepare(settings: Settings) -> Prepared:
-    """Check the settings and load what they name."""
+    """Check the settings, load what they name, and see that it fits."""
+    check_each(settings)
+    check_together(settings)
+    if settings.coordinator:
+        placement.start_processes(settings.coordinator, settings.processes, settings.process)
     settings = resolve(settings)
     dataset = (
         data.load_file(settings.data_file) if settings.data_file else data.load(settings.dataset, settings.data_dir)
@@ -84,6 +114,7 @@ def prepare(settings: Settings) -> Prepared:
         weights=None if settings.weights == "uniform-by-fan-in" else settings.weights,
         zero_biases=settings.biases == "zero",
         elu_on_logits=bool(settings.elu_on_logits),
+        precision=None if settings.precision == "float32" else settings.precision,
     )
     skew = skew_by_name(settings.feature_skew, settings.agents)
     held = who_holds_what(settings, dataset)
@@ -94,28 +125,86 @@ def prepare(settings: Settings) -> Prepared:
     )
     hyper, schedules = population_hyper(settings, network)
     first = graph_of_round(settings, network, topology, 0)
+    train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew)
+    tests = Shares(
+        dataset.test_images,
+        dataset.test_labels,
+        partition.stack(held.tests)[0],
+        tests_below(held, capped or len(dataset.test_labels)),
+        skew,
+    )
+    algorithm, mesh = algorithm_of(settings, network), placement.agents_mesh(settings.agents, settings.devices)
+    chunk, parts = what_fits(settings, network, algorithm, mesh, hyper, topology.graph, train, tests)
     return Prepared(
         settings,
         dataset,
-        train=Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew),
-        tests=Shares(
-            dataset.test_images,
-            dataset.test_labels,
-            partition.stack(held.tests)[0],
-            tests_below(held, capped or len(dataset.test_labels)),
-            skew,
-        ),
+        train,
+        tests,
         tests_while_running=tests_below(held, capped or TEST_SAMPLES_WHILE_RUNNING),
         topology=topology,
         adjacency=first,
         graph_report=report(first, weighting=settings.mixing),
         network=network,
-        algorithm=algorithm_of(settings, network),
+        algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
-        mesh=placement.agents_mesh(settings.agents, settings.devices),
-        chunk=settings.agent_chunk or population.default_chunk(settings.agents),
+        mesh=mesh,
+        chunk=chunk,
+        footprint=parts,
     )
+
+
+def keep_programs(wanted: bool) -> None:
+    """Keep compiled programs from run to run in the user's cache folder, or in the folder that JAX was told."""
+    told: Any = jax.config
+    jax.config.update("jax_enable_compilation_cache", wanted and told.jax_enable_compilation_cache)
+    if wanted and not told.jax_compilation_cache_dir:
+        folder = data.cache_folder() / "programs"
+        # A folder that cannot be made costs the cache and nothing else.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def what_fits(
+    settings: Settings,
+    network: Network,
+    algorithm: Algorithm,
+    mesh: Mesh,
+    hyper: Hyper,
+    graph: Graph,
+    train: Shares,
+    tests: Shares,
+) -> tuple[int, dict[str, int]]:
+    """How many agents are computed at once on each device, and what the run takes of its memory, in bytes.
+
+    A ValueError where it is more than there is.
+    """
+    device, agents = mesh.local_devices[0], settings.agents // mesh.size
+    parts = memory.footprint(
+        network,
+        algorithm,
+        jax.tree.map(lambda leaf: leaf[0], hyper),
+        graph,
+        train,
+        agents=settings.agents,
+        batch_size=min(settings.batch_size, train.indices.shape[1]),
+        local_steps=settings.local_steps,
+        devices=mesh.size,
+    )
+    parts["data"] += memory.bytes_of(tests)
+    of_one, free = parts["activations"], memory.available(device, sharing=len(mesh.local_devices))
+    # Leave a fifth to what the compiler's own kernels take on an accelerator.
+    fitting = agents if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one + 1, 1)
+    chunk = min(settings.agent_chunk or (1 if device.platform == "cpu" else fitting), agents)
+    parts["activations"] = chunk * of_one
+    if free is not None and sum(parts.values()) > free:
+        raise ValueError(
+            f"{settings.agents} agents need about {memory.said(parts)} on each device, and {free / 1e9:.2f} GB are "
+            f"free: take fewer --agents, more --devices, a smaller --agent-chunk, --batch-size or --model"
+        )
+    return chunk, parts
 
 
 def who_holds_what(settings: Settings, dataset: data.Dataset) -> partition.Partition:
@@ -175,44 +264,52 @@ def graph_of_round(settings: Settings, network: Network, topology: Topology, rou
     return adjacency_of(graph, settings.agents)
 
 
+class Common(NamedTuple):
+    """What every program of a run needs, on every device."""
+
+    seed: UInt32[Array, ""]
+    drawn: Any  # the shared weights and frozen parameters, from the seed
+    graph: Graph
+
+
 class Programs(NamedTuple):
-    """The compiled programs of one run; `seconds` is what compiling took."""
+    """The programs of one run, which may still be compiling: each waits for itself alone."""
 
     start: Callable[[], State]
-    step: Callable[[State], tuple[State, dict[str, Any]]]
     evaluate: Callable[[State, np.ndarray], Evaluation]
-    masks: Callable[[State], Any]
-    seconds: float
+    step: Callable[[State], tuple[State, dict[str, Any]]]
+    compiled: Callable[[], float]  # waits for all of them; the seconds from the first's begin to the last's end
 
 
 def compile_programs(prepared: Prepared) -> Programs:
-    """Compile everything ahead of the first round, so that no time of a round holds any of it."""
+    """Trace everything ahead of the first round and begin to compile it, in the order of need."""
     settings, network, algorithm, mesh = prepared.settings, prepared.network, prepared.algorithm, prepared.mesh
     chunk, capacity = prepared.chunk, prepared.train.indices.shape[1]
+    keep_programs(settings.compilation_cache)
 
-    def world_at(seed: jax.Array, hyper: Hyper, round: Any) -> Any:
-        hyper, key = at_round(hyper, prepared.schedules, round), jax.random.key(seed)
-        return population.world_of(network, key, hyper, round, settings.rounds)
+    def draw(seed: jax.Array) -> Any:
+        return population.draw_weights(network, jax.random.key(seed))
 
-    def graph_at(world: Any, graph: Graph) -> Graph:
+    def world_at(common: Common, hyper: Hyper, round: Any) -> World:
+        hyper, key = at_round(hyper, prepared.schedules, round), jax.random.key(common.seed)
+        return population.world_of(network, key, hyper, round, settings.rounds, common.drawn)
+
+    def graph_at(world: World, graph: Graph) -> Graph:
         return population.graph_in(world, Topology(graph, prepared.topology.redraw))
 
-    def last_world(seed: jax.Array, hyper: Hyper, state: State) -> Any:
-        """Of the round that ran last, so that what is evaluated is what was trained."""
-        return world_at(seed, hyper, jnp.maximum(state.round - 1, 0))
+    def start(common: Common, hyper: Hyper) -> State:
+        world, agents = world_at(common, hyper, 0), settings.agents // mesh.size
+        graph = graph_at(world, common.graph)
+        return population.init(algorithm, world, graph, agents=agents, chunk=chunk, axis=AXIS)
 
-    def start(seed: jax.Array, hyper: Hyper, graph: Graph) -> State:
-        world, agents = world_at(seed, hyper, 0), settings.agents // mesh.size
-        return population.init(algorithm, world, graph_at(world, graph), agents=agents, chunk=chunk, axis=AXIS)
-
-    def step(state: State, seed: jax.Array, hyper: Hyper, graph: Graph, train: Shares) -> tuple[State, dict[str, Any]]:
-        world = world_at(seed, hyper, state.round)
+    def step(state: State, common: Common, hyper: Hyper, train: Shares) -> tuple[State, dict[str, Any]]:
+        world = world_at(common, hyper, state.round)
         state, info = population.round(
             algorithm,
             world,
             state,
             train,
-            graph_at(world, graph),
+            graph_at(world, common.graph),
             # Nobody has more than `capacity` samples: a larger batch would be padding.
             batch_size=min(settings.batch_size, capacity),
             local_steps=settings.local_steps,
@@ -222,42 +319,52 @@ def compile_programs(prepared: Prepared) -> Programs:
         )
         return state, {**info, "wanted": world.hyper.kept}
 
-    def score(state: State, seed: jax.Array, hyper: Hyper, tests: Shares) -> Evaluation:
-        return evaluate(network, algorithm, last_world(seed, hyper, state), state, tests, chunk=chunk)
+    def score(state: State, common: Common, hyper: Hyper, tests: Shares) -> Evaluation:
+        # In the world of the round that ran last, so that what is evaluated is what was trained.
+        world = world_at(common, hyper, jnp.maximum(state.round - 1, 0))
+        return evaluate(network, algorithm, world, state, tests, chunk=chunk)
 
-    def masks(state: State, seed: jax.Array, hyper: Hyper) -> Any:
-        return packed_masks(algorithm, last_world(seed, hyper, state), state, chunk=chunk)
-
+    start = placement.over_devices(start, mesh, (EVERYWHERE, SPREAD), STATE)
+    step = placement.over_devices(step, mesh, (STATE, EVERYWHERE, SPREAD, SHARES), (STATE, SPREAD))
+    score = placement.over_devices(score, mesh, (STATE, EVERYWHERE, SPREAD, SHARES), SPREAD)
     began = time.perf_counter()
     seed, graph = placement.put((np.uint32(settings.seed), prepared.topology.graph), EVERYWHERE, mesh)
     hyper = placement.put(prepared.hyper, SPREAD, mesh)
     train, tests = (placement.put(shares, SHARES, mesh) for shares in (prepared.train, prepared.tests))
-    common = (EVERYWHERE, SPREAD)
-    start = placement.over_devices(start, mesh, (*common, EVERYWHERE), STATE)
-    step = placement.over_devices(step, mesh, (STATE, *common, EVERYWHERE, SHARES), (STATE, SPREAD))
-    score = placement.over_devices(score, mesh, (STATE, *common, SHARES), SPREAD)
-    masks = placement.over_devices(masks, mesh, (STATE, *common), SPREAD)
-    state = placement.placed_shapes(jax.eval_shape(start, seed, hyper, graph), STATE, mesh)
-    compiled_start = jax.jit(start).lower(seed, hyper, graph).compile()
-    compiled_score = jax.jit(score).lower(state, seed, hyper, tests).compile()
-    compiled_step = jax.jit(step, donate_argnums=0).lower(state, seed, hyper, graph, train).compile()
-    compiled_masks = jax.jit(masks).lower(state, seed, hyper).compile()
+    # What runs once need not be made as fast as what runs in every round.
+    hasty = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    compiling = ThreadPoolExecutor(max_workers=2)
+
+    def compiled(traced: Any, options: dict[str, Any] | None = None) -> Future:
+        """Compile behind the next tracing, and what comes last behind the first evaluation, in order of need."""
+        return compiling.submit(traced.lower().compile, options)
+
+    traced_draw = jax.jit(draw).trace(seed)
+    drawing = compiled(traced_draw, hasty)
+    common = Common(seed, placement.placed_shapes(traced_draw.out_info, EVERYWHERE, mesh), graph)
+    traced_start = jax.jit(start).trace(common, hyper)
+    starting = compiled(traced_start, hasty)
+    state = placement.placed_shapes(traced_start.out_info, STATE, mesh)
+    scoring = compiled(jax.jit(score).trace(state, common, hyper, tests))
+    stepping = compiled(jax.jit(step, donate_argnums=0).trace(state, common, hyper, train))
+    ended: list[float] = []
+    stepping.add_done_callback(lambda _: ended.append(time.perf_counter()))
+    compiling.shutdown(wait=False)
+    common = common._replace(drawn=drawing.result()(seed))
+
+    def stepped(state: State) -> tuple[State, dict[str, Any]]:
+        state, info = stepping.result()(state, common, hyper, train)
+        return state, placement.fetch(info)
 
     def evaluated(state: State, sizes: np.ndarray) -> Evaluation:
         counted = tests._replace(sizes=placement.put(sizes, SPREAD, mesh))
-        return placement.fetch(compiled_score(state, seed, hyper, counted))
+        return placement.fetch(scoring.result()(state, common, hyper, counted))
 
-    def stepped(state: State) -> tuple[State, dict[str, Any]]:
-        state, info = compiled_step(state, seed, hyper, graph, train)
-        return state, placement.fetch(info)
+    def all_compiled() -> float:
+        wait([drawing, starting, scoring, stepping])
+        return ended[0] - began
 
-    return Programs(
-        start=lambda: compiled_start(seed, hyper, graph),
-        step=stepped,
-        evaluate=evaluated,
-        masks=lambda state: placement.fetch(compiled_masks(state, seed, hyper)),
-        seconds=time.perf_counter() - began,
-    )
+    return Programs(lambda: starting.result()(common, hyper), evaluated, stepped, all_compiled)
 
 
 @dataclasses.dataclass
@@ -303,16 +410,20 @@ class Tally:
         }
 
 
-def train(prepared: Prepared, folder: Path) -> Result:
-    """Run all rounds and fill the run folder."""
-    settings, console = prepared.settings, Console()
+def train(prepared: Prepared, folder: Path | None) -> Result:
+    """Run all rounds and fill the run folder, where there is one; who has none says and writes nothing."""
+    settings, console = prepared.settings, Console(quiet=folder is None)
+
+    def keep(write: Callable[..., None], *what: Any) -> None:
+        if folder is not None:
+            write(folder, *what)
+
     resolved = {
         "data_file": settings.data_file and settings.data_file.resolve(),
         "agent_chunk": prepared.chunk,
         "devices": prepared.mesh.size,
     }
-    record.write_config(folder, settings, resolved, prepared.graph_report)
-    figures.partition_picture(prepared, folder / "partition.png")
+    keep(record.write_config, settings, resolved, prepared.graph_report)
     console.print(record.population_table(prepared))
     with console.status(f"compiling for {settings.agents} agents"):
         programs = compile_programs(prepared)
@@ -331,7 +442,7 @@ def train(prepared: Prepared, folder: Path) -> Result:
             evaluation = programs.evaluate(state, sizes)
             evaluation_seconds += time.perf_counter() - began
             rows.append(tally.row(round, evaluation))
-            record.append_metrics(folder, rows[-1])
+            keep(record.append_metrics, rows[-1])
             progress.evaluated(rows[-1])
             progress.warn(symptoms.after_evaluation(round, evaluation))
             return evaluation
@@ -340,38 +451,39 @@ def train(prepared: Prepared, folder: Path) -> Result:
             progress.warn(symptoms.at_start())
             state = programs.start()
             evaluation = assess(state, 0)
+            keep(figures.partition_picture, prepared)
+            # No time of a round holds any of the compilation.
+            compile_seconds = programs.compiled()
             for round in range(1, settings.rounds + 1):
                 began = time.perf_counter()
                 state, info = programs.step(state)
-                expect_finite(info, round, folder)
+                expect_finite(info, round)
                 tally.add(info, time.perf_counter() - began)
                 progress.trained(round, tally.seconds, tally.bitmap_bits)
                 progress.warn(symptoms.after_round(round, info))
                 if round % settings.eval_every == 0 or round == settings.rounds:
                     evaluation = assess(state, round)
         finally:
-            figures.curves_picture(rows, symptoms.chance, folder / "curves.png")
+            keep(figures.curves_picture, rows, symptoms.chance)
 
     last_adjacency = graph_of_round(settings, prepared.network, prepared.topology, settings.rounds - 1)
     agents = agent_rows(prepared, last_adjacency, evaluation)
-    record.write_agents(folder, agents)
-    record.write_masks(folder, programs.masks(state), weights)
-    figures.topology_picture(last_adjacency, np.asarray(evaluation.accuracy), folder / "topology.png")
-    console.print(
-        record.summary_table(rows[-1], symptoms.chance, settings.rounds, programs.seconds, evaluation_seconds)
-    )
+    keep(record.write_agents, agents)
+    keep(record.write_masks, evaluation.masks, weights)
+    keep(figures.topology_picture, last_adjacency, np.asarray(evaluation.accuracy))
+    console.print(record.summary_table(rows[-1], symptoms.chance, settings.rounds, compile_seconds, evaluation_seconds))
     console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return Result(folder, rows, agents)
 
 
-def expect_finite(info: dict[str, Any], round: int, folder: Path) -> None:
+def expect_finite(info: dict[str, Any], round: int) -> None:
     """Raise NotFiniteError if a diagnostic of any agent, such as its loss, is not finite."""
     for name, values in info.items():
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
             agent = int(np.argmin(np.isfinite(values)))
             raise NotFiniteError(
                 f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
-                f"take smaller step sizes; what was had is kept in {folder}"
+                f"take smaller step sizes"
             )
 
 

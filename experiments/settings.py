@@ -106,6 +106,8 @@ class Settings:
     """Whether agents start with common scores or each with its own."""
     elu_on_logits: bool | None = None
     """Put an ELU on the logits (or --no-elu-on-logits); by preset True, False, False."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; scores, thresholds and masks are float32 and exact either way."""
     batch_size: int = 128
     """Samples a minibatch; an agent with fewer uses all of its own."""
     local_steps: int = 1
@@ -122,9 +124,18 @@ class Settings:
     test_samples: int | None = None
     """Test samples of a class that count; None is the first 200 while running and all at the end."""
     agent_chunk: int | None = None
-    """Agents computed at once; None is one on a CPU, all elsewhere."""
+    """Agents computed at once on each device; None is one on a CPU, elsewhere as many as fit its memory."""
     devices: int | None = None
     """Number of devices that agents are spread over; None takes as many as divide the agents evenly."""
+    coordinator: str | None = None
+    """ADDRESS:PORT of process 0, in a run of several processes or hosts, the same for all; or auto, where a cluster's
+    environment says everything."""
+    processes: int | None = None
+    """How many processes the run has (with --coordinator ADDRESS:PORT)."""
+    process: int | None = None
+    """Which of them this one is, from 0; process 0 writes the run folder."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR."""
     out: Path | None = None
     """Run folder, new or empty; None is a fresh dated one under runs/."""
     checkpoint_every: int | None = None
@@ -253,8 +264,10 @@ def check_each(settings: Settings) -> None:
         "test_samples",
         "agent_chunk",
         "devices",
+        "processes",
     ):
         expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
+    expect(settings, "process", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
     expect(settings, "filter_rule", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
     expect(settings, "data_fraction", "in (0, 1]", lambda value: 0 < value <= 1)
     for name in ("momentum", "second_momentum"):
@@ -295,8 +308,25 @@ def check_together(settings: Settings) -> None:
             raise ValueError(f"--partition and {flag(name)} contradict each other: leave one of them out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
+    check_processes(settings)
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
         raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
+
+
+def check_processes(settings: Settings) -> None:
+    """Raise a ValueError unless the flags of a run of several processes are there together and make sense."""
+    coordinator, numbers = settings.coordinator, (settings.processes, settings.process)
+    if coordinator in (None, "auto"):
+        if numbers != (None, None):
+            raise ValueError("--processes and --process need --coordinator ADDRESS:PORT: say it, or leave them out")
+        return
+    _, colon, port = str(coordinator).rpartition(":")
+    if not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
+        raise ValueError(f"--coordinator must be ADDRESS:PORT of process 0, or auto, got {coordinator!r}")
+    if None in numbers:
+        raise ValueError("--coordinator ADDRESS:PORT needs --processes and --process: say both, or --coordinator auto")
+    if int(settings.process or 0) >= int(settings.processes or 0):
+        raise ValueError(f"--process must be below --processes, got {settings.process} of {settings.processes}")
 
 
 def check_optimizer(settings: Settings, resolved: Settings) -> None:

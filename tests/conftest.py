@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# No test may pass or fail by what an earlier run has compiled; before JAX reads its environment, for subprocesses too.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 import jax
 import pytest
 from jaxtyping import install_import_hook

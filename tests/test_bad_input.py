@@ -323,9 +323,27 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "eval_every": [("0", "--eval-every must be in 1..2147483647, got 0", "")],
     "test_samples": [("0", "--test-samples must be in 1..2147483647, got 0", "")],
     "agent_chunk": [("0x10", "--agent-chunk must be a whole number, got '0x10'", "")],
+    "precision": [("float16", "--precision must be one of float32, bfloat16, got 'float16'", "")],
     "devices": [
-        ("2", "--devices 2 is not built yet: leave it out", ""),
+        ("2", "devices must be in 1..1, as many as JAX sees of cpu, got 2", ""),
+        ("0", "--devices must be in 1..2147483647, got 0", ""),
         ("all", "--devices must be a whole number, got 'all'", ""),
+    ],
+    "coordinator": [
+        ("here", "--coordinator must be ADDRESS:PORT of process 0, or auto, got 'here'", ""),
+        ("here:70000", "--coordinator must be ADDRESS:PORT of process 0, or auto, got 'here:70000'", ""),
+        ("here:7000", "--coordinator ADDRESS:PORT needs --processes and --process: say both, or", ""),
+    ],
+    "processes": [
+        ("2", "--processes and --process need --coordinator ADDRESS:PORT: say it, or leave them out", ""),
+        ("0", "--processes must be in 1..2147483647, got 0", "--coordinator here:7000 --process 0"),
+    ],
+    "process": [
+        ("2", "--process must be below --processes, got 2 of 2", "--coordinator here:7000 --processes 2"),
+        ("-1", "--process must be in 0..2147483647, got -1", "--coordinator here:7000 --processes 2"),
+    ],
+    "compilation_cache": [
+        ("off", "--compilation-cache takes no value, got 'off': say --compilation-cache or --no-compilation-c", ""),
     ],
     "out": [
         ("{file}", "--out {file} must be a new or empty folder, and it is a file: name another", ""),
@@ -608,7 +626,13 @@ POOLS: dict[str, tuple[str, str]] = {
     "eval_every": ("1 1000", "0"),
     "test_samples": ("1 200 None", "0"),
     "agent_chunk": ("1 64 None", "0"),
-    "devices": ("1", "0 2"),
+    "precision": ("float32 bfloat16", "float64"),
+    "devices": ("1 None", "0 2"),
+    # Nothing that could be an address, for it would be asked.
+    "coordinator": ("None", "here here: :0 :99999 :x"),
+    "processes": ("None", "0 2"),
+    "process": ("None", "-1 0"),
+    "compilation_cache": ("", "off"),
     "out": ("new new/deeper", f"{LONG} new/{LONG} .. / /dev/null/x"),
     "checkpoint_every": ("None", "5"),
     "resume": ("", "True"),

@@ -92,7 +92,7 @@ def test_flips_that_oscillate_are_said_once():
 
 
 def accuracies(mean):
-    return Evaluation(np.full(AGENTS, mean), np.full(AGENTS, 0.5))
+    return Evaluation(np.full(AGENTS, mean), np.full(AGENTS, 0.5), None)
 
 
 def test_accuracy_at_chance_for_long_is_said_once():

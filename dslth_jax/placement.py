@@ -121,11 +121,11 @@ def fetch(tree: Any) -> Any:
 
 
 def agree(complaint: str | None) -> str | None:
-    """What the first process complains of, or None, in every process; all must call it."""
+    """The first complaint of any process, or None, in every process; all must call it."""
     if jax.process_count() == 1:
         return complaint
     said = np.zeros(1000, np.uint8)
     words = (complaint or "").encode()[: said.size]
     said[: len(words)] = np.frombuffer(words, np.uint8)
-    heard = np.asarray(multihost_utils.broadcast_one_to_all(said))
-    return heard[heard != 0].tobytes().decode(errors="ignore") or None
+    everybody = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, said.size)
+    return next((row[row != 0].tobytes().decode(errors="ignore") for row in everybody if row.any()), None)

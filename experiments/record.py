@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
@@ -89,7 +90,8 @@ def write_masks(folder: Path, bits: Any, weights: Any) -> None:
     for (path, packed), kernel in zip(jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(weights), strict=True):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
-        arrays[name] = np.stack([np.packbits(np.asarray(masks.unpack(jax.numpy.asarray(row), kernel.shape))) for row in packed])
+        unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
+        arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
     np.savez(folder / "masks.npz", **arrays)
 

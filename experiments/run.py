@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -156,8 +157,9 @@ def prepare(settings: Settings) -> Prepared:
 
 def keep_programs(wanted: bool) -> None:
     """Keep compiled programs from run to run in the user's cache folder, or in the folder that JAX was told."""
+    forbidden = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false")
+    jax.config.update("jax_enable_compilation_cache", wanted and not forbidden)
     told: Any = jax.config
-    jax.config.update("jax_enable_compilation_cache", wanted and told.jax_enable_compilation_cache)
     if wanted and not told.jax_compilation_cache_dir:
         folder = data.cache_folder() / "programs"
         # A folder that cannot be made costs the cache and nothing else.

@@ -1,10 +1,17 @@
-"""The convolution against the stock one, vmapped over agents, each layer of the AlexNet, forward and with gradients.
+"""The convolution against other forms of it, mapped over agents, each layer of the AlexNet, forward and with gradients.
 
-python -m benchmarks.convolution [--agents 4] [--batch 128]
+    python -m benchmarks.convolution [--agents 4] [--batch 128] [--precision float32 bfloat16] [--repeats 5]
+                                    [--patience 20]
+
+Precision is that of the operands, and of the matrix product that rates are compared with. Gradients of a form that
+would run for more than `--patience` seconds, by its rate in the layer before, are left out.
 """
 
 import argparse
 import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -15,42 +22,114 @@ from rich.table import Table
 from benchmarks.measure import conditions, matmul_rate, timed
 from dslth_jax.convolution import convolve
 
-LAYERS = {"conv1": (32, 3, 64), "conv2": (14, 64, 128), "conv3": (5, 128, 256)}  # side, inputs, outputs; 5x5, pad 1
+LAYERS = {"conv1": (32, 3, 64), "conv2": (14, 64, 128), "conv3": (5, 128, 256)}  # side, inputs, outputs
+KERNEL, PADDING = 5, 1
+PRECISIONS = ("float32", "bfloat16")
+
+Operation: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]  # of one agent's images and kernel
+
+
+class Form(NamedTuple):
+    """How one agent's convolution is computed, and how it is mapped over agents."""
+
+    operation: Operation
+    over: Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def stock(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The plain operation that `convolve` replaces."""
-    return lax.conv_general_dilated(images, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    sides = [(PADDING, PADDING)] * 2
+    return lax.conv_general_dilated(images, kernel, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 def ours(images: jax.Array, kernel: jax.Array) -> jax.Array:
     """The library's operation with the padding of these layers."""
-    return convolve(images, kernel, 1)
+    return convolve(images, kernel, PADDING)
+
+
+def im2col(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Every patch copied out as a row, and one matrix product: under `vmap` a batched one."""
+    rows, columns, inputs, outputs = kernel.shape
+    padded = jnp.pad(images, ((0, 0), (PADDING, PADDING), (PADDING, PADDING), (0, 0)))
+    height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
+    shifted = [padded[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(rows * columns * inputs, outputs)
+
+
+def one_after_another(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` of one agent, for a stack of agents, in a loop."""
+    return lambda *stacked: lax.map(lambda own: function(*own), stacked)
+
+
+FORMS = {
+    "vmapped stock": Form(stock, jax.vmap),
+    "stock in a loop": Form(stock, one_after_another),
+    "im2col": Form(im2col, jax.vmap),
+    "ours": Form(ours, jax.vmap),
+}
+
+
+def forward(form: Form) -> Callable[..., jax.Array]:
+    """All agents' outputs."""
+    return form.over(form.operation)
+
+
+def gradients(form: Form, wanted: tuple[int, ...]) -> Callable[..., tuple[jax.Array, ...]]:
+    """All agents' gradients of a sum of squares, by the arguments that are wanted."""
+
+    def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(form.operation(images, kernel)), dtype=jnp.float32)
+
+    return form.over(jax.grad(loss, wanted))
+
+
+def measure(
+    agents: int = 4,
+    batch: int = 128,
+    precisions: Sequence[str] = PRECISIONS,
+    repeats: int = 5,
+    patience: float = 20.0,
+) -> tuple[Table, dict[str, Any]]:
+    """The table, and rates in GF/s: of matrix products by precision, and of each layer and form with gradients."""
+    table = Table("precision", "layer", "form", "forward, GF/s", "with gradients, GF/s", "of matmul")
+    result: dict[str, Any] = {"agents": agents, "batch": batch, "matmul_gflops": {}}
+    rates: dict[str, float] = {}  # of each form with gradients in the layer before
+    for precision in precisions:
+        peak = matmul_rate(dtype=precision)
+        result["matmul_gflops"][precision] = peak / 1e9
+        table.add_row(precision, "", "matrix product", f"{peak / 1e9:.1f}")
+        for layer, (side, inputs, outputs) in LAYERS.items():
+            images = jax.random.normal(jax.random.key(0), (agents, batch, side, side, inputs), precision)
+            kernels = jax.random.normal(jax.random.key(1), (agents, KERNEL, KERNEL, inputs, outputs), precision)
+            new_side = side + 2 * PADDING - KERNEL + 1
+            work = 2 * agents * batch * new_side**2 * KERNEL**2 * inputs * outputs
+            # Differentiate by the images too, except in the first layer, where nobody needs it.
+            wanted = (1,) if layer == "conv1" else (0, 1)
+            for name, form in FORMS.items():
+                once = timed(forward(form), images, kernels, repeats=repeats)
+                row = (precision, layer, name, f"{work / once.median / 1e9:.1f}")
+                expected = (1 + len(wanted)) * work / rates.get(name, math.inf)
+                if expected > patience:
+                    table.add_row(*row, f"left out: {expected:.0f} s a run")
+                    continue
+                both = timed(gradients(form, wanted), images, kernels, repeats=repeats)
+                rates[name] = (1 + len(wanted)) * work / both.median
+                table.add_row(*row, f"{rates[name] / 1e9:.1f}", f"{rates[name] / peak:.0%}")
+                result[f"{precision}/{layer}/{name}"] = rates[name] / 1e9
+    return table, result
 
 
 def main() -> None:
     """Print conditions, the table and one JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=20.0)
     flags = parser.parse_args()
-    peak = matmul_rate()
-    print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}, float32 matmul {peak / 1e9:.0f} GF/s")
-    table = Table("layer", "form", "forward, GF/s", "with gradients, GF/s", "of matmul")
-    result: dict[str, float] = {"matmul_gflops": peak / 1e9}
-    for layer, (side, inputs, outputs) in LAYERS.items():
-        images = jax.random.normal(jax.random.key(0), (flags.agents, flags.batch, side, side, inputs))
-        kernels = jax.random.normal(jax.random.key(1), (flags.agents, 5, 5, inputs, outputs))
-        work = 2 * flags.agents * flags.batch * (side - 2) ** 2 * 25 * inputs * outputs
-        for name, form in (("vmapped stock", stock), ("ours", ours)):
-            forward = timed(jax.vmap(form), images, kernels)
-            # Differentiate by the images too, except in the first layer, where nobody needs it.
-            wanted = (1,) if layer == "conv1" else (0, 1)
-            both = jax.vmap(jax.grad(lambda x, k, form=form: jnp.sum(form(x, k) ** 2), wanted))
-            gradient = timed(both, images, kernels)
-            rates = work / forward.median, (1 + len(wanted)) * work / gradient.median
-            table.add_row(layer, name, *(f"{rate / 1e9:.1f}" for rate in rates), f"{rates[1] / peak:.0%}")
-            result[f"{layer}/{name}"] = rates[1] / 1e9
+    print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}")
+    table, result = measure(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
     Console().print(table)
     print(json.dumps(result))
 

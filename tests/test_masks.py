@@ -27,11 +27,11 @@ def kept_by_sorting(values, count):
     return mask.reshape(values.shape)
 
 
-def drawn_arrays(dtype):
+def drawn_arrays(dtype, shape=SHAPE):
     """Few values, so that most draws tie, among them both zeros, infinities and the least normal number."""
     tying = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, float(np.finfo(dtype).tiny), np.inf, -np.inf])
     any_float = st.floats(allow_nan=False, allow_subnormal=False, width=np.finfo(dtype).bits)
-    return hnp.arrays(dtype, SHAPE, elements=tying | any_float)
+    return hnp.arrays(dtype, shape, elements=tying | any_float)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -258,3 +258,46 @@ def test_a_revived_zero_is_fused_and_gets_a_gradient_again(dtype):
         np.testing.assert_array_equal(gradients[0], [0, 0, 3, -4, 0])
         np.testing.assert_array_equal(gradients[1], [1, 2, 3, -4, 5])
         assert masks.revive(scores).dtype == dtype
+
+
+# Several layers in one search.
+
+LAYERS = {"conv": (2, 3, 2), "linear": [(7,), (5, 4), (1, 1)]}
+
+
+def is_shape(node):
+    return isinstance(node, tuple)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.data())
+def test_layers_together_keep_what_each_keeps_alone(dtype, data):
+    """Each its own count of its own entries, from none to more than there are, whatever the others need."""
+    layers = jax.tree.map(lambda shape: data.draw(drawn_arrays(dtype, shape)), LAYERS, is_leaf=is_shape)
+    counts = jax.tree.map(lambda layer: data.draw(st.integers(0, layer.size + 2)), layers)
+    with jax.enable_x64(dtype == "float64"):
+        together = threshold(layers, jax.tree.map(jnp.int32, counts))
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(together)} == {dtype}
+        chex.assert_trees_all_equal(jax.device_get(together), jax.tree.map(kept_by_sorting, layers, counts))
+
+
+def test_layers_of_several_agents_keep_each_agents_counts():
+    rng = np.random.default_rng(9)
+    layers = jax.tree.map(lambda s: rng.integers(-3, 4, (6, *s)).astype(np.float32), LAYERS, is_leaf=is_shape)
+    counts = jax.tree.map(lambda layer: rng.integers(0, layer[0].size + 2, 6, np.int32), layers)
+    together = jax.device_get(jax.jit(jax.vmap(masks.threshold))(layers, counts))
+    for agent in range(6):
+        own, few, kept = jax.tree.map(lambda leaf, agent=agent: leaf[agent], (layers, counts, together))
+        chex.assert_trees_all_equal(kept, jax.tree.map(kept_by_sorting, own, few))
+
+
+def test_the_gradient_of_layers_is_that_of_each():
+    rng = np.random.default_rng(10)
+    fused, cotangents = (
+        jax.tree.map(lambda shape: rng.normal(size=shape).astype(np.float32), LAYERS, is_leaf=is_shape) for _ in "12"
+    )
+    counts = jax.tree.map(lambda layer: layer.size // 3, fused)
+    _, pull = jax.vjp(lambda y: masks.threshold(y, counts), fused)
+    expected = jax.tree.map(lambda y, cotangent: np.sign(y) * cotangent, fused, cotangents)
+    chex.assert_trees_all_equal(jax.device_get(pull(cotangents)[0]), expected)

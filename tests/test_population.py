@@ -570,3 +570,136 @@ def test_diagnostics_count_kept_and_flipped_entries():
     chex.assert_trees_all_equal(info["kept"], s.hyper.kept)
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
     np.testing.assert_array_equal(info["flipped"], (bits_of(before) != bits_of(state.sent)).sum(1))
+
+
+# Agents in chunks.
+
+MANY = 7
+
+
+def carried(number=MANY):
+    """What agents carry, and what is their own: pytrees of whole numbers, also as floats, whose sums are exact."""
+    rng = np.random.default_rng(3)
+    whole = lambda *shape: rng.integers(-9, 10, (number, *shape))  # noqa: E731
+    agents = {"count": whole().astype(np.int32), "scores": [whole(3).astype(np.float32), whole(2, 2).astype(np.int8)]}
+    return agents, (whole(3).astype(np.float32), whole().astype(np.int32))
+
+
+def one_agents_work(agent, own, factor):
+    scores = [agent["scores"][0] * factor + own, agent["scores"][1]]
+    new = {"count": agent["count"] + factor, "scores": scores}
+    return new, (agent["scores"][0].sum() * factor, {"none": None, "odd": agent["count"] % 2 == 1}, agent["count"])
+
+
+def by_a_loop(agents, *own):
+    """The same, agent after agent."""
+    number = len(own[-1])
+    pairs = [one_agents_work(*jax.tree.map(lambda leaf, i=i: leaf[i], (agents, *own))) for i in range(number)]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *pairs)
+
+
+CHUNKS = [(MANY, chunk) for chunk in (None, *range(1, MANY + 2))] + [(1, None), (1, 1), (1, 5)]
+
+
+@pytest.mark.parametrize(("number", "chunk"), CHUNKS)
+def test_any_chunk_of_agents_is_a_loop_over_them(number, chunk):
+    """Also of a single one, and where the last chunk is smaller."""
+    agents, own = carried(number)
+
+    @jax.jit
+    def both(agents, own):
+        results_alone = population.over_agents(lambda *one: one_agents_work(*one)[1], agents, *own, chunk=chunk)
+        return population.update_agents(one_agents_work, agents, *own, chunk=chunk), results_alone
+
+    found, alone = both(agents, own)
+    expected = by_a_loop(agents, *own)
+    chex.assert_trees_all_equal(jax.device_get((found, alone)), (expected, expected[1]))
+    assert jax.tree.map(lambda leaf: leaf.dtype, found[0]) == jax.tree.map(lambda leaf: leaf.dtype, agents)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, MANY])
+def test_agents_who_have_nothing_to_say_are_updated(chunk):
+    agents, own = carried()
+    silent = lambda *one: (one_agents_work(*one)[0], None)  # noqa: E731
+    found = jax.jit(lambda agents, own: population.update_agents(silent, agents, *own, chunk=chunk))(agents, own)
+    chex.assert_trees_all_equal(jax.device_get(found), (by_a_loop(agents, *own)[0], None))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, MANY])
+def test_populations_are_mapped_over_like_anything_else(chunk):
+    """Several at once, under one `vmap`: agents of each stay its own."""
+    several = [jax.tree.map(lambda leaf, seed=seed: leaf + seed, carried()) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves).astype(leaves[0].dtype), *several)
+    found = jax.jit(jax.vmap(lambda agents, own: population.update_agents(one_agents_work, agents, *own, chunk=chunk)))
+    expected = jax.tree.map(lambda *leaves: np.stack(leaves), *[by_a_loop(agents, *own) for agents, own in several])
+    chex.assert_trees_all_equal(jax.device_get(found(*stacked)), expected)
+
+
+def test_one_program_serves_all_rounds_silent_or_not_over_links_that_change():
+    """With settings, samples and the rounds between exchanges of another value in each."""
+    topology = topology_by_name("changing-erdos-renyi:0.5", AGENTS, seed=0)
+    s, key, algorithm = setting()._replace(graph=topology.graph), jax.random.key(0), mce_pl(NETWORK)
+    traces = []
+
+    # Only how often it is compiled is of interest, so it need not be made fast.
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def step(state, hyper, shares, every):
+        traces.append(1)
+        world = population.world_of(NETWORK, key, hyper, state.round, 10)
+        graph = population.graph_in(world, topology)
+        settings = {"batch_size": BATCH, "exchange_every": every}
+        return population.round(algorithm, world, state, shares, graph, **settings)
+
+    world = population.world_of(NETWORK, key, s.hyper, 0, 10)
+    state = population.init(algorithm, world, population.graph_in(world, topology), agents=AGENTS)
+    spoke, over = [], set()
+    for number in range(4):
+        hyper = s.hyper._replace(
+            lr=s.hyper.lr / (1 + number), kept=jax.tree.map(lambda k, n=number: k - n, s.hyper.kept)
+        )
+        shares = s.shares._replace(sizes=jnp.maximum(s.shares.sizes - number, 1))
+        state, info = step(state, hyper, shares, jnp.int32(2 if number < 3 else 4))
+        chex.assert_trees_all_equal(info["kept"], hyper.kept)
+        spoke.append(bool(info["listeners"].any()))
+        over.add(np.asarray(info["listeners"]).tobytes())
+    assert spoke == [False, True, False, True]
+    assert len(over) == 3
+    assert len(traces) == step._cache_size() == 1
+
+
+# Arithmetic of half the bits.
+
+BFLOAT16 = network_of(TinyNet(), (8, 8, 1), precision="bfloat16")
+UNIT = 2.0**-8  # by which rounding to bfloat16 is wrong at most, of a number of 1
+
+
+def test_logits_in_bfloat16_are_those_of_float32_but_for_its_rounding():
+    weights, frozen = NETWORK.init(jax.random.key(1))
+    images = setting().shares.images
+    for scale in (1, 100):
+        variables = {"params": jax.tree.map(lambda w, scale=scale: w * scale, weights), "frozen": frozen}
+        exact, rounded = (network.apply(variables, images) for network in (NETWORK, BFLOAT16))
+        assert rounded.dtype == exact.dtype == jnp.float32
+        error = np.abs(rounded - exact).max() / np.abs(exact).max()
+        # Pixels, two layers' kernels and outputs, and the bias are rounded once each.
+        assert UNIT / 8 < error < 5 * UNIT
+
+
+def test_agents_of_a_bfloat16_network_keep_float32_scores_and_exact_counts():
+    s = setting()
+    world = population.world_of(NETWORK, jax.random.key(0), agent_of(s.hyper, 0), 0, 10)
+    silent = Heard(jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights), jnp.int32(0))
+    batches = Batches(s.shares.images[None, :BATCH].repeat(2, 0), s.shares.labels[None, :BATCH].repeat(2, 0), None)
+    batches = batches._replace(present=jnp.ones((2, BATCH), bool))
+    gradients = []
+    for network in (NETWORK, BFLOAT16):
+        algorithm = mce_pl(network)
+        agent, _ = algorithm.init(jax.random.key(0), world)
+        new, gradient, message, _ = jax.jit(algorithm.send)(jax.random.key(0), world, agent, silent, batches)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves((new.scores, gradient))} == {"float32"}
+        kept = jax.tree.map(lambda bits: int(np.bitwise_count(np.asarray(bits)).sum()), message)
+        assert kept == jax.tree.map(int, world.hyper.kept)
+        gradients.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]))
+    # Rounded, a pooling may choose another winner.
+    error = np.linalg.norm(gradients[1] - gradients[0]) / np.linalg.norm(gradients[0])
+    assert UNIT / 8 < error < 0.2

@@ -1,0 +1,191 @@
+"""The benchmarks: all forms of an operation give what numpy gives, and every command ends in its JSON object."""
+
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import convolution, exchange, round, threshold
+from dslth_jax.topology import adjacency_of, graph_of, topology_by_name
+
+# Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
+SIZES = (257, 61)
+COUNTS = np.array([[0, 1], [1, 0], [257, 61], [300, 99], [77, 20], [128, 55], [250, 3]], np.int32)
+
+
+def scores():
+    """Few values, so that most tie, among them zeros and infinities; the last two agents' are all different."""
+    rng = np.random.default_rng(0)
+    values = np.array([0, -0.0, 1, -1, 2, np.finfo(np.float32).tiny, np.inf, -np.inf, 0, -3], np.float32)
+    layers = [rng.choice(values, (len(COUNTS), size)) for size in SIZES]
+    for layer in layers:
+        layer[-2:] = rng.normal(size=layer[-2:].shape)
+    layers[1][0] = 0
+    return tuple(layers)
+
+
+@pytest.mark.parametrize("name", threshold.forms(SIZES))
+def test_every_form_of_the_threshold_keeps_what_a_stable_sort_keeps(name):
+    layers = scores()
+    kept = jax.jit(jax.vmap(threshold.forms(SIZES)[name]))(layers, tuple(COUNTS.T))
+    for layer, masks, counts in zip(layers, kept, COUNTS.T, strict=True):
+        assert masks.dtype == np.float32
+        np.testing.assert_array_equal(masks, list(map(threshold.kept_by_sorting, layer, counts)))
+        np.testing.assert_array_equal(masks.sum(1), np.minimum(counts, np.count_nonzero(layer, axis=1)))
+
+
+def test_the_threshold_tries_its_forms(monkeypatch):
+    monkeypatch.setattr(threshold, "forms", lambda most: {"all": lambda layers, counts: layers})
+    with pytest.raises(AssertionError, match="stable sort"):
+        threshold.expect_exact("all")
+
+
+AGENTS, ENTRIES = 7, (411, 3)
+COMPLETE = graph_of(~np.eye(AGENTS, dtype=bool))
+
+
+def some_present(seed):
+    """The complete graph with half its edges absent; agent 2 hears nobody, nobody hears agent 4."""
+    present = np.random.default_rng(seed).integers(0, 2, len(COMPLETE.senders), np.uint8)
+    return COMPLETE._replace(weights=present * (COMPLETE.receivers != 2) * (COMPLETE.senders != 4))
+
+
+def lonely():
+    """A graph without the edges that are absent, of unequal degrees, with links that go one way."""
+    return graph_of(adjacency_of(some_present(1), AGENTS))
+
+
+@pytest.mark.parametrize("graph", [some_present(0), lonely()], ids=["absent edges", "lonely"])
+@pytest.mark.parametrize("name", exchange.FORMS)
+def test_every_form_of_the_exchange_counts_the_neighbours(name, graph, monkeypatch):
+    # Many blocks of columns, the last of which overlaps the one before.
+    monkeypatch.setitem(exchange.BUDGET, "cpu", 1)
+    exchange.expect_equal(name, graph, AGENTS, ENTRIES)
+
+
+@pytest.mark.parametrize("name", exchange.FORMS)
+def test_counts_beyond_a_byte(name):
+    """Agent 0 hears 259 others that all keep everything, who hear nobody."""
+    agents = 260
+    adjacency = np.zeros((agents, agents), bool)
+    adjacency[0, 1:] = True
+    graph = graph_of(adjacency)
+    sent = [jnp.full((agents, 2), 255, jnp.uint8)]
+    case = exchange.case_of(graph, agents, [11])
+    (counts,) = jax.jit(functools.partial(exchange.FORMS[name].function, case))(sent, graph)
+    assert counts.dtype == np.uint16
+    np.testing.assert_array_equal(counts, np.outer(np.arange(agents) == 0, np.full(11, 259)))
+
+
+def test_the_exchange_tries_its_forms(monkeypatch):
+    graph = topology_by_name("ring", AGENTS, seed=0).graph
+    wrong = exchange.Form(lambda *given: [counts + 1 for counts in exchange.library(*given)])
+    monkeypatch.setitem(exchange.FORMS, "wrong", wrong)
+    with pytest.raises(AssertionError, match="matrix product"):
+        exchange.expect_equal("wrong", graph, AGENTS)
+
+
+def convolution_by_numpy(images, kernel):
+    """One agent's output, and the gradients of the sum of its squares by images and kernel."""
+    rows, columns = kernel.shape[:2]
+    side = convolution.PADDING
+    padded = np.pad(images, ((0, 0), (side, side), (side, side), (0, 0)))
+    height, width = padded.shape[1] - rows + 1, padded.shape[2] - columns + 1
+    places = [(i, j, np.s_[:, i : i + height, j : j + width]) for i in range(rows) for j in range(columns)]
+    output = sum(padded[where] @ kernel[i, j] for i, j, where in places)
+    to_padded, to_kernel = np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j, where in places:
+        to_padded[where] += 2 * output @ kernel[i, j].T
+        to_kernel[i, j] = np.tensordot(padded[where], 2 * output, axes=([0, 1, 2], [0, 1, 2]))
+    return output, to_padded[:, side:-side, side:-side], to_kernel
+
+
+@pytest.mark.parametrize("name", convolution.FORMS)
+def test_every_form_of_the_convolution_is_one(name, x64):
+    rng = np.random.default_rng(0)
+    images, kernels = rng.normal(size=(3, 2, 7, 6, 2)), rng.normal(size=(3, 5, 4, 2, 3))
+    form = convolution.FORMS[name]
+    outputs = jax.jit(convolution.forward(form))(images, kernels)
+    both = jax.jit(convolution.gradients(form, (0, 1)))(images, kernels)
+    for agent, expected in enumerate(map(convolution_by_numpy, images, kernels)):
+        for ours, theirs in zip((outputs, *both), expected, strict=True):
+            np.testing.assert_allclose(ours[agent], theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+
+
+def last_line(benchmark, flags, monkeypatch, capsys):
+    """What a benchmark's last line says, run with these flags."""
+    monkeypatch.setattr(sys, "argv", [benchmark.__name__, *flags.split()])
+    benchmark.main()
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(said, dict)
+    return said
+
+
+def test_the_threshold_says_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setattr(threshold, "copy_rate", lambda: 1e9)
+    said = last_line(threshold, "--agents 1 --entries 99 7 --repeats 1", monkeypatch, capsys)
+    assert said["entries"] == [99, 7]
+    assert said["copy_gigabytes_per_second"] == 1
+    assert not said["left_out"]
+    measured = [(row["agents"], row["mapped"], row["form"]) for row in said["rows"]]
+    assert measured == [(1, "vmap", form) for form in threshold.forms(SIZES)]
+    for row in said["rows"]:
+        assert row["compile_seconds"] > 0
+        # A millisecond is a million bytes, of which 106 scores are 848 read and written.
+        assert row["times_floor"] == pytest.approx(1e6 * row["milliseconds_an_agent"] / 848)
+
+
+def test_agents_are_mapped_in_chunks_and_all_at_once_where_that_differs():
+    assert list(threshold.mappings(1)) == ["vmap"]
+    assert list(threshold.mappings(2)) == ["vmap", "chunks of 1"]
+
+
+def test_the_exchange_says_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setattr(exchange, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(exchange, "ALEXNET", (83,))
+    said = last_line(exchange, "--agents 6 --topology regular:2 --repeats 1", monkeypatch, capsys)
+    assert said["copy_gigabytes_per_second"] == 1
+    assert not said["left_out"]
+    measured = [(row["agents"], row["entries"], row["graph"], row["edges"], row["form"]) for row in said["rows"]]
+    assert measured == [(6, 83, "regular:2", 12, form) for form in exchange.FORMS]
+    for row in said["rows"]:
+        assert row["microseconds_an_edge"] == pytest.approx(1e3 * row["milliseconds"] / 12)
+        # Twelve times eleven bytes are read, six times 83 counts of a byte written.
+        assert row["times_floor"] == pytest.approx(1e6 * row["milliseconds"] / (12 * 11 + 6 * 83))
+
+
+def test_without_patience_everything_known_to_be_slow_is_left_out(monkeypatch, capsys):
+    flags = "--agents 2 --topology complete complete --repeats 1 --patience 0"
+    monkeypatch.setattr(exchange, "copy_rate", lambda: 1e9)
+    monkeypatch.setattr(exchange, "ALEXNET", (83,))
+    monkeypatch.setattr(exchange, "FORMS", {"gather": exchange.FORMS["gather"]})
+    said = last_line(exchange, flags, monkeypatch, capsys)
+    assert len(said["rows"]) == len(said["left_out"]) == 1
+    assert said["left_out"][0]["expected_seconds"] > 0
+
+
+@pytest.mark.parametrize(("agents", "entries"), [(8, 1_227_328), (64, 1_227_328), (1024, 76_708)])
+def test_a_large_population_has_a_share_of_the_entries(agents, entries):
+    assert sum(exchange.shared_sizes(agents, None)) == entries
+    assert sum(exchange.shared_sizes(agents, 1)) == 1_227_328
+
+
+def test_the_convolution_says_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setattr(convolution, "LAYERS", {"conv1": (6, 2, 3)})
+    monkeypatch.setattr(convolution, "matmul_rate", lambda dtype: 1e9)
+    said = last_line(convolution, "--agents 2 --batch 2 --repeats 1", monkeypatch, capsys)
+    assert said["matmul_gflops"] == dict.fromkeys(convolution.PRECISIONS, 1)
+    for precision in convolution.PRECISIONS:
+        assert all(said[f"{precision}/conv1/{form}"] > 0 for form in convolution.FORMS)
+
+
+def test_the_round_says_what_it_measured(monkeypatch, capsys):
+    said = last_line(round, "--agents 2 --batch 2 --repeats 1", monkeypatch, capsys)
+    assert said["agents"] == 2
+    assert said["seconds_per_round"] > 0
+    assert 0 < said["fraction_of_matmul"] < 1
+    assert {"speedup_over_authors_structure", "speedup_over_torch_loop"} <= set(said)

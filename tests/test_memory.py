@@ -1,0 +1,366 @@
+"""What a run holds in memory: by hand, against XLA's own analysis, and what is refused for it."""
+
+import dataclasses
+import types
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from dslth_jax import memory, population
+from dslth_jax.convolution import max_pool
+from dslth_jax.mcepl import Hyper, mce_pl
+from dslth_jax.models import Conv, Linear, Network, elu, network_of
+from dslth_jax.population import Shares
+from dslth_jax.topology import topology_by_name
+from experiments import cifar, run
+from experiments.settings import Settings
+
+SAMPLES, CAPACITY, BATCH = 500, 40, 16
+
+
+class OneLayer(nn.Module):
+    """36 masked entries and 4 frozen biases, to count by hand."""
+
+    @nn.compact
+    def __call__(self, values):
+        return Linear(4, name="linear")(values.reshape(values.shape[0], -1))
+
+
+class WideNet(nn.Module):
+    """Its first linear layer holds nearly all entries, so that one agent more is plain to see."""
+
+    @nn.compact
+    def __call__(self, values):
+        values = max_pool(elu(Conv(8, side=3, padding=1, name="conv")(values)))
+        values = elu(Linear(800, name="wide")(values.reshape(values.shape[0], -1)))
+        return Linear(4, name="linear")(values)
+
+
+ONE_LAYER, WIDE = network_of(OneLayer(), (3, 3, 1)), network_of(WideNet(), (8, 8, 1))
+
+
+def shapes_of(network: Network, agents: int, image_shape: tuple[int, int, int]) -> tuple[Hyper, Shares]:
+    """Shapes of the population's settings and samples: nothing of it is ever held."""
+    weights, _ = jax.eval_shape(network.init, jax.random.key(0))
+    count, number = (jax.ShapeDtypeStruct((agents,), dtype) for dtype in (jnp.int32, jnp.float32))
+    shares = Shares(
+        jax.ShapeDtypeStruct((SAMPLES, *image_shape), jnp.uint8),
+        jax.ShapeDtypeStruct((SAMPLES,), jnp.int32),
+        jax.ShapeDtypeStruct((agents, CAPACITY), jnp.int32),
+        count,
+    )
+    return Hyper(jax.tree.map(lambda _: count, weights), *[number] * 5), shares
+
+
+def footprint(network, agents, image_shape=(3, 3, 1), mixing="uniform", algorithm=None, **settings) -> dict[str, int]:
+    hyper, shares = shapes_of(network, agents, image_shape)
+    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), hyper)
+    graph = topology_by_name("ring", agents, seed=0, weighting=mixing).graph
+    algorithm = algorithm or mce_pl(network)
+    return memory.footprint(network, algorithm, own, graph, shares, agents=agents, batch_size=BATCH, **settings)
+
+
+def test_a_footprint_is_what_one_counts_by_hand():
+    assert footprint(ONE_LAYER, 8) == {
+        "weights": 4 * (36 + 4),
+        "scores": 8 * 4 * 36,
+        "optimizer": 0,
+        "gradient": 8 * 4 * 36,
+        "counts": 8 * (36 + 4),  # and four bytes say of how many
+        "bits": 8 * 2 * 5,  # 36 bits are 5 bytes; what was sent last, and what is sent now
+        "activations": (1 + memory.WORKING_COPIES) * 4 * BATCH * 9,  # the gradient by a kernel needs what came in
+        "data": SAMPLES * (9 + 4) + 8 * 4 * (CAPACITY + 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("agents", "settings", "changed"),
+    [
+        (8, {"mixing": "metropolis"}, {"counts": 8 * 4 * (36 + 1)}),
+        (8, {"chunk": 3}, {"activations": 3 * 6 * 4 * BATCH * 9}),
+        (8, {"local_steps": 3}, {}),
+        (
+            8,
+            {"devices": 4, "chunk": 2},
+            {
+                "scores": 2 * 4 * 36,
+                "gradient": 2 * 4 * 36,
+                "counts": 2 * (36 + 4),
+                "bits": 2 * 2 * 5 + 8 * 5,  # and everybody's, as they come in
+                "activations": 2 * 6 * 4 * BATCH * 9,
+            },
+        ),
+        (
+            257,  # too many for a byte
+            {},
+            {
+                "scores": 257 * 4 * 36,
+                "gradient": 257 * 4 * 36,
+                "counts": 257 * (2 * 36 + 4),
+                "bits": 257 * 2 * 5,
+                "data": SAMPLES * (9 + 4) + 257 * 4 * (CAPACITY + 1),
+            },
+        ),
+    ],
+    ids=["weighted links", "chunk", "local steps", "devices", "many agents"],
+)
+def test_what_changes_a_footprint(agents, settings, changed):
+    assert footprint(ONE_LAYER, agents, **settings) == footprint(ONE_LAYER, 8) | changed
+
+
+@pytest.mark.parametrize(
+    ("switches", "changed"),
+    [
+        ({"optimizer": optax.scale_by_adam()}, {"optimizer": 8 * (2 * 4 * 36 + 4)}),  # two moments and a step count
+        ({"optimizer": optax.trace(0.9)}, {"optimizer": 8 * 4 * 36}),
+        ({"fine_tune_gradient": "recomputed"}, {"gradient": 0}),  # nothing waits for the exchange
+        ({"order": "paper"}, {"gradient": 0}),
+    ],
+    ids=["adam", "momentum", "recomputed", "paper"],
+)
+def test_what_agents_carry_is_counted(switches, changed):
+    algorithm = mce_pl(ONE_LAYER, **switches)
+    assert footprint(ONE_LAYER, 8, algorithm=algorithm) == footprint(ONE_LAYER, 8) | changed
+
+
+class Analysis:
+    """XLA's own of the compiled round, whose state is donated."""
+
+    def __init__(self, agents: int, chunk: int = 1, optimizer: Any = None):
+        hyper, shares = shapes_of(WIDE, agents, (8, 8, 1))
+        algorithm, graph = mce_pl(WIDE, optimizer=optimizer), topology_by_name("ring", agents, seed=0).graph
+
+        def world(hyper, round):
+            return population.world_of(WIDE, jax.random.key(0), hyper, round, 10)
+
+        def start(hyper):
+            return population.init(algorithm, world(hyper, 0), graph, agents=agents, chunk=chunk)
+
+        def step(state, hyper, shares):
+            own = world(hyper, state.round)
+            return population.round(algorithm, own, state, shares, graph, batch_size=BATCH, chunk=chunk)
+
+        state = jax.eval_shape(start, hyper)
+        # What the compiler makes fast decides nothing about memory.
+        hasty = {"xla_backend_optimization_level": 0}
+        compiled = jax.jit(step, donate_argnums=0).lower(state, hyper, shares).compile(hasty)
+        said = compiled.memory_analysis()
+        self.parts = footprint(WIDE, agents, (8, 8, 1), algorithm=algorithm, chunk=chunk)
+        self.state = memory.bytes_of(state)
+        self.new_memory = said.output_size_in_bytes - said.alias_size_in_bytes  # of results, the state's place aside
+        self.working = said.temp_size_in_bytes
+        self.all = said.argument_size_in_bytes + self.new_memory + self.working
+
+
+@pytest.fixture(scope="module")
+def of_sixteen() -> Analysis:
+    return Analysis(16)
+
+
+def test_a_round_works_without_a_second_copy_of_the_population(of_sixteen):
+    """With twice the agents the working memory grows by what they carry over the exchange, and no second scores."""
+    of_thirty_two = Analysis(32)
+    # The new state lies where the old one lay; what is new are diagnostics.
+    assert of_sixteen.new_memory < 0.01 * of_sixteen.state
+    assert of_thirty_two.new_memory < 0.01 * of_thirty_two.state
+    gradient = of_sixteen.parts["gradient"]
+    growth = of_thirty_two.working - of_sixteen.working
+    assert gradient <= growth < 1.25 * gradient
+
+
+def test_a_footprint_is_what_the_compiler_says(of_sixteen):
+    """To a sixth: what else the compiler keeps is small next to agents and activations."""
+    for analysis in (of_sixteen, Analysis(16, chunk=4, optimizer=optax.scale_by_adam())):
+        assert sum(analysis.parts.values()) == pytest.approx(analysis.all, rel=1 / 6)
+
+
+# What a device has left.
+
+GIB = 2**30
+CPU = mock.Mock(spec=jax.Device, platform="cpu")
+
+
+@pytest.fixture
+def system(tmp_path, monkeypatch):
+    """Writes files of an operating system that memory is asked of."""
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name.lstrip("/"))
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / {"meminfo": "proc/meminfo"}.get(name, f"sys/fs/cgroup/memory.{name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    return write
+
+
+MEMINFO = f"MemTotal: {64 * 2**20} kB\nMemFree: {2**20} kB\nMemAvailable:   {8 * 2**20} kB\nBuffers: 7 kB\n"
+
+
+def test_a_cpu_has_what_the_system_has_left(system):
+    system(meminfo=MEMINFO)
+    assert memory.available(CPU) == 8 * GIB
+    # Four devices that are one CPU share it.
+    assert memory.available(CPU, sharing=4) == 2 * GIB
+
+
+def test_a_control_group_may_have_less_left(system):
+    system(meminfo=MEMINFO, max=f"{5 * GIB}\n", current=f"{2 * GIB}\n")
+    assert memory.available(CPU) == 3 * GIB
+    system(max=f"{50 * GIB}\n")
+    assert memory.available(CPU) == 8 * GIB
+
+
+def test_a_control_group_without_a_limit_limits_nothing(system):
+    system(meminfo=MEMINFO, max="max\n", current=f"{2 * GIB}\n")
+    assert memory.available(CPU) == 8 * GIB
+
+
+def test_a_control_group_alone_is_asked_too(system):
+    system(max=f"{5 * GIB}\n", current=f"{2 * GIB}\n")
+    assert memory.available(CPU, sharing=2) == 3 * GIB // 2
+
+
+@pytest.mark.parametrize("files", [{}, {"meminfo": "MemTotal: 4 kB\n"}, {"max": "5000\n"}])
+def test_a_system_that_says_nothing_limits_nothing(files, system):
+    system(**files)
+    assert memory.available(CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("stats", "left"),
+    [
+        ({"bytes_limit": 80 * GIB, "bytes_in_use": 3 * GIB, "largest_free_block_bytes": 5}, 77 * GIB),
+        ({"num_allocs": 3}, None),
+        (None, None),
+    ],
+)
+def test_an_accelerator_says_what_it_has_left(stats, left, system):
+    system(meminfo=MEMINFO, max="5000\n", current="1000\n")
+    device = mock.Mock(spec=jax.Device, platform="gpu")
+    device.memory_stats.return_value = stats
+    assert memory.available(device) == left
+
+
+def test_this_machine_has_something_left():
+    left = memory.available(jax.local_devices()[0])
+    assert left is None or 2**20 < left < 2**50
+
+
+# What fits.
+
+
+@pytest.fixture(scope="module")
+def prepared() -> run.Prepared:
+    return run.prepare(Settings(dataset="digits", agents=8, model="mlp", topology="ring"))
+
+
+def fitting(prepared, monkeypatch, free, platform="gpu", devices=1, **settings) -> tuple[int, dict[str, int]]:
+    """`what_fits` on devices of a platform, each with `free` bytes left; None where nobody says."""
+    asked = []
+
+    def available(device, sharing=1):
+        asked.append((device.platform, sharing))
+        return free
+
+    monkeypatch.setattr(memory, "available", available)
+    mesh = types.SimpleNamespace(local_devices=[types.SimpleNamespace(platform=platform)] * devices, size=devices)
+    own = dataclasses.replace(prepared.settings, **settings)
+    shares = prepared.train, prepared.tests
+    chunk, parts = run.what_fits(
+        own, prepared.network, prepared.algorithm, mesh, prepared.hyper, prepared.topology.graph, *shares
+    )
+    assert asked == [(platform, devices)]
+    return chunk, parts
+
+
+def test_a_cpu_takes_one_agent_at_a_time(prepared, monkeypatch):
+    for free in (sum(prepared.footprint.values()), 10**12, None):
+        assert fitting(prepared, monkeypatch, free, platform="cpu") == (1, prepared.footprint)
+    assert prepared.chunk == 1
+
+
+def test_an_accelerator_takes_all_that_fit_at_a_time(prepared, monkeypatch):
+    """In four fifths of what is free: its compiler takes some too. One agent may take all of it."""
+    of_one, of_eight = prepared.footprint["activations"], 8 * prepared.footprint["activations"]
+    least, chunks = sum(prepared.footprint.values()), []
+    for free in np.linspace(least, 1.5 * (least + of_eight), 24).astype(int).tolist():
+        chunk, parts = fitting(prepared, monkeypatch, free)
+        need = sum(parts.values())
+        assert parts == prepared.footprint | {"activations": chunk * of_one}
+        assert need <= (free if chunk == 1 else 0.8 * free)
+        assert chunk == 8 or need + of_one > 0.8 * free
+        chunks.append(chunk)
+    assert chunks == sorted(chunks)
+    assert set(chunks) == set(range(1, 9))
+    assert fitting(prepared, monkeypatch, None)[0] == 8
+    # No more than one of several devices has.
+    assert fitting(prepared, monkeypatch, 10**12, devices=4)[0] == 2
+
+
+def test_tests_and_training_samples_both_count(prepared, monkeypatch):
+    _, parts = fitting(prepared, monkeypatch, None)
+    assert parts["data"] == memory.bytes_of((prepared.train, prepared.tests))
+
+
+def test_a_chunk_that_is_asked_for_is_taken_where_it_fits(prepared, monkeypatch):
+    of_one = prepared.footprint["activations"]
+    rest = sum(prepared.footprint.values()) - of_one
+    for platform in ("cpu", "gpu"):
+        assert fitting(prepared, monkeypatch, 10**12, platform, agent_chunk=3)[0] == 3
+        assert fitting(prepared, monkeypatch, rest + 3 * of_one, platform, agent_chunk=3)[0] == 3
+        assert fitting(prepared, monkeypatch, 10**12, platform, agent_chunk=99)[0] == 8
+        with pytest.raises(ValueError, match=r"^8 agents need about .* a smaller --agent-chunk"):
+            fitting(prepared, monkeypatch, rest + 3 * of_one - 1, platform, agent_chunk=3)
+
+
+def test_a_batch_beyond_all_samples_costs_no_more_than_they_do(prepared, monkeypatch):
+    capacity = prepared.train.indices.shape[1]
+    small, all_, beyond = (
+        fitting(prepared, monkeypatch, None, "cpu", batch_size=size)[1]["activations"]
+        for size in (capacity // 2, capacity, 2**31 - 1)
+    )
+    assert small < all_ == beyond
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_not_even_one_agent_at_a_time_is_refused(prepared, monkeypatch, platform):
+    need = sum(prepared.footprint.values())
+    assert fitting(prepared, monkeypatch, need, platform)[0] == 1
+    for free in (need - 1, 0, -5):
+        with pytest.raises(ValueError, match=r"^8 agents need about 0\.\d\d GB.* on each device, and -?0\.\d\d GB are"):
+            fitting(prepared, monkeypatch, free, platform)
+
+
+def test_the_command_refuses_what_does_not_fit_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(memory, "available", lambda device, sharing=1: 3 * 10**9)
+    monkeypatch.setattr(cifar, "train", lambda *_: pytest.fail("it would have been trained"))
+    flags = "--dataset digits --model conv4 --agents 1000 --partition iid --topology ring --test-samples 1"
+    assert cifar.main([*flags.split(), "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("experiments.cifar: 1000 agents need about ")
+    assert "GB (scores " in said
+    assert "and 3.00 GB are free: take fewer --agents" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"scores": 12_340_000_000, "bits": 660_000_000}, "13.00 GB (scores 12.34, bits 0.66)"),
+        ({"bits": 7_000_000, "scores": 40_000_000}, "0.05 GB (scores 0.04, bits 0.01)"),
+        # What rounds to nothing is counted and not named.
+        ({"bits": 4_999_999, "data": 4_999_999, "scores": 5_000_000}, "0.01 GB (scores 0.01)"),
+        ({"scores": 4_000_000}, "0.00 GB"),
+        ({}, "0.00 GB"),
+    ],
+)
+def test_a_footprint_in_words(parts, words):
+    assert memory.said(parts) == words

@@ -261,7 +261,7 @@ def agent_numbers(agents: int, axis: str | None) -> Int[Array, "agents"]:
     return jnp.arange(agents) + (0 if axis is None else lax.axis_index(axis) * agents)
 
 
-def from_all_devices(message: PyTree[UInt8[Array, "agents _"]], axis: str | None) -> PyTree[UInt8[Array, "agents _"]]:
+def from_all_devices(message: PyTree[UInt8[Array, "own _"]], axis: str | None) -> PyTree[UInt8[Array, "agents _"]]:
     """Everybody's message, from those of every device's agents. The only thing that crosses between devices."""
     return message if axis is None else lax.all_gather(message, axis, tiled=True)
 

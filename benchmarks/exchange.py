@@ -58,7 +58,7 @@ class Form(NamedTuple):
 # One receiver after another, or all by `vmap`, as the platform has it ------------------------------------------------
 
 
-def library(case: Case, sent: Sent, graph: Graph) -> Counts:
+def half_bytes(case: Case, sent: Sent, graph: Graph) -> Counts:
     """`hear`, mapped over receivers."""
     like = [jnp.zeros(size) for size in case.sizes]
     graph = present_first(graph, case.agents)
@@ -240,7 +240,7 @@ def in_blocks(count: Callable[[jax.Array], jax.Array], case: Case, sent: Sent, b
 
 
 FORMS = {
-    "library": Form(library),
+    "library": Form(half_bytes),
     "one by one": Form(one_neighbour_after_another),
     "bit-sliced": Form(bit_sliced),
     "gather": Form(gathered),

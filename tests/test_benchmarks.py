@@ -83,7 +83,7 @@ def test_counts_beyond_a_byte(name):
 
 def test_the_exchange_tries_its_forms(monkeypatch):
     graph = topology_by_name("ring", AGENTS, seed=0).graph
-    wrong = exchange.Form(lambda *given: [counts + 1 for counts in exchange.library(*given)])
+    wrong = exchange.Form(lambda *given: [counts + 1 for counts in exchange.half_bytes(*given)])
     monkeypatch.setitem(exchange.FORMS, "wrong", wrong)
     with pytest.raises(AssertionError, match="matrix product"):
         exchange.expect_equal("wrong", graph, AGENTS)

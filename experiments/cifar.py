@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         train(prepared, folder)
     except NotFiniteError as error:
-        return complain(f"{error}; what was had is kept in {folder}", NOT_FINITE)
+        return complain(f"{error}; what was had is kept in {folder}" if folder else error, NOT_FINITE)
     except OSError as error:
         return complain(f"the run folder {folder} cannot be written to any more: {error}", BAD_INPUT)
     except StoppedError as stop:

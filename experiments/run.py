@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 from rich.console import Console
@@ -167,6 +168,8 @@ def keep_programs(wanted: bool) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # JAX looks at these settings once, when it first compiles: let it look again.
+    compilation_cache.reset_cache()
 
 
 def what_fits(
@@ -339,7 +342,8 @@ def compile_programs(prepared: Prepared) -> Programs:
 
     def compiled(traced: Any, options: dict[str, Any] | None = None) -> Future:
         """Compile behind the next tracing, and what comes last behind the first evaluation, in order of need."""
-        return compiling.submit(traced.lower().compile, options)
+        lowered = traced.lower()
+        return compiling.submit(lambda: (lowered.compile(options), time.perf_counter()))
 
     traced_draw = jax.jit(draw).trace(seed)
     drawing = compiled(traced_draw, hasty)
@@ -349,24 +353,21 @@ def compile_programs(prepared: Prepared) -> Programs:
     state = placement.placed_shapes(traced_start.out_info, STATE, mesh)
     scoring = compiled(jax.jit(score).trace(state, common, hyper, tests))
     stepping = compiled(jax.jit(step, donate_argnums=0).trace(state, common, hyper, train))
-    ended: list[float] = []
-    stepping.add_done_callback(lambda _: ended.append(time.perf_counter()))
     compiling.shutdown(wait=False)
-    common = common._replace(drawn=drawing.result()(seed))
+    common = common._replace(drawn=drawing.result()[0](seed))
 
     def stepped(state: State) -> tuple[State, dict[str, Any]]:
-        state, info = stepping.result()(state, common, hyper, train)
+        state, info = stepping.result()[0](state, common, hyper, train)
         return state, placement.fetch(info)
 
     def evaluated(state: State, sizes: np.ndarray) -> Evaluation:
         counted = tests._replace(sizes=placement.put(sizes, SPREAD, mesh))
-        return placement.fetch(scoring.result()(state, common, hyper, counted))
+        return placement.fetch(scoring.result()[0](state, common, hyper, counted))
 
     def all_compiled() -> float:
-        wait([drawing, starting, scoring, stepping])
-        return ended[0] - began
+        return max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began
 
-    return Programs(lambda: starting.result()(common, hyper), evaluated, stepped, all_compiled)
+    return Programs(lambda: starting.result()[0](common, hyper), evaluated, stepped, all_compiled)
 
 
 @dataclasses.dataclass

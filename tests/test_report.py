@@ -1,0 +1,433 @@
+"""The page that shows runs, and their event files: what they say, and what they make of what is missing or hostile."""
+
+import csv
+import html.parser
+import importlib.util
+import itertools
+import json
+import math
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import board, charts, cifar, report, similarity
+from experiments.folders import METRICS, OF_POINTS, Sweep, outcome, read_all, spelled
+from experiments.settings import Settings
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}
+HOSTILE = '<script>alert("1")</script> & $x_$ \\'
+
+
+class Page(html.parser.HTMLParser):
+    """A page taken apart: whether its tags balance, what it refers to, and its text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text, self.ids = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+def shown(*folders: Path, out: Path) -> Page:
+    """The page of some folders, after what is true of every page was looked at."""
+    assert report.main([*map(str, folders), "--out", str(out)]) == 0
+    page = Page(out.read_text())
+    assert len(page.ids) == len(set(page.ids))
+    for name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert value.startswith(("data:image/png;base64,", "#"))
+            assert not value.startswith("#") or value[1:] in page.ids
+    assert "http:" not in out.read_text()
+    assert "https:" not in out.read_text()
+    assert {"script", "iframe", "object", "link", "base"}.isdisjoint(page.tags)
+    assert re.findall(r"(?i)\b(nan|none|null|undefined)\b", page.words.replace("feature skew none", "")) == []
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    # Every picture is described, and every table says what it is of.
+    assert page.tags.count("img") == sum(name == "alt" for name, _ in page.attributes)
+    assert page.tags.count("svg") == sum(value == "img" for name, value in page.attributes if name == "role")
+    assert page.tags.count("table") == page.tags.count("caption")
+    return page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The run folder of one tiny run."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    cifar.run(Settings(dataset="digits", agents=4, rounds=2, eval_every=1, out=out))
+    return out
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """Makes copies of that folder, with other settings."""
+
+    def make(name: str, **settings) -> Path:
+        shutil.copytree(folder, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text())
+        config["settings"] |= settings
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / name
+
+    return make
+
+
+def rewrite(path: Path, change) -> None:
+    """Change the rows of a metrics.jsonl."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+
+
+def sweep_folder(out: Path, axes: dict, **more) -> Path:
+    """A made-up sweep; the last point of its grid does not stay finite."""
+    out.mkdir()
+    points = list(itertools.product(*axes.values()))
+    members = [dict(zip(axes, point, strict=True)) | {"seed": seed} for point in points for seed in range(2)]
+    settings = Settings(dataset="digits").__dict__ | {"out": "somewhere"}
+    config = {"kind": "sweep", "settings": settings, "axes": axes, "seeds": [0, 1], "members": members, **more}
+    (out / "config.json").write_text(json.dumps(config))
+    with (out / "metrics.jsonl").open("w") as file:
+        for round, number in itertools.product((0, 5, 10), range(len(members))):
+            if round and number // 2 == len(points) - 1:
+                continue
+            row = dict.fromkeys(METRICS) | {"member": number, "round": round, "bitmap_bits": round * 8_000_000}
+            row |= {"accuracy_mean": 0.1 + round * (0.01 + number // 2 / 1000), "loss": 2 / (round + 1), "seconds": 0}
+            file.write(json.dumps(row | {"accuracy_worst": 0.05, "accuracy_best": 0.9}) + "\n")
+    with (out / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*axes, *OF_POINTS, "status"])
+        for number, point in reversed(list(enumerate(points[:-1]))):
+            writer.writerow([*point, 2, 0.2 + number / 100, 0.01, 0.05, 0.18, 0.3, 10, "done"])
+        writer.writerow([*points[-1], 2, "", "", "", "nan", "", "", "not finite"])
+    return out
+
+
+def test_a_run_is_shown_with_all_it_has(folder, tmp_path):
+    page = shown(folder, out=tmp_path / "page.html")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((folder / "config.json").read_text())
+    assert f"{100 * rows[-1]['accuracy_mean']:.1f} %" in page.words.replace("\xa0", " ")
+    for said in (config["command"], config["versions"]["jax"], "erdos-renyi:0.5", "preset code", "kept entries"):
+        assert said in page.words
+    assert page.tags.count("img") == 2
+    # Three charts of curves, of agents one and those of what differs, two of masks.
+    assert page.tags.count("svg") >= 6
+    assert "Left out, for nothing was counted there: entropy-coded; sent as float32; busiest agent" in page.words
+    for agent in csv.DictReader((folder / "agents.csv").read_text().splitlines()):
+        assert f"{100 * float(agent['accuracy']):.1f} {agent['classes']} {agent['samples']}" in page.words
+
+
+def test_the_page_is_the_same_every_time(folder, tmp_path):
+    shown(folder, out=tmp_path / "one.html")
+    shown(folder, out=tmp_path / "two.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"one.html", "two.html"}
+
+
+def test_the_table_of_several_runs_says_what_differs_and_only_that(copy, tmp_path):
+    one, other = copy("one", lr=3.0, feature_skew="noise:4"), copy("other", lr=30.0, feature_skew="noise:3")
+    rewrite(other / "metrics.jsonl", lambda row: row | {"accuracy_mean": 0.9, "coded_bits": 8_000_000})
+    page = shown(one, other, one, out=tmp_path / "page.html")
+    head = page.words.partition("Best first")[2].partition("Curves")[0]
+    assert "run feature skew lr mean accuracy, %" in head
+    assert "the evaluation after round 2" in head
+    assert head.index("other noise:3 30 90.0") < head.index("one noise:4 3")
+    assert "entropy-coded, MB" in head
+    assert "sent as float32, MB" not in head
+
+
+def test_of_more_than_a_dozen_runs_the_best_are_named(copy, tmp_path):
+    runs = [copy(f"run-{number}", seed=number) for number in range(charts.NAMED + 1)]
+    for number, run in enumerate(runs):
+        rewrite(run / "metrics.jsonl", lambda row, number=number: row | {"accuracy_mean": number / 100})
+        for name in ("masks.npz", "agents.csv", "partition.png", "topology.png"):
+            (run / name).unlink()
+    page = shown(*runs, out=tmp_path / "page.html")
+    legend = page.words.partition("Curves")[2].partition("Accuracy over rounds")[0]
+    assert legend.split() == ["run-12", "run-11", "run-10", "run-9", "run-8", "run-7", "7", "others"]
+
+
+def test_runs_of_one_name_are_told_apart(copy, tmp_path):
+    one, other = copy("first"), copy("second")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    page = shown(one.rename(tmp_path / "a/run"), other.rename(tmp_path / "b/run"), out=tmp_path / "page.html")
+    assert "a/run" in page.words
+    assert "b/run" in page.words
+
+
+def test_a_run_that_was_stopped_says_what_is_missing(copy, tmp_path):
+    run = copy("stopped")
+    for name in ("masks.npz", "agents.csv", "topology.png"):
+        (run / name).unlink()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 3, "lo')
+    page = shown(run, out=tmp_path / "page.html")
+    assert "Not there, and so left out: agents.csv, masks.npz, topology.png." in page.words
+    assert "The last line of metrics.jsonl breaks off" in page.words
+    (run / "metrics.jsonl").write_text("")
+    page = shown(run, copy("whole"), out=tmp_path / "page.html")
+    assert "No round has been evaluated yet" in page.words
+    shown(run, out=tmp_path / "page.html")
+
+
+def test_weights_instead_of_masks_and_numbers_that_are_none(copy, tmp_path):
+    run = copy("weights", retention=None)
+    (run / "masks.npz").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | dict.fromkeys(("bitmap_bits", "kept_bits", "density", "flip_rate")) for line in lines]
+    rows = [row | {"float32_bits": 10**9 * row["round"], "loss": math.nan} for row in rows]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = shown(run, out=tmp_path / "page.html")
+    assert "250 MB" in page.words.replace("\xa0", " ")
+    assert "Loss over rounds" not in page.words
+    # Beside masks they stand on a logarithmic axis.
+    assert "logarithmic" in shown(run, copy("masks"), out=tmp_path / "page.html").words
+
+
+def test_hostile_names_are_harmless(folder, copy, tmp_path):
+    run = copy("<script>", topology=HOSTILE, dataset="\ud800", partition={"x": None}, **{HOSTILE: HOSTILE})
+    agents = (run / "agents.csv").read_text().splitlines()
+    agents[1] = ",".join([f'"{HOSTILE.replace(chr(34), chr(34) * 2)}"', *agents[1].split(",")[1:]])
+    (run / "agents.csv").write_text("\n".join(agents) + "\n")
+    page = shown(run, out=tmp_path / "page.html")
+    assert "alert" in page.words
+    assert "<script>" in page.words
+    shown(run, folder, out=tmp_path / "page.html")
+    sweep = sweep_folder(tmp_path / "sweep", {HOSTILE: [HOSTILE, "\u732b"], "_b": [1, None]}, command="<b>")
+    assert "<b>" in shown(sweep, out=tmp_path / "page.html").words
+
+
+@pytest.mark.parametrize(
+    ("axes", "maps"),
+    [({"lr": [3, 10.0, 30]}, 0), ({"lr": [3, 10.0, 30], "retention": [0.1, "0.1:0.3"]}, 1),
+     ({"a": [1, 2], "b": [True, False], "c": ["x", "y"]}, 3), ({"a": [1, 2], "b": [1], "c": [1], "d": [1]}, 1)],
+)  # fmt: skip
+def test_a_sweep_is_shown_along_its_axes(axes, maps, tmp_path):
+    page = shown(sweep_folder(tmp_path / "sweep", axes), out=tmp_path / "page.html")
+    points = math.prod(map(len, axes.values()))
+    assert page.words.count("Heat map") == 0
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert sum(label.startswith("Heat map") for label in labels) == maps
+    assert sum(label.startswith("Test accuracy over") for label in labels) == len(axes)
+    assert "not finite" in page.words
+    assert f"{points}, with {2 * points} members in all" in page.words
+    assert f"{20 + points - 2:.1f} 1.0 5.0" in page.words
+
+
+def test_a_sweep_that_still_runs_and_runs_inside_a_sweep(folder, tmp_path):
+    sweep = sweep_folder(tmp_path / "sweep", {"lr": [3, 10]})
+    (sweep / "results.csv").unlink()
+    (sweep / "runs").mkdir()
+    shutil.copytree(folder, sweep / "runs" / "inner")
+    page = shown(sweep, out=tmp_path / "page.html")
+    assert "There is no results.csv yet" in page.words
+    assert "not finished" in page.words
+    assert "inner" in page.words
+    (sweep / "metrics.jsonl").unlink()
+    assert "There is no metrics.jsonl" in shown(sweep, out=tmp_path / "page.html").words
+
+
+def test_points_are_matched_with_their_members(tmp_path):
+    found = read_all([sweep_folder(tmp_path / "sweep", {"lr": [3, 10.0], "retention": ["1e-1", 0.3]})])
+    assert isinstance(found, Sweep)
+    assert [len(point.members) for point in found.points] == [2] * 4
+    assert found.points[-1].values == {"lr": "10", "retention": "0.3"}
+    assert [len(rows) for rows in found.points[-1].members] == [1, 1]
+    summed_up = outcome(found.points[0].members)
+    assert summed_up["accuracy_mean"] == pytest.approx(found.points[0].members[0][-1]["accuracy_mean"])
+    assert (summed_up["accuracy_std"], summed_up["bitmap_mb"]) == (0, 10)
+    assert [spelled(x) for x in (None, True, 10, "10.0", "a")] == ["", "True", "10", "10", "a"]
+
+
+def damage(run: Path, kind: str) -> Path:
+    """Break a folder in one way; returns what to name on the command."""
+    metrics, agents, config = run / "metrics.jsonl", run / "agents.csv", json.loads((run / "config.json").read_text())
+    if kind.startswith("config"):
+        text = {"config torn": '{"settings"', "config list": "[1]", "config bare": "{}", "config deep": "[" * 100_000}
+        (run / "config.json").write_text(text[kind])
+    elif kind == "no config":
+        (run / "config.json").unlink()
+    elif kind == "no metrics":
+        metrics.unlink()
+    elif kind == "bytes":
+        metrics.write_bytes(b"\xff\xfe\x00")
+    elif kind == "torn row":
+        metrics.write_text('{"round": 0\n{"round": 1}\n')
+    elif kind == "word":
+        rewrite(metrics, lambda row: row | {"loss": "low"})
+    elif kind == "endless":
+        rewrite(metrics, lambda row: row | {"kept_bits": 10**400})
+    elif kind == "no round":
+        rewrite(metrics, lambda row: row | {"round": None})
+    elif kind == "columns":
+        agents.write_text("agent,classes\n0,1\n")
+    elif kind == "short":
+        agents.write_text(agents.read_text() + "9\n")
+    elif kind == "cell":
+        agents.write_text(agents.read_text().replace("0.3", "many"))
+    elif kind == "fewer agents":
+        agents.write_text("\n".join(agents.read_text().splitlines()[:-1]) + "\n")
+    elif kind == "masks":
+        (run / "masks.npz").write_bytes(b"PK nothing")
+    elif kind == "picture":
+        (run / "topology.png").write_text("<svg>")
+    elif kind == "sweep":
+        (run / "config.json").write_text(json.dumps(config | {"kind": "sweep"}))
+    elif kind == "members":
+        (run / "config.json").write_text(json.dumps(config | {"kind": "sweep", "axes": {"lr": [1]}, "members": [3]}))
+    elif kind == "file":
+        return run / "config.json"
+    else:
+        return run / "missing"
+    return run
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["config torn", "config list", "config bare", "config deep", "no config", "no metrics", "bytes", "torn row", "word",
+     "endless", "no round", "columns", "short", "cell", "fewer agents", "masks", "picture", "sweep", "members", "file",
+     "missing"],
+)  # fmt: skip
+def test_a_damaged_folder_is_one_sentence_and_leaves_nothing(kind, copy, tmp_path, capsys):
+    named, out = damage(copy("run"), kind), tmp_path / "pages"
+    out.mkdir()
+    (out / "page.html").write_text("an older page")
+    assert report.main([str(named), "--out", str(out / "page.html")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("experiments.report: ")
+    assert len(said) > 60
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("page.html", "an older page")]
+
+
+def test_other_mistakes_are_one_sentence(folder, tmp_path, capsys):
+    sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
+    for arguments in (
+        [],
+        [str(folder), "--nonsense"],
+        [str(folder), "--out", str(tmp_path / "page.txt")],
+        [str(folder), "--out", str(tmp_path / "no" / "page.html")],
+        [str(folder), str(sweep), "--out", str(tmp_path / "page.html")],
+    ):
+        assert report.main(arguments) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    results = (sweep / "results.csv").read_text()
+    (sweep / "results.csv").write_text(results.replace("1,2,", "7,2,", 1))
+    assert report.main([str(sweep), "--out", str(tmp_path / "page.html")]) == 2
+    assert "must be one of 1, 2, got '7'" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_similarity_is_that_of_the_unpacked_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = [rng.random((5, *shape)) < 0.4 for shape in ((3, 3, 7), (501,), (2, 2))]
+    masks[2][:] = False
+    arrays = {f"layer {k}": np.stack([np.packbits(one) for one in mask]) for k, mask in enumerate(masks)}
+    arrays |= {f"layer {k}.shape": np.array(mask.shape[1:]) for k, mask in enumerate(masks)}
+    np.savez(tmp_path / "masks.npz", **arrays)
+    agents = [{"classes": classes.split()} for classes in ("0 1", "1 2", "0 1", "", "12")]
+    similar = similarity.similarity(tmp_path / "masks.npz", agents)
+    flat = np.concatenate([mask.reshape(5, -1) for mask in masks], axis=1)
+    for one, other in itertools.product(range(5), repeat=2):
+        expected = (flat[one] & flat[other]).sum() / (flat[one] | flat[other]).sum()
+        assert similar.masks[one, other] == pytest.approx(expected)
+        held, others = set(agents[one]["classes"]), set(agents[other]["classes"])
+        assert similar.classes[one, other] == (len(held & others) / len(held | others) if held | others else 1)
+    # Masks drawn at random are as alike as chance has it.
+    assert similar.by_chance == pytest.approx(similar.masks[np.triu_indices(5, 1)].mean(), abs=0.02)
+
+
+def test_similarity_of_many_agents_takes_seconds(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 256, (64, 150_000), np.uint8)
+    began = time.perf_counter()
+    counts = similarity.intersections(bits)
+    assert time.perf_counter() - began < 5
+    assert counts[3, 60] == np.bitwise_count(bits[3] & bits[60]).sum()
+    assert (counts == counts.T).all()
+    assert counts[7, 7] == np.bitwise_count(bits[7]).sum()
+
+
+def test_of_too_many_agents_some_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(similarity, "MOST_AGENTS", 3)
+    np.savez(tmp_path / "masks.npz", **{"a": np.arange(7, dtype=np.uint8)[:, None], "a.shape": np.array([8])})
+    similar = similarity.similarity(tmp_path / "masks.npz", [{"classes": ["0"]}] * 7)
+    assert similar.agents.tolist() == [0, 3, 6]
+    assert similar.masks[1, 2] == pytest.approx(1 / 3)
+
+
+needs_events = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboardX") is None, reason="the extra [tensorboard] is not installed"
+)
+
+
+@needs_events
+def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
+    from tensorboardX.proto.event_pb2 import Event
+
+    arguments = [str(folder), "--log-dir", str(tmp_path / "logs")]
+    assert board.main(arguments) == 0
+    (path,) = (tmp_path / "logs" / "tiny").iterdir()
+    content, found, tags = path.read_bytes(), {}, set()
+    while content:
+        # A record: its length, a checksum, what it says, a checksum.
+        length = int.from_bytes(content[:8], "little")
+        event = Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        for value in event.summary.value:
+            tags.add(value.tag)
+            found[value.tag, event.step] = value.simple_value
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert found["accuracy/mean", row["round"]] == pytest.approx(row["accuracy_mean"])
+        assert found["megabytes/bitmap", row["round"]] == pytest.approx(row["bitmap_bits"] / 8e6)
+    assert ("loss", 0) not in found
+    assert "megabytes/coded" not in tags
+    assert "_hparams_/session_start_info" in tags
+    # A second time the points would be there twice.
+    assert board.main(arguments) == 2
+    assert "name another" in capsys.readouterr().err
+
+
+def test_event_files_need_their_package_and_run_folders(folder, tmp_path, capsys, monkeypatch):
+    sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
+    assert board.main([str(sweep), "--log-dir", str(tmp_path / "logs")]) == 2
+    assert "name run folders" in capsys.readouterr().err
+    assert board.main([str(folder)]) == 2
+    assert "--log-dir" in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    assert board.main([str(folder), "--log-dir", str(tmp_path / "logs")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pip install -e '.[tensorboard]'" in said

@@ -20,11 +20,14 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     evaluation      per-agent accuracy on its own test samples
     memory          what a run holds in memory, by a formula, and what there is
     placement       agents over devices and hosts
+    arrays          arrays of a pytree in a folder and back; the only file that imports orbax
+    manifest        folders that say what they hold, and are seen to be whole
+    checkpoint      save and restore a state between rounds, whole or not at all
 
 Two worlds: a function is written for one agent and knows no agents axis (skew, convolution, models, masks,
 group_lasso, schedules, mcepl), or for the population, where every per-agent leaf has a leading agents axis (partition,
-topology, population, evaluation, memory, placement). Only `population.over_agents`, and `update_agents` where agents
-carry something, lead from the first into the second.
+topology, population, evaluation, memory, placement, checkpoint). Only `population.over_agents`, and `update_agents`
+where agents carry something, lead from the first into the second.
 """
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean

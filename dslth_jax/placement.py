@@ -5,6 +5,7 @@ what is an agent's never leaves its device, what is common is everywhere, and pa
 (`population.from_all_devices`). A mesh may have more axes than this one; these functions leave them alone.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,3 +131,33 @@ def agree(complaint: str | None) -> str | None:
     said[: len(words)] = np.frombuffer(words, np.uint8)
     everybody = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, said.size)
     return next((row[row != 0].tobytes().decode(errors="ignore") for row in everybody if row.any()), None)
+
+
+def together(action: Callable[[], Any], kind: type[Exception], sentence: str, *, first_alone: bool = False) -> Any:
+    """What `action` returns; all processes must call it, and where one of them fails, all do.
+
+    Args:
+        action: done in every process; what it raises is the reason, in its first line.
+        kind: the kind of exception that all raise then.
+        sentence: what it says before the reason.
+        first_alone: only the first process acts; None is returned in the others.
+    """
+    result, error, complaint = None, None, None
+    try:
+        if is_first() or not first_alone:
+            result = action()
+    except Exception as caught:
+        words = str((isinstance(caught, OSError) and caught.strerror) or caught).strip() or type(caught).__name__
+        error, complaint = caught, words.splitlines()[0]
+    if complaint := agree(complaint):
+        raise kind(f"{sentence}: {complaint}") from error
+    return result
+
+
+def as_first_says(value: Any) -> Any:
+    """The value of the first process, of JSON's types, in every process; all must call it."""
+    if not jax.distributed.is_initialized():
+        return value
+    words = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(words.size)))
+    return json.loads(multihost_utils.broadcast_one_to_all(np.resize(words, length)).tobytes())

@@ -59,9 +59,9 @@ class OneLayer(nn.Module):
 
 
 def begin(function, *arguments: str, flags: Sequence[str] = ()) -> subprocess.Popen:
-    """Start a function of this file in a process of its own, as strict as tests are."""
+    """Start a function of a test file in a process of its own, as strict as tests are."""
     here = Path(__file__).parent
-    words = f"import conftest, sys, test_placement as here; here.{function.__name__}(*sys.argv[1:])"
+    words = f"import conftest, sys, {function.__module__} as here; here.{function.__name__}(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", words, *arguments],
         cwd=here.parent,

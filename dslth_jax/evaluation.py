@@ -14,6 +14,8 @@ from dslth_jax.models import Network
 from dslth_jax.population import Shares, State, over_agents
 from dslth_jax.skew import Skew, see
 
+BATCH = 256  # test samples a forward pass
+
 
 class Evaluation(NamedTuple):
     """One number an agent; leading agents axis."""
@@ -30,7 +32,7 @@ def evaluate(
     state: State,
     tests: Shares,
     *,
-    batch_size: int = 256,
+    batch_size: int = BATCH,
     chunk: int | None = None,
 ) -> Evaluation:
     """The population's accuracies, from its scores and what it heard last.

@@ -40,7 +40,8 @@ def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array,
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
     One layer, or a pytree of layers with a count for each: all are searched in one loop, which compiles and runs faster
-    than one after another. A count is a number of entries, not a share: `kept_entries` makes one of the other.
+    than one after another; they must be of one dtype, else it is a ValueError. A count is a number of entries, not a
+    share: `kept_entries` makes one of the other.
 
     Exactly min(count, non-zero entries) of a layer are kept: among equal magnitudes the lowest flat index goes first, a
     zero is never kept (subnormal numbers count as zeros; the count does not hold for nan). Counts may be traced.
@@ -79,6 +80,8 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     splits off `count`.
     """
     layers, tree = jax.tree.flatten(magnitudes)
+    if len({layer.dtype for layer in layers}) > 1:
+        raise ValueError(f"all layers must be of one dtype, got {', '.join(str(layer.dtype) for layer in layers)}")
     counts = jnp.stack([jnp.asarray(leaf, jnp.int32) for leaf in jax.tree.leaves(count)])
     dtype = layers[0].dtype
     word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32

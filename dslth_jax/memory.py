@@ -1,7 +1,9 @@
 """What a run holds in memory, by a formula that is known before anything is compiled. Bytes on one device."""
 
+import contextlib
 import math
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -14,6 +16,8 @@ from dslth_jax.models import Network
 from dslth_jax.population import Shares, world_of
 from dslth_jax.topology import Graph
 
+# What XLA's compiler holds at most while a CPU's programs are made (seen for the AlexNet, by benchmarks/scaling.py).
+COMPILER = {"cpu": 7 * 10**8}
 # Of the largest activation, how many the gradient works with beside what the forward pass keeps for it (as XLA's own
 # analysis says for the AlexNet; see benchmarks/scaling.py).
 WORKING_COPIES = 5
@@ -28,11 +32,12 @@ def footprint(
     *,
     agents: int,
     batch_size: int,
+    test_batch: int = 0,
     local_steps: int = 1,
     chunk: int = 1,
     devices: int = 1,
 ) -> dict[str, int]:
-    """Bytes of a round on each device, by what they are for.
+    """Bytes of a round, and of an evaluation, on each device, by what they are for.
 
     What every agent holds (its fields by name; what it carries over the exchange, `gradient`; `counts`; `bits`) times
     the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
@@ -46,6 +51,7 @@ def footprint(
         shares: training samples, as arrays or shapes.
         agents: of the whole population, a multiple of `devices`.
         batch_size: samples a minibatch.
+        test_batch: samples that an evaluation predicts at once.
         local_steps: minibatches a round.
         chunk: agents computed at once on a device.
         devices: over which agents are spread.
@@ -73,13 +79,20 @@ def footprint(
         "counts": own * bytes_of(heard),
         # What was sent last and what is sent now; on several devices also what all the others send.
         "bits": 2 * own * bits + (agents * bits if devices > 1 else 0),
-        "activations": chunk * activations(network, world, batch_size, image_shape),
-        "data": bytes_of(shares),
+        "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
+        "data": bytes_of_samples(shares, devices),
     }
 
 
-def activations(network: Network, world: Any, batch_size: int, image_shape: tuple[int, ...]) -> int:
-    """Bytes that one agent's gradient works with: what the forward pass keeps, and copies of the largest of it."""
+def bytes_of_samples(shares: Shares, devices: int = 1) -> int:
+    """Bytes of samples on each device: images and labels on all, on each what its own agents hold and how they see."""
+    common = bytes_of((shares.images, shares.labels))
+    return common + -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
+
+
+def activations(network: Network, world: Any, batch_size: int, test_batch: int, image_shape: tuple[int, ...]) -> int:
+    """Bytes that one agent computes with at most: for a gradient what the forward pass keeps, and copies of the largest
+    of it; for an evaluation what goes into its largest layer and what comes out, of its own batch."""
 
     def kept_for_the_gradient(weights: PyTree, frozen: PyTree, images: Any) -> Any:
         apply = lambda weights: network.apply({"params": weights, "frozen": frozen}, images)  # noqa: E731
@@ -88,7 +101,7 @@ def activations(network: Network, world: Any, batch_size: int, image_shape: tupl
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8)
     kept = jax.eval_shape(kept_for_the_gradient, world.weights, world.frozen, images)
     sizes = [bytes_of(leaf) for leaf in jax.tree.leaves(kept)]
-    return sum(sizes) + WORKING_COPIES * max(sizes)
+    return max(sum(sizes) + WORKING_COPIES * max(sizes), 2 * max(sizes) * test_batch // batch_size)
 
 
 def bytes_of(tree: Any) -> int:
@@ -99,30 +112,49 @@ def bytes_of(tree: Any) -> int:
 def available(device: jax.Device, sharing: int = 1) -> int | None:
     """Bytes that can still be had on a device, None where nobody says.
 
-    A CPU's are what the operating system, or the control group of the process, has left, for each of the `sharing`
+    A CPU's are what the operating system, or a control group of the process, has left, for each of the `sharing`
     devices that one CPU may pretend to be.
     """
     if device.platform != "cpu":
         said = device.memory_stats() or {}
         return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None
-    left = [size for size in (_of_the_machine(), _of_the_control_group()) if size is not None]
+    left = [*_of_the_machine(), *_of_control_groups()]
     return min(left) // sharing if left else None
 
 
-def _of_the_machine() -> int | None:
+def _of_the_machine() -> Iterator[int]:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield 1024 * int(line.split()[1])
+
+
+def _of_control_groups() -> Iterator[int]:
+    """What each group that the process is in has left below its limit, and every group above those, of either version
+    of the kernel's interface. Pages of files that nobody reads any more count as left, for they make room."""
+    for line in _lines("/proc/self/cgroup") or ["0::/"]:
+        controllers, path = line.split(":", 2)[1:]
+        if controllers == "":
+            root, limit, current, idle = "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, current = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            idle = "total_inactive_file"
+        else:
+            continue
+        parts = PurePosixPath(path).parts[1:]
+        for depth in range(len(parts) + 1):
+            folder = "/".join((root, *parts[:depth]))
+            numbers = dict(line.split(maxsplit=1) for line in _lines(f"{folder}/memory.stat"))
+            with contextlib.suppress(ValueError):  # it has no limit, or is not to be seen from here
+                used = int("".join(_lines(f"{folder}/{current}"))) - int(numbers.get(idle, 0))
+                yield int("".join(_lines(f"{folder}/{limit}"))) - used
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the operating system; none where there is no such file."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        return Path(path).read_text().splitlines()
     except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _of_the_control_group() -> int | None:
-    folder = Path("/sys/fs/cgroup")
-    try:
-        return int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):  # there is none, or it has no limit
-        return None
+        return []
 
 
 def said(parts: dict[str, int]) -> str:

@@ -5,9 +5,10 @@ what is an agent's never leaves its device, what is common is everywhere, and pa
 (`population.from_all_devices`). A mesh may have more axes than this one; these functions leave them alone.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -16,7 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dslth_jax.population import Shares, State
 
-AXIS = "agents"  # the mesh axis over which agents are spread
+Result = TypeVar("Result")
+# Bytes of a complaint, and of a digest, that processes tell each other, and how many digests they compare.
+COMPLAINT, DIGEST, MOST_COMPARED = 1000, 8, 128
+
+# The mesh axes over which agents are spread, and settings of a sweep.
+AXIS, SETTINGS = "agents", "settings"
 SPREAD, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 # What of the population's structures is an agent's, and what is common.
 _state: dict[str, Any] = {"agents": SPREAD, "heard": SPREAD, "sent": SPREAD, "round": EVERYWHERE}
@@ -63,10 +69,7 @@ def agents_mesh(agents: int, devices: int | None = None) -> Mesh:
     present = jax.devices()
     if devices is None:
         devices = max(number for number in range(1, len(present) + 1) if agents % number == 0)
-    if not 1 <= devices <= len(present):
-        kind = present[0].platform
-        pretend = ": XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of a CPU" if kind == "cpu" else ""
-        raise ValueError(f"devices must be in 1..{len(present)}, as many as JAX sees of {kind}, got {devices}{pretend}")
+    expect_devices(devices)
     if agents % devices:
         fitting = [number for number in range(1, len(present) + 1) if agents % number == 0]
         raise ValueError(f"agents must be a multiple of devices, got {agents} and {devices}: devices can be {fitting}")
@@ -76,6 +79,39 @@ def agents_mesh(agents: int, devices: int | None = None) -> Mesh:
             f"take agents that are a multiple of {len(present)}"
         )
     return Mesh(np.array(present[:devices]), (AXIS,))
+
+
+def settings_mesh(settings: int, agents: int, devices: int | None = None) -> Mesh:
+    """A mesh of two axes, settings by agents: one population spreads its agents, several spread as wholes.
+
+    So nothing crosses between devices where there are several. None takes all devices, and no more than `settings`;
+    several processes use all of theirs. Raises a ValueError like `agents_mesh`.
+    """
+    if settings == 1:
+        return Mesh(agents_mesh(agents, devices).devices[None], (SETTINGS, AXIS))
+    present = jax.devices()
+    devices = len(present) if devices is None else devices
+    expect_devices(devices)
+    if jax.process_count() > 1 and devices != len(present):
+        raise ValueError(f"several processes must use all of their {len(present)} devices, got {devices}")
+    used = devices if jax.process_count() > 1 else min(devices, settings)
+    return Mesh(np.array(present[:used])[:, None], (SETTINGS, AXIS))
+
+
+def expect_devices(devices: int) -> None:
+    """Raise a ValueError if JAX does not see so many devices."""
+    present = jax.devices()
+    if not 1 <= devices <= len(present):
+        kind = present[0].platform
+        pretend = ": XLA_FLAGS=--xla_force_host_platform_device_count=N makes N of a CPU" if kind == "cpu" else ""
+        raise ValueError(f"devices must be in 1..{len(present)}, as many as JAX sees of {kind}, got {devices}{pretend}")
+
+
+def of_several(where: Any) -> Any:
+    """Where the same things belong that have a leading axis of settings: what was everywhere is every setting's own."""
+    return jax.tree.map(
+        lambda spec: PartitionSpec(SETTINGS, *spec), where, is_leaf=lambda node: isinstance(node, PartitionSpec)
+    )
 
 
 def over_devices(function: Callable[..., Any], mesh: Mesh, arguments: Sequence[Any], result: Any) -> Callable[..., Any]:
@@ -121,16 +157,75 @@ def fetch(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def agree(complaint: str | None) -> str | None:
-    """The first complaint of any process, or None, in every process; all must call it."""
+def in_every_process(
+    work: Callable[[], Result], identity: Callable[[Result], Mapping[str, str]] | None = None
+) -> Result:
+    """What `work` returns, once it has succeeded in every process; all must call it.
+
+    Args:
+        work: done by each process by itself.
+        identity: of a result, what must be the same everywhere: names and values.
+
+    Raises:
+        ValueError: the first complaint of any other process, or what the processes differ in; whatever `work` raises,
+            in the process where it does. No process is left waiting.
+    """
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as raised:
+        error = raised
+    compare = error is None and jax.distributed.is_initialized()
+    same = identity(cast(Result, result)) if identity and compare else {}
+    complaint = agree(None if error is None else str(error) or type(error).__name__, same)
+    if error is not None:
+        raise error
+    if complaint:
+        raise ValueError(complaint)
+    return cast(Result, result)
+
+
+def agree(complaint: str | None, same: Mapping[str, str] | None = None) -> str | None:
+    """The first complaint of any process, or what of `same` differs between them, or None: in every process the same.
+
+    All must call it. Names and values of `same` are compared by what they hash to.
+    """
     # Ask no device how many processes there are: whoever has not joined others may have none that works.
     if not jax.distributed.is_initialized():
         return complaint
-    said = np.zeros(1000, np.uint8)
-    words = (complaint or "").encode()[: said.size]
+    said = np.zeros(COMPLAINT + DIGEST * MOST_COMPARED, np.uint8)
+    words = (complaint or "").encode()[:COMPLAINT]
     said[: len(words)] = np.frombuffer(words, np.uint8)
+    names = sorted(same or {})
+    for place, name in enumerate(names[:MOST_COMPARED]):
+        digest = hashlib.blake2b(f"{name}={(same or {})[name]}".encode(), digest_size=DIGEST).digest()
+        said[COMPLAINT + place * DIGEST :][:DIGEST] = np.frombuffer(digest, np.uint8)
     everybody = np.asarray(multihost_utils.process_allgather(said)).reshape(-1, said.size)
-    return next((row[row != 0].tobytes().decode(errors="ignore") for row in everybody if row.any()), None)
+    complaints = [row[row != 0].tobytes().decode(errors="ignore") for row in everybody[:, :COMPLAINT]]
+    if any(complaints):
+        return next(filter(None, complaints))
+    different = (everybody != everybody[0])[:, COMPLAINT:].reshape(len(everybody), -1, DIGEST).any((0, 2))
+    if not different.any():
+        return None
+    listed = ", ".join(name for name, differs in zip(names, different, strict=False) if differs)
+    return f"all processes must be started alike, and they differ in {listed or 'what they compare'}"
+
+
+def least(number: int | None) -> int | None:
+    """The smallest number of any process, None where none has one, in every process; all must call it."""
+    if not jax.distributed.is_initialized():
+        return number
+    # In units of a thousand, for JAX gathers whole numbers of 32 bits.
+    thousands = np.int32(-1 if number is None else min(number // 1000, 2**31 - 1))
+    said = np.asarray(multihost_utils.process_allgather(thousands)).reshape(-1)
+    return 1000 * int(said[said >= 0].min()) if (said >= 0).any() else None
+
+
+def anywhere(holds: bool) -> bool:
+    """Whether something holds in any process, in every process; all must call it."""
+    if not jax.distributed.is_initialized():
+        return holds
+    return bool(np.asarray(multihost_utils.process_allgather(np.int32(holds))).any())
 
 
 def together(action: Callable[[], Any], kind: type[Exception], sentence: str, *, first_alone: bool = False) -> Any:

@@ -66,8 +66,8 @@ def update_agents(
     """
     number = count_of(stacked)
     chunk = min(chunk or default_chunk(number), number)
-    if chunk == number > 1:
-        return jax.vmap(function)(agents, *stacked)
+    if chunk == number:
+        return (jax.vmap(function) if number > 1 else _alone(function))(agents, *stacked)
     several = jax.vmap(function) if chunk > 1 else _alone(function)
     whole = number - number % chunk
 
@@ -81,7 +81,7 @@ def update_agents(
         agents = jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, first, 0), agents, chosen)
         return agents, result
 
-    in_chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), stacked)
+    in_chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(whole // chunk, chunk, *leaf.shape[1:]), stacked)
     agents, results = lax.scan(next_chunk, agents, (jnp.arange(0, whole, chunk), in_chunks))
     results = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), results)
     if whole == number:

@@ -117,6 +117,20 @@ def graph_of(adjacency: Adjacency) -> Graph:
     return Graph(senders.astype(np.int32), receivers.astype(np.int32), np.ones(senders.shape, np.uint8))
 
 
+def with_edges(graph: Graph, edges: int, agents: int) -> Graph:
+    """The same graph with `edges` edges: those it lacks are absent ones, behind all others. Host side.
+
+    >>> with_edges(graph_of(np.array([[False, True], [True, False]])), 3, agents=2).weights.tolist()
+    [1, 1, 0]
+    """
+    more = (0, edges - len(graph.senders))
+    return Graph(
+        np.pad(graph.senders, more),
+        np.pad(graph.receivers, more, constant_values=agents - 1),
+        np.pad(graph.weights, more),
+    )
+
+
 def adjacency_of(graph: Graph, agents: int) -> Adjacency:
     """The matrix again: who hears whom over edges that are present. Host side."""
     adjacency = np.zeros((agents, agents), bool)

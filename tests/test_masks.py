@@ -301,3 +301,9 @@ def test_the_gradient_of_layers_is_that_of_each():
     _, pull = jax.vjp(lambda y: masks.threshold(y, counts), fused)
     expected = jax.tree.map(lambda y, cotangent: np.sign(y) * cotangent, fused, cotangents)
     chex.assert_trees_all_equal(jax.device_get(pull(cotangents)[0]), expected)
+
+
+def test_layers_of_two_dtypes_are_refused():
+    """The search is among bit patterns of one length."""
+    with pytest.raises(ValueError, match="must be of one dtype, got float32, bfloat16"):
+        masks.threshold([jnp.ones(3), jnp.ones(3, jnp.bfloat16)], [1, 1])

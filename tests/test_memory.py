@@ -18,7 +18,7 @@ from dslth_jax.mcepl import Hyper, mce_pl
 from dslth_jax.models import Conv, Linear, Network, elu, network_of
 from dslth_jax.population import Shares
 from dslth_jax.topology import topology_by_name
-from experiments import cifar, run
+from experiments import cifar, prepare
 from experiments.settings import Settings
 
 SAMPLES, CAPACITY, BATCH = 500, 40, 16
@@ -94,6 +94,7 @@ def test_a_footprint_is_what_one_counts_by_hand():
                 "counts": 2 * (36 + 4),
                 "bits": 2 * 2 * 5 + 8 * 5,  # and everybody's, as they come in
                 "activations": 2 * 6 * 4 * BATCH * 9,
+                "data": SAMPLES * (9 + 4) + 2 * 4 * (CAPACITY + 1),
             },
         ),
         (
@@ -186,14 +187,18 @@ GIB = 2**30
 CPU = mock.Mock(spec=jax.Device, platform="cpu")
 
 
+OLD_GROUP = "sys/fs/cgroup/memory"
+
+
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    """Writes files of an operating system that memory is asked of."""
+    """Writes files of an operating system that memory is asked of: meminfo, and those of a control group."""
     monkeypatch.setattr(memory, "Path", lambda name: tmp_path / name.lstrip("/"))
 
-    def write(**files):
+    def write(folder="sys/fs/cgroup", **files):
+        known = {"meminfo": "proc/meminfo", "cgroup": "proc/self/cgroup"}
         for name, text in files.items():
-            path = tmp_path / {"meminfo": "proc/meminfo"}.get(name, f"sys/fs/cgroup/memory.{name}")
+            path = tmp_path / known.get(name, f"{folder}/memory.{name}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
@@ -227,6 +232,28 @@ def test_a_control_group_alone_is_asked_too(system):
     assert memory.available(CPU, sharing=2) == 3 * GIB // 2
 
 
+def test_pages_of_files_that_nobody_reads_count_as_left(system):
+    system(meminfo=MEMINFO, max=f"{5 * GIB}\n", current=f"{4 * GIB}\n", stat=f"file 7\ninactive_file {2 * GIB}\n")
+    assert memory.available(CPU) == 3 * GIB
+
+
+@pytest.mark.parametrize("tight", ["sys/fs/cgroup/a/b", "sys/fs/cgroup/a"])
+def test_nested_groups_are_all_asked(tight, system):
+    system(meminfo=MEMINFO, cgroup="0::/a/b\n")
+    for folder in ("sys/fs/cgroup/a/b", "sys/fs/cgroup/a"):
+        system(folder, max=f"{3 * GIB if folder == tight else 7 * GIB}\n", current=f"{GIB}\n")
+    assert memory.available(CPU) == 2 * GIB
+
+
+@pytest.mark.parametrize("seen_at", [OLD_GROUP, f"{OLD_GROUP}/jobs/seven"])
+def test_groups_of_the_older_interface_are_asked(seen_at, system):
+    """By their path, or at the root where a container sees its own group there."""
+    system(meminfo=MEMINFO, cgroup="5:cpu,cpuacct:/jobs/seven\n4:memory:/jobs/seven\n0::/\n")
+    numbers = {"limit_in_bytes": f"{3 * GIB}\n", "usage_in_bytes": f"{2 * GIB}\n"}
+    system(seen_at, **numbers, stat=f"inactive_file 5\ntotal_inactive_file {GIB}\n")
+    assert memory.available(CPU) == 2 * GIB
+
+
 @pytest.mark.parametrize("files", [{}, {"meminfo": "MemTotal: 4 kB\n"}, {"max": "5000\n"}])
 def test_a_system_that_says_nothing_limits_nothing(files, system):
     system(**files)
@@ -257,85 +284,104 @@ def test_this_machine_has_something_left():
 
 
 @pytest.fixture(scope="module")
-def prepared() -> run.Prepared:
-    return run.prepare(Settings(dataset="digits", agents=8, model="mlp", topology="ring"))
+def prepared() -> prepare.Prepared:
+    return prepare.prepare(Settings(dataset="digits", agents=8, model="mlp", topology="ring"))
 
 
-def fitting(prepared, monkeypatch, free, platform="gpu", devices=1, **settings) -> tuple[int, dict[str, int]]:
+def fitting(prepared, free, platform="gpu", devices=1, members=1, **settings) -> tuple[int, int, dict[str, int]]:
     """`what_fits` on devices of a platform, each with `free` bytes left; None where nobody says."""
-    asked = []
-
-    def available(device, sharing=1):
-        asked.append((device.platform, sharing))
-        return free
-
-    monkeypatch.setattr(memory, "available", available)
-    mesh = types.SimpleNamespace(local_devices=[types.SimpleNamespace(platform=platform)] * devices, size=devices)
-    own = dataclasses.replace(prepared.settings, **settings)
-    shares = prepared.train, prepared.tests
-    chunk, parts = run.what_fits(
-        own, prepared.network, prepared.algorithm, mesh, prepared.hyper, prepared.topology.graph, *shares
-    )
-    assert asked == [(platform, devices)]
-    return chunk, parts
+    own = prepared._replace(settings=dataclasses.replace(prepared.settings, **settings))
+    mesh: Any = types.SimpleNamespace(shape={"settings": 1, "agents": devices})
+    return prepare.what_fits(own, members, mesh, platform, free)
 
 
-def test_a_cpu_takes_one_agent_at_a_time(prepared, monkeypatch):
-    for free in (sum(prepared.footprint.values()), 10**12, None):
-        assert fitting(prepared, monkeypatch, free, platform="cpu") == (1, prepared.footprint)
-    assert prepared.chunk == 1
+@pytest.fixture(scope="module")
+def one_at_a_time(prepared) -> dict[str, int]:
+    """What it takes on an accelerator that computes one agent at a time."""
+    return fitting(prepared, None, agent_chunk=1)[2]
 
 
-def test_an_accelerator_takes_all_that_fit_at_a_time(prepared, monkeypatch):
+def test_a_cpu_takes_one_agent_at_a_time(prepared, one_at_a_time):
+    """And the compiler's memory, which an accelerator's has no part in."""
+    need = one_at_a_time | {"compiler": memory.COMPILER["cpu"]}
+    for free in (sum(need.values()), 10**12, None):
+        assert fitting(prepared, free, "cpu") == (1, 1, need)
+    planned = prepare.plan([prepared])
+    assert (planned.chunk, planned.together, planned.footprint) == (1, 1, need)
+
+
+def test_an_accelerator_takes_all_that_fit_at_a_time(prepared, one_at_a_time):
     """In four fifths of what is free: its compiler takes some too. One agent may take all of it."""
-    of_one, of_eight = prepared.footprint["activations"], 8 * prepared.footprint["activations"]
-    least, chunks = sum(prepared.footprint.values()), []
+    of_one, of_eight = one_at_a_time["activations"], 8 * one_at_a_time["activations"]
+    least, chunks = sum(one_at_a_time.values()), []
     for free in np.linspace(least, 1.5 * (least + of_eight), 24).astype(int).tolist():
-        chunk, parts = fitting(prepared, monkeypatch, free)
+        chunk, _, parts = fitting(prepared, free)
         need = sum(parts.values())
-        assert parts == prepared.footprint | {"activations": chunk * of_one}
+        assert parts == one_at_a_time | {"activations": chunk * of_one}
         assert need <= (free if chunk == 1 else 0.8 * free)
         assert chunk == 8 or need + of_one > 0.8 * free
         chunks.append(chunk)
     assert chunks == sorted(chunks)
     assert set(chunks) == set(range(1, 9))
-    assert fitting(prepared, monkeypatch, None)[0] == 8
+    assert fitting(prepared, None)[0] == 8
     # No more than one of several devices has.
-    assert fitting(prepared, monkeypatch, 10**12, devices=4)[0] == 2
+    assert fitting(prepared, 10**12, devices=4)[0] == 2
 
 
-def test_tests_and_training_samples_both_count(prepared, monkeypatch):
-    _, parts = fitting(prepared, monkeypatch, None)
-    assert parts["data"] == memory.bytes_of((prepared.train, prepared.tests))
+def test_several_settings_take_what_each_has_of_its_own(prepared, one_at_a_time):
+    """Images and labels are held once; whole populations are computed together where they fit."""
+    common = memory.bytes_of([(s.images, s.labels) for s in (prepared.train, prepared.tests)])
+    _, together, parts = fitting(prepared, None, members=5)
+    assert together == 5
+    assert parts["scores"] == 5 * one_at_a_time["scores"]
+    assert parts["data"] == 5 * (one_at_a_time["data"] - common) + common
+    assert parts["activations"] == 5 * 8 * one_at_a_time["activations"]
+    # A device that holds all, and computes one population and a half of them at a time, takes one.
+    rest = sum(parts.values()) - parts["activations"]
+    tight = (rest + 12 * one_at_a_time["activations"]) * 5 // 4 + 5
+    assert fitting(prepared, tight, members=5)[:2] == (8, 1)
+    assert fitting(prepared, None, "cpu", members=5)[:2] == (1, 1)
+    with pytest.raises(prepare.TooLargeError, match=r"^5 settings of 8 agents need about "):
+        fitting(prepared, rest, members=5)
 
 
-def test_a_chunk_that_is_asked_for_is_taken_where_it_fits(prepared, monkeypatch):
-    of_one = prepared.footprint["activations"]
-    rest = sum(prepared.footprint.values()) - of_one
+def test_tests_and_training_samples_both_count(prepared, one_at_a_time):
+    assert one_at_a_time["data"] == memory.bytes_of((prepared.train, prepared.tests))
+
+
+def test_a_chunk_that_is_asked_for_is_taken_where_it_fits(prepared):
     for platform in ("cpu", "gpu"):
-        assert fitting(prepared, monkeypatch, 10**12, platform, agent_chunk=3)[0] == 3
-        assert fitting(prepared, monkeypatch, rest + 3 * of_one, platform, agent_chunk=3)[0] == 3
-        assert fitting(prepared, monkeypatch, 10**12, platform, agent_chunk=99)[0] == 8
+        need = sum(fitting(prepared, None, platform, agent_chunk=3)[2].values())
+        assert fitting(prepared, 10**12, platform, agent_chunk=3)[0] == 3
+        assert fitting(prepared, need, platform, agent_chunk=3)[0] == 3
+        assert fitting(prepared, 10**12, platform, agent_chunk=99)[0] == 8
         with pytest.raises(ValueError, match=r"^8 agents need about .* a smaller --agent-chunk"):
-            fitting(prepared, monkeypatch, rest + 3 * of_one - 1, platform, agent_chunk=3)
+            fitting(prepared, need - 1, platform, agent_chunk=3)
 
 
-def test_a_batch_beyond_all_samples_costs_no_more_than_they_do(prepared, monkeypatch):
+def test_a_batch_beyond_all_samples_costs_no_more_than_they_do(prepared):
     capacity = prepared.train.indices.shape[1]
     small, all_, beyond = (
-        fitting(prepared, monkeypatch, None, "cpu", batch_size=size)[1]["activations"]
+        fitting(prepared, None, "cpu", batch_size=size)[2]["activations"]
         for size in (capacity // 2, capacity, 2**31 - 1)
     )
     assert small < all_ == beyond
 
 
+def test_an_evaluation_of_many_samples_may_take_more_than_a_gradient_of_few():
+    """Whose one layer's input is what it computes with: 256 samples at once of 9 pixels."""
+    one, many = (footprint(ONE_LAYER, 8, test_batch=batch)["activations"] for batch in (16, 256))
+    assert one == 6 * 4 * BATCH * 9
+    assert many == 2 * 4 * 256 * 9
+
+
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_not_even_one_agent_at_a_time_is_refused(prepared, monkeypatch, platform):
-    need = sum(prepared.footprint.values())
-    assert fitting(prepared, monkeypatch, need, platform)[0] == 1
+def test_not_even_one_agent_at_a_time_is_refused(prepared, platform):
+    need = sum(fitting(prepared, None, platform, agent_chunk=1)[2].values())
+    assert fitting(prepared, need, platform)[0] == 1
     for free in (need - 1, 0, -5):
         with pytest.raises(ValueError, match=r"^8 agents need about 0\.\d\d GB.* on each device, and -?0\.\d\d GB are"):
-            fitting(prepared, monkeypatch, free, platform)
+            fitting(prepared, free, platform)
 
 
 def test_the_command_refuses_what_does_not_fit_in_one_line(monkeypatch, capsys, tmp_path):

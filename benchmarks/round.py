@@ -23,7 +23,7 @@ from dslth_jax import population, topology
 from dslth_jax.mcepl import mce_pl
 from dslth_jax.models import network_by_name
 from dslth_jax.population import Shares
-from experiments.run import population_hyper
+from experiments.prepare import population_hyper
 from experiments.settings import Settings, resolve
 
 # Multiply-adds of a forward pass of one sample, and of the part whose input gradient is not needed (conv1).
@@ -121,7 +121,9 @@ def main() -> None:
         said = "not measured: PyTorch is not installed, or not on this device" if s is None else f"{s:.2f} s a round"
         print(f"{name} (PyTorch), {fewest['agents']} agents: {said}")
     most = min((row for row in rows if row["agents"] == max(flags.agents)), key=lambda row: row["seconds_per_round"])
-    print(json.dumps({**most, **speedups, "rows": rows, **other_forms()}))
+    # The loops run among the fewest agents, and are compared with the library's round among as many.
+    compared = {**speedups, "rivals_agents": fewest["agents"]}
+    print(json.dumps({**most, **compared, "rows": rows, **other_forms()}))
 
 
 def other_forms() -> dict[str, Any]:

@@ -23,7 +23,8 @@ from rich.table import Table
 
 from benchmarks.measure import conditions, matmul_rate
 from dslth_jax import memory
-from experiments.run import compile_programs, prepare
+from experiments.prepare import plan, prepare
+from experiments.programs import compile_programs
 from experiments.settings import Settings
 
 
@@ -44,9 +45,9 @@ def random_images(path: Path, samples: int = 50_000) -> None:
 def one_size(agents: int, batch: int, rounds: int, data_file: Path) -> dict[str, Any]:
     """Run `rounds` rounds in this process; seconds of the last, and bytes: at most, before, and by the formula."""
     settings = Settings(agents=agents, batch_size=batch, data_file=data_file, partition="iid", compilation_cache=False)
-    prepared = prepare(settings)
+    planned = plan([prepare(settings)])
     before, peak_rate = peak_memory(), matmul_rate()
-    programs = compile_programs(prepared)
+    programs = compile_programs(planned)
     state = programs.start()
     compile_seconds = programs.compiled()
     for _ in range(rounds):
@@ -55,15 +56,15 @@ def one_size(agents: int, batch: int, rounds: int, data_file: Path) -> dict[str,
         seconds = time.perf_counter() - began
     return {
         "agents": agents,
-        "chunk": prepared.chunk,
+        "chunk": planned.chunk,
         "seconds_per_round": seconds,
         "milliseconds_per_agent": 1e3 * seconds / agents,
         "matmul_gflops": max(peak_rate, matmul_rate()) / 1e9,
         "compile_seconds": compile_seconds,
         "peak_bytes": peak_memory(),
         "bytes_before": before,
-        "formula_bytes": sum(prepared.footprint.values()),
-        "formula": memory.said(prepared.footprint),
+        "formula_bytes": sum(planned.footprint.values()),
+        "formula": memory.said(planned.footprint),
     }
 
 

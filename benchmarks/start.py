@@ -33,13 +33,14 @@ def one_start(agents: int, data_file: Path, asked_at: float) -> dict[str, float]
 
     import jax
 
-    from experiments.run import compile_programs, prepare
+    from experiments.prepare import plan, prepare
+    from experiments.programs import compile_programs
     from experiments.settings import Settings
 
     note("imported")
-    prepared = prepare(Settings(agents=agents, data_file=data_file))
+    planned = plan([prepare(Settings(agents=agents, data_file=data_file))])
     note("prepared")
-    programs = compile_programs(prepared)
+    programs = compile_programs(planned)
     state = programs.start()
     note("computing")
     jax.block_until_ready(state)

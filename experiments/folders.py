@@ -146,7 +146,7 @@ def read_agents(path: Path) -> list[Row]:
 def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     """A sweep, whether it has come to its end or not."""
     path, axes, members = folder / "config.json", config.get("axes"), config.get("members")
-    if not isinstance(axes, dict) or not axes or not all(isinstance(x, list) and x for x in axes.values()):
+    if not isinstance(axes, dict) or not all(isinstance(x, list) and x for x in axes.values()):
         raise ValueError(f"the axes in {path} must be an object of lists of values, and are not")
     if not isinstance(members, list) or not all(isinstance(x, dict) and axes.keys() <= x.keys() for x in members):
         raise ValueError(f"the members in {path} must be objects with a value for each of {', '.join(axes)}")

@@ -17,8 +17,8 @@ SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 class ProgressLine:
     """Shows round of rounds, rate, time left, mean and worst accuracy as last evaluated, and megabytes sent."""
 
-    def __init__(self, console: Console, rounds: int) -> None:
-        self.console, self.rounds = console, rounds
+    def __init__(self, console: Console, rounds: int, done: int = 0, what: str = "") -> None:
+        self.console, self.rounds, self.what = console, rounds, what
         self.accuracy = "not evaluated yet"
         self.last_line = time.monotonic()
         self.bar = Progress(
@@ -29,7 +29,7 @@ class ProgressLine:
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task(self.heading(0), total=rounds, note="")
+        self.task = self.bar.add_task(self.heading(done), total=rounds, completed=done, note="")
 
     def __enter__(self) -> "ProgressLine":
         self.bar.start()
@@ -40,21 +40,23 @@ class ProgressLine:
 
     def heading(self, round: int) -> str:
         """Round of rounds."""
-        return f"round {round} of {self.rounds}"
+        return f"{self.what}round {round} of {self.rounds}"
 
     def trained(self, round: int, seconds: float, bits: int) -> None:
         """After every round, with training time and bits sent so far."""
+        if round == 0:
+            return
         note = f"{rate(round / seconds)}, {self.accuracy}, {sent(bits)}"
         self.bar.update(self.task, completed=round, description=self.heading(round), note=note)
         if time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES:
             left = seconds / round * (self.rounds - round)
             self.say(f"{self.heading(round)}, {note}, {left:.0f} s of training left")
 
-    def evaluated(self, row: dict[str, Any]) -> None:
-        """After every evaluation, with its row of metrics."""
+    def evaluated(self, row: dict[str, Any], bits: int) -> None:
+        """After every evaluation, with its row of metrics, of several runs that of the best, and bits sent by all."""
         self.accuracy = f"mean {row['accuracy_mean']:.1%} worst {row['accuracy_worst']:.1%}"
         loss = "" if row["loss"] is None else f"loss {row['loss']:.4f}, "
-        self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent(row['bitmap_bits'])} sent")
+        self.say(f"{self.heading(row['round'])} evaluated: {loss}{self.accuracy}, {sent(bits)} sent")
 
     def warn(self, lines: Iterable[str]) -> None:
         """Lines that stay, on a terminal too."""

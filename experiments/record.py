@@ -9,9 +9,9 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,40 +20,158 @@ from rich.table import Table
 
 import dslth_jax
 from dslth_jax import masks, memory
-from dslth_jax.topology import GraphReport
-from experiments.settings import Settings
+from experiments.settings import OF_THE_MACHINE, PACKAGES, Settings, flag
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from experiments.run import Prepared
+    from dslth_jax.checkpoint import Found
+    from experiments.prepare import Plan, Prepared
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+class Folder(NamedTuple):
+    """A run folder that no other process works in, for as long as this one lives."""
+
+    path: Path
+    lock: int | None  # what holds it: the open folder; None where the system has no such locks
+    finished: str  # what to say of a run that was finished before, else empty
 
 
-def create_folder(settings: Settings) -> Path:
-    """`--out`, or a fresh dated folder under runs/; made only once everything that can be checked has been."""
+def open_folder(settings: Settings) -> Folder:
+    """`--out`, or a fresh dated folder under runs/; made only once everything that can be checked has been.
+
+    A ValueError where it cannot be written to, another process is at work in it, or, to be resumed, it holds a run of
+    other settings.
+    """
+    path = settings.out or fresh_folder(settings, settings.algorithm)
+
+    def expect(config: dict[str, Any]) -> None:
+        if "kind" in config:
+            raise ValueError(f"the run folder {path} holds a {config['kind']}, no single run: name another --out")
+        expect_same(settings, config["settings"], f"the run in {path}")
+
+    return claim(path, settings.resume, expect)
+
+
+def fresh_folder(settings: Settings, what: str) -> Path:
+    """A name under runs/ that says when, on which data, and what."""
     name = settings.data_file.stem if settings.data_file else settings.dataset
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = settings.out or Path("runs") / f"{stamp}_{name}_{settings.algorithm}_{os.getpid()}"
+    return Path("runs") / f"{stamp}_{name}_{what}_{os.getpid()}"
+
+
+def claim(path: Path, resume: bool, expect: Callable[[dict[str, Any]], None]) -> Folder:
+    """Make a folder this process's own: a new one, or to be resumed one whose config.json is as expected."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Claim the folder: of two runs that were started with one, the second fails here.
-        (folder / "metrics.jsonl").touch(exist_ok=False)
+        path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
     except OSError as error:
-        raise ValueError(
-            f"the run folder {folder} cannot be written to ({error.strerror}): name another --out"
-        ) from None
+        raise ValueError(f"the run folder {path} cannot be written to ({error.strerror}): name another --out") from None
+    folder = Folder(path, lock, "")
+    try:
+        config = read_config(path)
+        if config is not None and not resume:
+            raise ValueError(f"the run folder {path} holds a run already: name another --out, or say --resume")
+        if config is not None:
+            expect(config)
+            if when := config.get("finished"):
+                return folder._replace(finished=f"the run in {path} was finished at {when}: nothing is left to do")
+        try:
+            (path / "metrics.jsonl").touch()
+        except OSError as error:
+            raise ValueError(
+                f"the run folder {path} cannot be written to ({error.strerror}): name another --out"
+            ) from None
+    except BaseException:
+        close(folder)
+        raise
     return folder
 
 
-def write_config(folder: Path, settings: Settings, resolved: dict[str, Any], graph: GraphReport) -> None:
-    """config.json: every setting as resolved, the graph, versions, device, seed and command."""
-    device = jax.devices()[0]
+def _lock(path: Path) -> int | None:
+    """Hold the folder itself: the system lets go of it when this process ends, however it does."""
+    if fcntl is None:
+        return None
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(opened)
+        raise ValueError(f"another process is at work in the run folder {path}: wait, or name another --out") from None
+    except OSError:  # the file system has no locks
+        os.close(opened)
+        return None
+    return opened
+
+
+def close(folder: Folder | None) -> None:
+    """Let others work in a folder again."""
+    if folder is not None and folder.lock is not None:
+        os.close(folder.lock)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """config.json; None where there is none, a ValueError where it is of no run."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        if not isinstance(config["settings"], dict):
+            raise TypeError
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder / 'config.json'} must be the configuration of a run, and is none that can be read: "
+            f"name another --out"
+        ) from None
+    return config
+
+
+def as_json(settings: Settings) -> dict[str, Any]:
+    """The settings as config.json has them."""
+    said = dataclasses.asdict(settings) | {"data_file": settings.data_file and settings.data_file.resolve()}
+    return json.loads(json.dumps(said, default=str))
+
+
+def expect_same(settings: Settings, other: dict[str, Any], whose: str) -> None:
+    """Raise a ValueError that names every field in which settings as config.json has them differ."""
+    own = as_json(settings)
+    differing = [
+        f"{flag(name)} was {other.get(name)} and is {own[name]}"
+        for name in own
+        if name not in OF_THE_MACHINE and other.get(name) != own[name]
+    ]
+    if differing:
+        raise ValueError(f"{whose} has other settings: {'; '.join(differing)}: say the same, or name another --out")
+
+
+def write_config(folder: Path, prepared: "Prepared", plan: "Plan", found: "Found | None" = None) -> None:
+    """config.json of a run: every setting as resolved, the graph, versions, device, seed and command; and of one
+    that goes on, since which rounds it did."""
+    settings = prepared.settings
+    resolved = {"agent_chunk": plan.chunk, "devices": plan.mesh.size, "out": folder.resolve()}
     config = {
-        "settings": {**dataclasses.asdict(settings), **resolved, "out": folder.resolve()},
-        "graph": graph._asdict(),
+        "settings": {**as_json(settings), **resolved},
+        "graph": prepared.graph_report._asdict(),
         "seed": settings.seed,
+        **circumstances(),
+    }
+    earlier = read_config(folder)
+    if earlier and found:
+        again = {"from_round": found.round, **{name: config[name] for name in ("command", "started")}}
+        config |= {name: earlier[name] for name in ("command", "started")}
+        config["resumed"] = [*earlier.get("resumed", []), again]
+    replace(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
+
+
+def circumstances() -> dict[str, Any]:
+    """How, when, on what and with what versions a command runs."""
+    device = jax.devices()[0]
+    return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "started": now(),
         "device": {
             "platform": device.platform,
             "kind": device.device_kind,
@@ -61,19 +179,41 @@ def write_config(folder: Path, settings: Settings, resolved: dict[str, Any], gra
             "machine": platform.platform(),
             "cpu_cores": os.cpu_count(),
         },
-        "versions": {
-            "python": platform.python_version(),
-            "dslth_jax": dslth_jax.__version__,
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
-        },
+        "versions": versions(),
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
 
 
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """One line of metrics.jsonl, on disk before the run goes on."""
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+def versions() -> dict[str, str]:
+    """Of Python, this library, and those it computes with."""
+    own = {"python": platform.python_version(), "dslth_jax": dslth_jax.__version__}
+    return own | {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def now() -> str:
+    """The time, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def finish(folder: Path) -> None:
+    """Say in config.json that a run, or a sweep, has nothing left to do."""
+    config = read_config(folder)
+    replace(folder / "config.json", json.dumps({**(config or {}), "finished": now()}, indent=2) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def write_metrics(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """metrics.jsonl with these rows: whole or, where it cannot be written, as it was."""
+    replace(folder / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def write_agents(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -96,8 +236,9 @@ def write_masks(folder: Path, bits: Any, weights: Any) -> None:
     np.savez(folder / "masks.npz", **arrays)
 
 
-def population_table(prepared: "Prepared") -> Table:
-    """The table that starts a run: who holds what, training and test apart, and the graph."""
+def population_table(plan: "Plan") -> Table:
+    """The table that starts a run: who holds what, training and test apart, and the graph; of a plan's first member."""
+    prepared = plan.members[0]
     settings, graph, dataset = prepared.settings, prepared.graph_report, prepared.dataset
     source = settings.data_file.name if settings.data_file else settings.dataset
     table = Table(title=f"{settings.agents} agents on {source}", show_header=False)
@@ -117,9 +258,9 @@ def population_table(prepared: "Prepared") -> Table:
     table.add_row("graph", f"{name}{anew}")
     table.add_row("neighbours an agent hears", span(prepared.adjacency.sum(axis=1)))
     table.add_row("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}")
-    devices = prepared.mesh.devices.flat
+    devices = plan.mesh.devices.flat
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
-    table.add_row("memory", several + memory.said(prepared.footprint))
+    table.add_row("memory", several + memory.said(plan.footprint))
     return table
 
 
@@ -155,7 +296,7 @@ def summary_table(
     return table
 
 
-def megabytes(bits: int) -> float:
+def megabytes(bits: float) -> float:
     """10^6 bytes."""
     return bits / 8e6
 

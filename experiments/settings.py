@@ -139,9 +139,9 @@ class Settings:
     out: Path | None = None
     """Run folder, new or empty; None is a fresh dated one under runs/."""
     checkpoint_every: int | None = None
-    """Rounds from one checkpoint to the next (not built yet)."""
+    """Rounds from one checkpoint to the next; None saves only where a signal stops the run."""
     resume: bool = False
-    """Go on from the run folder's last checkpoint (not built yet)."""
+    """Go on from the last checkpoint in the run folder --out; a new folder, or one without any, starts at round 0."""
 
     def __post_init__(self) -> None:
         """Take paths as strings too, and numbers as numpy has them."""
@@ -189,7 +189,13 @@ PRESETS["tuned"] = PRESETS["code"] | {
 }
 
 # What later versions build, with the only value there is today.
-NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl", "checkpoint_every": None, "resume": False}
+NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl"}
+# What may differ between processes of a run, and from a run to the one that goes on with it: no number depends on it.
+OF_THE_MACHINE = (
+    "data_dir", "agent_chunk", "devices", "coordinator", "processes", "process", "compilation_cache", "out",
+    "checkpoint_every", "resume",
+)  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that numbers depend on
 LARGEST_WHOLE, LARGEST_REAL = 2**31 - 1, float(np.finfo(np.float32).max)
 MOST_AGENTS = 1_000_000  # each needs a sample; what is there once an agent must not fill the memory before that is seen
 LONGEST_NAME = 255  # bytes that one name may have, in every file system in use
@@ -245,7 +251,7 @@ def partition_of(settings: Settings) -> str:
 def check_each(settings: Settings) -> None:
     """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
     for name in HINTS:
-        expect(settings, name, kinds(name), lambda value, name=name: is_of(value, HINTS[name]))
+        expect(settings, name, kinds(HINTS[name]), lambda value, name=name: is_of(value, HINTS[name]))
     for name in (name for name in HINTS if float in parts(HINTS[name])):
         # Python makes no float of a longer whole number.
         expect(settings, name, "below 1e+300", lambda value: not isinstance(value, int) or abs(value) < 10**300)
@@ -265,6 +271,7 @@ def check_each(settings: Settings) -> None:
         "agent_chunk",
         "devices",
         "processes",
+        "checkpoint_every",
     ):
         expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
     expect(settings, "process", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
@@ -275,16 +282,16 @@ def check_each(settings: Settings) -> None:
     expect(settings, "seed", "in 0..4294967295", lambda value: 0 <= value < 2**32)
     if settings.model is not None:
         expect(settings, "model", f"one of {', '.join(MODULES)}", lambda value: value in MODULES, MODULES)
-    if settings.out is not None and (obstacle := obstacle_to_folder(settings.out)):
+    if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, settings.resume)):
         raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
 
 
-def obstacle_to_folder(path: Path) -> str | None:
+def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
     """Why there can be no run folder of this name, so far as that shows without making one."""
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return "it is a file"
-        return "it holds something" if any(path.iterdir()) else None
+        return "it holds something" if any(path.iterdir()) and not (resume and is_run(path)) else None
     except FileNotFoundError:
         # Making it would show this too, but leave the folders above it behind.
         too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
@@ -293,6 +300,11 @@ def obstacle_to_folder(path: Path) -> str | None:
         return f"it cannot be one ({error.strerror})"
     except ValueError:  # a null character
         return "no folder can have this name"
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one that a run has left."""
+    return any((path / name).exists() for name in ("config.json", "metrics.jsonl"))
 
 
 def check_together(settings: Settings) -> None:
@@ -309,8 +321,15 @@ def check_together(settings: Settings) -> None:
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
     check_processes(settings)
+    check_resume(settings)
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
         raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
+
+
+def check_resume(settings: Settings) -> None:
+    """Raise a ValueError if it is not said what is to be resumed."""
+    if settings.resume and settings.out is None:
+        raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
 
 def check_processes(settings: Settings) -> None:
@@ -422,14 +441,14 @@ def expect(settings: Settings, name: str, wanted: str, holds: Any, known: Any = 
     """Raise a ValueError unless the field's value is as wanted; of `known` names the nearest is suggested."""
     value = getattr(settings, name)
     if not holds(value):
-        raise ValueError(refusal(name, wanted, value, known))
+        raise ValueError(refusal(name, wanted, value, known or choices(HINTS[name])))
 
 
 def refusal(name: str, wanted: str, value: Any, known: Any = None) -> str:
     """The sentence for a value that is not as wanted."""
     given = shown(value)
     quoted = repr(given) if isinstance(value, str) else given
-    return f"{flag(name)} must be {wanted}, got {quoted}{nearest(given, known or choices(HINTS[name]))}"
+    return f"{flag(name)} must be {wanted}, got {quoted}{nearest(given, known or [])}"
 
 
 def shown(value: Any) -> str:
@@ -450,17 +469,15 @@ def choices(hint: Any) -> list[str]:
     return [choice for part in parts(hint) if get_origin(part) is Literal for choice in get_args(part)]
 
 
-def kinds(name: str) -> str:
-    """What a field takes, in words."""
+def kinds(hint: Any) -> str:
+    """What a field of a type takes, in words."""
     words = {int: "a whole number", float: "a number", str: "a word", Path: "a path", bool: "True or False"}
-    taken = [words[part] for part in parts(HINTS[name]) if part in words and not (part is str and name in SCHEDULED)]
-    if among := choices(HINTS[name]):
+    # What takes numbers and words takes spellings that hold a number.
+    spelled = float in parts(hint)
+    taken = [words[part] for part in parts(hint) if part in words and not (part is str and spelled)]
+    if among := choices(hint):
         taken.append(f"one of {', '.join(among)}")
     return " or ".join(taken)
-
-
-# Fields that take a number, or a spelling that holds one.
-SCHEDULED = [name for name, hint in HINTS.items() if {float, str} <= set(parts(hint))]
 
 
 def is_of(value: Any, hint: Any) -> bool:

@@ -12,7 +12,7 @@ from experiments.record import class_counts
 from experiments.settings import PRESETS
 
 if TYPE_CHECKING:
-    from experiments.run import Prepared
+    from experiments.prepare import Prepared
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
 WINDOW = 50  # exchanges over which flip rates are compared
@@ -118,6 +118,14 @@ class Symptoms:
                 f"is learned; try another --lr, a larger --retention, or --preset tuned"
             )
             yield from self.once("chance", sentence)
+
+    def notes(self) -> dict[str, Any]:
+        """What later symptoms depend on, for a checkpoint."""
+        return {"flip_rates": self.flip_rates, "at_chance": self.at_chance, "said": sorted(self.said)}
+
+    def go_on_from(self, notes: dict[str, Any]) -> None:
+        """Be as when these notes were made."""
+        self.flip_rates, self.at_chance, self.said = [*notes["flip_rates"]], notes["at_chance"], {*notes["said"]}
 
     def once(self, signature: str, sentence: str) -> Iterator[str]:
         """The sentence, if this signature has not been said yet."""

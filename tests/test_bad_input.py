@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from dslth_jax import data
-from experiments import cifar, record, run
+from experiments import cifar, record
+from experiments.prepare import plan, prepare
 from experiments.settings import HINTS, PRESETS, Settings, choices, flag, parts, resolve
 
 SAMPLES = 12
@@ -353,8 +354,14 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         # Its folders would be made before the last one fails.
         (f"new/{LONG}", "must be a new or empty folder, and its name is too long: name another", ""),
     ],
-    "checkpoint_every": [("5", "--checkpoint-every 5 is not built yet: leave it out", "")],
-    "resume": [(None, "--resume True is not built yet: leave it out", "")],
+    "checkpoint_every": [
+        ("0", "--checkpoint-every must be in 1..2147483647, got 0", ""),
+        ("often", "--checkpoint-every must be a whole number, got 'often'", ""),
+    ],
+    "resume": [
+        (None, "--resume needs --out, the run folder to go on in: say it, or leave --resume out", ""),
+        (None, "--out {full} must be a new or empty folder, and it holds something: name another", "--out {full}"),
+    ],
 }  # fmt: skip
 ROWS = [(name, *row) for name, rows in REFUSED.items() for row in rows]
 
@@ -556,14 +563,14 @@ def test_python_values_of_a_wrong_type_are_refused(name):
 def test_python_values_are_refused_in_the_same_words(settings, said):
     start = {} if "data_file" in settings else {"dataset": "digits"}
     with pytest.raises(ValueError, match=re.escape(said)):
-        run.prepare(Settings(**(start | settings)))
+        prepare(Settings(**(start | settings)))
 
 
 def test_numbers_as_numpy_has_them_are_taken():
     settings = Settings(
         dataset="digits", agents=np.int64(3), seed=np.uint8(3), dirichlet_alpha=np.float64(2), directed=np.True_
     )
-    prepared = run.prepare(settings)
+    prepared = prepare(settings)
     assert prepared.settings.partition == "dirichlet:2.0"
     assert len(prepared.train.sizes) == 3
 
@@ -827,7 +834,8 @@ def outcome(words: list[str]) -> str:
     refusal: Exception | None = None
     try:
         with limited(20), contextlib.redirect_stdout(io.StringIO()):
-            prepared = run.prepare(cifar.parse(words))
+            prepared = prepare(cifar.parse(words))
+            plan([prepared])
     except (ValueError, OSError) as error:
         refusal = error
     except SystemExit as stop:

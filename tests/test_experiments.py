@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from dslth_jax import population
-from experiments import cifar, run
+from experiments import cifar
+from experiments.prepare import prepare
 from experiments.settings import Settings, resolve, retentions
 
 KEYS = [
@@ -140,9 +141,9 @@ def test_evaluating_more_often_changes_no_training(rows, tmp_path):
 
 
 def test_given_test_samples_hold_at_the_end_too(tmp_path):
-    prepared = run.prepare(Settings(dataset="digits", agents=4, test_samples=7))
+    prepared = prepare(Settings(dataset="digits", agents=4, test_samples=7))
     assert prepared.tests.sizes.tolist() == [28] * 4
-    prepared = run.prepare(Settings(dataset="digits", agents=4))
+    prepared = prepare(Settings(dataset="digits", agents=4))
     assert (prepared.tests.sizes >= 4 * 35).all()
 
 

@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
+from tiny import TinyNet, assert_same_numbers, rows_of
 
 from dslth_jax import placement, population
-from dslth_jax.convolution import max_pool
 from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
-from dslth_jax.models import MODULES, Conv, Linear, Network, elu, network_by_name, network_of
+from dslth_jax.models import MODULES, Linear, Network, network_by_name, network_of
 from dslth_jax.placement import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, over_devices
 from dslth_jax.population import Shares, State
 from dslth_jax.topology import topology_by_name
-from experiments import cifar, run
+from experiments import cifar, prepare, sweep
 from experiments.settings import Settings
 
 FOUR = "--xla_force_host_platform_device_count=4"
@@ -39,19 +39,8 @@ TINY_LAYERS = (3 * 3 * 1 * 4, 3 * 3 * 4 * 10)  # entries, for digits
 PATIENCE = 300  # seconds for a process, on a machine where others compile too
 
 
-class TinyNet(nn.Module):
-    """A layer of either kind, so that a message is a pytree, and little to compile."""
-
-    classes: int
-
-    @nn.compact
-    def __call__(self, values):
-        values = max_pool(elu(Conv(4, side=3, padding=1, name="conv")(values)))
-        return Linear(self.classes, name="linear")(values.reshape(values.shape[0], -1))
-
-
 class OneLayer(nn.Module):
-    """Even less."""
+    """Even less to compile than the tiny network."""
 
     @nn.compact
     def __call__(self, values):
@@ -122,19 +111,11 @@ def command(*flags: str) -> None:
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Two run folders hold the same numbers, bit for bit, but for times."""
-
-    def rows(folder: Path) -> list[dict[str, Any]]:
-        lines = (folder / "metrics.jsonl").read_text().splitlines()
-        return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
-
+    """Two run folders hold the same files, and the same numbers bit for bit."""
     assert {path.name for path in one.iterdir()} == {path.name for path in other.iterdir()}
     # They learned something, or there would be nothing to see.
-    assert len({row["loss"] for row in rows(one)}) == len({row["flip_rate"] for row in rows(one)}) == 3
-    assert rows(one) == rows(other)
-    assert (one / "agents.csv").read_bytes() == (other / "agents.csv").read_bytes()
-    with np.load(one / "masks.npz") as first, np.load(other / "masks.npz") as second:
-        chex.assert_trees_all_equal(dict(first), dict(second))
+    assert len({row["loss"] for row in rows_of(one)}) == len({row["flip_rate"] for row in rows_of(one)}) == 3
+    assert_same_numbers(one, other)
 
 
 def collectives(text: str) -> list[tuple[str, str, int]]:
@@ -176,6 +157,13 @@ def begin_two(flags: Sequence[str], outs: Sequence[Path], of_the_second: Sequenc
     ]
 
 
+def sweeps(*words: str) -> None:
+    """Run a sweep once for each list of flags."""
+    MODULES["tiny"] = TinyNet
+    for flags in map(json.loads, words):
+        assert sweep.main(flags) == 0
+
+
 def on_one_and_on_four(flags: Sequence[str], folder: Path) -> list[str]:
     """Words for `commands`: the same run on one device and on four."""
     return [json.dumps([*flags, "--devices", name, "--out", str(folder / name)]) for name in "14"]
@@ -198,6 +186,17 @@ def test_two_processes_leave_one_folder_and_it_is_that_of_one(tmp_path):
     assert_same_run(tmp_path / "1", tmp_path / "4")
     assert_same_run(tmp_path / "1", tmp_path / "first")
     assert_packed_bits_cross(tmp_path / "4.json")
+
+
+def test_a_sweep_spreads_its_settings_over_devices(tmp_path):
+    """Six on four devices, which is two each and two that count for nothing; and each as the run of it alone."""
+    grid = ["--grid", "lr=3,10,20", "--seeds", "2", "--run-folders"]
+    succeed(begin(sweeps, *on_one_and_on_four([*RUN, *grid], tmp_path), flags=[FOUR, HASTY]))
+    assert rows_of(tmp_path / "1") == rows_of(tmp_path / "4")
+    assert len(rows_of(tmp_path / "4")) == 6 * 3
+    for one, other in zip(*(sorted((tmp_path / name / "runs").iterdir()) for name in "14"), strict=True):
+        assert_same_numbers(one, other)
+    assert (tmp_path / "1" / "results.csv").read_bytes() == (tmp_path / "4" / "results.csv").read_bytes()
 
 
 def test_what_one_process_is_refused_ends_all_in_the_same_line(tmp_path):
@@ -467,7 +466,7 @@ def test_processes_are_joined_as_the_flags_say(monkeypatch):
         Settings(dataset="digits", coordinator="auto"),
     ):
         with pytest.raises(ValueError, match="enough"):
-            run.prepare(settings)
+            prepare.prepare(settings)
     assert joined == [("host:7000", 3, 1), ("auto", None, None)]
 
 

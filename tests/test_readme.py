@@ -12,19 +12,22 @@ import pytest
 
 import dslth_jax
 from dslth_jax import partition
-from experiments import cifar, settings
+from experiments import cifar, command, settings
+from experiments.grid import axes_of
+from experiments.search import spaces_of
 from experiments.settings import PRESETS
+from experiments.study import Sweep
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
-    command
+    (program, words)
     for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for command in re.findall(r"-m experiments\.cifar (.*)", block)
+    for program, words in re.findall(r"-m experiments\.(cifar|sweep) (.*)", block)
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "own loop"])
+@pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "sweep", "own loop"])
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -32,15 +35,21 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     if "loss" in names:
         untrained = names["jax"].random.uniform(names["keys"][3], names["weights"].shape)
         assert float(names["loss"]) < 0.9 * float(names["loss_and_gradient"](untrained)[0])
+    elif "results" in names:
+        assert [row["status"] for row in names["results"]] == ["done"] * 2
     else:
         assert names["result"].metrics[-1]["round"] == (20 if "own.npz" in code else 2)
     if "own.npz" in code:
         assert names["result"].metrics[-1]["accuracy_mean"] > 0.6
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_parse(command):
-    assert cifar.parse(shlex.split(command)).agents >= 16
+@pytest.mark.parametrize(("program", "words"), COMMANDS)
+def test_commands_parse(program, words):
+    if program == "cifar":
+        assert cifar.parse(shlex.split(words)).agents >= 16
+    else:
+        settings = command.parse(shlex.split(words), Sweep, program)
+        assert axes_of(settings.grid, settings) or spaces_of(settings)
 
 
 MODULES = [

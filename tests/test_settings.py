@@ -10,8 +10,9 @@ import pytest
 from dslth_jax.mcepl import Hyper, MaskRule
 from dslth_jax.models import network_by_name
 from dslth_jax.schedules import constant
-from experiments import run
-from experiments.run import population_hyper, prepare
+from experiments import prepare as preparing
+from experiments import programs
+from experiments.prepare import population_hyper, prepare
 from experiments.settings import PRESETS, Settings, resolve
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
@@ -154,7 +155,7 @@ def test_a_class_file_gives_its_classes(tmp_path):
 
 def test_every_switch_reaches_the_algorithm(monkeypatch):
     seen = {}
-    monkeypatch.setattr(run, "mce_pl", lambda network, **switches: seen.update(switches))
+    monkeypatch.setattr(preparing, "mce_pl", lambda network, **switches: seen.update(switches))
     switches = {
         "order": "paper",
         "fine_tune_gradient": "recomputed",
@@ -163,10 +164,12 @@ def test_every_switch_reaches_the_algorithm(monkeypatch):
         "penalty_on": "scores",
         "start_scores": "personal",
     }
-    run.algorithm_of(resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK)
+    preparing.algorithm_of(
+        resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK
+    )
     assert {name: seen[name] for name in switches} == switches
     assert seen["mask_rule"] == MaskRule(smallest_filter=3, revive=True, scale_by_retention=True)
-    run.algorithm_of(resolve(Settings()), NETWORK)
+    preparing.algorithm_of(resolve(Settings()), NETWORK)
     assert seen["mask_rule"] == MaskRule()
 
 
@@ -181,12 +184,12 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
         seen.update(settings, lr=world.hyper.lr, skew=shares.skew, weights=graph.weights)
         raise SeenError
 
-    monkeypatch.setattr(run.population, "round", look)
+    monkeypatch.setattr(programs.population, "round", look)
     flags = {"local_steps": 3, "exchange_every": 2, "batch_size": 7, "agent_chunk": 2, "rounds": 8}
     views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
     prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
     with pytest.raises(SeenError):
-        run.compile_programs(prepared)
+        programs.compile_programs(preparing.plan([prepared]))
     assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
     assert seen["skew"].degrees.shape == (4,)
     # Both the schedule and the redrawing were traced: neither is a constant.

@@ -1,0 +1,150 @@
+"""One run as it goes: what it has sent, its rows of metrics, what it shows, whether it failed. The host's side."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from dslth_jax.evaluation import Evaluation
+from experiments import record
+from experiments.prepare import Prepared
+from experiments.settings import retentions
+from experiments.symptoms import Symptoms
+
+
+@dataclasses.dataclass
+class Tally:
+    """What adds up over rounds, on the host: a round's bits overflow 32-bit integers."""
+
+    entries: int  # maskable entries of one agent
+    kept_bits: int = 0
+    bitmap_bits: int = 0
+    seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
+    flip_rate: float | None = None
+
+    def add(self, info: dict[str, Any], seconds: float) -> None:
+        """Count one round."""
+        listeners = info["listeners"].astype(np.int64)
+        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+        self.bitmap_bits += self.entries * int(listeners.sum())
+        self.seconds += seconds
+        self.losses.append(float(info["loss"].mean(dtype=np.float64)))
+        self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / self.entries
+
+    def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
+        """The row of metrics after `round`; losses start anew."""
+        accuracy = np.asarray(evaluation.accuracy, np.float64)
+        loss = float(np.mean(self.losses)) if self.losses else None
+        self.losses = []
+        return {
+            "round": round,
+            "loss": loss,
+            "accuracy_mean": accuracy.mean(),
+            "accuracy_std": accuracy.std(),
+            "accuracy_worst": accuracy.min(),
+            "accuracy_best": accuracy.max(),
+            "density": float(np.mean(evaluation.density, dtype=np.float64)),
+            "flip_rate": self.flip_rate,
+            "kept_bits": self.kept_bits,
+            "bitmap_bits": self.bitmap_bits,
+            "coded_bits": None,
+            "float32_bits": 0,
+            "busiest_agent_bits": None,
+            "seconds": self.seconds,
+        }
+
+
+class History:
+    """What one run has come to so far. What it shows anew, one sentence each, waits in `warnings` to be taken."""
+
+    def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
+        self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
+        self.weights, _ = jax.eval_shape(prepared.network.init, jax.random.key(0))
+        self.tally = Tally(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.weights)))
+        self.symptoms = Symptoms(prepared, self.weights)
+        self.rows: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None  # the last
+        self.evaluation_seconds = 0.0  # since this process began
+        self.failure: str | None = None  # what is not finite, and in which round
+        self.warnings = list(self.symptoms.at_start())
+
+    def tests_that_count(self, round: int) -> np.ndarray:
+        """How many test samples of each agent an evaluation after `round` takes."""
+        at_the_end = round == self.prepared.settings.rounds
+        return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
+
+    def after_round(self, round: int, info: dict[str, Any], seconds: float) -> None:
+        """Count one round; after one whose numbers are not finite nothing counts any more."""
+        if self.failure is None:
+            self.failure = not_finite(info, round)
+            self.warnings += [self.failure] if self.failure else []
+        if self.failure is None:
+            self.tally.add(info, seconds)
+            self.warnings += self.symptoms.after_round(round, info)
+
+    def after_evaluation(self, round: int, evaluation: Evaluation, seconds: float) -> None:
+        """Add a row."""
+        self.evaluation_seconds += seconds
+        if self.failure is None:
+            self.evaluation = evaluation
+            self.rows.append(self.tally.row(round, evaluation))
+            self.warnings += self.symptoms.after_evaluation(round, evaluation)
+
+    def take_warnings(self) -> list[str]:
+        """What has shown since the last time; of several runs, of which one."""
+        warnings, self.warnings = self.warnings, []
+        return [f"{self.name}: {warning}" for warning in warnings] if self.name else warnings
+
+    def last(self, key: str, otherwise: Any = None) -> Any:
+        """A number of the last row, where there is one and it was not before a failure."""
+        return self.rows[-1][key] if self.rows and self.failure is None else otherwise
+
+    def notes(self) -> dict[str, Any]:
+        """All of it that a checkpoint must hold, in words and numbers."""
+        return {
+            "tally": dataclasses.asdict(self.tally),
+            "rows": self.rows,
+            "failure": self.failure,
+            "symptoms": self.symptoms.notes(),
+        }
+
+    def go_on_from(self, notes: dict[str, Any]) -> None:
+        """Be where the history was that made these notes."""
+        self.tally, self.rows, self.failure = Tally(**notes["tally"]), list(notes["rows"]), notes["failure"]
+        self.symptoms.go_on_from(notes["symptoms"])
+        self.warnings = []
+
+    def agent_rows(self, adjacency: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of agents.csv, after the last evaluation; `adjacency` is that of the last round."""
+        prepared, evaluation = self.prepared, self.evaluation
+        assert evaluation is not None
+        neighbours = adjacency.sum(axis=1)
+        held = record.class_counts(prepared.train, prepared.dataset.classes)
+        return [
+            {
+                "agent": agent,
+                "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
+                "samples": int(prepared.train.sizes[agent]),
+                "test_samples": int(prepared.tests.sizes[agent]),
+                "retention": retention,
+                "neighbours": int(neighbours[agent]),
+                "accuracy": round(float(evaluation.accuracy[agent]), 6),
+                "density": round(float(evaluation.density[agent]), 6),
+            }
+            for agent, retention in enumerate(retentions(prepared.settings))
+        ]
+
+
+def not_finite(info: dict[str, Any], round: int) -> str | None:
+    """One sentence if a diagnostic of any agent, such as its loss, is not finite."""
+    for name, values in info.items():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
+            agent = int(np.argmin(np.isfinite(values)))
+            return (
+                f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
+                f"take smaller step sizes"
+            )
+    return None

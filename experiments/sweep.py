@@ -1,0 +1,120 @@
+"""Train many settings at once, as one more axis of the same compiled program.
+
+    python -m experiments.sweep --dataset digits --agents 8 --rounds 40 --grid lr=10,20,30 --grid retention=0.3,0.5 \
+        --seeds 3
+
+Leaves a folder with `results.csv` (one row a point of the grid, best first, with the spread over seeds),
+`metrics.jsonl` (the rows of a run's, each with the number of its `member`), `config.json`, curves and heat maps. From
+Python:
+
+    from experiments.sweep import Sweep, sweep
+    results = sweep(Sweep(dataset="digits", agents=8, rounds=40, grid=("lr=10,20", "retention=0.3,0.5"), seeds=2))
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dslth_jax import placement
+from experiments import command, record
+from experiments.command import BAD_INPUT, NOT_FINITE
+from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
+from experiments.prepare import identity
+from experiments.search import check_search, corners_of, search, spaces_of
+from experiments.settings import check_each, check_resume
+from experiments.stopping import Stop, StoppedError
+from experiments.study import Ready, Sweep, conclude, open_folder, outcomes_so_far, train_members, write_config
+
+__all__ = ["Sweep", "main", "sweep"]
+PROGRAM = "experiments.sweep"
+
+
+def sweep(settings: Sweep) -> list[dict[str, Any]]:
+    """Check, train and record every point; returns the rows of results.csv.
+
+    Raises ValueError on bad input and of a finished sweep that is to be resumed.
+    """
+    begun = ready(settings)
+    if begun.finished:
+        raise ValueError(begun.finished)
+    return train(begun)
+
+
+def ready(settings: Sweep) -> Ready:
+    """Everything but the training itself."""
+    check_each(settings)
+    check_resume(settings)
+    if not 1 <= settings.seeds <= 2**32 - settings.seed:
+        raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
+    if settings.search:
+        check_search(settings)
+        axes: dict[str, list[Any]] = {name: [] for name in spaces_of(settings)}
+        points = corners_of(settings)
+    else:
+        axes = axes_of(settings.grid, settings)
+        points = points_of(axes)
+
+    def identities(members: Sequence[Member]) -> dict[str, str]:
+        said = [identity(member.prepared) for member in members]
+        return {name: str([own[name] for own in said]) for name in said[0]}
+
+    members = placement.in_every_process(lambda: members_of(base_of(settings), points, settings.seeds), identities)
+    list(groups_of(members, range(len(members))))  # refuses what does not fit
+    folder = placement.in_every_process(lambda: open_folder(settings) if placement.is_first() else None)
+    path, finished = placement.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
+    # The corners of a search were only tried.
+    return Ready(settings, axes, [] if settings.search else members, folder, Path(path), finished)
+
+
+def train(begun: Ready, stop: Stop | None = None) -> list[dict[str, Any]]:
+    """Train everything and fill the folder; returns the rows of results.csv."""
+    console, stop = Console(quiet=begun.folder is None), stop or Stop()
+    try:
+        outcomes = outcomes_so_far(begun)
+        if begun.settings.search:
+            search(begun, outcomes, console, stop)
+        else:
+            write_config(begun, outcomes)
+            train_members(begun, range(len(begun.members)), outcomes, console, stop)
+        return conclude(begun, outcomes, console)
+    finally:
+        record.close(begun.folder)
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+
+    def complain(sentence: object, code: int) -> int:
+        return command.complain(PROGRAM, sentence, code)
+
+    try:
+        settings = command.parse(sys.argv[1:] if arguments is None else arguments, Sweep, PROGRAM)
+        begun = ready(settings)
+    except (ValueError, OSError) as error:
+        return complain(error, BAD_INPUT)
+    except StoppedError as stopped:
+        return complain(f"stopped by {stopped.name} before the first round", stopped.code)
+    if begun.finished:
+        print(begun.finished)
+        return 0
+    try:
+        results = train(begun, stop)
+    except OSError as error:
+        return complain(f"the sweep folder {begun.path} cannot be written to any more: {error}", BAD_INPUT)
+    except ValueError as error:
+        return complain(error, BAD_INPUT)
+    except StoppedError as stopped:
+        return complain(f"stopped by {stopped.name}; --resume --out {begun.path} goes on", stopped.code)
+    if all(row["accuracy_mean"] is None for row in results):
+        return complain(f"no setting stayed finite: see {begun.path / 'config.json'}; take smaller steps", NOT_FINITE)
+    return 0
+
+
+if __name__ == "__main__":
+    command.leave(main)

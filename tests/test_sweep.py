@@ -1,0 +1,268 @@
+"""Sweeps: each setting is, bit for bit, the run of it alone; failures stay apart; interruptions lose nothing."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import assert_same_numbers, rows_of, use_tiny_network
+
+from dslth_jax import memory
+from experiments import cifar, sweep
+from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
+from experiments.prepare import plan
+from experiments.settings import Settings
+from experiments.stopping import Stop, StoppedError
+from experiments.study import Sweep
+
+BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 4, "eval_every": 2}
+GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-renyi:0.6")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch, programs):
+    use_tiny_network(monkeypatch, programs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, programs) -> Path:
+    """Of a sweep over seeds, step sizes, partitions and graphs, of which half diverge."""
+    out = tmp_path_factory.mktemp("sweeps") / "all"
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_network(patch, programs)
+        settings = {**BASE, "fine_tune_lr": 1, "retention": "0.1:0.8", "grid": GRID, "seeds": 2}
+        sweep.sweep(Sweep(**settings, run_folders=True, out=out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(folder) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def members(**settings) -> list[Member]:
+    own = Sweep(**{**BASE, **settings})
+    return members_of(base_of(own), points_of(axes_of(own.grid, own)), own.seeds)
+
+
+@pytest.mark.parametrize("number", [0, 3, 6])
+def test_a_member_is_the_run_of_its_settings_alone(number, folder, tmp_path):
+    """Whose edges and samples are not padded to those of others."""
+    (own,) = (folder / "runs").glob(f"{number:03d}_*")
+    settings = json.loads((own / "config.json").read_text())["settings"]
+    cifar.run(Settings(**{**settings, "out": tmp_path / "alone"}))
+    assert_same_numbers(own, tmp_path / "alone")
+    assert {path.name for path in own.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
+    assert [row for row in rows_of(folder) if row.pop("member") == number] == rows_of(own)
+
+
+def test_settings_that_fail_are_marked_and_harm_no_others(folder, results):
+    assert [row["status"] for row in results] == ["done"] * 4 + ["not finite (2 of 2 seeds)"] * 4
+    assert [row["lr"] for row in results] == ["3"] * 4 + ["1e+38"] * 4
+    assert all(row["accuracy_mean"] == "" for row in results[4:])
+    accuracies = [float(row["accuracy_mean"]) for row in results[:4]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    config = json.loads((folder / "config.json").read_text())
+    failures = [config["done"][str(number)] for number in range(16)]
+    assert failures[:8] == [None] * 8
+    assert all("take smaller step sizes" in failure for failure in failures[8:])
+
+
+def test_a_row_is_the_mean_over_seeds_and_their_spread(folder, results):
+    config, best = json.loads((folder / "config.json").read_text()), results[0]
+    numbers = [
+        number
+        for number, member in enumerate(config["members"])
+        if all(str(member[axis]) == best[axis] for axis in config["axes"])
+    ]
+    last = [[row for row in rows_of(folder) if row["member"] == number][-1]["accuracy_mean"] for number in numbers]
+    assert [config["members"][number]["seed"] for number in numbers] == [0, 1]
+    assert float(best["accuracy_mean"]) == pytest.approx(np.mean(last))
+    assert float(best["accuracy_std"]) == pytest.approx(np.std(last, ddof=1))
+    assert best["seeds"] == "2"
+
+
+def test_a_sweep_leaves_its_pictures(folder):
+    pairs = {f"heat_map_{one}.png" for one in ("lr_partition", "lr_topology", "partition_topology")}
+    wanted = {"config.json", "metrics.jsonl", "results.csv", "curves.png", "runs"} | pairs
+    assert {path.name for path in folder.iterdir()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("grid", "programs"),
+    [
+        (("lr=1,2,3", "weight_decay=0,1e-3", "amplitude=0.5,1", "group_lasso=0,1e-4"), 1),
+        (("retention=0.1,0.2:0.5", "linear_retention=0.5,same", "data_fraction=0.5,1"), 1),
+        (("mixing=uniform,metropolis",), 2),  # counts are whole numbers, weights are not
+        (("lr=1,2@cosine,3@cosine,3@step:2",), 3),
+        (("batch_size=16,32",), 2),
+        (("batch_size=1000,2000", "partition=iid,classes:2"), 2),  # nobody has so many; each partition its own most
+        (("order=code,paper", "lr=1,2"), 2),
+        (("topology=ring,star,complete,erdos-renyi:0.5",), 1),
+        (("topology=changing-erdos-renyi:0.5,changing-regular:2",), 2),
+        (("feature_skew=none,rotation:90,rotation:45",), 2),
+        (("preset=code,tuned",), 2),
+        (("local_steps=1,2", "start_scores=shared,personal"), 4),
+    ],
+)
+def test_what_is_traced_is_one_program(grid, programs):
+    all_of_them = members(grid=grid)
+    groups = list(groups_of(all_of_them, range(len(all_of_them))))
+    assert sorted(number for group in groups for number in group) == list(range(len(all_of_them)))
+    assert len(groups) == programs
+
+
+def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path):
+    """With the same numbers."""
+    settings = {**BASE, "grid": ("lr=3,10,20",), "seeds": 2}
+    sweep.sweep(Sweep(**settings, out=tmp_path / "together"))
+    all_of_them = [member.prepared for member in members(grid=settings["grid"], seeds=2)]
+    need = sum(plan([max(all_of_them, key=lambda one: one.train.indices.size)] * 3).footprint.values()) + 1000
+    monkeypatch.setattr(memory, "available", lambda device, sharing=1: need)
+    assert list(groups_of(members(grid=settings["grid"], seeds=2), range(6))) == [[0, 1, 2], [3, 4, 5]]
+    sweep.sweep(Sweep(**settings, out=tmp_path / "in turn"))
+    assert rows_of(tmp_path / "together") == rows_of(tmp_path / "in turn")
+    monkeypatch.setattr(memory, "available", lambda device, sharing=1: 1000)
+    with pytest.raises(ValueError, match=r"4 agents need about .* GB"):
+        sweep.sweep(Sweep(**settings, out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
+class StopAfter(Stop):
+    """Asks to stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks, self.later, self.given = looks, False, None
+
+    @property
+    def asked(self):
+        self.looks -= 1
+        return 15 if self.looks < 0 else None
+
+    @asked.setter
+    def asked(self, given) -> None:
+        self.given = given
+
+
+@pytest.mark.parametrize("looks", [1, 7])
+def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
+    """In either of two groups, behind the first evaluation or between two."""
+    settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}
+    sweep.sweep(Sweep(**settings, out=tmp_path / "whole"))
+    with pytest.raises(StoppedError):
+        sweep.train(sweep.ready(Sweep(**settings, out=tmp_path / "cut")), StopAfter(looks))
+    assert list((tmp_path / "cut" / "checkpoint").iterdir())
+    assert not (tmp_path / "cut" / "results.csv").exists()
+    sweep.sweep(Sweep(**settings, out=tmp_path / "cut", resume=True))
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    assert (tmp_path / "cut" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
+    assert not (tmp_path / "cut" / "checkpoint").exists()
+    assert sweep.ready(Sweep(**settings, out=tmp_path / "cut", resume=True)).finished.endswith("nothing is left to do")
+
+
+def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path):
+    settings = {**BASE, "grid": ("lr=3,10",), "out": tmp_path / "cut"}
+    with pytest.raises(StoppedError):
+        sweep.train(sweep.ready(Sweep(**settings)), StopAfter(1))
+    other = {**settings, "grid": ("lr=3,11",), "batch_size": 64, "resume": True}
+    differing = r"--batch-size was 128 and is 64; --grid was \['lr=3,10'\] and is \['lr=3,11'\]"
+    with pytest.raises(ValueError, match=differing):
+        sweep.sweep(Sweep(**other))
+    with pytest.raises(ValueError, match="holds a sweep, no single run"):
+        cifar.run(Settings(**{**BASE, "out": tmp_path / "cut", "resume": True}))
+
+
+REFUSED = [
+    (["--grid", "lr"], "--grid must be NAME=VALUE,VALUE,... such as lr=3,10,30, got 'lr'"),
+    (["--grid", "lr="], "--grid must be NAME=VALUE,VALUE,... such as lr=3,10,30, got 'lr='"),
+    (["--grid", "retentoin=0.1,0.2"], "got 'retentoin'; did you mean retention?"),
+    (["--grid", "devices=1,2"], "--grid takes names of flags that change a run, got 'devices'"),
+    (["--grid", "seed=1,2"], "--grid takes no seeds: say --seeds, how many there are of each point"),
+    (["--grid", "lr=3", "--grid", "lr=4"], "--grid names lr twice: give all its values at once"),
+    (["--grid", "lr=3,4,3"], "--grid gives lr one value twice, in '3,4,3': leave one of them out"),
+    (["--grid", "lr=3,4", "--lr", "5"], "--lr and --grid lr=... contradict each other: leave one of them out"),
+    (["--grid", "rounds=few"], "--rounds must be a whole number, got 'few'"),
+    (["--grid", "order=kode"], "--order must be one of code, paper, got 'kode'; did you mean code?"),
+    (["--grid", "retention=0.3,1.5"], "at retention=1.5: --retention must lie in (0, 1], got 1.5 for agent 0"),
+    (["--resume"], "--resume needs --out, the run folder to go on in: say it, or leave --resume out"),
+    (["--seeds", "0"], "--seeds must be at least 1, and --seed with them below 2**32, got 0"),
+    (["--seeds", "2", "--seed", "4294967295"], "--seeds must be at least 1, and --seed with them below 2**32, got 2"),
+    (["--sedes", "2"], "there is no flag --sedes; did you mean --seeds?"),
+    (["--grid", "lr=1,2", "--search", "lr=1:2"], "--grid and --search contradict each other: leave one of them out"),
+    (["--search", "lr=2:1"], "--search lr must be LOW:HIGH with LOW below HIGH"),
+    (["--search", "lr=0:1:log"], "or LOW:HIGH:log with LOW above 0, got '0:1:log'"),
+    (["--search", "lr=1:2:linear"], "--search lr must be LOW:HIGH"),
+    (["--search", "retention=0.1:1.2"], "at retention=1.2: --retention must lie in (0, 1], got 1.2 for agent 0"),
+    (["--search", "lr=1:2", "--trials", "0"], "--trials must be at least 1, got 0"),
+    (["--search", "lr=1:2", "--ask", "0"], "--ask must be at least 1, got 0"),
+    (["--search", "lr=1:2", "--coordinator", "auto"], "--search takes no --coordinator"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), REFUSED)
+def test_bad_sweeps_are_one_line(flags, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if any(flag.startswith("--search") for flag in flags):
+        pytest.importorskip("optuna", reason="only a search needs Optuna")
+    assert sweep.main(["--dataset", "digits", "--model", "tiny", "--agents", "4", *flags]) == 2
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys):
+    flags = ["--dataset", "digits", "--model", "tiny", "--agents", "2", "--rounds", "3", "--grid", "lr=1e38"]
+    assert sweep.main([*flags, "--out", str(tmp_path / "run")]) == 3
+    assert "no setting stayed finite" in capsys.readouterr().err
+
+
+# Searches.
+
+SEARCH = {**BASE, "agents": 2, "rounds": 2, "search": ("lr=1:100:log", "order=code,paper"), "trials": 6, "ask": 3}
+
+
+def trials_of(folder: Path) -> list:
+    optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
+    return optuna.load_study(study_name="dslth_jax", storage=f"sqlite:///{folder / 'study.db'}").trials
+
+
+def test_a_search_tells_every_trial(tmp_path):
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    rows = sweep.sweep(Sweep(**SEARCH, out=tmp_path / "search"))
+    trials = trials_of(tmp_path / "search")
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
+    assert max(trial.value for trial in trials) == rows[0]["accuracy_mean"]
+    assert {(trial.params["lr"], trial.params["order"]) for trial in trials} == {(r["lr"], r["order"]) for r in rows}
+    assert (tmp_path / "search" / "slices.png").is_file()
+    # Each number told is that of a run alone.
+    one = trials[-1]
+    alone = cifar.run(Settings(**{**BASE, "agents": 2, "rounds": 2, **one.params, "out": tmp_path / "alone"}))
+    assert alone.metrics[-1]["accuracy_mean"] == one.value
+
+
+def test_trials_that_diverge_are_told_as_failed(tmp_path):
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    sweep.sweep(Sweep(**{**SEARCH, "search": ("lr=1,1e38",), "rounds": 3}, out=tmp_path / "search"))
+    states = {trial.params["lr"]: trial.state.name for trial in trials_of(tmp_path / "search")}
+    assert states == {1: "COMPLETE", 1e38: "FAIL"}
+
+
+def test_an_interrupted_search_asks_for_no_more_than_its_trials(tmp_path):
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    settings = {**SEARCH, "out": tmp_path / "search"}
+    with pytest.raises(StoppedError):
+        sweep.train(sweep.ready(Sweep(**settings)), StopAfter(4))
+    before = trials_of(tmp_path / "search")
+    assert 3 <= len(before) <= 6
+    sweep.sweep(Sweep(**settings, resume=True))
+    after = trials_of(tmp_path / "search")
+    assert [trial.state.name for trial in after] == ["COMPLETE"] * 6
+    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]

@@ -1,0 +1,48 @@
+"""A network with little to compile, for tests of whole runs, and how two run folders are compared."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from dslth_jax.convolution import max_pool
+from dslth_jax.models import MODULES, Conv, Linear, elu
+
+
+class TinyNet(nn.Module):
+    """A layer of either kind, so that a message is a pytree."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, values):
+        values = max_pool(elu(Conv(4, side=3, padding=1, name="conv")(values)))
+        return Linear(self.classes, name="linear")(values.reshape(values.shape[0], -1))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, but for times."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    """Two run folders hold the same numbers, bit for bit, but for times."""
+    assert rows_of(one) == rows_of(other)
+    assert (one / "agents.csv").read_bytes() == (other / "agents.csv").read_bytes()
+    with np.load(one / "masks.npz") as first, np.load(other / "masks.npz") as second:
+        chex.assert_trees_all_equal(dict(first), dict(second))
+
+
+def use_tiny_network(patch: pytest.MonkeyPatch, programs: Path) -> None:
+    """Let it be `--model tiny`, and keep compiled programs in a folder for as long as tests of whole runs last: what
+    goes on compiles what was interrupted had compiled."""
+    patch.setitem(MODULES, "tiny", TinyNet)
+    patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    jax.config.update("jax_compilation_cache_dir", str(programs))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

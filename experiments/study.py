@@ -117,7 +117,7 @@ def train_group(
         so_far = {number: Outcome(own.rows, own.failure) for number, own in zip(group, histories, strict=True)}
         write_metrics(begun, outcomes | so_far)
 
-    checkpoints, rounds = begun.path / "checkpoint", begun.settings.rounds
+    checkpoints, rounds = begun.path / "checkpoint", members[0].prepared.settings.rounds
     with ProgressLine(console, rounds, found.round if found else 0, heading) as progress:
         follow(planned, programs, histories, found, checkpoints, progress, write, stop)
     stop.later = False

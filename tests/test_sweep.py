@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from tiny import assert_same_numbers, rows_of, use_tiny_network
@@ -12,6 +13,7 @@ from dslth_jax import memory
 from experiments import cifar, sweep
 from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
 from experiments.prepare import plan
+from experiments.programs import compile_programs
 from experiments.settings import Settings
 from experiments.stopping import Stop, StoppedError
 from experiments.study import Sweep
@@ -133,6 +135,19 @@ def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"4 agents need about .* GB"):
         sweep.sweep(Sweep(**settings, out=tmp_path / "none"))
     assert not (tmp_path / "none").exists()
+
+
+def test_whole_populations_computed_together_give_the_same_to_rounding():
+    """As accelerators compute them: three settings of four at once, each with all of its agents, and the one left."""
+    own = [member.prepared for member in members(grid=("lr=3,10",), seeds=2)]
+    one_at_a_time, came = plan(own), []
+    for planned in (one_at_a_time, one_at_a_time._replace(together=3, chunk=4)):
+        programs = compile_programs(planned)
+        state, info = programs.step(programs.start())
+        came.append((info, programs.evaluate(state, np.stack([np.asarray(one.tests.sizes) for one in own]))))
+    chex.assert_trees_all_close(*came, rtol=1e-6)
+    chex.assert_trees_all_equal(came[0][1].masks, came[1][1].masks)
+    assert len(set(came[0][0]["loss"].mean(axis=1).tolist())) == 2
 
 
 class StopAfter(Stop):

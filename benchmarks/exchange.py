@@ -6,8 +6,9 @@
 Masks of the AlexNet's layers, packed as agents send them; `--share` of the entries of each layer, by default all for 64
 agents and a sixteenth for 1,024 (short rows stay in caches that whole ones may not fit). Every form gives the same
 counts, which is tried on a few entries before it is timed. The floor is reading every neighbour's bits and writing the
-counts, at the rate of copying; whoever reads the bits from a cache, or once for many receivers, can go below it. A form
-that would run for more than `--patience` seconds, by its best rate in the cases before, is left out.
+counts, at the rate of copying; whoever reads the bits from a cache, or once for many receivers, can go below it. "as
+the round runs it" puts the counts in the place of the last; all other forms make new memory for them. A form that would
+run for more than `--patience` seconds, by its best rate in the cases before, is left out.
 """
 
 import argparse
@@ -25,9 +26,10 @@ from jax.experimental import sparse
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import conditions, copy_rate, timed
+from benchmarks.measure import conditions, copy_rate, timed, timed_in_place
 from benchmarks.threshold import ALEXNET
-from dslth_jax import masks
+from dslth_jax import masks, population
+from dslth_jax.algorithm import Heard
 from dslth_jax.exchange import counting_dtype, hear, present_first
 from dslth_jax.population import over_agents
 from dslth_jax.topology import Graph, adjacency_of, topology_by_name
@@ -56,6 +58,18 @@ class Form(NamedTuple):
 
 
 # One receiver after another, or all by `vmap`, as the platform has it ------------------------------------------------
+
+
+def as_the_round_runs_it(case: Case, sent: Sent, graph: Graph) -> Counts:
+    """The population's exchange, alone."""
+    return population.exchange(list(sent), graph, receivers(case), nothing_heard(case)).counts
+
+
+def nothing_heard(case: Case) -> Heard:
+    """What everybody has heard before the first exchange."""
+    dtype = counting_dtype(case.agents)
+    counts = [jnp.zeros((case.agents, size), dtype) for size in case.sizes]
+    return Heard(counts, jnp.zeros(case.agents, jnp.int32))
 
 
 def half_bytes(case: Case, sent: Sent, graph: Graph) -> Counts:
@@ -239,7 +253,9 @@ def in_blocks(count: Callable[[jax.Array], jax.Array], case: Case, sent: Sent, b
     return list(map(of_layer, sent, case.sizes))
 
 
+IN_PLACE = "as the round runs it"
 FORMS = {
+    IN_PLACE: Form(as_the_round_runs_it),
     "library": Form(half_bytes),
     "one by one": Form(one_neighbour_after_another),
     "bit-sliced": Form(bit_sliced),
@@ -307,12 +323,26 @@ def measure(
                     left_out.append({**row, "expected_seconds": expected})
                     continue
                 expect_equal(name, graph, number)
-                seconds = timed(partial(form.function, case), sent, graph, repeats=repeats).median
+                seconds = seconds_of(name, case, sent, graph, repeats)
                 seconds_of_work[name] = min(seconds / work, seconds_of_work.get(name, math.inf))
                 table.add_row(*cells, f"{1e3 * seconds:.1f}", f"{1e6 * seconds / edges:.2f}", f"{seconds / floor:.1f}")
                 numbers = {"milliseconds": 1e3 * seconds, "microseconds_an_edge": 1e6 * seconds / edges}
                 rows.append({**row, **numbers, "times_floor": seconds / floor})
     return table, {"copy_gigabytes_per_second": rate / 1e9, "rows": rows, "left_out": left_out}
+
+
+def seconds_of(name: str, case: Case, sent: Sent, graph: Graph, repeats: int) -> float:
+    """The median of the form of this name."""
+    if name != IN_PLACE:
+        return timed(partial(FORMS[name].function, case), sent, graph, repeats=repeats).median
+
+    def again(state: tuple[Heard, Sent, Graph]) -> tuple[Heard, Sent, Graph]:
+        heard, sent, graph = state
+        return population.exchange(list(sent), graph, receivers(case), heard), sent, graph
+
+    # Others still need the bits and the graph that are given up here.
+    own = jax.tree.map(jnp.array, (sent, graph))
+    return timed_in_place(again, (nothing_heard(case), *own), repeats=repeats).median
 
 
 def shared_sizes(agents: int, share: float | None) -> list[int]:

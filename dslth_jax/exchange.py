@@ -1,12 +1,13 @@
 """The exchange: a sparse mixing matrix times the stacked messages."""
 
+import math
 from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, Shaped, UInt8
 
 from dslth_jax.algorithm import Heard
 from dslth_jax.masks import unpack
@@ -49,38 +50,67 @@ def count(
     first: Int[Array, ""],
     end: Int[Array, ""],
 ) -> PyTree[Integer[Array, "..."]]:
-    """How many senders of the edges from `first` to `end` keep each entry, added to `zeros`.
+    """How many senders of the edges from `first` to `end` keep each entry, in arrays like `zeros`.
 
-    Several neighbours at a time, and two entries a byte: of a byte of bits four entries apart, 00010001, the sums over
-    up to 15 neighbours fit in its two halves. So a neighbour costs four passes over its packed mask, instead of one
-    over a whole layer of counts.
+    Several neighbours at a time, all but the first of them in a loop: so what few neighbours keep is written once, to
+    where it belongs.
     """
+    hears_any, hears_more = first < end, end - first > AT_ONCE
 
-    def add_neighbours(step: Array, counts: PyTree) -> PyTree:
-        edges, present = several_edges(graph, first, end, step)
-        senders = [graph.senders[edges[i]] for i in range(AT_ONCE)]
-        rows = [jax.tree.map(lambda bits: jnp.where(present[i], bits[senders[i]], 0), sent) for i in range(AT_ONCE)]  # noqa: B023
+    def add_neighbours(step: Array, planes: PyTree) -> PyTree:
+        senders, weights = several_edges(graph, first, end, step)
+        halves = jax.tree.map(lambda bits: in_halves(bits, senders, weights, hears_any), sent)
+        return jax.tree.map(lambda plane, half: plane + in_planes(half).astype(plane.dtype), planes, halves)
 
-        def in_halves(shift: Array) -> PyTree:
-            picked = [jax.tree.map(lambda row: (row >> shift) & jnp.uint8(0b00010001), row) for row in rows]
-            return jax.tree.map(lambda *row: reduce(jnp.add, row), *picked)
+    nothing = jax.tree.map(lambda leaf, bits: jnp.zeros((8, bits.shape[1]), leaf.dtype), zeros, sent)
+    steps = steps_of(first, end)
+    more = lax.cond(hears_more, lambda: lax.fori_loop(1, steps, add_neighbours, nothing), lambda: nothing)
+    # Asked once more, so that what is nothing is not even read.
+    more = jax.tree.map(lambda leaf: jnp.where(hears_more, leaf, 0), more)
+    planes = add_neighbours(jnp.int32(0), more)
+    return jax.tree.map(lambda leaf, plane: plane.reshape(-1)[: leaf.size].reshape(leaf.shape), zeros, planes)
 
-        # Loop over the shifts, for the compiler makes vector code of shifting all bytes alike.
-        halves = lax.map(in_halves, lax.iota(jnp.uint8, 4))
-        both = jax.tree.map(lambda half: jnp.concatenate([half & 15, half >> 4]), halves)
-        return jax.tree.map(lambda planes, more: planes + more.astype(planes.dtype), counts, both)
 
-    planes = jax.tree.map(lambda leaf, bits: jnp.zeros((8, bits.shape[1]), leaf.dtype), zeros, sent)
-    planes = lax.fori_loop(0, steps_of(first, end), add_neighbours, planes)
-    return jax.tree.map(lambda leaf, counts: leaf + counts.reshape(-1)[: leaf.size].reshape(leaf.shape), zeros, planes)
+def in_halves(
+    bits: UInt8[Array, "agents bytes"],
+    senders: Int[Array, "at_once"],
+    weights: UInt8[Array, "at_once"],
+    hears_any: Bool[Array, ""],
+) -> UInt8[Array, "4 bytes"]:
+    """How many of `senders` whose weight is 1, not 0, keep each entry, two entries a byte.
+
+    Of a byte of bits four entries apart, 00010001, the sums over up to 15 neighbours fit in its two halves. So a
+    neighbour costs four passes over its packed mask, instead of eight.
+    """
+    shape = (4, bits.shape[1])
+
+    def counted() -> Array:
+        shifts = lax.broadcasted_iota(jnp.uint8, shape, 0)
+        apart = weights * jnp.uint8(0b00010001)
+        return reduce(jnp.add, [(bits[senders[i]][None] >> shifts) & apart[i] for i in range(AT_ONCE)])
+
+    # Behind a branch, for the compiler would make one loop of this and `in_planes`, which counts everything twice.
+    return lax.cond(hears_any, counted, lambda: jnp.zeros(shape, jnp.uint8))
+
+
+def in_planes(halves: UInt8[Array, "4 bytes"]) -> UInt8[Array, "8 bytes"]:
+    """One entry a byte, in the order of packed bits, of `halves`."""
+    shifts = lax.broadcasted_iota(jnp.uint8, (2, *halves.shape), 0) * 4
+    return ((halves[None] >> shifts) & 15).reshape(8, -1)
+
+
+def as_planes(counts: Shaped[Array, "agents *shape"]) -> Shaped[Array, "agents *planes"]:
+    """Everybody's counts of one layer as (agents, 8, bytes), in the order of packed bits, if they fill whole bytes."""
+    agents, *shape = counts.shape
+    size = math.prod(shape)
+    return counts if size % 8 else counts.reshape(agents, 8, size // 8)
 
 
 def degree(zero: Array, graph: Graph, first: Int[Array, ""], end: Int[Array, ""]) -> Array:
     """The weights of the edges from `first` to `end`, added to `zero`."""
 
     def add_weights(step: Array, total: Array) -> Array:
-        edges, present = several_edges(graph, first, end, step)
-        return total + jnp.sum(jnp.where(present, graph.weights[edges], 0), dtype=zero.dtype)
+        return total + jnp.sum(several_edges(graph, first, end, step)[1], dtype=zero.dtype)
 
     return lax.fori_loop(0, steps_of(first, end), add_weights, zero)
 
@@ -92,11 +122,11 @@ def steps_of(first: Int[Array, ""], end: Int[Array, ""]) -> Int[Array, ""]:
 
 def several_edges(
     graph: Graph, first: Int[Array, ""], end: Int[Array, ""], step: Int[Array, ""]
-) -> tuple[Int[Array, "at_once"], Bool[Array, "at_once"]]:
-    """The edges of one step, and which of them are there: some are absent in this round, some beyond the end."""
+) -> tuple[Int[Array, "at_once"], Shaped[Array, "at_once"]]:
+    """The senders and weights of the edges of one step; beyond the end the weight is 0."""
     edges = first + step * AT_ONCE + lax.iota(jnp.int32, AT_ONCE)
     inside = jnp.minimum(edges, end - 1)
-    return inside, (edges < end) & (graph.weights[inside] != 0)
+    return graph.senders[inside], jnp.where(edges < end, graph.weights[inside], 0)
 
 
 def weighted_sum(

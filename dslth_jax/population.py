@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World
-from dslth_jax.exchange import hear, present_first, silence
+from dslth_jax.exchange import as_planes, hear, present_first, silence
 from dslth_jax.models import Network
 from dslth_jax.skew import Skew, see
 from dslth_jax.topology import Graph, Topology, listeners
@@ -155,7 +155,7 @@ def init(
     everybody = from_all_devices(sent, axis)
     nothing = silence(world.weights, count_of(everybody), graph)
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
-    return State(started, exchange(world, everybody, graph, numbers, nothing, chunk), sent, jnp.int32(0))
+    return State(started, exchange(everybody, graph, numbers, nothing, chunk), sent, jnp.int32(0))
 
 
 def round(
@@ -217,7 +217,7 @@ def round(
 
     def speak() -> tuple[Heard, Heard, Any, Array]:
         everybody = from_all_devices(message, axis)
-        heard = exchange(world, everybody, graph, numbers, state.heard, chunk)
+        heard = exchange(everybody, graph, numbers, state.heard, chunk)
         return heard, heard, message, listeners(graph, count_of(everybody))[numbers]
 
     def stay_silent() -> tuple[Heard, Heard, Any, Array]:
@@ -240,7 +240,6 @@ def round(
 
 
 def exchange(
-    world: World,
     sent: PyTree[UInt8[Array, "agents _"]],
     graph: Graph,
     receivers: Int[Array, "receivers"],
@@ -250,10 +249,15 @@ def exchange(
     """What `receivers` hear when everybody's messages travel along all edges of `graph`, in the place of `heard`."""
     graph = present_first(graph, count_of(sent))
 
-    def listen(_: Heard, number: Array) -> tuple[Heard, None]:
-        return hear(sent, graph, number, world.weights), None
+    # As planes, in the order in which bits are packed: so counts are written at once to where they belong.
+    planes = Heard(jax.tree.map(as_planes, heard.counts), heard.degree)
+    like = jax.tree.map(lambda leaf: leaf[0], planes.counts)
 
-    return update_agents(listen, heard, receivers, chunk=chunk)[0]
+    def listen(_: Heard, number: Array) -> tuple[Heard, None]:
+        return hear(sent, graph, number, like), None
+
+    new = update_agents(listen, planes, receivers, chunk=chunk)[0]
+    return jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), new, heard)
 
 
 def agent_numbers(agents: int, axis: str | None) -> Int[Array, "agents"]:

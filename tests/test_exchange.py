@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax import exchange, masks
+from dslth_jax import exchange, masks, population
 from dslth_jax.topology import Graph, adjacency_of, graph_of, metropolis, topology_by_name
 
 # Layers whose bits fill whole bytes, and some that do not.
@@ -207,6 +207,26 @@ def test_what_is_heard_is_of_the_type_of_silence():
 
 def test_a_population_beyond_sixteen_bits_counts_in_thirty_two():
     assert jnp.dtype(exchange.counting_dtype(65_537)) == "uint32"
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 30])
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+def test_few_and_many_neighbours_are_heard_in_the_place_of_the_last(share, chunk):
+    """Up to thirty, some absent: none, fewer than are counted together, as many, and several times more."""
+    agents = 30
+    rng = np.random.default_rng(int(10 * share))
+    adjacency = rng.uniform(size=(agents, agents)) < share * rng.uniform(size=(agents, 1))
+    adjacency[0], adjacency[1] = False, np.arange(agents) < exchange.AT_ONCE
+    present = rng.uniform(size=(agents, agents)) < 0.8
+    graph = graph_of(adjacency)
+    graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(np.uint8))
+    stacked = drawn_masks(agents)
+    last = exchange.silence(LIKE, agents, graph)
+    last = jax.tree.map(lambda leaf: jnp.full((agents, *leaf.shape), 7, leaf.dtype), last)
+    receivers = jnp.arange(agents, dtype=jnp.int32)
+    heard = jax.jit(population.exchange, static_argnums=4)(packed(stacked), graph, receivers, last, chunk)
+    assert_heard(heard, adjacency & present, stacked)
+    assert jax.tree.map(lambda leaf: leaf.dtype, heard) == jax.tree.map(lambda leaf: leaf.dtype, last)
 
 
 @pytest.mark.parametrize("agents", [256, 257])

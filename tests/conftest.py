@@ -1,10 +1,19 @@
 """Strictness for every test: shapes and types are checked, ranks never promote silently, warnings are errors."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# No test may pass or fail by what an earlier run has compiled; before JAX reads its environment, for subprocesses too.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Compile nothing twice, but let no test pass or fail by what an earlier session has compiled: keep programs in a folder
+# of this process and those it starts. Before JAX reads its environment.
+if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false":
+    programs = tempfile.mkdtemp(prefix="dslth_jax_programs_")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest

@@ -24,31 +24,26 @@ LONG = ["--rounds", "400", "--eval-every", "50"]
 KILLS = 30
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture(autouse=True)
-def tiny_network(monkeypatch, programs):
-    use_tiny_network(monkeypatch, programs)
+def tiny_network(monkeypatch):
+    use_tiny_network(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, programs) -> Path:
+def whole(tmp_path_factory) -> Path:
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        use_tiny_network(patch, programs)
+        use_tiny_network(patch)
         assert cifar.main([*FLAGS, *LONG, "--out", str(out)]) == 0
     return out
 
 
 @pytest.fixture(scope="module")
-def cut(tmp_path_factory, programs) -> Path:
+def cut(tmp_path_factory) -> Path:
     """A run that was killed with two checkpoints behind it."""
     out = tmp_path_factory.mktemp("runs") / "cut"
-    process = begin(programs, *LONG, "--out", str(out), "--checkpoint-every", "60")
+    process = begin(*LONG, "--out", str(out), "--checkpoint-every", "60")
     wait_for(process, lambda: len(checkpoints(out)) == 2)
     process.kill()
     process.communicate()
@@ -74,11 +69,11 @@ def refused(out: Path, capsys, *flags: str) -> str:
     return said
 
 
-def test_kills_at_random_moments(whole, programs, tmp_path):
+def test_kills_at_random_moments(whole, tmp_path):
     """Half of them at any time after the start, half while a checkpoint is being written."""
     rng, counts, out = random.Random(0), Counter(), tmp_path / "run"
     for kill in range(KILLS):
-        process = begin(programs, *LONG, "--out", str(out), "--resume", "--checkpoint-every", "1")
+        process = begin(*LONG, "--out", str(out), "--resume", "--checkpoint-every", "1")
         before = newest(out)
         if kill % 2:
             time.sleep(rng.uniform(0.5, 8))
@@ -191,11 +186,11 @@ def test_read_only_folders(disk, cut, capsys):
     refused(disk / "cut", capsys, "--resume")
 
 
-def test_two_runs_on_one_folder(whole, programs, tmp_path):
+def test_two_runs_on_one_folder(whole, tmp_path):
     """Started at once, again and again: one runs, the other is told."""
     for number in range(5):
         out = tmp_path / str(number)
-        both = [begin(programs, *LONG, "--out", str(out), "--resume") for _ in range(2)]
+        both = [begin(*LONG, "--out", str(out), "--resume") for _ in range(2)]
         said = [process.communicate()[1] for process in both]
         assert sorted(process.returncode for process in both) == [0, 2]
         assert "another process is at work in the run folder" in max(said, key=len)

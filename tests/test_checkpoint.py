@@ -342,7 +342,8 @@ def run_apart(script: str, folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script, str(folder)],
         cwd=Path(__file__).parents[1],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        # Keep no programs: of several processes one would read what another is writing.
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

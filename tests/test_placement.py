@@ -51,10 +51,12 @@ def begin(function, *arguments: str, flags: Sequence[str] = ()) -> subprocess.Po
     """Start a function of a test file in a process of its own, as strict as tests are."""
     here = Path(__file__).parent
     words = f"import conftest, sys, {function.__module__} as here; here.{function.__name__}(*sys.argv[1:])"
+    # Keep no programs: of several processes one would read what another is writing.
+    own = {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", words, *arguments],
         cwd=here.parent,
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", **own},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

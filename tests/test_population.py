@@ -78,16 +78,18 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
 def programs(algorithm, s, *, chunk=None, key=0, schedules=None, redraw=None, **settings):
     """The compiled start and round of one setting; `settings` are those of `population.round`."""
     key, topology = jax.random.key(key), Topology(s.graph, redraw)
+    # Compile hastily in float64, where nothing is compared bit for bit.
+    hasty = {"xla_backend_optimization_level": 0} if jax.enable_x64.value else None
 
     def world_at(hyper, round):
         return population.world_of(NETWORK, key, at_round(hyper, schedules, round) if schedules else hyper, round, 10)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=hasty)
     def start(hyper):
         world = world_at(hyper, jnp.int32(0))
         return population.init(algorithm, world, population.graph_in(world, topology), agents=AGENTS, chunk=chunk)
 
-    @functools.partial(jax.jit, donate_argnames="state")
+    @functools.partial(jax.jit, donate_argnames="state", compiler_options=hasty)
     def step(state, hyper, shares):
         world = world_at(hyper, state.round)
         graph = population.graph_in(world, topology)

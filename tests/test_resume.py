@@ -26,22 +26,17 @@ SWITCHES = {
 }
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture(autouse=True)
-def tiny_network(monkeypatch, programs):
-    use_tiny_network(monkeypatch, programs)
+def tiny_network(monkeypatch):
+    use_tiny_network(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, programs) -> Path:
+def whole(tmp_path_factory) -> Path:
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        use_tiny_network(patch, programs)
+        use_tiny_network(patch)
         assert cifar.main([*FLAGS, "--out", str(out)]) == 0
     return out
 
@@ -181,13 +176,13 @@ def command(*flags: str) -> None:
     runpy.run_module("experiments.cifar", run_name="__main__", alter_sys=True)
 
 
-def begin(programs: Path, *flags: str) -> subprocess.Popen:
+def begin(*flags: str) -> subprocess.Popen:
     here = Path(__file__).parent
     words = "import sys, test_resume as here; here.command(*sys.argv[1:])"
     return subprocess.Popen(
         [sys.executable, "-c", words, *FLAGS, *flags],
         cwd=here.parent,
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "JAX_COMPILATION_CACHE_DIR": str(programs)},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -204,19 +199,19 @@ LONG = ["--rounds", "300", "--eval-every", "100"]
 
 
 @pytest.fixture(scope="module")
-def long(tmp_path_factory, programs) -> Path:
+def long(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "long"
     with pytest.MonkeyPatch.context() as patch:
-        use_tiny_network(patch, programs)
+        use_tiny_network(patch)
         assert cifar.main([*FLAGS, *LONG, "--out", str(out)]) == 0
     return out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path, programs):
+def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path):
     """It goes on in this one, and ends as a run that was let be: SIGKILL loses the rounds since the last checkpoint."""
     out = tmp_path / "cut"
-    process = begin(programs, *LONG, "--out", str(out), "--checkpoint-every", "5")
+    process = begin(*LONG, "--out", str(out), "--checkpoint-every", "5")
     wait_for(process, lambda: len(list((out / "checkpoint").glob("round_*[0-9]"))) > 1)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
@@ -226,9 +221,9 @@ def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path, progr
     assert json.loads((out / "config.json").read_text())["resumed"][0]["from_round"] > 0
 
 
-def test_a_second_signal_ends_at_once(tmp_path, programs):
+def test_a_second_signal_ends_at_once(tmp_path):
     """While a round, or here a save, takes its time."""
-    process = begin(programs, "--rounds", "100000", "--eval-every", "100000", "--out", str(tmp_path / "run"))
+    process = begin("--rounds", "100000", "--eval-every", "100000", "--out", str(tmp_path / "run"))
     wait_for(process, lambda: (tmp_path / "run" / "metrics.jsonl").is_file() and rows_of(tmp_path / "run"))
     for _ in range(2):
         process.send_signal(signal.SIGTERM)

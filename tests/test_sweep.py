@@ -22,22 +22,17 @@ BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 4, "eval_ev
 GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-renyi:0.6")
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture(autouse=True)
-def tiny_network(monkeypatch, programs):
-    use_tiny_network(monkeypatch, programs)
+def tiny_network(monkeypatch):
+    use_tiny_network(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, programs) -> Path:
+def folder(tmp_path_factory) -> Path:
     """Of a sweep over seeds, step sizes, partitions and graphs, of which half diverge."""
     out = tmp_path_factory.mktemp("sweeps") / "all"
     with pytest.MonkeyPatch.context() as patch:
-        use_tiny_network(patch, programs)
+        use_tiny_network(patch)
         settings = {**BASE, "fine_tune_lr": 1, "retention": "0.1:0.8", "grid": GRID, "seeds": 2}
         sweep.sweep(Sweep(**settings, run_folders=True, out=out))
     return out

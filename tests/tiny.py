@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import chex
-import jax
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -39,10 +38,6 @@ def assert_same_numbers(one: Path, other: Path) -> None:
         chex.assert_trees_all_equal(dict(first), dict(second))
 
 
-def use_tiny_network(patch: pytest.MonkeyPatch, programs: Path) -> None:
-    """Let it be `--model tiny`, and keep compiled programs in a folder for as long as tests of whole runs last: what
-    goes on compiles what was interrupted had compiled."""
+def use_tiny_network(patch: pytest.MonkeyPatch) -> None:
+    """Let it be `--model tiny`."""
     patch.setitem(MODULES, "tiny", TinyNet)
-    patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
-    jax.config.update("jax_compilation_cache_dir", str(programs))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

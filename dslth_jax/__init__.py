@@ -15,6 +15,8 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     schedules       factors on traced settings as functions of the traced round
     algorithm       the form of an algorithm: Algorithm, World, Batches, Heard
     exchange        sparse mixing matrix times stacked masks -> heard
+    entropy         layers of packed bits <-> the fewest bytes; the only file that imports constriction
+    codec           masks <-> messages that a link carries, exactly; what both ends of a link remember
     mcepl           MCE-PL: Hyper, its switches; local step, fine-tuning; init, send, receive, model
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
@@ -25,7 +27,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     checkpoint      save and restore a state between rounds, whole or not at all
 
 Two worlds: a function is written for one agent and knows no agents axis (skew, convolution, models, masks,
-group_lasso, schedules, mcepl), or for the population, where every per-agent leaf has a leading agents axis (partition,
+group_lasso, schedules, entropy, codec, mcepl), or for the population, where every per-agent leaf has a leading agents axis (partition,
 topology, population, evaluation, memory, placement, checkpoint). Only `population.over_agents`, and `update_agents`
 where agents carry something, lead from the first into the second.
 """

@@ -12,14 +12,15 @@ the host), and comes with the layers' shapes. A message is, integers with the lo
 Eight bytes of BLAKE2b: after random damage CRC32 lets one message in 4e9 pass, these one in 2e19, and CRC32 lets more
 pass where damage has a pattern. A mask's digest is over sender, round, shapes and bits, and compared with what was
 decoded, so that not even a coder that rounds otherwise gives a wrong mask. Digests find accidents; they are no
-signatures, and stop no liar.
+signatures, and stop no liar. The format is ours.
 """
 
 import math
 import struct
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from operator import index
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class MissingPastError(CodecError):
 
 
 class SentMask(NamedTuple):
-    """The mask that an agent sent in a round."""
+    """The mask that an agent sent in a round, each layer of one byte for every eight entries begun."""
 
     sender: int
     round: int
@@ -76,12 +77,12 @@ def encode(mask: SentMask, shapes: Shapes, *, past: SentMask | None = None, code
         mask.sender,
         mask.round,
         against.round if against else mask.round,
-        _digest_of_shapes(shapes),
+        _hash(_in_words(shapes), 4),
         _digest(against, shapes)[:4] if against else bytes(4),
         _digest(mask, shapes),
     )
     message = HEADER.pack(MAGIC, VERSION, *header) + body
-    return message + _checksum(message)
+    return message + _hash(message)
 
 
 def decode(message: bytes, shapes: Shapes, *, past: SentMask | None = None) -> SentMask:
@@ -121,19 +122,20 @@ class Sender(NamedTuple):
     number: int  # the agent's
     shapes: Shapes
     key_every: int = 0
+    coded: bool = True  # as `encode` takes it
     past: SentMask | None = None  # sent last
     key_round: int | None = None  # of the last key frame
 
-    def send(self, round: int, layers: Sequence[Bits]) -> tuple[Self, bytes]:
+    def send(self, round: int, layers: Sequence[Bits]) -> tuple["Sender", bytes]:
         """The state after a round, and its message; a CodecError as in `encode`, or where rounds do not rise."""
         if self.past and round <= self.past.round:
             raise CodecError(f"a round after {self.past.round}, which was sent, was expected, got {round}")
         mask = _cleaned(SentMask(self.number, round, layers), self.shapes)
         due = self.key_round is None or 0 < self.key_every <= round - self.key_round
-        message = encode(mask, self.shapes, past=None if due else self.past)
+        message = encode(mask, self.shapes, past=None if due else self.past, coded=self.coded)
         return self._replace(past=mask, key_round=round if due else self.key_round), message
 
-    def resynchronised(self) -> Self:
+    def resynchronised(self) -> "Sender":
         """The state whose next message is a key frame, as a receiver has asked."""
         return self._replace(key_round=None)
 
@@ -145,7 +147,7 @@ class Receiver(NamedTuple):
     shapes: Shapes
     past: SentMask | None = None  # came last
 
-    def receive(self, message: bytes) -> tuple[Self, SentMask]:
+    def receive(self, message: bytes) -> tuple["Receiver", SentMask]:
         """The state after a message, and its mask.
 
         Raises a CodecError as `decode` does, and where another agent sent the message or it is no newer than the last;
@@ -180,11 +182,13 @@ def _open(message: bytes, shapes: Shapes) -> tuple[_Header, bytes]:
     if version != VERSION:
         raise CodecError(f"a message of format {VERSION} was expected, got {version}: both ends need one release")
     body, checksum = message[:-CHECKSUM], message[-CHECKSUM:]
-    if checksum != _checksum(body):
+    if checksum != _hash(body):
         raise CodecError(f"a whole message was expected, got {len(message)} damaged bytes: ask for it again")
     header = _Header(*fields)
-    if header.shapes != _digest_of_shapes(shapes):
-        raise CodecError(f"layers of shapes {_in_words(shapes)} were expected, got others: both ends need one network")
+    if header.shapes != _hash(_in_words(shapes), 4):
+        raise CodecError(
+            f"layers of shapes {_in_words(shapes).decode()} were expected, got others: both ends need one network"
+        )
     return header, body[HEADER.size :]
 
 
@@ -206,15 +210,16 @@ def _past_of(header: _Header, shapes: Shapes, past: SentMask | None) -> SentMask
 def _cleaned(mask: SentMask, shapes: Shapes) -> SentMask:
     """The mask in read-only arrays of its own, padding bits 0; a CodecError if it does not fit the shapes."""
     sizes = _sizes(shapes)
+    mask = mask._replace(sender=int(index(mask.sender)), round=int(index(mask.round)))
     if not all(0 <= number < 2**32 for number in mask[:2]):
         raise CodecError(f"sender and round from 0 to 2**32 - 1 were expected, got {_named(mask)}")
     if len(mask.layers) != len(sizes):
         raise CodecError(f"{len(sizes)} layers were expected, got {len(mask.layers)}")
     layers = []
-    for index, (bits, size) in enumerate(zip(map(np.asarray, mask.layers), sizes, strict=True)):
+    for number, (bits, size) in enumerate(zip(map(np.asarray, mask.layers), sizes, strict=True)):
         if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
             raise CodecError(
-                f"{-(-size // 8)} bytes of uint8 were expected for the {size} entries of layer {index}, "
+                f"{-(-size // 8)} bytes of uint8 were expected for the {size} entries of layer {number}, "
                 f"got {bits.dtype} of {bits.shape}: pack the mask"
             )
         layers.append(bits & full(size))
@@ -227,22 +232,18 @@ def _sizes(shapes: Shapes) -> list[int]:
 
 
 def _digest(mask: SentMask, shapes: Shapes) -> bytes:
-    digest = blake2b(f"{mask.sender} {mask.round} {_in_words(shapes)}".encode(), digest_size=8)
+    digest = blake2b(b"%d %d %b" % (mask.sender, mask.round, _in_words(shapes)), digest_size=8)
     for bits in mask.layers:
-        digest.update(bits)
+        digest.update(bits.data)
     return digest.digest()
 
 
-def _digest_of_shapes(shapes: Shapes) -> bytes:
-    return blake2b(_in_words(shapes).encode(), digest_size=4).digest()
+def _hash(content: bytes, size: int = CHECKSUM) -> bytes:
+    return blake2b(content, digest_size=size).digest()
 
 
-def _checksum(body: bytes) -> bytes:
-    return blake2b(body, digest_size=CHECKSUM).digest()
-
-
-def _in_words(shapes: Shapes) -> str:
-    return str([tuple(int(side) for side in shape) for shape in shapes])
+def _in_words(shapes: Shapes) -> bytes:
+    return str([tuple(int(side) for side in shape) for shape in shapes]).encode()
 
 
 def _named(mask: SentMask | _Header) -> str:

@@ -2,7 +2,7 @@
 
 Each layer goes in its cheapest form: a bitmap, or entropy coded with one density, of its bits or of what differs from
 an earlier mask's. One of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, those
-of padding are 0.
+of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
 """
 
 import math
@@ -14,6 +14,7 @@ from jaxtyping import UInt8, UInt32
 
 EMPTY, BITMAP, CODED = range(3)  # forms of a layer, to which are added:
 INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the past
+FORMS = {form | flags for form in (EMPTY, BITMAP, CODED) for flags in (0, INVERTED, FLIPS, INVERTED | FLIPS)}
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
 
 Bits = UInt8[np.ndarray, "_"]
@@ -56,12 +57,8 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = Non
     >>> restore(b"\\x00\\x01\\x01\\x12", [70, 10])[1].tolist()
     [1, 18]
     """
-    try:
-        plan = _read(body, sizes)
-    except (IndexError, AssertionError) as error:  # of a list, and of constriction
-        raise ValueError(f"these are no layers: {error}") from None
     layers = []
-    for index, (layer, size) in enumerate(zip(plan, sizes, strict=True)):
+    for index, (layer, size) in enumerate(zip(_read(body, sizes), sizes, strict=True)):
         bits = layer.bits ^ full(size) if layer.form & INVERTED else layer.bits
         if layer.form & FLIPS and past is None:
             raise ValueError(f"layer {index} takes a past mask, and there is none")
@@ -96,14 +93,14 @@ def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
         bits, ones, flags = bits ^ full(size), size - ones, flags | INVERTED
     if ones == 0:
         return _Layer(EMPTY | flags, bits)
-    share = ones / size
-    entropy = -size * (share * math.log2(share) + (1 - share) * math.log2(1 - share)) + 8 * _width(size)
-    form, cost = (CODED, entropy) if coded and entropy < 8 * bits.size else (BITMAP, 8 * bits.size)
+    # Padding is coded as well.
+    length = -ones * math.log2(ones / size) - (8 * bits.size - ones) * math.log2(1 - ones / size) + 8 * _width(size)
+    form, cost = (CODED, length) if coded and length < 8 * bits.size else (BITMAP, 8 * bits.size)
     return _Layer(form | flags, bits, ones, cost)
 
 
 def _cost(plan: list[_Layer]) -> float:
-    return sum(layer.cost for layer in plan) + CODE_END * any(layer.form & CODED for layer in plan)
+    return float(sum(layer.cost for layer in plan) + CODE_END * any(layer.form & CODED for layer in plan))
 
 
 def _write(plan: list[_Layer], sizes: Sequence[int]) -> bytes:
@@ -126,10 +123,14 @@ def _write(plan: list[_Layer], sizes: Sequence[int]) -> bytes:
 
 
 def _read(body: bytes, sizes: Sequence[int]) -> list[_Layer]:
-    """What `_write` wrote. Of other bytes something, or a ValueError, IndexError or AssertionError."""
+    """What `_write` wrote. Of other bytes something, or a ValueError."""
     plan, at = [], 0
-    for size in sizes:
+    for index, size in enumerate(sizes):
+        if at >= len(body):
+            raise ValueError(f"layer {index} of {len(sizes)} is missing")
         layer, at = _Layer(body[at], np.zeros(-(-size // 8), np.uint8)), at + 1
+        if layer.form not in FORMS:
+            raise ValueError(f"layer {index} is of form {layer.form}, which there is not")
         if layer.form & BITMAP:
             layer = layer._replace(bits=np.frombuffer(body, np.uint8, layer.bits.size, at))
             at += layer.bits.size
@@ -140,6 +141,8 @@ def _read(body: bytes, sizes: Sequence[int]) -> list[_Layer]:
     if any(layer.form & CODED for layer in plan):
         words = np.frombuffer(body[at:] + bytes(-len(body[at:]) % 4), "<u4").astype(np.uint32)
         return _decoded(plan, sizes, words)
+    if at < len(body):
+        raise ValueError(f"{len(body) - at} bytes are left over")
     return plan
 
 
@@ -150,18 +153,19 @@ def _decoded(plan: list[_Layer], sizes: Sequence[int], words: UInt32[np.ndarray,
         if layer.form & CODED:
             layer = layer._replace(bits=coder.decode(_model(layer.ones, size), layer.bits.size).astype(np.uint8))
         decoded.append(layer)
+    if not coder.is_empty():
+        raise ValueError("code is left over")
     return decoded
 
 
 def _model(ones: int, size: int) -> Any:
     """Probabilities of bytes of independent bits. Bit after bit gives the same length, in three times the time.
 
-    They are products: powers differ from machine to machine in the last digit.
+    Sender and receiver must agree to the last digit: dividing integers rounds alike on every machine.
     """
-    if not 0 < ones <= size:
-        raise ValueError(f"a count of ones must lie from 1 to {size}, got {ones}")
-    share = ones / size
-    table = np.array([math.prod([share] * k + [1 - share] * (8 - k)) for k in range(9)])
+    if not 0 < 2 * ones <= size:
+        raise ValueError(f"a count of ones must lie from 1 to {size // 2}, got {ones}")
+    table = np.array([ones**k * (size - ones) ** (8 - k) / size**8 for k in range(9)])
     return _constriction().model.Categorical(table[np.bitwise_count(np.arange(256, dtype=np.uint8))], perfect=False)
 
 

@@ -186,9 +186,7 @@ def _open(message: bytes, shapes: Shapes) -> tuple[_Header, bytes]:
         raise CodecError(f"a whole message was expected, got {len(message)} damaged bytes: ask for it again")
     header = _Header(*fields)
     if header.shapes != _hash(_in_words(shapes), 4):
-        raise CodecError(
-            f"layers of shapes {_in_words(shapes).decode()} were expected, got others: both ends need one network"
-        )
+        raise CodecError(f"layers of shapes {list(shapes)} were expected, got others: both ends need one network")
     return header, body[HEADER.size :]
 
 

@@ -159,7 +159,7 @@ def _decoded(plan: list[_Layer], sizes: Sequence[int], words: UInt32[np.ndarray,
 
 
 def _model(ones: int, size: int) -> Any:
-    """Probabilities of bytes of independent bits. Bit after bit gives the same length, in three times the time.
+    """Probabilities of bytes of independent bits. Bit after bit gives the same length, in over twice the time.
 
     Sender and receiver must agree to the last digit: dividing integers rounds alike on every machine.
     """

@@ -199,6 +199,12 @@ def test_a_coded_layer_has_the_length_of_its_entropy(size, share, seed):
     assert min(0.999 * limit, bitmap) <= body <= min(1.001 * limit + overhead + 5, bitmap + 1)
 
 
+def test_padding_counts_in_what_a_layer_costs():
+    """Five of 17 entries have 15 bits of information and a count of 8; coding seven zeros of padding takes 3 more."""
+    mask, shapes = sent(0, [with_ones(17, 5, seed) for seed in range(100)]), [(17,)] * 100
+    assert len(encode(mask, shapes)) <= len(encode(mask, shapes, coded=False))
+
+
 @pytest.mark.parametrize("rate", [None, 0.05, 0.0005, 0.00001, 0])
 def test_a_mask_of_alexnet_has_the_length_of_its_entropy(rate):
     """Fresh, within a thousandth; and flips within the header and 30 bytes, of which layers' counts are 18."""
@@ -420,8 +426,9 @@ def test_numbers_of_every_kind_are_written_alike():
     message = encode(SentMask(1, 1, layers), SMALL)
     assert encode(SentMask(np.uint16(1), True, layers), SMALL) == message
     assert encode(SentMask(1, jnp.int32(1), layers), SMALL) == message
-    with pytest.raises(TypeError, match="integer"):
-        encode(SentMask(1, 1.5, layers), SMALL)
+    for numbers in ((1, 1.5), (1.5, 1)):
+        with pytest.raises(TypeError, match="integer"):
+            encode(SentMask(*numbers, layers), SMALL)
 
 
 def forged(message):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import convolution, exchange, round, threshold
+from benchmarks import codec, convolution, exchange, round, threshold
 from dslth_jax.topology import adjacency_of, graph_of, topology_by_name
 
 # Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
@@ -181,6 +181,26 @@ def test_the_convolution_says_what_it_measured(monkeypatch, capsys):
     assert said["matmul_gflops"] == dict.fromkeys(convolution.PRECISIONS, 1)
     for precision in convolution.PRECISIONS:
         assert all(said[f"{precision}/conv1/{form}"] > 0 for form in convolution.FORMS)
+
+
+def test_the_codec_says_what_it_measured(monkeypatch, capsys):
+    said = last_line(codec, "--entries 903 77 --densities 0.2 0.9 --flips 0.02 --repeats 1", monkeypatch, capsys)
+    assert (said["entries"], said["densities"]) == ([903, 77], [0.2, 0.9])
+    measured = [(row["mask"], row["form"]) for row in said["rows"]]
+    assert measured == [(mask, form) for mask in ("fresh", "flips of 2 %") for form in codec.FORMS]
+    # 181 of 903 entries and 69 of 77 are kept, 18 and 2 have flipped.
+    for row in said["rows"]:
+        assert row["entropy_bytes"] == pytest.approx(86.2 if row["mask"] == "fresh" else 17.6, abs=0.1)
+        assert row["bytes"] > row["entropy_bytes"]
+        assert min(row["encode_milliseconds"], row["decode_milliseconds"]) > 0
+    assert {row["bytes"] for row in said["rows"] if row["form"] == "bitmap"} == {31 + 8 + 2 + 113 + 10}
+
+
+def test_the_codec_tries_its_forms():
+    case = codec.cases([99], [0.3], [])["fresh"]
+    wrong = codec.FORMS["message"]._replace(given_back=lambda case: [~codec.pack(layer) for layer in case.mask])
+    with pytest.raises(AssertionError, match="other entries came out"):
+        codec.measured(wrong, case, repeats=1)
 
 
 def test_the_round_says_what_it_measured(monkeypatch, capsys):

@@ -53,8 +53,8 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "exchange", "group_lasso", "masks", "mcepl", "models", "naming", "partition", "population",
-    "schedules", "skew", "topology",
+    "algorithm", "codec", "entropy", "exchange", "group_lasso", "masks", "mcepl", "models", "naming", "partition",
+    "population", "schedules", "skew", "topology",
 ]  # fmt: skip
 
 

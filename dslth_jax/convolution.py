@@ -49,9 +49,11 @@ def _differentiable(padding: int) -> Callable[[Array, Array], Array]:
 
     def cpu_input_gradient(gradient: Array, kernel: Array) -> Array:
         _, height, width, _ = images_like(gradient, kernel)
-        area = gradient.shape[1] * gradient.shape[2]
-        # Choose by work: the convolution multiplies `height * width` positions, zeros included, the product `area`.
-        form = _spread_product if height * width > 2 * area else _full_convolution
+        # Choose by work: zeros around the gradient are multiplied on all sides, on two or nowhere, but the fewer, the
+        # more parts are added up.
+        if height * width > 2 * gradient.shape[1] * gradient.shape[2]:
+            return _spread_product(gradient, kernel, padding)
+        form = _spread_rows if height > gradient.shape[1] else _full_convolution
         return form(gradient, kernel, padding)
 
     def kernel_shape(images: Array, gradient: Array) -> tuple[int, ...]:
@@ -96,15 +98,26 @@ def _spread_product(gradient: Array, kernel: Array, padding: int) -> Array:
         batch, height, width, rows, columns, inputs
     )
 
-    def add_up(shifted: list[Array], axis: int) -> Array:
-        """The sum of equally large parts, each one position further along `axis`."""
-        last = len(shifted) - 1
-        ends = [[(i, last - i) if a == axis else (0, 0) for a in range(4)] for i in range(last + 1)]
-        return reduce(jnp.add, map(jnp.pad, shifted, ends))
-
-    total = add_up([add_up([parts[:, :, :, i, j] for j in range(columns)], 2) for i in range(rows)], 1)
+    total = _add_up([_add_up([parts[:, :, :, i, j] for j in range(columns)], 2) for i in range(rows)], 1)
     inner = slice(padding, -padding if padding else None)
     return total[:, inner, inner]
+
+
+def _spread_rows(gradient: Array, kernel: Array, padding: int) -> Array:
+    """The input gradient as convolutions along rows only, one for each row of the kernel, whose parts are added up."""
+    rows, columns, inputs, outputs = kernel.shape
+    flipped = kernel[:, ::-1].transpose(1, 3, 0, 2).reshape(1, columns, outputs, rows * inputs)
+    sides = [(0, 0), (columns - 1 - padding,) * 2]
+    parts = lax.conv_general_dilated(gradient, flipped, (1, 1), sides, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    total = _add_up([parts[..., i * inputs : (i + 1) * inputs] for i in range(rows)], 1)
+    return total[:, padding : -padding if padding else None]
+
+
+def _add_up(shifted: list[Array], axis: int) -> Array:
+    """The sum of equally large parts, each one position further along `axis`."""
+    last = len(shifted) - 1
+    ends = [[(i, last - i) if a == axis else (0, 0) for a in range(4)] for i in range(last + 1)]
+    return reduce(jnp.add, map(jnp.pad, shifted, ends))
 
 
 def _per_platform(*, cpu: Callable[..., Array], default: Callable[..., Array]) -> Callable[[Array, Array], Array]:

@@ -12,10 +12,12 @@ from dslth_jax.convolution import convolve, max_pool
 from dslth_jax.models import elu, local_response_norm, pad_with_lowest
 
 # Images, kernel, padding, and the form the input gradient takes on a CPU. Sides differ, so that mixing them up shows.
-FULL, SPREAD = "_full_convolution", "_spread_product"
+FULL, ROWS, SPREAD = "_full_convolution", "_spread_rows", "_spread_product"
 CASES = {
     "same size": ((3, 9, 8, 2), (3, 3, 2, 4), 1, FULL),
-    "a little smaller": ((2, 9, 11, 3), (2, 3, 3, 2), 0, FULL),
+    "a little smaller": ((2, 9, 11, 3), (2, 3, 3, 2), 0, ROWS),
+    "padded and a little smaller": ((6, 12, 11, 3), (5, 4, 3, 2), 1, ROWS),
+    "a kernel of one column": ((2, 12, 6, 2), (5, 1, 2, 3), 1, ROWS),
     "larger": ((2, 4, 3, 1), (3, 3, 1, 2), 2, FULL),
     "padding beyond a kernel of one": ((2, 3, 4, 2), (1, 1, 2, 3), 1, FULL),
     "a patch": ((2, 5, 6, 3), (4, 5, 3, 2), 0, SPREAD),
@@ -65,9 +67,9 @@ def test_convolution_alone(x64, images, kernel, padding, form):
 
 
 @shapes
-def test_the_cases_reach_both_forms_of_the_input_gradient(monkeypatch, images, kernel, padding, form):
+def test_the_cases_reach_all_forms_of_the_input_gradient(monkeypatch, images, kernel, padding, form):
     called = []
-    for name in (FULL, SPREAD):
+    for name in (FULL, ROWS, SPREAD):
         original = getattr(convolution, name)
         monkeypatch.setattr(
             convolution, name, lambda *args, name=name, original=original: called.append(name) or original(*args)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any, NamedTuple, NoReturn
 BAD_INPUT = 2
 METRICS = (
     "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate", "kept_bits",
-    "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "seconds",
+    "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "coded_rounds", "seconds",
 )  # fmt: skip
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
-OF_POINTS = ("seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density", "bitmap_mb")
+SIZES = ("bitmap", "coded", "float32")  # in what messages are counted: _bits of a run, _mb of a point
+OF_POINTS = (
+    "seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density",
+    *(f"{size}_mb" for size in SIZES),
+)  # fmt: skip
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
 Row = dict[str, Any]
@@ -205,16 +210,15 @@ def outcome(members: list[list[Row]]) -> Row:
     last = [rows[-1] for rows in members if rows]
     accuracies = [row["accuracy_mean"] for row in last if row["accuracy_mean"] is not None]
     worst = [row["accuracy_worst"] for row in last if row["accuracy_worst"] is not None]
-    bits = mean([row["bitmap_bits"] for row in last])
-    middle = mean(accuracies)
+    bits = {size: mean([row[f"{size}_bits"] for row in last]) for size in SIZES}
     return {
         "seeds": len(last),
-        "accuracy_mean": middle,
-        "accuracy_std": None if middle is None else math.sqrt(sum((x - middle) ** 2 for x in accuracies) / len(last)),
+        "accuracy_mean": mean(accuracies),
+        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracy_worst": min(worst, default=None),
         "loss": mean([row["loss"] for row in last]),
         "density": mean([row["density"] for row in last]),
-        "bitmap_mb": None if bits is None else bits / 8e6,
+        **{f"{size}_mb": None if number is None else number / 8e6 for size, number in bits.items()},
         "status": "not finished",
     }
 

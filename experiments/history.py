@@ -9,6 +9,7 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from experiments import record
+from experiments.ledger import Ledger, is_key_frame, lengths_of
 from experiments.prepare import Prepared
 from experiments.settings import retentions
 from experiments.symptoms import Symptoms
@@ -16,23 +17,17 @@ from experiments.symptoms import Symptoms
 
 @dataclasses.dataclass
 class Tally:
-    """What adds up over rounds, on the host: a round's bits overflow 32-bit integers."""
+    """What adds up over rounds, on the host, beside bits."""
 
-    entries: int  # maskable entries of one agent
-    kept_bits: int = 0
-    bitmap_bits: int = 0
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
     flip_rate: float | None = None
 
-    def add(self, info: dict[str, Any], seconds: float) -> None:
-        """Count one round."""
-        listeners = info["listeners"].astype(np.int64)
-        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
-        self.bitmap_bits += self.entries * int(listeners.sum())
+    def add(self, info: dict[str, Any], entries: int, seconds: float) -> None:
+        """Count one round; masks have so many entries."""
         self.seconds += seconds
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
-        self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / self.entries
+        self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / entries
 
     def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew."""
@@ -48,11 +43,6 @@ class Tally:
             "accuracy_best": accuracy.max(),
             "density": float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
-            "kept_bits": self.kept_bits,
-            "bitmap_bits": self.bitmap_bits,
-            "coded_bits": None,
-            "float32_bits": 0,
-            "busiest_agent_bits": None,
             "seconds": self.seconds,
         }
 
@@ -63,7 +53,8 @@ class History:
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
         self.weights, _ = jax.eval_shape(prepared.network.init, jax.random.key(0))
-        self.tally = Tally(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.weights)))
+        self.tally = Tally()
+        self.ledger = Ledger(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.weights)))
         self.symptoms = Symptoms(prepared, self.weights)
         self.rows: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None  # the last
@@ -76,13 +67,21 @@ class History:
         at_the_end = round == self.prepared.settings.rounds
         return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
 
-    def after_round(self, round: int, info: dict[str, Any], seconds: float) -> None:
-        """Count one round; after one whose numbers are not finite nothing counts any more."""
+    def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
+        """Count one round; after one whose numbers are not finite nothing counts any more.
+
+        `sent` is what everybody sent before and in this round, where messages are to be encoded.
+        """
         if self.failure is None:
             self.failure = not_finite(info, round)
             self.warnings += [self.failure] if self.failure else []
         if self.failure is None:
-            self.tally.add(info, seconds)
+            self.tally.add(info, self.ledger.entries, seconds)
+            self.ledger.add(info)
+            if round % self.prepared.settings.exchange_every == 0:
+                key_frame = is_key_frame(self.prepared.settings, round)
+                lengths = sent and lengths_of(sent[1], None if key_frame else sent[0], self.weights, round)
+                self.ledger.add_coded(info["listeners"], lengths, key_frame)
             self.warnings += self.symptoms.after_round(round, info)
 
     def after_evaluation(self, round: int, evaluation: Evaluation, seconds: float) -> None:
@@ -90,7 +89,8 @@ class History:
         self.evaluation_seconds += seconds
         if self.failure is None:
             self.evaluation = evaluation
-            self.rows.append(self.tally.row(round, evaluation))
+            row = self.tally.row(round, evaluation)
+            self.rows.append(row | self.ledger.row() | {"seconds": row["seconds"]})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
     def take_warnings(self) -> list[str]:
@@ -106,6 +106,7 @@ class History:
         """All of it that a checkpoint must hold, in words and numbers."""
         return {
             "tally": dataclasses.asdict(self.tally),
+            "ledger": dataclasses.asdict(self.ledger),
             "rows": self.rows,
             "failure": self.failure,
             "symptoms": self.symptoms.notes(),
@@ -113,7 +114,8 @@ class History:
 
     def go_on_from(self, notes: dict[str, Any]) -> None:
         """Be where the history was that made these notes."""
-        self.tally, self.rows, self.failure = Tally(**notes["tally"]), list(notes["rows"]), notes["failure"]
+        self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
+        self.rows, self.failure = list(notes["rows"]), notes["failure"]
         self.symptoms.go_on_from(notes["symptoms"])
         self.warnings = []
 

@@ -46,6 +46,7 @@ class Programs(NamedTuple):
     start: Callable[[], State]
     evaluate: Callable[[State, np.ndarray], Evaluation]  # with how many test samples count, (members, agents)
     step: Callable[[State], tuple[State, dict[str, Any]]]
+    sent: Callable[[State], Any]  # what everybody sent last, packed bits
     compiled: Callable[[], float]  # waits for all of them; the seconds from the first's begin to the last's end
     state: State  # shapes, and where they lie
 
@@ -148,7 +149,10 @@ def compile_programs(plan: Plan) -> Programs:
     def all_compiled() -> float:
         return max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began
 
-    return Programs(lambda: starting.result()[0](owns), evaluated, stepped, all_compiled, state)
+    def sent(state: State) -> Any:
+        return placement.fetch(state.sent)
+
+    return Programs(lambda: starting.result()[0](owns), evaluated, stepped, sent, all_compiled, state)
 
 
 def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Hyper, Shares, Shares]:

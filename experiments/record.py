@@ -290,6 +290,7 @@ def summary_table(
     if row["flip_rate"] is not None:
         table.add_row("mask bits the last round changed", f"{row['flip_rate']:.3%}")
     table.add_row("sent over all links, as bitmaps", sent(row["bitmap_bits"]))
+    table.add_row("the same, entropy-coded against the past", sent(row["coded_bits"]))
     table.add_row("the same by kept entries alone", sent(row["kept_bits"]))
     table.add_row("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round")
     table.add_row("compilation, evaluation", f"{compile_seconds:.1f} s, {evaluation_seconds:.1f} s")
@@ -304,4 +305,4 @@ def megabytes(bits: float) -> float:
 def sent(bits: int) -> str:
     """Bits as megabytes, with decimals where they are few."""
     amount = megabytes(bits)
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.2g} MB"
+    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"

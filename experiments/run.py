@@ -14,6 +14,7 @@ from dslth_jax import checkpoint, placement
 from dslth_jax.population import State
 from experiments import figures, record
 from experiments.history import History
+from experiments.ledger import is_encoded
 from experiments.prepare import Plan, graph_of_round, identity, plan, prepare
 from experiments.programs import Programs, compile_programs
 from experiments.progress import ProgressLine
@@ -114,11 +115,14 @@ def play(
     programs.compiled()
     yield done, state, starting
     for round in range(done + 1, settings.rounds + 1):
+        encoded = is_encoded(settings, round)
+        before = programs.sent(state) if encoded else None
         began = time.perf_counter()
         state, info = programs.step(state)
         seconds = time.perf_counter() - began
+        sent = (before, programs.sent(state)) if encoded else None
         for number, history in enumerate(histories):
-            history.after_round(round, member_of(info, number), seconds)
+            history.after_round(round, member_of(info, number), seconds, member_of(sent, number))
         if all(history.failure for history in histories):
             return
         due = round % settings.eval_every == 0 or round == settings.rounds
@@ -175,7 +179,7 @@ def follow(
     on_rows()
     for round, now, evaluated in play(plan, programs, histories, state, done):
         leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
-        bits = sum(history.tally.bitmap_bits for history in histories)
+        bits = sum(history.ledger.bitmap_bits for history in histories)
         progress.trained(round, max(history.tally.seconds for history in histories), bits)
         if evaluated:
             on_rows()

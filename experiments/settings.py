@@ -114,6 +114,10 @@ class Settings:
     """Local steps a round, each on a minibatch of its own."""
     exchange_every: int = 1
     """Rounds from one exchange to the next."""
+    key_every: int = 0
+    """Exchanges from one key frame to the next, in what coded messages are counted at; 0 is one at the start alone."""
+    code_every: int | None = None
+    """Exchanges from one whose messages are really encoded to the next; None encodes before evaluations alone."""
 
     rounds: int = 400
     """Number of rounds."""

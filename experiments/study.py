@@ -16,6 +16,7 @@ from rich.table import Table
 
 from dslth_jax import checkpoint
 from experiments import figures, record
+from experiments.folders import SIZES
 from experiments.grid import Member, groups_of
 from experiments.history import History
 from experiments.prepare import Plan, plan
@@ -224,9 +225,12 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
     failed = len(of_seeds) - len(last)
 
     def mean(key: str) -> float | None:
-        return statistics.fmean(row[key] for row in last) if last else None
+        return statistics.fmean(row[key] for row in last) if last and last[0][key] is not None else None
 
-    bits = mean("bitmap_bits")
+    def megabytes(key: str) -> float | None:
+        bits = mean(key)
+        return None if bits is None else record.megabytes(bits)
+
     return {
         "seeds": len(of_seeds),
         "accuracy_mean": mean("accuracy_mean"),
@@ -234,7 +238,7 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
         "accuracy_worst": min((row["accuracy_worst"] for row in last), default=None),
         "loss": mean("loss"),
         "density": mean("density"),
-        "bitmap_mb": None if bits is None else record.megabytes(bits),
+        **{f"{size}_mb": megabytes(f"{size}_bits") for size in SIZES},
         "status": f"not finite ({failed} of {len(of_seeds)} seeds)" if failed else "done",
     }
 
@@ -290,7 +294,7 @@ def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
     )
     for axis in begun.axes:
         table.add_column(axis)
-    for column in ("accuracy", "± over seeds", "worst agent", "density", "MB", "status"):
+    for column in ("accuracy", "± over seeds", "worst agent", "density", "bitmaps, MB", "coded, MB", "float32, MB", "status"):
         table.add_column(column, justify="left" if column == "status" else "right")
 
     def percent(value: float | None) -> str:
@@ -299,7 +303,7 @@ def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
     for row in shown:
         accuracies = (percent(row[f"accuracy_{key}"]) for key in ("mean", "std", "worst"))
         density = "" if row["density"] is None else f"{row['density']:.4f}"
-        size = "" if row["bitmap_mb"] is None else f"{row['bitmap_mb']:,.4g}"
+        sizes = ("" if row[f"{size}_mb"] is None else f"{row[f'{size}_mb']:,.4g}" for size in SIZES)
         axes = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in begun.axes)
-        table.add_row(*axes, *accuracies, density, size, row["status"])
+        table.add_row(*axes, *accuracies, density, *sizes, row["status"])
     return table

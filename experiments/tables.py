@@ -28,6 +28,7 @@ EVERY_ROW: list[Column] = [
     ("flip_rate", "bits changed, %", "percent"),
     *OUTCOME[6:10],
     ("busiest_agent_bits", "busiest agent, MB", "megabytes"),
+    ("coded_rounds", "rounds really coded", "whole"),
     OUTCOME[10],
 ]
 OF_A_POINT: list[Column] = [
@@ -38,6 +39,8 @@ OF_A_POINT: list[Column] = [
     ("loss", "loss, nats", "number"),
     ("density", "density", "number"),
     ("bitmap_mb", "sent as bitmaps, MB", "number"),
+    ("coded_mb", "entropy-coded, MB", "number"),
+    ("float32_mb", "sent as float32, MB", "number"),
     ("status", "status", "shown"),
 ]
 OF_AN_AGENT: list[Column] = [

@@ -21,7 +21,7 @@ from experiments.settings import Settings, resolve, retentions
 
 KEYS = [
     "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",
-    "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "seconds",
+    "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "coded_rounds", "seconds",
 ]  # fmt: skip
 FILES = {
     "config.json", "metrics.jsonl", "agents.csv", "curves.png", "partition.png", "topology.png", "masks.npz",
@@ -80,8 +80,9 @@ def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):
         assert row["loss"] > 0
         assert 0 < row["flip_rate"] < 1
         assert 0 <= row["accuracy_worst"] <= row["accuracy_mean"] <= row["accuracy_best"] <= 1
-        assert row["coded_bits"] is None
-        assert row["busiest_agent_bits"] is None
+        assert row["kept_bits"] < row["bitmap_bits"]
+        assert 0 < row["coded_bits"] < row["bitmap_bits"]
+        assert row["busiest_agent_bits"] == row["bitmap_bits"] // 4
         assert row["float32_bits"] == 0
 
 

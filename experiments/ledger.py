@@ -1,0 +1,113 @@
+"""What crosses the links, cumulative, over directed links: a message costs its length on each link that it takes. Ours.
+
+How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
+flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
+grow or shrink evenly.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree, UInt8
+
+from dslth_jax.codec import SentMask, encode
+from experiments.settings import Settings
+
+
+@dataclasses.dataclass
+class Ledger:
+    """The bits of one run so far, in Python's numbers: a round's overflow 32 bits."""
+
+    entries: int  # of one agent's mask
+    kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
+    bitmap_bits: int = 0
+    coded_bits: float = 0.0
+    coded_rounds: int = 0  # exchanges whose messages were encoded
+    sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent's bitmaps
+    lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
+    links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
+    moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times how many exchanges after it
+    since: int = 0  # exchanges
+
+    def add(self, info: dict[str, Any]) -> None:
+        """Count the bitmaps of one round; `info` is that of `population.round`."""
+        listeners = info["listeners"].astype(np.int64)
+        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+        self.bitmap_bits += self.entries * int(listeners.sum())
+        self.sent_bits = added(self.sent_bits, self.entries * listeners)
+
+    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
+        """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
+        listeners = listeners.astype(np.int64)
+        if lengths is not None:
+            self.coded_rounds += 1
+        if key_frame:  # stands for itself alone
+            assert lengths is not None, "key frames are always encoded"
+            self.coded_bits += float(np.dot(lengths, listeners))
+            return
+        self.since += 1
+        self.links, self.moments = added(self.links, listeners), added(self.moments, self.since * listeners)
+        if lengths is not None:
+            before = np.array(self.lengths or lengths, np.float64)
+            growth = (np.array(lengths, np.float64) - before) / self.since
+            self.coded_bits += float(before @ np.array(self.links) + growth @ np.array(self.moments))
+            self.lengths, self.links, self.moments, self.since = [*lengths], [], [], 0
+
+    def row(self) -> dict[str, Any]:
+        """What a row of metrics says of it."""
+        return {
+            "kept_bits": self.kept_bits,
+            "bitmap_bits": self.bitmap_bits,
+            "coded_bits": round(self.coded_bits),
+            "float32_bits": 0,
+            "busiest_agent_bits": max(self.sent_bits, default=0),
+            "coded_rounds": self.coded_rounds,
+        }
+
+
+def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
+    """The sum by agents; a list, for it must go into a checkpoint's notes."""
+    return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
+
+
+def is_key_frame(settings: Settings, round: int) -> bool:
+    """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
+    number = round // settings.exchange_every
+    return number == 1 or (settings.key_every > 0 and (number - 1) % settings.key_every == 0)
+
+
+def is_encoded(settings: Settings, round: int) -> bool:
+    """Whether the messages of a round are really encoded.
+
+    Key frames and what follows the first are, the last before every evaluation, and as many more as are asked for.
+    """
+    every = settings.exchange_every
+    if round % every:
+        return False
+    next_row = min(-(-round // settings.eval_every) * settings.eval_every, settings.rounds)
+    as_asked = settings.code_every is not None and round // every % settings.code_every == 0
+    return is_key_frame(settings, round) or round // every == 2 or round + every > next_row or as_asked
+
+
+def lengths_of(
+    sent: PyTree[UInt8[np.ndarray, "agents _"]],
+    past: PyTree[UInt8[np.ndarray, "agents _"]] | None,
+    weights: PyTree,
+    round: int,
+) -> list[int]:
+    """The bits of every agent's message, encoded against what it sent before, or as a key frame."""
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(weights)]
+    layers = jax.tree.leaves(sent)
+    earlier = None if past is None else jax.tree.leaves(past)
+
+    def message(agent: int) -> bytes:
+        mask = SentMask(agent, round, [bits[agent] for bits in layers])
+        known = None if earlier is None else SentMask(agent, round - 1, [bits[agent] for bits in earlier])
+        return encode(mask, shapes, past=known)
+
+    assert all(math.prod(shape) <= 8 * bits.shape[1] for shape, bits in zip(shapes, layers, strict=True))
+    return [8 * len(message(agent)) for agent in range(len(layers[0]))]

@@ -1,0 +1,124 @@
+"""What crosses the links: against real messages, each sent and received, and closed forms."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import use_tiny_network
+
+from dslth_jax import population
+from dslth_jax.codec import Receiver, Sender
+from experiments.cifar import Settings, run
+from experiments.ledger import Ledger, is_encoded, is_key_frame
+from experiments.prepare import plan, prepare
+from experiments.programs import compile_programs
+
+TINY = {"dataset": "digits", "model": "tiny", "agents": 3, "topology": "ring", "batch_size": 16, "rounds": 9}
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    use_tiny_network(monkeypatch)
+
+
+@pytest.mark.parametrize("case", [{}, {"key_every": 3}, {"exchange_every": 2, "key_every": 2}], ids=str)
+def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(case, tmp_path):
+    """Every mask takes the trip, is put in the place of the one that was sent, and is what the next round goes on
+    from; the run, which sends none, comes to the same numbers."""
+    settings = Settings(**TINY, **case, code_every=1, eval_every=9, out=tmp_path / "run")
+    planned = plan([prepare(settings)])
+    (member,), programs = planned.members, compile_programs(planned)
+    weights, _ = jax.eval_shape(member.network.init, jax.random.key(0))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
+    senders = [Sender(agent, shapes, case.get("key_every", 0) * settings.exchange_every) for agent in range(3)]
+    receivers = [Receiver(agent, shapes) for agent in range(3)]
+    state, bits = programs.start(), 0
+    for number in range(1, settings.rounds + 1):
+        state, info = programs.step(state)
+        if number % settings.exchange_every:
+            continue
+        layers, structure = jax.tree.flatten(programs.sent(state))
+        came = [np.zeros_like(leaf) for leaf in layers]
+        for agent in range(3):
+            senders[agent], message = senders[agent].send(number, [leaf[0, agent] for leaf in layers])
+            receivers[agent], mask = receivers[agent].receive(message)
+            for leaf, received in zip(came, mask.layers, strict=True):
+                leaf[0, agent] = received
+            bits += 8 * len(message) * int(info["listeners"][0, agent])
+        received = jax.tree.unflatten(structure, came)
+        state = state._replace(sent=jax.device_put(received, jax.tree.map(lambda leaf: leaf.sharding, state.sent)))
+        heard = population.exchange(
+            jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), received),
+            member.topology.graph,
+            jnp.arange(3),
+            jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), jax.device_get(state.heard)),
+        )
+        jax.tree.map(lambda own, there: np.testing.assert_array_equal(own, there[0]), heard, state.heard)
+    row = run(settings).metrics[-1]
+    assert row["coded_bits"] == bits
+    assert row["coded_rounds"] == settings.rounds // settings.exchange_every
+    evaluation = programs.evaluate(state, np.asarray(member.tests.sizes)[None])
+    assert row["accuracy_mean"] == evaluation.accuracy.mean(dtype=np.float64)
+    assert row["density"] == evaluation.density.mean(dtype=np.float64)
+
+
+def test_between_encoded_rounds_lengths_change_evenly():
+    """Where they really do, over links that change, the sum is exact; and a key frame stands for itself alone."""
+    listeners = np.random.default_rng(0).integers(0, 5, (12, 3))
+    lengths = [[1000 - 10 * number, 400 + 8 * number, 96] for number in range(12)]
+    sparse, exact = Ledger(100), Ledger(100)
+    for number, (links, own) in enumerate(zip(listeners, lengths, strict=True)):
+        key_frame = number in (0, 6)
+        own = [2000, 2000, 1600] if key_frame else own
+        exact.add_coded(links, own, key_frame)
+        sparse.add_coded(links, own if key_frame or number in (1, 5, 11) else None, key_frame)
+    assert exact.row()["coded_bits"] == sum(
+        int(np.dot([2000, 2000, 1600] if number in (0, 6) else own, links))
+        for number, (links, own) in enumerate(zip(listeners, lengths, strict=True))
+    )
+    # Key frames are no part of the even change: from number 5 to number 11 five messages of flips pass.
+    assert sparse.row()["coded_bits"] == pytest.approx(exact.row()["coded_bits"], rel=0.01)
+    assert (sparse.coded_rounds, exact.coded_rounds) == (5, 12)
+
+
+def test_what_is_interpolated_is_near_what_is_encoded(tmp_path):
+    rows = [
+        run(Settings(**TINY | {"rounds": 40}, eval_every=10, code_every=every, out=tmp_path / str(every))).metrics
+        for every in (None, 1)
+    ]
+    for some, every in zip(*rows, strict=True):
+        assert some["coded_bits"] == pytest.approx(every["coded_bits"], rel=0.1)
+    assert [row["coded_rounds"] for row in rows[0]] == [0, 3, 4, 5, 6]
+    assert [row["coded_rounds"] for row in rows[1]] == [0, 10, 20, 30, 40]
+
+
+def test_the_busiest_agent_has_the_most_listeners(tmp_path):
+    rows = run(Settings(**TINY | {"agents": 4, "topology": "star", "rounds": 2}, out=tmp_path / "run")).metrics
+    entries = rows[-1]["bitmap_bits"] // (2 * 6)
+    # The centre of a star sends to three others, each of which sends to it alone.
+    assert rows[-1]["busiest_agent_bits"] == 2 * 3 * entries
+
+
+def test_which_rounds_are_encoded():
+    settings = Settings(rounds=22, eval_every=10, exchange_every=3, key_every=4)
+    assert [number for number in range(1, 23) if is_encoded(settings, number)] == [3, 6, 9, 15, 18, 21]
+    assert [number for number in range(3, 23, 3) if is_key_frame(settings, number)] == [3, 15]
+
+
+def test_bits_go_through_a_checkpoint_as_they_are():
+    ledger = Ledger(10)
+    ledger.add({"listeners": np.array([2, 1]), "kept": {"a": np.array([3, 4])}})
+    ledger.add_coded(np.array([2, 1]), [800, 96], True)
+    ledger.add_coded(np.array([2, 1]), None, False)
+    again = Ledger(**json.loads(json.dumps(ledger.__dict__)))
+    assert again == ledger
+    assert again.row() == {
+        "kept_bits": 10,
+        "bitmap_bits": 30,
+        "coded_bits": 1696,
+        "float32_bits": 0,
+        "busiest_agent_bits": 20,
+        "coded_rounds": 1,
+    }

@@ -36,8 +36,7 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
         untrained = names["jax"].random.uniform(names["keys"][3], names["weights"].shape)
         assert float(names["loss"]) < 0.9 * float(names["loss_and_gradient"](untrained)[0])
     elif "message" in names:
-        # Flips of one entry of 80.
-        assert 60 < len(names["message"]) < 75
+        assert len(names["message"]) < 60
     elif "results" in names:
         assert [row["status"] for row in names["results"]] == ["done"] * 2
     else:

@@ -46,6 +46,8 @@ def start_processes(coordinator: str, processes: int | None = None, process: int
     if jax.distributed.is_initialized():
         return
     spelled = (None, None, None) if coordinator == "auto" else (coordinator, processes, process)
+    # Leave SIGTERM to whoever listens: JAX's own service would take it, and tell nobody.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*spelled)
     except (ValueError, RuntimeError) as error:

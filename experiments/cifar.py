@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
     try:
         settings = parse(sys.argv[1:] if arguments is None else arguments)
         begun = ready(settings)
-        folder = begun.folder and begun.folder.path
+        folder = begun.checkpoints.parent
     except (ValueError, OSError) as error:
         return complain(error, BAD_INPUT)
     except StoppedError as stopped:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
     try:
         train(begun, stop)
     except NotFiniteError as error:
-        return complain(f"{error}; what was had is kept in {folder}" if folder else error, NOT_FINITE)
+        return complain(f"{error}; what was had is kept in {folder}", NOT_FINITE)
     except OSError as error:
         return complain(f"the run folder {folder} cannot be written to any more: {error}", BAD_INPUT)
     except ValueError as error:

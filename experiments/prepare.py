@@ -35,6 +35,7 @@ from experiments.settings import (
 )
 
 TEST_SAMPLES_WHILE_RUNNING = 200
+BATCHES = 16  # below the batch that is asked for, batches are a multiple of this
 
 
 class Prepared(NamedTuple):
@@ -188,8 +189,12 @@ class TooLargeError(ValueError):
 
 
 def batch_of(prepared: Prepared) -> int:
-    """Samples a minibatch: nobody has more than the capacity, and a larger batch would be padding."""
-    return min(prepared.settings.batch_size, prepared.train.indices.shape[1])
+    """Samples a minibatch: nobody has more than the capacity, and a larger batch would be padding.
+
+    Rounded up, so that populations that hold nearly as many are one program.
+    """
+    capacity = prepared.train.indices.shape[1]
+    return min(prepared.settings.batch_size, -(-capacity // BATCHES) * BATCHES)
 
 
 def identity(prepared: Prepared) -> dict[str, str]:
@@ -197,11 +202,25 @@ def identity(prepared: Prepared) -> dict[str, str]:
     settings = dataclasses.asdict(prepared.settings)
     files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
     said = {name: str(value) for name, value in (settings | files).items() if name not in OF_THE_MACHINE}
+    # These two change no number, but when processes ask each other something.
+    said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
     said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
-    said["the training samples"] = digest_of(prepared.train)
-    said["the test samples"] = digest_of(prepared.tests)
-    said["the graph"] = digest_of(prepared.topology.graph)
-    return said
+    return said | fingerprints([prepared])[0]
+
+
+def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
+    """A short name of all data that each member learns from, part by part; images are common to all of them."""
+    dataset = members[0].dataset
+    images = digest_of([dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels])
+    return [
+        {
+            "the images and labels": images,
+            "the training samples": digest_of(member.train[2:]),
+            "the test samples": digest_of(member.tests[2:]),
+            "the graph": digest_of(member.topology.graph),
+        }
+        for member in members
+    ]
 
 
 def digest_of(arrays: Any) -> str:

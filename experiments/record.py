@@ -151,7 +151,8 @@ def write_config(folder: Path, prepared: "Prepared", plan: "Plan", found: "Found
     """config.json of a run: every setting as resolved, the graph, versions, device, seed and command; and of one
     that goes on, since which rounds it did."""
     settings = prepared.settings
-    resolved = {"agent_chunk": plan.chunk, "devices": plan.mesh.size, "out": folder.resolve()}
+    # Whoever runs these settings again starts anew.
+    resolved = {"agent_chunk": plan.chunk, "devices": plan.mesh.size, "out": folder.resolve(), "resume": False}
     config = {
         "settings": {**as_json(settings), **resolved},
         "graph": prepared.graph_report._asdict(),

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from dslth_jax import checkpoint, placement
-from dslth_jax.population import State
+from dslth_jax.population import State, count_of
 from experiments import figures, record
 from experiments.history import History
 from experiments.ledger import is_encoded
-from experiments.prepare import Plan, graph_of_round, identity, plan, prepare
+from experiments.prepare import Plan, Prepared, fingerprints, graph_of_round, identity, plan, prepare
 from experiments.programs import Programs, compile_programs
 from experiments.progress import ProgressLine
 from experiments.settings import Settings
@@ -51,6 +52,7 @@ def run(settings: Settings) -> Result:
     """
     prepared = ready(settings)
     if prepared.finished:
+        record.close(prepared.folder)
         raise ValueError(prepared.finished)
     return train(prepared)
 
@@ -68,7 +70,7 @@ def ready(settings: Settings) -> Ready:
     checkpoints = Path(path) / "checkpoint"
 
     def find() -> checkpoint.Found | None:
-        return checkpoint_of(checkpoints, [resolved]) if resolved.resume and not finished else None
+        return checkpoint_of(checkpoints, [prepared]) if resolved.resume and not finished else None
 
     try:
         found = placement.in_every_process(find)
@@ -78,15 +80,21 @@ def ready(settings: Settings) -> Ready:
     return Ready(planned, folder, checkpoints, found, finished)
 
 
-def checkpoint_of(folder: Path, members: Sequence[Settings]) -> checkpoint.Found | None:
-    """The last whole checkpoint; a ValueError if it is of other settings than the members'."""
+def checkpoint_of(folder: Path, members: Sequence[Prepared]) -> checkpoint.Found | None:
+    """The last whole checkpoint; a ValueError if it is of other settings than the members', or of other data."""
     found = checkpoint.latest(folder)
     if found is not None:
         others = found.notes["settings"]
         if len(others) != len(members):
             raise ValueError(f"the checkpoint {found.path} is of {len(others)} settings, not {len(members)}")
-        for settings, other in zip(members, others, strict=True):
-            record.expect_same(settings, other, f"the checkpoint {found.path}")
+        for member, other in zip(members, others, strict=True):
+            record.expect_same(member.settings, other, f"the checkpoint {found.path}")
+        for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
+            if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
+                raise ValueError(
+                    f"the checkpoint {found.path} was trained on other data, and {', '.join(changed)} have changed: "
+                    f"put back the files it began with, or start anew in another --out"
+                )
     return found
 
 
@@ -149,7 +157,22 @@ def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Fo
             f"{name} {then.get(name)} then and {now[name]} now" for name in now if then.get(name) != now[name]
         )
         warnings.append(f"what follows may differ in the last bits from an uninterrupted run: {changed}")
-    return checkpoint.restore(found, programs.state), found.round
+    return restored(found, programs.state), found.round
+
+
+def restored(found: checkpoint.Found, like: State) -> State:
+    """The state of a checkpoint, on other devices too, which pad members to another number (see `programs.filled`)."""
+    rows, wanted = found.notes["rows"], count_of(like)
+    if rows == wanted:
+        return checkpoint.restore(found, like)
+
+    def on_every_device(leaf: Any) -> Any:
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec(None, *leaf.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=everywhere)
+
+    state = checkpoint.restore(found, jax.tree.map(on_every_device, like))
+    chosen = np.minimum(np.arange(wanted), rows - 1)
+    return jax.tree.map(lambda leaf, own: jax.device_put(leaf[chosen], own.sharding), state, like)
 
 
 def save(checkpoints: Path, plan: Plan, histories: Sequence[History], state: State, round: int) -> None:
@@ -159,6 +182,8 @@ def save(checkpoints: Path, plan: Plan, histories: Sequence[History], state: Sta
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
         "versions": record.versions(),
+        "data": fingerprints(plan.members),
+        "rows": count_of(state),
     }
     checkpoint.save(checkpoints, round, state, notes)
 

@@ -189,7 +189,7 @@ def interrupted(begun: Ready, outcomes: Mapping[int, Outcome]) -> tuple[checkpoi
     group = found.notes["numbers"]
     if any(number in outcomes or number >= len(begun.members) for number in group):
         return None, []  # it was done, and killed before its checkpoints were gone
-    return checkpoint_of(begun.path / "checkpoint", [begun.members[n].prepared.settings for n in group]), group
+    return checkpoint_of(begun.path / "checkpoint", [begun.members[n].prepared for n in group]), group
 
 
 def leave_run(path: Path, history: History, planned: Plan) -> None:
@@ -294,7 +294,16 @@ def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
     )
     for axis in begun.axes:
         table.add_column(axis)
-    for column in ("accuracy", "± over seeds", "worst agent", "density", "bitmaps, MB", "coded, MB", "float32, MB", "status"):
+    for column in (
+        "accuracy",
+        "± over seeds",
+        "worst agent",
+        "density",
+        "bitmaps, MB",
+        "coded, MB",
+        "float32, MB",
+        "status",
+    ):
         table.add_column(column, justify="left" if column == "status" else "right")
 
     def percent(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, or whose disk fails: what goes on ends as if nothing had happened."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,13 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from test_sweep import StopAfter
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
-from dslth_jax import checkpoint
+from dslth_jax import checkpoint, placement
 from dslth_jax.models import MODULES
-from experiments import cifar, record
+from experiments import cifar, prepare, record
+from experiments.run import restored, run
+from experiments.settings import Settings
 
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
 SWITCHES = {
@@ -100,7 +108,7 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_other_settings_are_refused_by_name(tmp_path, capsys):
+def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, monkeypatch):
     out = tmp_path / "cut"
     stop_after(3, out)
     capsys.readouterr()
@@ -111,7 +119,47 @@ def test_other_settings_are_refused_by_name(tmp_path, capsys):
     assert "--seed was 0 and is 1" in said
     assert said.count("was") == 2
     assert cifar.main([*FLAGS, "--out", str(out)]) == 2
+    capsys.readouterr()
+    # The same settings, but what is behind a name has changed.
+    load = prepare.load
+    monkeypatch.setattr(prepare, "load", lambda settings: turned(load(settings)))
+    assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 2
+    assert "other data, and the images and labels have changed: put back" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def turned(dataset):
+    """The same data set with one pixel changed."""
+    images = dataset.train_images.copy()
+    images[0, 0, 0] ^= 1
+    return dataset._replace(train_images=images)
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_other_devices_pad_members_to_another_number(rows, tmp_path):
+    """Three members, saved as four rows for two devices, then on one device that holds fewer or many that hold more."""
+    mesh = placement.agents_mesh(1)
+    spread = NamedSharding(mesh, PartitionSpec(None, placement.AXIS))
+    saved = {"scores": jnp.arange(8.0).reshape(4, 2), "round": jnp.arange(4)}
+    checkpoint.save(tmp_path, 7, saved, {"rows": 4})
+    like = {
+        "scores": jax.ShapeDtypeStruct((rows, 2), jnp.float32, sharding=spread),
+        "round": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec(None))),
+    }
+    came = restored(checkpoint.latest(tmp_path), like)
+    chosen = np.minimum(np.arange(rows), 3)
+    chex.assert_trees_all_equal(came, jax.tree.map(lambda leaf: leaf[chosen], saved))
+    assert came["scores"].sharding == spread
+
+
+def test_a_finished_run_is_not_kept_from_others(tmp_path):
+    settings = Settings(dataset="digits", model="tiny", agents=2, rounds=1, out=tmp_path / "run")
+    run(settings)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="nothing is left to do"):
+            run(dataclasses.replace(settings, resume=True))
+    assert config["settings"]["resume"] is False
 
 
 def test_a_folder_belongs_to_one_process(tmp_path, capsys):

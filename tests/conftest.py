@@ -1,9 +1,11 @@
 """Strictness for every test: shapes and types are checked, ranks never promote silently, warnings are errors."""
 
 import atexit
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Compile nothing twice, but let no test pass or fail by what an earlier session has compiled: keep programs in a folder
@@ -14,6 +16,8 @@ if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false":
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# Compile hastily: most tests wait for compilers, and not for what these make. See `as_users_compile`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import pytest
@@ -23,6 +27,23 @@ from jaxtyping import install_import_hook
 install_import_hook("dslth_jax", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@contextlib.contextmanager
+def optimized() -> Iterator[None]:
+    """Compile as users do, for what must hold bit for bit in the code that they run, or takes long to run."""
+    hasty = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", hasty)
+
+
+@pytest.fixture
+def as_users_compile():
+    with optimized():
+        yield
 
 
 @pytest.fixture

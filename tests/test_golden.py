@@ -78,7 +78,7 @@ def shares_of(images, labels):
     return Shares(*flat, indices, jnp.full(agents, batch, jnp.int32))
 
 
-def test_the_authors_layers_step_by_step(x64, shared):
+def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
     trace = np.load(shared / "golden" / "trace_a.npz")
     network, algorithm, world, state, graph = replay(trace)
     batch = trace["labels"].shape[2]
@@ -125,7 +125,7 @@ def test_the_authors_layers_step_by_step(x64, shared):
                 assert_close(np.abs(scores).sum(), trace[f"zabs/{suffix}"], trace[f"zabs/{suffix}"])
 
 
-def test_float32_agrees_in_the_first_round(shared):
+def test_float32_agrees_in_the_first_round(shared, as_users_compile):
     """Later rounds part in float32, for a step of 10 amplifies rounding."""
     trace = np.load(shared / "golden" / "trace_a.npz")
     _, algorithm, world, state, graph = replay(trace)

@@ -53,6 +53,7 @@ def begin(function, *arguments: str, flags: Sequence[str] = ()) -> subprocess.Po
     words = f"import conftest, sys, {function.__module__} as here; here.{function.__name__}(*sys.argv[1:])"
     # Keep no programs: of several processes one would read what another is writing.
     own = {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    own["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(HASTY in flags).lower()
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", words, *arguments],
         cwd=here.parent,

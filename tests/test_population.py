@@ -78,18 +78,16 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
 def programs(algorithm, s, *, chunk=None, key=0, schedules=None, redraw=None, **settings):
     """The compiled start and round of one setting; `settings` are those of `population.round`."""
     key, topology = jax.random.key(key), Topology(s.graph, redraw)
-    # Compile hastily in float64, where nothing is compared bit for bit.
-    hasty = {"xla_backend_optimization_level": 0} if jax.enable_x64.value else None
 
     def world_at(hyper, round):
         return population.world_of(NETWORK, key, at_round(hyper, schedules, round) if schedules else hyper, round, 10)
 
-    @functools.partial(jax.jit, compiler_options=hasty)
+    @jax.jit
     def start(hyper):
         world = world_at(hyper, jnp.int32(0))
         return population.init(algorithm, world, population.graph_in(world, topology), agents=AGENTS, chunk=chunk)
 
-    @functools.partial(jax.jit, donate_argnames="state", compiler_options=hasty)
+    @functools.partial(jax.jit, donate_argnames="state")
     def step(state, hyper, shares):
         world = world_at(hyper, state.round)
         graph = population.graph_in(world, topology)
@@ -392,7 +390,7 @@ def without_others(s, agent, others):
     return s._replace(hyper=hyper, shares=s.shares._replace(indices=indices))
 
 
-def test_one_at_a_time_is_bit_for_bit_whatever_runs_beside():
+def test_one_at_a_time_is_bit_for_bit_whatever_runs_beside(as_users_compile):
     """Agent 3 hears nobody: nothing that other agents do may move a bit of it."""
     s = setting()
     results = []
@@ -407,7 +405,7 @@ def test_one_at_a_time_is_bit_for_bit_whatever_runs_beside():
     assert not np.array_equal(*(layers(r[0].scores)["conv"][0] for r in results))
 
 
-def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population():
+def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population(as_users_compile):
     """The first two agents alone, linked to each other only, are the same as beside three more."""
     pair = np.zeros_like(ADJACENCY)
     pair[0, 1] = pair[1, 0] = True

@@ -7,6 +7,7 @@ from pathlib import Path
 import chex
 import numpy as np
 import pytest
+from conftest import optimized
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import memory
@@ -31,7 +32,7 @@ def tiny_network(monkeypatch):
 def folder(tmp_path_factory) -> Path:
     """Of a sweep over seeds, step sizes, partitions and graphs, of which half diverge."""
     out = tmp_path_factory.mktemp("sweeps") / "all"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, optimized():
         use_tiny_network(patch)
         settings = {**BASE, "fine_tune_lr": 1, "retention": "0.1:0.8", "grid": GRID, "seeds": 2}
         sweep.sweep(Sweep(**settings, run_folders=True, out=out))
@@ -50,7 +51,7 @@ def members(**settings) -> list[Member]:
 
 
 @pytest.mark.parametrize("number", [0, 3, 6])
-def test_a_member_is_the_run_of_its_settings_alone(number, folder, tmp_path):
+def test_a_member_is_the_run_of_its_settings_alone(number, folder, tmp_path, as_users_compile):
     """Whose edges and samples are not padded to those of others."""
     (own,) = (folder / "runs").glob(f"{number:03d}_*")
     settings = json.loads((own / "config.json").read_text())["settings"]

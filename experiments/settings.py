@@ -276,9 +276,11 @@ def check_each(settings: Settings) -> None:
         "devices",
         "processes",
         "checkpoint_every",
+        "code_every",
     ):
         expect(settings, name, f"in 1..{LARGEST_WHOLE}", lambda value: value is None or 1 <= value <= LARGEST_WHOLE)
     expect(settings, "process", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
+    expect(settings, "key_every", f"in 0..{LARGEST_WHOLE}", lambda value: 0 <= value <= LARGEST_WHOLE)
     expect(settings, "filter_rule", f"in 0..{LARGEST_WHOLE}", lambda x: x is None or 0 <= x <= LARGEST_WHOLE)
     expect(settings, "data_fraction", "in (0, 1]", lambda value: 0 < value <= 1)
     for name in ("momentum", "second_momentum"):

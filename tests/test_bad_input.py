@@ -313,6 +313,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "batch_size": [("0", "--batch-size must be in 1..2147483647, got 0", "")],
     "local_steps": [("-3", "--local-steps must be in 1..2147483647, got -3", "")],
     "exchange_every": [("1.5", "--exchange-every must be a whole number, got '1.5'", "")],
+    "key_every": [("-1", "--key-every must be in 0..2147483647, got -1", "")],
+    "code_every": [("0", "--code-every must be in 1..2147483647, got 0", "")],
     "rounds": [
         ("1e3", "--rounds must be a whole number, got '1e3'", ""),
         ("99999999999", "--rounds must be in 1..2147483647, got 99999999999", ""),
@@ -628,6 +630,8 @@ POOLS: dict[str, tuple[str, str]] = {
     "batch_size": ("1 128 2147483647", "0 -1"),
     "local_steps": ("1 3", "0"),
     "exchange_every": ("1 5", "0"),
+    "key_every": ("0 1 50", "-1 0.5"),
+    "code_every": ("1 50 None", "0"),
     "rounds": ("1 400 2147483647", "0 -0 2147483648"),
     "seed": ("0 1 4294967295", "-1 4294967296"),
     "eval_every": ("1 1000", "0"),

@@ -16,7 +16,7 @@ METRICS = (
     "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "seconds",
 )  # fmt: skip
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
-OF_POINTS = ("seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density", "bitmap_mb")
+OF_POINTS = ("seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density", "sent_mb")
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
 Row = dict[str, Any]
@@ -205,7 +205,7 @@ def outcome(members: list[list[Row]]) -> Row:
     last = [rows[-1] for rows in members if rows]
     accuracies = [row["accuracy_mean"] for row in last if row["accuracy_mean"] is not None]
     worst = [row["accuracy_worst"] for row in last if row["accuracy_worst"] is not None]
-    bits = mean([row["bitmap_bits"] for row in last])
+    bits = mean([on_the_wire(row) for row in last])
     middle = mean(accuracies)
     return {
         "seeds": len(last),
@@ -214,9 +214,15 @@ def outcome(members: list[list[Row]]) -> Row:
         "accuracy_worst": min(worst, default=None),
         "loss": mean([row["loss"] for row in last]),
         "density": mean([row["density"] for row in last]),
-        "bitmap_mb": None if bits is None else bits / 8e6,
+        "sent_mb": None if bits is None else bits / 8e6,
         "status": "not finished",
     }
+
+
+def on_the_wire(row: Row) -> float | None:
+    """Bits sent over all links so far: masks as bitmaps, weights as float32."""
+    bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
+    return sum(bits) if bits else None
 
 
 def mean(values: Sequence[float | None]) -> float | None:

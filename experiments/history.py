@@ -7,8 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
+from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.population import world_of
 from experiments import record
+from experiments.methods import FLAGS
 from experiments.prepare import Prepared
 from experiments.settings import retentions
 from experiments.symptoms import Symptoms
@@ -19,8 +23,9 @@ class Tally:
     """What adds up over rounds, on the host: a round's bits overflow 32-bit integers."""
 
     entries: int  # maskable entries of one agent
-    kept_bits: int = 0
-    bitmap_bits: int = 0
+    kept_bits: int | None = 0  # None where masks are not what is sent
+    bitmap_bits: int | None = 0
+    float32_bits: int = 0
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
     flip_rate: float | None = None
@@ -28,11 +33,20 @@ class Tally:
     def add(self, info: dict[str, Any], seconds: float) -> None:
         """Count one round."""
         listeners = info["listeners"].astype(np.int64)
-        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
-        self.bitmap_bits += self.entries * int(listeners.sum())
+        masks_alone = info["floats"] is None and info["kept"] is not None
+        if masks_alone and self.kept_bits is not None and self.bitmap_bits is not None:
+            self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+            self.bitmap_bits += self.entries * int(listeners.sum())
+        self.float32_bits += int(float_bits(info, self.entries) @ listeners)
         self.seconds += seconds
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
-        self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / self.entries
+        if info["flipped"] is not None:
+            self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / self.entries
+
+    @property
+    def on_the_wire(self) -> int:
+        """Bits sent so far, of masks as bitmaps and of values."""
+        return (self.bitmap_bits or 0) + self.float32_bits
 
     def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew."""
@@ -46,15 +60,23 @@ class Tally:
             "accuracy_std": accuracy.std(),
             "accuracy_worst": accuracy.min(),
             "accuracy_best": accuracy.max(),
-            "density": float(np.mean(evaluation.density, dtype=np.float64)),
+            "density": None if evaluation.masks is None else float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
             "kept_bits": self.kept_bits,
             "bitmap_bits": self.bitmap_bits,
             "coded_bits": None,
-            "float32_bits": 0,
+            "float32_bits": self.float32_bits,
             "busiest_agent_bits": None,
             "seconds": self.seconds,
         }
+
+
+def float_bits(info: dict[str, Any], entries: int) -> np.ndarray:
+    """The bits of each agent's message in a round, if it holds values: 32 for each, and a bitmap of the mask of
+    `entries` that says which they are, where one goes with them."""
+    if info["floats"] is None:
+        return np.zeros_like(info["listeners"], np.int64)
+    return 32 * info["floats"].astype(np.int64) + (0 if info["kept"] is None else entries)
 
 
 class History:
@@ -62,9 +84,11 @@ class History:
 
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
-        self.weights, _ = jax.eval_shape(prepared.network.init, jax.random.key(0))
-        self.tally = Tally(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.weights)))
-        self.symptoms = Symptoms(prepared, self.weights)
+        self.maskable, message = maskable_of(prepared)
+        counted = None if message.masks is None or message.values is not None else 0
+        entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.maskable))
+        self.tally = Tally(entries, kept_bits=counted, bitmap_bits=counted)
+        self.symptoms = Symptoms(prepared, self.maskable)
         self.rows: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None  # the last
         self.evaluation_seconds = 0.0  # since this process began
@@ -123,19 +147,33 @@ class History:
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
         held = record.class_counts(prepared.train, prepared.dataset.classes)
+        keeps = "retention" in FLAGS[prepared.settings.algorithm]
         return [
             {
                 "agent": agent,
                 "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
-                "retention": retention,
+                "retention": retention if keeps else "",
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
-                "density": round(float(evaluation.density[agent]), 6),
+                "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
             }
             for agent, retention in enumerate(retentions(prepared.settings))
         ]
+
+
+def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
+    """The shapes of all that an agent has masks of, None where it has none, and of its message."""
+
+    def look(hyper: Any) -> tuple[Any, Any]:
+        world = world_of(prepared.network, jax.random.key(0), hyper, 0, 1)
+        agent, message = prepared.algorithm.init(jax.random.key(0), world)
+        like = unpacked_like(message, world.weights)
+        heard = silence(like, prepared.settings.agents, prepared.topology.graph)
+        return prepared.algorithm.model(world, agent, heard)[1], like
+
+    return jax.eval_shape(look, jax.tree.map(lambda leaf: leaf[0], prepared.hyper))
 
 
 def not_finite(info: dict[str, Any], round: int) -> str | None:

@@ -175,7 +175,7 @@ def follow(
     on_rows()
     for round, now, evaluated in play(plan, programs, histories, state, done):
         leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
-        bits = sum(history.tally.bitmap_bits for history in histories)
+        bits = sum(history.tally.on_the_wire for history in histories)
         progress.trained(round, max(history.tally.seconds for history in histories), bits)
         if evaluated:
             on_rows()
@@ -237,6 +237,7 @@ def leave(folder: Path | None, history: History) -> list[dict[str, Any]]:
     agents = history.agent_rows(last)
     if folder is not None:
         record.write_agents(folder, agents)
-        record.write_masks(folder, evaluation.masks, history.weights)
+        if evaluation.masks is not None:
+            record.write_masks(folder, evaluation.masks, history.maskable)
         figures.topology_picture(folder, last, np.asarray(evaluation.accuracy))
     return agents

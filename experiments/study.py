@@ -224,9 +224,10 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
     failed = len(of_seeds) - len(last)
 
     def mean(key: str) -> float | None:
-        return statistics.fmean(row[key] for row in last) if last else None
+        known = [row[key] for row in last if row[key] is not None]
+        return statistics.fmean(known) if known else None
 
-    bits = mean("bitmap_bits")
+    bits = statistics.fmean(map(record.on_the_wire, last)) if last else None
     return {
         "seeds": len(of_seeds),
         "accuracy_mean": mean("accuracy_mean"),
@@ -234,7 +235,7 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
         "accuracy_worst": min((row["accuracy_worst"] for row in last), default=None),
         "loss": mean("loss"),
         "density": mean("density"),
-        "bitmap_mb": None if bits is None else record.megabytes(bits),
+        "sent_mb": None if bits is None else record.megabytes(bits),
         "status": f"not finite ({failed} of {len(of_seeds)} seeds)" if failed else "done",
     }
 
@@ -299,7 +300,7 @@ def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
     for row in shown:
         accuracies = (percent(row[f"accuracy_{key}"]) for key in ("mean", "std", "worst"))
         density = "" if row["density"] is None else f"{row['density']:.4f}"
-        size = "" if row["bitmap_mb"] is None else f"{row['bitmap_mb']:,.4g}"
+        size = "" if row["sent_mb"] is None else f"{row['sent_mb']:,.4g}"
         axes = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in begun.axes)
         table.add_row(*axes, *accuracies, density, size, row["status"])
     return table

@@ -37,7 +37,7 @@ OF_A_POINT: list[Column] = [
     ("accuracy_worst", "worst agent, %", "percent"),
     ("loss", "loss, nats", "number"),
     ("density", "density", "number"),
-    ("bitmap_mb", "sent as bitmaps, MB", "number"),
+    ("sent_mb", "sent, MB", "number"),
     ("status", "status", "shown"),
 ]
 OF_AN_AGENT: list[Column] = [

@@ -14,8 +14,8 @@ import dslth_jax
 from dslth_jax import partition
 from experiments import cifar, command, settings
 from experiments.grid import axes_of
+from experiments.methods import PRESETS
 from experiments.search import spaces_of
-from experiments.settings import PRESETS
 from experiments.study import Sweep
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -267,7 +267,7 @@ def test_points_are_matched_with_their_members(tmp_path):
     assert [len(rows) for rows in found.points[-1].members] == [1, 1]
     summed_up = outcome(found.points[0].members)
     assert summed_up["accuracy_mean"] == pytest.approx(found.points[0].members[0][-1]["accuracy_mean"])
-    assert (summed_up["accuracy_std"], summed_up["bitmap_mb"]) == (0, 10)
+    assert (summed_up["accuracy_std"], summed_up["sent_mb"]) == (0, 10)
     assert [spelled(x) for x in (None, True, 10, "10.0", "a")] == ["", "True", "10", "10", "a"]
 
 

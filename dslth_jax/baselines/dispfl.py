@@ -179,7 +179,7 @@ def erk_densities(shapes: list[tuple[int, ...]], density: float) -> list[float]:
     all of their entries just all. Host side.
 
     >>> [round(share, 3) for share in erk_densities([(8, 8), (64, 64), (8,)], 0.25)]
-    [1.0, 0.236, 1.0]
+    [1.0, 0.237, 1.0]
     """
     if not 0 < density <= 1:
         raise ValueError(f"density must lie in (0, 1], got {density}")

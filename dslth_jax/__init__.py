@@ -13,11 +13,13 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     masks           fuse, threshold (straight-through), density, pack and unpack
     group_lasso     group norms, penalty, proximal step (also as an optax transformation)
     schedules       factors on traced settings as functions of the traced round
-    algorithm       the form of an algorithm: Algorithm, World, Batches, Heard
-    exchange        sparse mixing matrix times stacked masks -> heard
+    algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
+    exchange        sparse mixing matrix times stacked masks, and floats -> heard
     entropy         layers of packed bits <-> the fewest bytes; the only file that imports constriction
     codec           masks <-> messages that a link carries, exactly; what both ends of a link remember
+    descent         the loss of a minibatch, and local steps by any optimizer
     mcepl           MCE-PL: Hyper, its switches; local step, fine-tuning; init, send, receive, model
+    baselines       rivals in the common form, one file each: local, dsgd, dispfl, independent, mask_mean, fedpm
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
     memory          what a run holds in memory, by a formula, and what there is
@@ -27,12 +29,12 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     checkpoint      save and restore a state between rounds, whole or not at all
 
 Two worlds: a function is written for one agent and knows no agents axis (skew, convolution, models, masks,
-group_lasso, schedules, entropy, codec, mcepl), or for the population, where every per-agent leaf has a leading agents
-axis (partition, topology, population, evaluation, memory, placement, checkpoint). Only `population.over_agents`, and
-`update_agents` where agents carry something, lead from the first into the second.
+group_lasso, schedules, entropy, codec, descent, mcepl, baselines), or for the population, where every per-agent leaf
+has a leading agents axis (partition, topology, population, evaluation, memory, placement, checkpoint). Only
+`population.over_agents`, and `update_agents` where agents carry something, lead from the first into the second.
 """
 
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, mean_with_own, neighbour_mean
 from dslth_jax.codec import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode
 from dslth_jax.data import Dataset
 from dslth_jax.evaluation import Evaluation, evaluate
@@ -52,11 +54,12 @@ from dslth_jax.topology import Graph, Topology, graph_of, metropolis, topology_b
 __version__ = "0.3.0"
 
 __all__ = [
-    "Algorithm", "Batches", "CodecError", "Dataset", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule",
+    "Algorithm", "Batches", "CodecError", "Dataset", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule", "Message",
     "MissingPastError", "Network", "Partition", "Receiver", "Sender", "SentMask", "Shares", "Skew", "State", "Topology",
     "World",
     "agents_mesh", "at_round", "decode", "density", "draw_weights", "drop_filters", "encode", "evaluate", "fine_tune",
     "footprint", "fuse", "graph_in", "graph_of", "group_norms", "hear", "kept_by_layer", "kept_entries", "mce_pl",
+    "mean_with_own",
     "metropolis", "neighbour_mean", "network_by_name", "network_of", "over_agents", "over_devices", "pack",
     "partition_by_name", "penalty", "proximal_group_lasso", "proximal_step", "revive", "schedule_by_name",
     "skew_by_name", "threshold", "topology_by_name", "unpack", "update_agents", "world_of",

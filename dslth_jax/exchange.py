@@ -1,4 +1,4 @@
-"""The exchange: a sparse mixing matrix times the stacked messages."""
+"""The exchange: a sparse mixing matrix times the stacked messages, which are masks, floats, or both."""
 
 import math
 from functools import reduce
@@ -9,20 +9,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, Shaped, UInt8
 
-from dslth_jax.algorithm import Heard
+from dslth_jax.algorithm import Heard, Message, parts_of
 from dslth_jax.masks import unpack
 from dslth_jax.topology import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
 
 
-def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Array, ""], like: PyTree[Array]) -> Heard:
-    """One row of the product: what `receiver` has of its neighbours' masks.
+def hear(sent: Any, graph: Graph, receiver: Int[Array, ""], like: Any) -> Heard:
+    """One row of the product: what `receiver` has of its neighbours' masks and values.
 
-    One agent's world on the receiving side; map it over receivers. `sent` stacks everybody's packed masks along a
-    leading agents axis, `like` gives the layers' shapes. The cost grows with the edges, and masks stay bits until the
-    moment they are counted. Edges of weight 0 and 1 in uint8 are counted in the smallest type that holds the count,
-    others are summed as floats in the order of the edges.
+    One agent's world on the receiving side; map it over receivers. `sent` stacks everybody's messages along a leading
+    agents axis, `like` is one of them with masks unpacked, to give the layers' shapes. The cost grows with the edges,
+    and masks stay bits until the moment they are counted. Over edges of weight 0 and 1 in uint8 masks are counted, in
+    the smallest type that holds the count; over others, as values always, they are summed as floats in the order of the
+    edges.
 
     >>> import numpy as np
     >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8))
@@ -32,6 +33,7 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
     ([1, 2, 1], 2)
     """
     agents = jax.tree.leaves(sent)[0].shape[0]
+    bits, values = parts_of(sent)
     graph = jax.tree.map(jnp.asarray, graph)
     nothing = silence(like, agents, graph)
     if graph.receivers.shape[0] == 0:
@@ -40,7 +42,11 @@ def hear(sent: PyTree[UInt8[Array, "agents _"]], graph: Graph, receiver: Int[Arr
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
     form = weighted_sum if jnp.issubdtype(graph.weights.dtype, jnp.floating) else count
-    return Heard(form(nothing.counts, sent, graph, first, end), degree(nothing.degree, graph, first, end))
+    return Heard(
+        None if bits is None else form(nothing.counts, bits, graph, first, end),
+        degree(nothing.degree, graph, first, end),
+        None if values is None else sum_of_values(nothing.sums, values, graph, first, end),
+    )
 
 
 def count(
@@ -149,6 +155,29 @@ def weighted_sum(
     return lax.fori_loop(first, end, add, zeros)
 
 
+def sum_of_values(
+    zeros: PyTree[Float[Array, "..."]],
+    sent: PyTree[Float[Array, "agents ..."]],
+    graph: Graph,
+    first: Int[Array, ""],
+    end: Int[Array, ""],
+) -> PyTree[Float[Array, "..."]]:
+    """The weighted sum of the senders' values, edge after edge; several of them at a time, so that sums are written
+    once for all of these."""
+
+    def add_several(step: Array, totals: PyTree) -> PyTree:
+        senders, weights = several_edges(graph, first, end, step)
+
+        def add_layer(total: Array, values: Array) -> Array:
+            for i in range(AT_ONCE):
+                total = total + weights[i].astype(total.dtype) * values[senders[i]]
+            return total
+
+        return jax.tree.map(add_layer, totals, sent)
+
+    return lax.fori_loop(0, steps_of(first, end), add_several, zeros)
+
+
 def present_first(graph: Graph, agents: int) -> Graph:
     """The same graph with its absent edges behind all others, under a receiver that nobody is: they cost nothing."""
     graph = jax.tree.map(jnp.asarray, graph)
@@ -157,11 +186,25 @@ def present_first(graph: Graph, agents: int) -> Graph:
     return Graph(graph.senders[order], receivers[order], graph.weights[order])
 
 
-def silence(like: PyTree[Array], agents: int, graph: Graph) -> Heard:
-    """What an agent of a population of `agents` has heard over edges like those of `graph` when nobody spoke."""
+def silence(like: Any, agents: int, graph: Graph) -> Heard:
+    """What an agent of a population of `agents` has heard over edges like those of `graph` when nobody spoke.
+
+    `like` is a message with masks unpacked: only its shapes count, and of values their types.
+    """
+    masks, values = parts_of(like)
     weight = jnp.result_type(graph.weights)
     dtype, degree = (weight, weight) if jnp.issubdtype(weight, jnp.floating) else (counting_dtype(agents), jnp.int32)
-    return Heard(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), like), jnp.zeros((), degree))
+    return Heard(
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), masks),
+        jnp.zeros((), degree),
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), values),
+    )
+
+
+def unpacked_like(message: Any, weights: PyTree[Array]) -> Message:
+    """What gives the shapes of one agent's message: bits are masks of the values beside them, else of the weights."""
+    bits, values = parts_of(message)
+    return Message(None if bits is None else weights if values is None else values, values)
 
 
 def counting_dtype(agents: int) -> Any:

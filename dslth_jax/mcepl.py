@@ -16,8 +16,8 @@ where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or th
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
-optimizer in `direction`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it calls,
-schedules in the values of `Hyper`, the random weights in `models.py`.
+optimizer in `descent.py`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it
+calls, schedules in the values of `Hyper`, the random weights in `models.py`.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -28,8 +28,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from dslth_jax import group_lasso, masks
+from dslth_jax import descent, group_lasso, masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
+from dslth_jax.descent import batch_loss
 from dslth_jax.models import Network, draw_like, uniform_by_fan_in
 from dslth_jax.naming import expect_choice
 
@@ -101,7 +102,7 @@ def mce_pl(
     expect_choice("group_lasso_form", group_lasso_form, ("proximal", "penalty"))
     expect_choice("penalty_on", penalty_on, ("fused", "scores"))
     expect_choice("start_scores", start_scores, ("shared", "personal"))
-    descent = optimizer or optax.identity()
+    rule = optimizer or optax.identity()
 
     def loss_fn(scores: Scores, world: World, heard: Heard, batch: Batches) -> tuple[Array, Array]:
         variables, _ = personal_model(world, scores, heard, mask_rule)
@@ -111,36 +112,26 @@ def mce_pl(
         kernels = scores if penalty_on == "scores" else fused_scores(world, scores, heard, mask_rule)
         return data_loss + world.hyper.group_lasso * group_lasso.penalty(kernels), data_loss
 
-    def direction(world: World, agent: Agent, heard: Heard, batch: Batches) -> tuple[Agent, Scores, Array]:
-        """g on a minibatch, or what the optimizer makes of it; decay is no part of it."""
-        gradient, loss = jax.grad(loss_fn, has_aux=True)(agent.scores, world, heard, batch)
-        step, state = descent.update(gradient, agent.optimizer, agent.scores)
-        return agent._replace(optimizer=state), step, loss
-
     def local_steps(world: World, agent: Agent, heard: Heard, batches: Batches) -> tuple[Agent, Scores, Array]:
         """Descend each minibatch's loss on z, then the proximal step; returns the last direction and the mean loss."""
         hyper = world.hyper
-
-        def one(carry: tuple[Agent, Scores], batch: Batches) -> tuple[tuple[Agent, Scores], Array]:
-            agent, step, loss = direction(world, carry[0], heard, batch)
-            scores = jax.tree.map(lambda z, g: z - hyper.lr * (g + hyper.weight_decay * z), agent.scores, step)
-            return (agent._replace(scores=scores), step), loss
-
-        start = (agent, jax.tree.map(jnp.zeros_like, agent.scores))
-        (agent, step), losses = jax.lax.scan(one, start, jax.tree.map(lambda x: x[:-1], batches))
+        objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
+        steps = {"lr": hyper.lr, "weight_decay": hyper.weight_decay}
+        scores, state, step, loss = descent.local_steps(objective, rule, *agent, descent.all_but_last(batches), **steps)
         if group_lasso_form == "proximal":
             strength = hyper.lr * hyper.group_lasso
-            shrunk = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), agent.scores)
-            agent = agent._replace(scores=shrunk)
-        return agent, step, jnp.mean(losses)
+            scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
+        return Agent(scores, state), step, loss
 
     def fine_tuned(world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches) -> Agent:
         """After fine-tuning, with the direction in `carry` or with one computed anew."""
         step = carry
         if fine_tune_gradient == "recomputed":
-            moved, step, _ = direction(world, agent, heard, jax.tree.map(lambda x: x[-1], batches))
+            objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
+            step, moved, _ = descent.direction(objective, rule, *agent, jax.tree.map(lambda x: x[-1], batches))
             # Who heard nobody has nothing to fine-tune, and its optimizer has not moved either.
-            agent = jax.tree.map(lambda new, old: jnp.where(heard.degree > 0, new, old), moved, agent)
+            state = jax.tree.map(lambda new, old: jnp.where(heard.degree > 0, new, old), moved, agent.optimizer)
+            agent = agent._replace(optimizer=state)
         return agent._replace(scores=fine_tune(world, agent.scores, step, heard, fine_tune_weight))
 
     def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
@@ -148,7 +139,7 @@ def mce_pl(
         scores = draw_like(key if start_scores == "personal" else common_scores_key, world.weights, uniform_by_fan_in)
         message = draw_like(masks_key, world.weights, jax.random.uniform)
         start = jax.tree.map(lambda u, kept: masks.pack(u < kept / u.size), message, world.hyper.kept)
-        return Agent(scores, descent.init(scores)), start
+        return Agent(scores, rule.init(scores)), start
 
     def send(
         key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
@@ -197,12 +188,16 @@ def personal_model(
 ) -> tuple[dict[str, Any], Scores]:
     """The variables of v = w ⊙ m, and the masks m."""
     personal = personal_masks(world, scores, heard, rule)
+    return masked_model(world, personal, rule), personal
+
+
+def masked_model(world: World, personal: Scores, rule: MaskRule = AS_IN_CODE) -> dict[str, Any]:
+    """The variables of v = w ⊙ m, for masks m."""
     weights = world.weights
     if rule.scale_by_retention:
         # What is left of a layer then has the variance of the whole: ±√(2 / fan_in) becomes ±√(2 / (fan_in · r)).
         weights = jax.tree.map(lambda w, kept: w * jnp.sqrt(w.size / kept.astype(w.dtype)), weights, world.hyper.kept)
-    kept = jax.tree.map(jnp.multiply, weights, personal)
-    return {"params": kept, "frozen": world.frozen}, personal
+    return {"params": jax.tree.map(jnp.multiply, weights, personal), "frozen": world.frozen}
 
 
 def fine_tune(
@@ -216,13 +211,6 @@ def fine_tune(
     if weight == "touched":
         mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
     return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, step, mean)
-
-
-def batch_loss(network: Network, variables: Any, batch: Batches) -> Float[Array, ""]:
-    """Cross-entropy of one minibatch in nats, the mean over the samples that are present."""
-    logits = network.apply(variables, batch.images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-    return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
 
 
 def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: float | None = None) -> PyTree[int]:

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from dslth_jax.algorithm import Algorithm, Batches
-from dslth_jax.exchange import silence
+from dslth_jax.algorithm import Algorithm, Batches, parts_of
+from dslth_jax.exchange import silence, unpacked_like
 from dslth_jax.models import Network
 from dslth_jax.population import Shares, world_of
 from dslth_jax.topology import Graph
@@ -39,9 +39,10 @@ def footprint(
 ) -> dict[str, int]:
     """Bytes of a round, and of an evaluation, on each device, by what they are for.
 
-    What every agent holds (its fields by name; what it carries over the exchange, `gradient`; `counts`; `bits`) times
-    the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
-    `data`).
+    What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
+    masks and `values`; what it has of others, `counts` and `sums`) times the device's agents, what `chunk` agents
+    compute with (`activations`), and what all have in common (`weights`, `data`). `values` and `sums` are left out
+    where none are sent.
 
     Args:
         network: of all agents.
@@ -66,19 +67,22 @@ def footprint(
             jnp.zeros((*steps, *image_shape), jnp.uint8), jnp.zeros(steps, jnp.int32), jnp.zeros(steps, bool)
         )
         agent, message = algorithm.init(key, world)
-        heard = silence(world.weights, agents, graph)
+        heard = silence(unpacked_like(message, world.weights), agents, graph)
         agent, carry, message, _ = algorithm.send(key, world, agent, heard, batches)
         return world, agent, carry, message, heard
 
     world, agent, carry, message, heard = jax.eval_shape(one_round, hyper)
-    own, bits = agents // devices, bytes_of(message)
+    own, sent = agents // devices, parts_of(message)
     per_agent = {**{name: bytes_of(part) for name, part in agent._asdict().items()}, "gradient": bytes_of(carry)}
+    # What was sent last and what is sent now; on several devices also what all the others send.
+    copies = 2 * own + (agents if devices > 1 else 0)
+    floats = {"sums": own * bytes_of(heard.sums), "values": copies * bytes_of(sent.values)}
     return {
         "weights": bytes_of((world.weights, world.frozen)),
         **{name: own * size for name, size in per_agent.items()},
-        "counts": own * bytes_of(heard),
-        # What was sent last and what is sent now; on several devices also what all the others send.
-        "bits": 2 * own * bits + (agents * bits if devices > 1 else 0),
+        "counts": own * bytes_of(heard._replace(sums=None)),
+        "bits": copies * bytes_of(sent.masks),
+        **{name: size for name, size in floats.items() if size},
         "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
         "data": bytes_of_samples(shares, devices),
     }

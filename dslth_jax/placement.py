@@ -1,7 +1,7 @@
 """Agents over devices and hosts, by JAX's own engine. The population's world.
 
 Every device of a mesh axis holds equally many agents, in order. The round runs inside `jax.shard_map` over that axis:
-what is an agent's never leaves its device, what is common is everywhere, and packed masks alone cross, once a round
+what is an agent's never leaves its device, what is common is everywhere, and messages alone cross, once a round
 (`population.from_all_devices`). A mesh may have more axes than this one; these functions leave them alone.
 """
 

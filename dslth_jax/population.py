@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Int, Key, UInt8
 
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World
-from dslth_jax.exchange import as_planes, hear, present_first, silence
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, parts_of
+from dslth_jax.exchange import as_planes, hear, present_first, silence, unpacked_like
 from dslth_jax.models import Network
 from dslth_jax.skew import Skew, see
 from dslth_jax.topology import Graph, Topology, listeners
@@ -22,7 +22,7 @@ class State(NamedTuple):
 
     agents: Any  # what each agent carries
     heard: Heard  # what each heard last
-    sent: PyTree[UInt8[Array, "agents _"]]  # what each sent last: masks as packed bits
+    sent: Any  # what each sent last: masks as packed bits, values as floats
     round: Int[Array, ""]
 
 
@@ -153,7 +153,8 @@ def init(
 
     started, sent = over_agents(start, numbers, world.hyper, chunk=chunk)
     everybody = from_all_devices(sent, axis)
-    nothing = silence(world.weights, count_of(everybody), graph)
+    one = jax.tree.map(lambda leaf: leaf[0], sent)
+    nothing = silence(unpacked_like(one, world.weights), agents * devices_of(axis), graph)
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
     return State(started, exchange(everybody, graph, numbers, nothing, chunk), sent, jnp.int32(0))
 
@@ -184,12 +185,13 @@ def round(
             round nothing is sent, `receive` hears nobody, and the state keeps what was sent and heard last.
         chunk: see `over_agents`.
         axis: inside `jax.shard_map`, the mesh axis over which agents are spread: `hyper`, `state` and what is an
-            agent's of `shares` are then those of this device's agents, all else is the same everywhere. Packed bits
-            are all that crosses.
+            agent's of `shares` are then those of this device's agents, all else is the same everywhere. Messages are
+            all that crosses.
 
-    Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; `kept`, a pytree of
-    how many entries of each layer the agent's new mask keeps; `flipped`, how many entries of it differ from what the
-    agent last sent; `listeners`, over how many links this round's message travelled.
+    Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; of the masks in the
+    agent's new message (None without any) `kept`, a pytree of how many entries of each layer they keep, and `flipped`,
+    how many entries differ from what the agent last sent; `floats`, how many values it has to send, those that masks
+    beside them keep (None without any); `listeners`, over how many links it travelled this round.
     """
     numbers = agent_numbers(shares.sizes.shape[0], axis)
 
@@ -226,32 +228,40 @@ def round(
 
     always = isinstance(exchange_every, int) and exchange_every == 1
     due = (state.round + 1) % exchange_every == 0
-    heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
+    if not jax.tree.leaves(message):
+        heard_now, heard, sent, links = stay_silent()
+    else:
+        heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
     agents, received_info = update_agents(receive, agents, numbers, world.hyper, carry, heard_now, *own, chunk=chunk)
-    changed = jax.tree.map(jnp.bitwise_xor, message, state.sent)
-    info = {
-        **sent_info,
-        **received_info,
-        "kept": jax.tree.map(ones, message),
-        "flipped": reduce(jnp.add, map(ones, jax.tree.leaves(changed))),
-        "listeners": links,
-    }
+    info = {**sent_info, **received_info, **sizes_of(message, state.sent), "listeners": links}
     return State(agents, heard, sent, state.round + 1), info
 
 
+def sizes_of(message: Any, before: Any) -> dict[str, Any]:
+    """How much is in everybody's messages, and how many bits of their masks differ from those sent before."""
+    (bits, values), (bits_before, _) = parts_of(message), parts_of(before)
+    kept = jax.tree.map(ones, bits)
+    flipped = floats = None
+    if bits is not None:
+        changed = jax.tree.map(jnp.bitwise_xor, bits, bits_before)
+        flipped = reduce(jnp.add, map(ones, jax.tree.leaves(changed)))
+    if values is not None:
+        every = jax.tree.map(lambda leaf: jnp.full(leaf.shape[0], leaf[0].size, jnp.int32), values)
+        floats = reduce(jnp.add, jax.tree.leaves(every if bits is None else kept))
+    return {"kept": kept, "flipped": flipped, "floats": floats}
+
+
 def exchange(
-    sent: PyTree[UInt8[Array, "agents _"]],
-    graph: Graph,
-    receivers: Int[Array, "receivers"],
-    heard: Heard,
-    chunk: int | None = None,
+    sent: Any, graph: Graph, receivers: Int[Array, "receivers"], heard: Heard, chunk: int | None = None
 ) -> Heard:
     """What `receivers` hear when everybody's messages travel along all edges of `graph`, in the place of `heard`."""
+    if not jax.tree.leaves(sent):
+        return heard
     graph = present_first(graph, count_of(sent))
 
     # As planes, in the order in which bits are packed: so counts are written at once to where they belong.
-    planes = Heard(jax.tree.map(as_planes, heard.counts), heard.degree)
-    like = jax.tree.map(lambda leaf: leaf[0], planes.counts)
+    planes = heard._replace(counts=jax.tree.map(as_planes, heard.counts))
+    like = jax.tree.map(lambda leaf: leaf[0], Message(planes.counts, planes.sums))
 
     def listen(_: Heard, number: Array) -> tuple[Heard, None]:
         return hear(sent, graph, number, like), None
@@ -265,7 +275,12 @@ def agent_numbers(agents: int, axis: str | None) -> Int[Array, "agents"]:
     return jnp.arange(agents) + (0 if axis is None else lax.axis_index(axis) * agents)
 
 
-def from_all_devices(message: PyTree[UInt8[Array, "own _"]], axis: str | None) -> PyTree[UInt8[Array, "agents _"]]:
+def devices_of(axis: str | None) -> int:
+    """Over how many devices agents are spread."""
+    return 1 if axis is None else lax.axis_size(axis)
+
+
+def from_all_devices(message: Any, axis: str | None) -> Any:
     """Everybody's message, from those of every device's agents. The only thing that crosses between devices."""
     return message if axis is None else lax.all_gather(message, axis, tiled=True)
 

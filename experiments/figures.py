@@ -10,7 +10,7 @@ import networkx
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.record import class_counts
+from experiments.record import class_counts, on_the_wire
 
 if TYPE_CHECKING:
     from experiments.prepare import Prepared
@@ -33,7 +33,7 @@ def curves_picture(folder: Path, rows: Sequence[dict[str, Any]], chance: float) 
     by_round, by_loss, by_megabytes = figure.subplots(1, 3)
     rounds = [row["round"] for row in rows]
     percent = {key: [100 * row[f"accuracy_{key}"] for row in rows] for key in ("mean", "worst", "best")}
-    megabytes = [row["bitmap_bits"] / 8e6 for row in rows]
+    megabytes = [on_the_wire(row) / 8e6 for row in rows]
 
     for axes, positions in ((by_round, rounds), (by_megabytes, megabytes)):
         axes.fill_between(positions, percent["worst"], percent["best"], alpha=0.2, label="worst to best agent")
@@ -42,7 +42,8 @@ def curves_picture(folder: Path, rows: Sequence[dict[str, Any]], chance: float) 
         axes.set_ylabel("test accuracy, %")
         axes.legend(frameon=False, loc="lower right")
     by_round.set_xlabel("round")
-    by_megabytes.set_xlabel("sent over all links as bitmaps, MB")
+    floats = any(row["bitmap_bits"] is None for row in rows)
+    by_megabytes.set_xlabel(f"sent over all links as {'float32' if floats else 'bitmaps'}, MB")
 
     trained = [row for row in rows if row["loss"] is not None]
     by_loss.plot(

@@ -223,6 +223,12 @@ def outcome(members: list[list[Row]]) -> Row:
     }
 
 
+def on_the_wire(row: Row) -> float | None:
+    """Bits sent over all links so far: masks as bitmaps, weights as float32."""
+    bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
+    return sum(bits) if bits else None
+
+
 def mean(values: Sequence[float | None]) -> float | None:
     """The mean of those that are there."""
     there = [value for value in values if value is not None]

@@ -30,7 +30,7 @@ from experiments.settings import (
 TRACED = (
     "seed", "partition", "classes_per_agent", "class_file", "dirichlet_alpha", "data_fraction", "feature_skew",
     "topology", "directed", "mixing", "retention", "linear_retention", "lr", "fine_tune_lr", "weight_decay",
-    "amplitude", "group_lasso", "preset", "batch_size",
+    "amplitude", "group_lasso", "prune_rate", "clamp", "preset", "batch_size",
 )  # fmt: skip
 SCHEDULED = ("retention", "linear_retention", "lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso")
 

@@ -7,9 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
+from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.population import world_of
 from experiments import record
 from experiments.ledger import Ledger, is_key_frame, lengths_of
+from experiments.methods import FLAGS
 from experiments.prepare import Prepared
 from experiments.settings import retentions
 from experiments.symptoms import Symptoms
@@ -27,7 +31,8 @@ class Tally:
         """Count one round; masks have so many entries."""
         self.seconds += seconds
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
-        self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / entries
+        if info["flipped"] is not None:
+            self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / entries
 
     def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew."""
@@ -41,9 +46,8 @@ class Tally:
             "accuracy_std": accuracy.std(),
             "accuracy_worst": accuracy.min(),
             "accuracy_best": accuracy.max(),
-            "density": float(np.mean(evaluation.density, dtype=np.float64)),
+            "density": None if evaluation.masks is None else float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
-            "seconds": self.seconds,
         }
 
 
@@ -52,10 +56,11 @@ class History:
 
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
-        self.weights, _ = jax.eval_shape(prepared.network.init, jax.random.key(0))
+        self.maskable, message = maskable_of(prepared)
+        entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.maskable))
         self.tally = Tally()
-        self.ledger = Ledger(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.weights)))
-        self.symptoms = Symptoms(prepared, self.weights)
+        self.ledger = Ledger(entries, masks_alone=message.masks is not None and message.values is None)
+        self.symptoms = Symptoms(prepared, self.maskable)
         self.rows: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None  # the last
         self.evaluation_seconds = 0.0  # since this process began
@@ -78,9 +83,9 @@ class History:
         if self.failure is None:
             self.tally.add(info, self.ledger.entries, seconds)
             self.ledger.add(info)
-            if round % self.prepared.settings.exchange_every == 0:
+            if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
                 key_frame = is_key_frame(self.prepared.settings, round)
-                lengths = sent and lengths_of(sent[1], None if key_frame else sent[0], self.weights, round)
+                lengths = sent and lengths_of(sent[1], None if key_frame else sent[0], self.maskable, round)
                 self.ledger.add_coded(info["listeners"], lengths, key_frame)
             self.warnings += self.symptoms.after_round(round, info)
 
@@ -89,8 +94,8 @@ class History:
         self.evaluation_seconds += seconds
         if self.failure is None:
             self.evaluation = evaluation
-            row = self.tally.row(round, evaluation)
-            self.rows.append(row | self.ledger.row() | {"seconds": row["seconds"]})
+            counted = self.tally.row(round, evaluation) | self.ledger.row()
+            self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
     def take_warnings(self) -> list[str]:
@@ -125,19 +130,33 @@ class History:
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
         held = record.class_counts(prepared.train, prepared.dataset.classes)
+        keeps = "retention" in FLAGS[prepared.settings.algorithm]
         return [
             {
                 "agent": agent,
                 "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
-                "retention": retention,
+                "retention": retention if keeps else "",
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
-                "density": round(float(evaluation.density[agent]), 6),
+                "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
             }
             for agent, retention in enumerate(retentions(prepared.settings))
         ]
+
+
+def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
+    """The shapes of all that an agent has masks of, None where it has none, and of its message."""
+
+    def look(hyper: Any) -> tuple[Any, Any]:
+        world = world_of(prepared.network, jax.random.key(0), hyper, 0, 1)
+        agent, message = prepared.algorithm.init(jax.random.key(0), world)
+        like = unpacked_like(message, world.weights)
+        heard = silence(like, prepared.settings.agents, prepared.topology.graph)
+        return prepared.algorithm.model(world, agent, heard)[1], like
+
+    return jax.eval_shape(look, jax.tree.map(lambda leaf: leaf[0], prepared.hyper))
 
 
 def not_finite(info: dict[str, Any], round: int) -> str | None:

@@ -23,22 +23,29 @@ class Ledger:
     """The bits of one run so far, in Python's numbers: a round's overflow 32 bits."""
 
     entries: int  # of one agent's mask
+    masks_alone: bool = True  # whether messages are that; bits of masks are counted of no others
     kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
     bitmap_bits: int = 0
+    float32_bits: int = 0
     coded_bits: float = 0.0
     coded_rounds: int = 0  # exchanges whose messages were encoded
-    sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent's bitmaps
+    sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent, as bitmaps and floats
     lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
     links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
     moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times how many exchanges after it
     since: int = 0  # exchanges
 
     def add(self, info: dict[str, Any]) -> None:
-        """Count the bitmaps of one round; `info` is that of `population.round`."""
+        """Count the bitmaps and floats of one round; `info` is that of `population.round`."""
         listeners = info["listeners"].astype(np.int64)
-        self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
-        self.bitmap_bits += self.entries * int(listeners.sum())
-        self.sent_bits = added(self.sent_bits, self.entries * listeners)
+        if self.masks_alone:
+            self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+            self.bitmap_bits += self.entries * int(listeners.sum())
+            self.sent_bits = added(self.sent_bits, self.entries * listeners)
+        else:
+            of_each = float_bits(info, self.entries) * listeners
+            self.float32_bits += int(of_each.sum())
+            self.sent_bits = added(self.sent_bits, of_each)
 
     def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
         """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
@@ -59,14 +66,30 @@ class Ledger:
 
     def row(self) -> dict[str, Any]:
         """What a row of metrics says of it."""
-        return {
+        of_masks = {
             "kept_bits": self.kept_bits,
             "bitmap_bits": self.bitmap_bits,
             "coded_bits": round(self.coded_bits),
-            "float32_bits": 0,
-            "busiest_agent_bits": max(self.sent_bits, default=0),
-            "coded_rounds": self.coded_rounds,
         }
+        return {
+            **(of_masks if self.masks_alone else dict.fromkeys(of_masks)),
+            "float32_bits": self.float32_bits,
+            "busiest_agent_bits": max(self.sent_bits, default=0),
+            "coded_rounds": self.coded_rounds if self.masks_alone else None,
+        }
+
+    @property
+    def on_the_wire(self) -> int:
+        """Bits sent so far, of masks as bitmaps and of values."""
+        return self.bitmap_bits + self.float32_bits
+
+
+def float_bits(info: dict[str, Any], entries: int) -> Int[np.ndarray, "agents"]:
+    """The bits of each agent's message in a round, if it holds values: 32 for each, and a bitmap of the mask of
+    `entries` that says which they are, where one goes with them."""
+    if info["floats"] is None:
+        return np.zeros_like(info["listeners"], np.int64)
+    return 32 * info["floats"].astype(np.int64) + (0 if info["kept"] is None else entries)
 
 
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:

@@ -10,28 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from dslth_jax import data, memory, partition, placement, population
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.evaluation import BATCH
-from dslth_jax.mcepl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.models import Network, largest_fitting, network_by_name
 from dslth_jax.population import Shares
 from dslth_jax.skew import skew_by_name
 from dslth_jax.topology import Adjacency, Graph, GraphReport, Topology, adjacency_of, report, topology_by_name
+from experiments.algorithms import algorithm_of, population_hyper
 from experiments.settings import (
     OF_THE_MACHINE,
     PACKAGES,
     Settings,
     check_each,
     check_together,
-    linear_retention,
-    number_and_schedule,
     resolve,
-    retentions,
-    schedule_of,
 )
 
 TEST_SAMPLES_WHILE_RUNNING = 200
@@ -51,8 +46,8 @@ class Prepared(NamedTuple):
     graph_report: GraphReport
     network: Network
     algorithm: Algorithm
-    hyper: Hyper  # leaves with an agents axis
-    schedules: Hyper  # of the same structure: the schedule of each
+    hyper: Any  # the algorithm's traced settings; leaves with an agents axis
+    schedules: Any  # of the same structure: the schedule of each
 
 
 class Plan(NamedTuple):
@@ -247,36 +242,6 @@ def who_holds_what(settings: Settings, dataset: data.Dataset) -> partition.Parti
 def tests_below(held: partition.Partition, rank: int) -> np.ndarray:
     """How many test samples every agent has below a rank, and one at least."""
     return np.array([max(np.sum(ranks < rank), 1) for ranks in held.ranks], np.int32)
-
-
-def algorithm_of(settings: Settings, network: Network) -> Algorithm:
-    """MCE-PL with the settings' switches."""
-    names = ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores")
-    optimizers = {
-        "sgd": optax.identity(),
-        "momentum": optax.trace(settings.momentum),
-        "adam": optax.scale_by_adam(settings.momentum, settings.second_momentum),
-    }
-    return mce_pl(
-        network,
-        **{name: getattr(settings, name) for name in names},
-        mask_rule=MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant"),
-        optimizer=optimizers[str(settings.optimizer)],
-    )
-
-
-def population_hyper(settings: Settings, network: Network) -> tuple[Hyper, Hyper]:
-    """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
-    weights, _ = jax.eval_shape(network.init, jax.random.key(0))
-    kept = [kept_by_layer(weights, r, linear_retention(settings)) for r in retentions(settings)]
-    names = [name for name in Hyper._fields if name != "kept"]
-    values = {name: np.full(settings.agents, number_and_schedule(settings, name)[0], np.float32) for name in names}
-    linear, others = schedule_of(settings, "linear_retention"), schedule_of(settings, "retention")
-    schedules: dict[str, Any] = {name: schedule_of(settings, name) for name in names}
-    return (
-        Hyper(jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), **values),
-        Hyper(jax.tree.map(lambda w: linear if w.ndim == 2 else others, weights), **schedules),
-    )
 
 
 def graph_of_round(settings: Settings, network: Network, topology: Topology, round: int) -> Adjacency:

@@ -16,7 +16,6 @@ from jaxtyping import Array, UInt32
 from dslth_jax import data, placement, population
 from dslth_jax.algorithm import World
 from dslth_jax.evaluation import Evaluation, evaluate
-from dslth_jax.mcepl import Hyper
 from dslth_jax.placement import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.population import Shares, State
 from dslth_jax.schedules import at_round
@@ -34,7 +33,7 @@ class Own(NamedTuple):
     seed: UInt32[Array | np.ndarray, "*members"]
     drawn: Any  # the shared weights and frozen parameters, from the seed
     graph: Graph
-    hyper: Hyper  # leaves with an agents axis
+    hyper: Any  # leaves with an agents axis
 
 
 class Programs(NamedTuple):
@@ -95,7 +94,7 @@ def compile_programs(plan: Plan) -> Programs:
                 chunk=plan.chunk,
                 axis=AXIS,
             )
-            return state, {**info, "wanted": world.hyper.kept}
+            return state, {**info, "wanted": getattr(world.hyper, "kept", None)}
 
         return population.update_agents(one, states, owns, train[2:], chunk=plan.together)
 
@@ -155,7 +154,7 @@ def compile_programs(plan: Plan) -> Programs:
     return Programs(lambda: starting.result()[0](owns), evaluated, stepped, sent, all_compiled, state)
 
 
-def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Hyper, Shares, Shares]:
+def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Any, Shares, Shares]:
     """Seeds, graphs, settings, training and test samples of all members, along a leading axis; edges and samples are
     padded to the most that any has."""
     members = [*plan.members]

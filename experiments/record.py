@@ -225,10 +225,12 @@ def write_agents(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def write_masks(folder: Path, bits: Any, weights: Any) -> None:
+def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
     """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
     arrays: dict[str, Any] = {}
-    for (path, packed), kernel in zip(jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(weights), strict=True):
+    for (path, packed), kernel in zip(
+        jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(maskable), strict=True
+    ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
         unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
@@ -287,15 +289,24 @@ def summary_table(
     table.add_row("its standard deviation over agents", f"{row['accuracy_std']:.2%}")
     table.add_row("naming an agent's likeliest class scores", f"{chance:.2%}")
     table.add_row("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}")
-    table.add_row("density of masks", f"{row['density']:.4f}")
+    if row["density"] is not None:
+        table.add_row("density of masks", f"{row['density']:.4f}")
     if row["flip_rate"] is not None:
         table.add_row("mask bits the last round changed", f"{row['flip_rate']:.3%}")
-    table.add_row("sent over all links, as bitmaps", sent(row["bitmap_bits"]))
-    table.add_row("the same, entropy-coded against the past", sent(row["coded_bits"]))
-    table.add_row("the same by kept entries alone", sent(row["kept_bits"]))
+    if row["bitmap_bits"] is not None:
+        table.add_row("sent over all links, as bitmaps", sent(row["bitmap_bits"]))
+        table.add_row("the same, entropy-coded against the past", sent(row["coded_bits"]))
+        table.add_row("the same by kept entries alone", sent(row["kept_bits"]))
+    else:
+        table.add_row("sent over all links, as float32", sent(row["float32_bits"]))
     table.add_row("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round")
     table.add_row("compilation, evaluation", f"{compile_seconds:.1f} s, {evaluation_seconds:.1f} s")
     return table
+
+
+def on_the_wire(row: dict[str, Any]) -> int:
+    """Bits sent over all links up to a row of metrics: masks as bitmaps, values as float32."""
+    return (row["bitmap_bits"] or 0) + (row["float32_bits"] or 0)
 
 
 def megabytes(bits: float) -> float:

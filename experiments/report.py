@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from experiments import charts, similarity
 from experiments.charts import Chart, Line
-from experiments.folders import Parser, Point, Run, Sweep, complain, mean, read_all
+from experiments.folders import Parser, Point, Run, Sweep, complain, mean, on_the_wire, read_all
 from experiments.tables import (
     EVERY_ROW,
     OF_A_POINT,
@@ -198,8 +198,8 @@ def line_of_point(point: Point) -> Line:
 
 def megabytes_sent(row: dict[str, Any]) -> float | None:
     """What was on the wire so far: masks as bitmaps, and weights."""
-    bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
-    return sum(bits) / 8e6 if bits else None
+    bits = on_the_wire(row)
+    return None if bits is None else bits / 8e6
 
 
 def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[str, Any]:

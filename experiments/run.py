@@ -123,7 +123,7 @@ def play(
     programs.compiled()
     yield done, state, starting
     for round in range(done + 1, settings.rounds + 1):
-        encoded = is_encoded(settings, round)
+        encoded = histories[0].ledger.masks_alone and is_encoded(settings, round)
         before = programs.sent(state) if encoded else None
         began = time.perf_counter()
         state, info = programs.step(state)
@@ -204,7 +204,7 @@ def follow(
     on_rows()
     for round, now, evaluated in play(plan, programs, histories, state, done):
         leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
-        bits = sum(history.ledger.bitmap_bits for history in histories)
+        bits = sum(history.ledger.on_the_wire for history in histories)
         progress.trained(round, max(history.tally.seconds for history in histories), bits)
         if evaluated:
             on_rows()
@@ -266,6 +266,7 @@ def leave(folder: Path | None, history: History) -> list[dict[str, Any]]:
     agents = history.agent_rows(last)
     if folder is not None:
         record.write_agents(folder, agents)
-        record.write_masks(folder, evaluation.masks, history.weights)
+        if evaluation.masks is not None:
+            record.write_masks(folder, evaluation.masks, history.maskable)
         figures.topology_picture(folder, last, np.asarray(evaluation.accuracy))
     return agents

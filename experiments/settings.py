@@ -14,11 +14,12 @@ import numpy as np
 from dslth_jax.models import MODULES
 from dslth_jax.naming import nearest
 from dslth_jax.schedules import Schedule, constant, schedule_by_name
+from experiments.methods import FLAGS, defaults_of, foreign_to, owners_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Train a population of agents by personal binary masks over one shared random network.
+    """Train a population of agents by personal binary masks over one shared random network, or by a rival method.
 
     A number of the method can follow a schedule over the rounds: VALUE@cosine[:END], VALUE@step:EVERY[:FACTOR],
     VALUE@warm-up:ROUNDS, or several (10@warm-up:20@cosine). None takes the preset's value.
@@ -61,7 +62,8 @@ class Settings:
     """One number for all agents' linear layers, or same (each agent's own); by preset 0.9, same, 0.9."""
 
     algorithm: Literal["mce-pl", "independent", "mask-mean", "dsgd", "dis-pfl", "fedpm", "local"] = "mce-pl"
-    """What the agents run, so far mce-pl."""
+    """What the agents run: the paper's method; its local step alone; masks averaged by majority; decentralized SGD;
+    sparse personal weights; probabilistic masks; weight training alone. A flag that means nothing to it is refused."""
     preset: Literal["code", "paper", "tuned"] = "code"
     """Bundle of switches: what the authors' program does, what the paper says, what learned best."""
     order: Literal["code", "paper"] | None = None
@@ -71,17 +73,18 @@ class Settings:
     fine_tune_weight: Literal["mean", "touched"] = "mean"
     """Fine-tune by the mean of the neighbours' masks, or fully where any of them keeps an entry."""
     optimizer: Literal["sgd", "momentum", "adam"] | None = None
-    """What makes gradients of scores into steps; by preset sgd, sgd, adam."""
+    """What makes gradients into steps, for weights sgd, for fedpm adam; of scores by preset sgd, sgd, adam."""
     momentum: float = 0.9
     """Decay of the mean gradient of momentum and adam, in [0, 1)."""
     second_momentum: float = 0.99
     """Decay of adam's mean square of gradients, in [0, 1)."""
     lr: float | str | None = None
-    """Step size of the local step; by preset 10, 10, 0.002@cosine."""
+    """Step size of the local step, for weights (dsgd, local) 0.05, dis-pfl 0.1@step:1:0.998, fedpm 0.1; of scores by
+    preset 10, 10, 0.002@cosine."""
     fine_tune_lr: float | str | None = None
     """Step size of fine-tuning, or same (as the local step's); by preset 10, 10, same."""
     weight_decay: float | str | None = None
-    """Decay of the scores in the local step; by preset 5e-4, 5e-4, 0."""
+    """Decay in the local step, of weights 5e-4; of scores by preset 5e-4, 5e-4, 0."""
     amplitude: float | str = 1.0
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float | str | None = None
@@ -95,6 +98,12 @@ class Settings:
     """Drop convolutions' filters of at most so many kept entries, where a layer's filters keep more on average."""
     revive: bool = False
     """Let scores of exactly zero take part in fusion and gradients again."""
+    prune_rate: float = 0.5
+    """Share of its entries that a dis-pfl agent drops and grows anew after the first round, falling to 0, in [0, 1]."""
+    regrow: Literal["random", "gradient"] = "random"
+    """Which entries dis-pfl grows: drawn at random, or those of the largest gradient on one minibatch."""
+    clamp: float = 0.01
+    """How close to 0 and 1 fedpm's mean masks may be, in (0, 0.5)."""
     model: str | None = None
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
@@ -159,41 +168,6 @@ class Settings:
                 object.__setattr__(self, name, Path(value))
 
 
-# What each preset says where a flag is left out.
-PRESETS: dict[str, dict[str, Any]] = {
-    "code": {
-        "order": "code",
-        "fine_tune_gradient": "reused",
-        "group_lasso": 0.0,
-        "elu_on_logits": True,
-        "weights": "uniform-by-fan-in",
-        "biases": "random",
-        "linear_retention": 0.9,
-        "optimizer": "sgd",
-        "lr": 10.0,
-        "weight_decay": 5e-4,
-        "fine_tune_lr": 10.0,
-    },
-}
-PRESETS["paper"] = PRESETS["code"] | {
-    "order": "paper",
-    "fine_tune_gradient": "recomputed",
-    "group_lasso": 1e-4,
-    "elu_on_logits": False,
-    "linear_retention": "same",
-}
-PRESETS["tuned"] = PRESETS["code"] | {
-    "elu_on_logits": False,
-    "weights": "signed-constant",
-    "biases": "zero",
-    "optimizer": "adam",
-    "lr": "0.002@cosine",
-    "weight_decay": 0.0,
-    "fine_tune_lr": "same",
-}
-
-# What later versions build, with the only value there is today.
-NOT_BUILT_YET: dict[str, Any] = {"algorithm": "mce-pl"}
 # What may differ between processes of a run, and from a run to the one that goes on with it: no number depends on it.
 OF_THE_MACHINE = (
     "data_dir", "agent_chunk", "devices", "coordinator", "processes", "process", "compilation_cache", "out",
@@ -224,7 +198,7 @@ def resolve(settings: Settings) -> Settings:
     """
     check_each(settings)
     check_together(settings)
-    chosen = PRESETS[settings.preset]
+    chosen = defaults_of(settings.algorithm, settings.preset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     resolved = dataclasses.replace(settings, **filled)
     same = {
@@ -259,10 +233,6 @@ def check_each(settings: Settings) -> None:
     for name in (name for name in HINTS if float in parts(HINTS[name])):
         # Python makes no float of a longer whole number.
         expect(settings, name, "below 1e+300", lambda value: not isinstance(value, int) or abs(value) < 10**300)
-    for name, only in NOT_BUILT_YET.items():
-        value = getattr(settings, name)
-        if value != only:
-            raise ValueError(f"{flag(name)} {shown(value)} is not built yet: leave it out")
     expect(settings, "agents", f"in 1..{MOST_AGENTS}", lambda value: 1 <= value <= MOST_AGENTS)
     for name in (
         "classes_per_agent",
@@ -285,6 +255,8 @@ def check_each(settings: Settings) -> None:
     expect(settings, "data_fraction", "in (0, 1]", lambda value: 0 < value <= 1)
     for name in ("momentum", "second_momentum"):
         expect(settings, name, "in [0, 1)", lambda value: 0 <= value < 1)
+    expect(settings, "prune_rate", "in [0, 1]", lambda value: 0 <= value <= 1)
+    expect(settings, "clamp", "in [1e-06, 0.5)", lambda value: 1e-6 <= value < 0.5)
     expect(settings, "seed", "in 0..4294967295", lambda value: 0 <= value < 2**32)
     if settings.model is not None:
         expect(settings, "model", f"one of {', '.join(MODULES)}", lambda value: value in MODULES, MODULES)
@@ -319,6 +291,12 @@ def check_together(settings: Settings) -> None:
     for one, other in CONTRADICTIONS:
         if {one, other} <= given:
             raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
+    for name in HINTS:
+        if name in given & foreign_to(settings.algorithm):
+            raise ValueError(
+                f"{flag(name)} means nothing to --algorithm {settings.algorithm}, only to "
+                f"{', '.join(owners_of(name))}: leave it out"
+            )
     # A partition may be spelled twice, as long as both mean the same.
     for name, prefix in (("dirichlet_alpha", "dirichlet"), ("classes_per_agent", "classes")):
         spelled = f"{prefix}:{getattr(settings, name)}"
@@ -356,13 +334,16 @@ def check_processes(settings: Settings) -> None:
 
 def check_optimizer(settings: Settings, resolved: Settings) -> None:
     """Raise a ValueError if a flag, or a step size of the preset, is of another optimizer than the chosen one."""
-    usual = PRESETS[settings.preset]["optimizer"]
-    left_out = [name for name in ("lr", "fine_tune_lr") if getattr(settings, name) is None]
+    usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
+    steps = [name for name in ("lr", "fine_tune_lr") if name in FLAGS[settings.algorithm]]
+    left_out = [name for name in steps if getattr(settings, name) is None]
     if left_out and resolved.optimizer != usual:
         kept = " and ".join(f"{flag(name)} {getattr(resolved, name)}" for name in left_out)
+        whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"
+        also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
         raise ValueError(
-            f"--optimizer {resolved.optimizer} needs step sizes of its own, and --preset {settings.preset} leaves it "
-            f"{kept}, meant for {usual}: say --lr (adam learns at 0.002@cosine) and --fine-tune-lr (or same)"
+            f"--optimizer {resolved.optimizer} needs step sizes of its own, and {whose} leaves it "
+            f"{kept}, meant for {usual}: say --lr (adam learns at 0.002@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != DEFAULTS[name] and resolved.optimizer not in users:
@@ -374,7 +355,8 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
 
 def check_numbers(settings: Settings) -> None:
     """Raise a ValueError if a number that may follow a schedule is none, or leaves its range."""
-    for name in ("lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso"):
+    foreign = foreign_to(settings.algorithm)
+    for name in (x for x in ("lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso") if x not in foreign):
         value, _ = number_and_schedule(settings, name)
         if not 0 <= value <= LARGEST_REAL:
             raise ValueError(f"{flag(name)} must be in 0..{LARGEST_REAL:.3g}, got {value}")
@@ -412,8 +394,8 @@ def retentions(settings: Settings) -> list[float]:
 
 
 def linear_retention(settings: Settings) -> float | None:
-    """The retention of all agents' linear layers; None where it is each agent's own."""
-    if settings.linear_retention == settings.retention:
+    """The retention of all agents' linear layers; None where it is each agent's own, or nothing to the algorithm."""
+    if settings.linear_retention in (None, settings.retention):
         return None
     value, _ = number_and_schedule(settings, "linear_retention")
     if not 0 < value <= 1:

@@ -225,7 +225,8 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
     failed = len(of_seeds) - len(last)
 
     def mean(key: str) -> float | None:
-        return statistics.fmean(row[key] for row in last) if last and last[0][key] is not None else None
+        known = [row[key] for row in last if row[key] is not None]
+        return statistics.fmean(known) if known else None
 
     def megabytes(key: str) -> float | None:
         bits = mean(key)

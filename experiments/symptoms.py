@@ -8,8 +8,8 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.topology import CHANGING
+from experiments.methods import PRESETS
 from experiments.record import class_counts
-from experiments.settings import PRESETS
 
 if TYPE_CHECKING:
     from experiments.prepare import Prepared
@@ -22,15 +22,29 @@ ROUNDS_AT_CHANCE = 50  # at least so many rounds of training
 ABOVE_CHANCE = 0.02  # of what a guess leaves to gain, the share that counts as learning
 
 
+# Of algorithms whose masks are to have a number of entries and to settle: why a layer has none, or fewer than wanted.
+REASONS = {
+    "mce-pl": (
+        "take a smaller --group-lasso or --lr, or --revive",
+        "the other scores are exactly zero; take a smaller --group-lasso, or --revive",
+    ),
+    "mask-mean": (
+        "majorities of masks that differ keep ever less; take a larger --retention, or --algorithm mce-pl",
+        "that is of an agent's own mask, and the majority of several keeps another number",
+    ),
+}
+
+
 class Symptoms:
     """What a run has shown so far. Each method yields the sentences that are new."""
 
-    def __init__(self, prepared: "Prepared", weights: Any) -> None:
+    def __init__(self, prepared: "Prepared", maskable: Any) -> None:
         self.settings, self.graph = prepared.settings, prepared.graph_report
-        self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(weights)}
+        self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
         self.entries = sum(self.sizes.values())
         tested = class_counts(prepared.tests, prepared.dataset.classes)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of always naming the likeliest class
+        self.sent = "weights" if self.settings.algorithm in ("dsgd", "dis-pfl") else "masks"
         self.flip_rates: list[float] = []
         self.at_chance = 0
         self.said: set[str] = set()
@@ -38,10 +52,12 @@ class Symptoms:
     def at_start(self) -> Iterator[str]:
         """What the settings let expect."""
         step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
-        if str(step) != str(fine_tuning) and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
+        usual = PRESETS[self.settings.preset]["fine_tune_lr"]
+        if fine_tuning is not None and str(step) != str(fine_tuning) and fine_tuning == usual:
             sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
             yield from self.once("steps", sentence)
-        if self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:
+        sends_nothing = self.settings.algorithm in ("local", "independent")
+        if sends_nothing or self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:
             return
         if alone := self.graph.isolated:
             listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
@@ -49,10 +65,14 @@ class Symptoms:
                 "alone", f"{len(alone)} of {self.settings.agents} agents hear nobody and learn alone: {listed}"
             )
         elif not self.graph.connected:
-            yield from self.once("apart", "the graph is not connected: some agents' masks never reach some others")
+            yield from self.once(
+                "apart", f"the graph is not connected: some agents' {self.sent} never reach some others"
+            )
 
     def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
         """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
+        if self.settings.algorithm not in REASONS:
+            return
         for (path, kept), wanted in zip(
             jax.tree_util.tree_leaves_with_path(info["kept"]), jax.tree.leaves(info["wanted"]), strict=True
         ):
@@ -68,7 +88,7 @@ class Symptoms:
         if (kept == 0).any():
             sentence = (
                 f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
-                f"{round}: they learn nothing any more; take a smaller --group-lasso or --lr, or --revive"
+                f"{round}: they learn nothing any more; {REASONS[self.settings.algorithm][0]}"
             )
             yield from self.once("filters", sentence)
         off = np.abs(kept - wanted) > OFF_RETENTION * wanted
@@ -77,8 +97,7 @@ class Symptoms:
             size = self.sizes[layer]
             sentence = (
                 f"agent {agent} keeps {kept[agent] / size:.1%} of {layer} in round {round}, its retention asks for "
-                f"{wanted[agent] / size:.1%}: the other scores are exactly zero; take a smaller --group-lasso, "
-                f"or --revive"
+                f"{wanted[agent] / size:.1%}: {REASONS[self.settings.algorithm][1]}"
             )
             yield from self.once("density", sentence)
 

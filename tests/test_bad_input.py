@@ -19,8 +19,9 @@ import pytest
 
 from dslth_jax import data
 from experiments import cifar, record
+from experiments.methods import PRESETS, foreign_to
 from experiments.prepare import plan, prepare
-from experiments.settings import HINTS, PRESETS, Settings, choices, flag, parts, resolve
+from experiments.settings import HINTS, Settings, choices, flag, parts, resolve
 
 SAMPLES = 12
 
@@ -259,7 +260,19 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "algorithm": [
         ("mcepl", "--algorithm must be one of mce-pl, independent,", ""),
         ("mask-means", "got 'mask-means'; did you mean mask-mean?", ""),
-        ("dsgd", "--algorithm dsgd is not built yet: leave it out", ""),
+        ("dsgd", "--fine-tune-lr means nothing to --algorithm dsgd, only to mce-pl: leave it out", "--fine-tune-lr 1"),
+        ("dsgd", "--retention means nothing to --algorithm dsgd, only to mce-pl,", "--retention 0.5"),
+        ("fedpm", "--optimizer sgd needs step sizes of its own, and --algorithm fedpm leaves", "--optimizer sgd"),
+        ("dis-pfl", "a retention of 1e-05 keeps nothing of a layer: take a larger one", "--retention 1e-5"),
+    ],
+    "prune_rate": [
+        ("1.5", "--prune-rate must be in [0, 1], got 1.5", "--algorithm dis-pfl"),
+        ("0.2", "--prune-rate means nothing to --algorithm mce-pl, only to dis-pfl: leave it out", ""),
+    ],
+    "regrow": [("gradients", "must be one of random, gradient, got 'gradients'; did you mean gradient?", "")],
+    "clamp": [
+        ("0.5", "--clamp must be in [1e-06, 0.5), got 0.5", "--algorithm fedpm"),
+        ("0.1", "--clamp means nothing to --algorithm dsgd, only to fedpm: leave it out", "--algorithm dsgd"),
     ],
     "preset": [("Paper", "--preset must be one of code, paper, tuned, got 'Paper'; did you mean paper?", "")],
     "order": [("papers", "--order must be one of code, paper, got 'papers'; did you mean paper?", "")],
@@ -601,7 +614,10 @@ POOLS: dict[str, tuple[str, str]] = {
         "1e-9 0.6@cosine:2 0.3@ 0.3@cosine@step:0 0.1:1e308 1e308:-1e308",
     ),
     "linear_retention": ("0.9 1 same 0.5@cosine:0.1 None", "0 2 0.5,0.6 0.1:0.2 same@cosine 1e-17"),
-    "algorithm": ("mce-pl", "dsgd local mcepl"),
+    "algorithm": ("mce-pl independent mask-mean dsgd dis-pfl fedpm local", "mcepl"),
+    "prune_rate": ("0.5", "0 0.2 1 1.5 -1"),
+    "regrow": ("random", "gradient gradients"),
+    "clamp": ("0.01", "0.1 0 0.5"),
     "preset": ("code paper tuned", "Code tune"),
     "order": ("code paper None", "papers"),
     "fine_tune_gradient": ("reused recomputed None", "reuse"),
@@ -848,7 +864,7 @@ def outcome(words: list[str]) -> str:
         assert_is_a_sentence(said := " ".join(str(refusal).split()), most=40_000)
         assert "\n" not in str(refusal) or any("\n" in word for word in words), f"of two lines: {said}"
         return "refused"
-    for name in (*PRESETS["code"], "model"):
+    for name in {*PRESETS["code"], "model"} - foreign_to(prepared.settings.algorithm):
         assert getattr(prepared.settings, name) is not None, f"{name} is left open"
     assert prepared.train.sizes.min() > 0
     assert prepared.tests.sizes.min() > 0

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import dslth_jax
-from dslth_jax import partition
+from dslth_jax import baselines, partition
 from experiments import cifar, command, settings
 from experiments.grid import axes_of
+from experiments.methods import FLAGS, PRESETS, RIVALS
 from experiments.search import spaces_of
-from experiments.settings import PRESETS
 from experiments.study import Sweep
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -55,8 +55,8 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "codec", "entropy", "exchange", "group_lasso", "masks", "mcepl", "models", "naming", "partition",
-    "population", "schedules", "skew", "topology",
+    "algorithm", "baselines.dispfl", "codec", "entropy", "exchange", "group_lasso", "masks", "mcepl", "models",
+    "naming", "partition", "population", "schedules", "skew", "topology",
 ]  # fmt: skip
 
 
@@ -72,12 +72,25 @@ def test_no_figure_is_missing():
 
 
 def test_the_map_names_every_module():
-    modules = {path.stem for path in Path(dslth_jax.__file__).parent.glob("*.py")} - {"__init__"}
+    library = Path(dslth_jax.__file__).parent
+    modules = {path.stem for path in library.glob("*.py")} - {"__init__"}
     assert modules == set(re.findall(r"`dslth_jax/(\w+)\.py`", README))
-    assert modules == set(re.findall(r"^    (\w+)  +\w", dslth_jax.__doc__, re.MULTILINE))
+    assert modules | {"baselines"} == set(re.findall(r"^    (\w+)  +\w", dslth_jax.__doc__, re.MULTILINE))
+    rivals = {path.stem for path in (library / "baselines").glob("*.py")} - {"__init__"}
+    row = README.partition("| `dslth_jax/baselines/` |")[2].partition("\n")[0]
+    assert rivals == set(re.findall(r"`(\w+)\.py`", row))
+    assert rivals == set(re.findall(r"^    (\w+)  +\w", baselines.__doc__, re.MULTILINE))
     commands = {path.name for path in Path(cifar.__file__).parent.glob("*.py")} - {"__init__.py"}
-    rows = "\n".join(re.findall(r"^\| `experiments/(.*)$", README, re.MULTILINE))
-    assert commands == set(re.findall(r"(\w+\.py)`", rows))
+    rows = "".join(re.findall(r"^\| `experiments/.*$", README, re.MULTILINE))
+    assert commands == set(re.findall(r"`(?:experiments/)?(\w+\.py)`", rows))
+
+
+def test_the_table_of_rivals_names_every_algorithm():
+    section = README.partition("| `--algorithm` |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set(FLAGS)
+    for name, defaults in RIVALS.items():
+        (row,) = re.findall(rf"^\| `{name}` \|.*$", section, re.MULTILINE)
+        assert f"--lr {defaults['lr']}`" in row
 
 
 def test_every_public_name_exists():

@@ -10,10 +10,11 @@ import pytest
 from dslth_jax.mcepl import Hyper, MaskRule
 from dslth_jax.models import network_by_name
 from dslth_jax.schedules import constant
+from experiments import algorithms, programs
 from experiments import prepare as preparing
-from experiments import programs
+from experiments.methods import PRESETS
 from experiments.prepare import population_hyper, prepare
-from experiments.settings import PRESETS, Settings, resolve
+from experiments.settings import Settings, resolve
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {
@@ -155,7 +156,7 @@ def test_a_class_file_gives_its_classes(tmp_path):
 
 def test_every_switch_reaches_the_algorithm(monkeypatch):
     seen = {}
-    monkeypatch.setattr(preparing, "mce_pl", lambda network, **switches: seen.update(switches))
+    monkeypatch.setattr(algorithms, "mce_pl", lambda network, **switches: seen.update(switches))
     switches = {
         "order": "paper",
         "fine_tune_gradient": "recomputed",

@@ -39,6 +39,7 @@ def sweep(settings: Sweep) -> list[dict[str, Any]]:
     """
     begun = ready(settings)
     if begun.finished:
+        record.close(begun.folder)
         raise ValueError(begun.finished)
     return train(begun)
 
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
     except StoppedError as stopped:
         return complain(f"stopped by {stopped.name} before the first round", stopped.code)
     if begun.finished:
+        record.close(begun.folder)
         print(begun.finished)
         return 0
     try:

@@ -239,9 +239,13 @@ def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys):
 SEARCH = {**BASE, "agents": 2, "rounds": 2, "search": ("lr=1:100:log", "order=code,paper"), "trials": 6, "ask": 3}
 
 
-def trials_of(folder: Path) -> list:
+def study_in(folder: Path):
     optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
-    return optuna.load_study(study_name="dslth_jax", storage=f"sqlite:///{folder / 'study.db'}").trials
+    return optuna.load_study(study_name="dslth_jax", storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def trials_of(folder: Path) -> list:
+    return study_in(folder).trials
 
 
 def test_a_search_tells_every_trial(tmp_path):
@@ -265,14 +269,52 @@ def test_trials_that_diverge_are_told_as_failed(tmp_path):
     assert states == {1: "COMPLETE", 1e38: "FAIL"}
 
 
-def test_an_interrupted_search_asks_for_no_more_than_its_trials(tmp_path):
+def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(tmp_path):
+    """In a folder that was moved, and with a trial that a kill had cut off in the asking."""
     pytest.importorskip("optuna", reason="only a search needs Optuna")
+    sweep.sweep(Sweep(**SEARCH, out=tmp_path / "whole"))
     settings = {**SEARCH, "out": tmp_path / "search"}
     with pytest.raises(StoppedError):
         sweep.train(sweep.ready(Sweep(**settings)), StopAfter(4))
-    before = trials_of(tmp_path / "search")
-    assert 3 <= len(before) <= 6
+    assert len(trials_of(tmp_path / "search")) == 3
+    study_in(tmp_path / "search").ask()
+    settings["out"] = (tmp_path / "search").rename(tmp_path / "moved")
     sweep.sweep(Sweep(**settings, resume=True))
-    after = trials_of(tmp_path / "search")
-    assert [trial.state.name for trial in after] == ["COMPLETE"] * 6
-    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+    assert [trial.state.name for trial in trials_of(tmp_path / "moved")] == [
+        *["COMPLETE"] * 3,
+        "FAIL",
+        *["COMPLETE"] * 3,
+    ]
+    came = [(t.params, t.value) for t in trials_of(tmp_path / "moved") if t.state.name == "COMPLETE"]
+    assert came == [(t.params, t.value) for t in trials_of(tmp_path / "whole")]
+    assert (tmp_path / "moved" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
+
+
+def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a_moved_folder(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    study = optuna.create_study(study_name="dslth_jax", storage=storage, direction="maximize")
+    study.ask()  # by another machine
+    settings = {**SEARCH, "search": ("lr=3,10",), "seeds": 2, "storage": storage, "out": tmp_path / "search"}
+    rows = sweep.sweep(Sweep(**settings))
+    config = json.loads((tmp_path / "search" / "config.json").read_text())
+    lrs = list(dict.fromkeys(member["lr"] for member in config["members"]))
+    assert [(member["lr"], member["seed"]) for member in config["members"]] == [
+        (lr, seed) for lr in lrs for seed in (0, 1)
+    ]
+    assert {row["lr"]: row["seeds"] for row in rows} == dict.fromkeys(lrs, 2)
+    accuracies = {row["lr"]: row["accuracy_mean"] for row in rows}
+    others, *trials = study.trials
+    assert others.state.name == "RUNNING"
+    assert [trial.value for trial in trials] == [accuracies[trial.params["lr"]] for trial in trials]
+    assert len(trials) == 6
+    # As if it had been interrupted before its end.
+    moved = (tmp_path / "search").rename(tmp_path / "moved")
+    del config["finished"]
+    (moved / "config.json").write_text(json.dumps(config))
+    assert sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True})) == rows
+    assert len(study.trials) == 7
+    config["members"][0]["lr"] = config["members"][1]["lr"] = 5
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="only one of them knows lr=5: give it the storage it began with"):
+        sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True}))

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from dslth_jax import checkpoint, placement
 from experiments import figures, record
-from experiments.folders import SIZES
+from experiments.folders import DONE, SIZES, not_finite, place_of
 from experiments.grid import Member, groups_of
 from experiments.history import History
 from experiments.prepare import Plan, plan
@@ -58,6 +58,13 @@ class Sweep(Settings):
     storage: str | None = None
     """Optuna's storage as a URL, which several machines may share (each with an --out of its own); None is a file in
     the sweep's folder."""
+
+    def __post_init__(self) -> None:
+        """Take a single axis without a list too."""
+        super().__post_init__()
+        for name in ("grid", "search"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
 
 class Outcome(NamedTuple):
@@ -167,8 +174,8 @@ def write_config(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
 
 
 def tried(begun: Ready) -> dict[str, list[Any]]:
-    """Of a search, the values that each axis has had."""
-    return {axis: sorted({member.point[axis] for member in begun.members}, key=str) for axis in begun.axes}
+    """Of a search, the values that each axis has had, in order."""
+    return {axis: sorted({member.point[axis] for member in begun.members}, key=place_of) for axis in begun.axes}
 
 
 def write_metrics(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
@@ -240,7 +247,7 @@ def results_of(begun: Ready, outcomes: Mapping[int, Outcome]) -> list[dict[str, 
     for number, member in enumerate(begun.members):
         by_point.setdefault(member.label, []).append(outcomes[number])
     rows = [{**points[label], **summary(of_seeds)} for label, of_seeds in by_point.items()]
-    return sorted(rows, key=lambda row: (row["status"] != "done", -(row["accuracy_mean"] or 0.0)))
+    return sorted(rows, key=lambda row: (row["status"] != DONE, -(row["accuracy_mean"] or 0.0)))
 
 
 def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
@@ -263,7 +270,7 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
         "loss": mean("loss"),
         "density": mean("density"),
         **{f"{size}_mb": megabytes(f"{size}_bits") for size in SIZES},
-        "status": f"not finite ({failed} of {len(of_seeds)} seeds)" if failed else "done",
+        "status": not_finite(failed, len(of_seeds)) or DONE,
     }
 
 

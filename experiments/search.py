@@ -1,5 +1,6 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from experiments import record
+from experiments.folders import DONE
 from experiments.grid import axis_of, base_of, members_of, value_of
 from experiments.settings import HINTS, parts
 from experiments.stopping import Stop
@@ -17,11 +19,17 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
+OF_A_SEARCH = ("trials", "ask", "study", "storage")
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
 
 def check_search(settings: Sweep) -> None:
-    """Raise a ValueError if a search is asked for in a way that makes no sense."""
+    """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
+    if not settings.search:
+        for field in dataclasses.fields(settings):
+            if field.name in OF_A_SEARCH and getattr(settings, field.name) != field.default:
+                raise ValueError(f"--{field.name} needs --search: say it, or leave --{field.name} out")
+        return
     if settings.grid:
         raise ValueError("--grid and --search contradict each other: leave one of them out")
     if settings.coordinator:
@@ -193,7 +201,7 @@ def tell(study: "optuna.Study", number: int, came: Mapping[str, Any]) -> None:
     """Tell a trial's accuracy, or that it failed."""
     import optuna
 
-    if came["status"] == "done":
+    if came["status"] == DONE:
         study.tell(number, came["accuracy_mean"])
     else:
         study.tell(number, state=optuna.trial.TrialState.FAIL)

@@ -8,6 +8,7 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.topology import CHANGING
+from experiments.folders import spelled
 from experiments.record import class_counts
 from experiments.settings import PRESETS
 
@@ -38,7 +39,7 @@ class Symptoms:
     def at_start(self) -> Iterator[str]:
         """What the settings let expect."""
         step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
-        if str(step) != str(fine_tuning) and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
+        if spelled(step) != spelled(fine_tuning) and fine_tuning == PRESETS[self.settings.preset]["fine_tune_lr"]:
             sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
             yield from self.once("steps", sentence)
         if self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:

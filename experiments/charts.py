@@ -19,6 +19,7 @@ COLOURS = 6  # named by the page as --c0, --c1, ...; of more lines the second ha
 NAMED, FEW = 12, 6  # so many lines at most are told apart by colour; of more than that, so many
 BANDS = 3  # lines whose bands can be told apart
 WIDE = 8  # times as many megabytes, from where an axis of them is logarithmic
+FAR = 20  # times as large the largest number of a search, from where its axis is logarithmic
 CELLS = 100  # numbers are written into heat maps of no more cells
 
 # Colours that stand for the page's own, so that one chart serves its light and its dark scheme.
@@ -252,6 +253,23 @@ def marginal(
         ticks(axes.set_xticks, values)
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set(xlabel=shortened(axis, 40), ylabel="test accuracy, %", xlim=(-0.5, len(values) - 0.5))
+
+    return chart(f"Accuracy along {axis}", f"Test accuracy over {axis}", draw, note=note)
+
+
+def scatter(axis: str, dots: Sequence[tuple[float, float | None]], note: str) -> Chart:
+    """Accuracies over the numbers that a search has tried of one setting; pairs of number, accuracy."""
+
+    def draw(axes: Axes) -> None:
+        numbers = [number for number, _ in dots]
+        percent = 100 * floats([accuracy for _, accuracy in dots])
+        axes.plot(numbers, percent, "o", color=SERIES[0], markersize=5, alpha=0.6)
+        axes.set(xlabel=shortened(axis, 40), ylabel="test accuracy, %")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        if min(numbers) > 0 and max(numbers) > FAR * min(numbers):
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
     return chart(f"Accuracy along {axis}", f"Test accuracy over {axis}", draw, note=note)
 

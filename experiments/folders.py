@@ -22,6 +22,7 @@ OF_POINTS = (
     "seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density",
     *(f"{size}_mb" for size in SIZES),
 )  # fmt: skip
+DONE, FAILED, UNFINISHED = "done", "not finite", "not finished"  # statuses of members, and of points
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
 Row = dict[str, Any]
@@ -151,22 +152,32 @@ def read_agents(path: Path) -> list[Row]:
 def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     """A sweep, whether it has come to its end or not."""
     path, axes, members = folder / "config.json", config.get("axes"), config.get("members")
-    if not isinstance(axes, dict) or not all(isinstance(x, list) and x for x in axes.values()):
+    done = config.get("done", {})
+    # Of a search that has only begun they are empty.
+    if not isinstance(axes, dict) or not all(isinstance(x, list) and (x or not members) for x in axes.values()):
         raise ValueError(f"the axes in {path} must be an object of lists of values, and are not")
+    if not isinstance(done, dict):
+        raise ValueError(f"what is done in {path} must be an object of members and their failures, and is not")
     if not isinstance(members, list) or not all(isinstance(x, dict) and axes.keys() <= x.keys() for x in members):
         raise ValueError(f"the members in {path} must be objects with a value for each of {', '.join(axes)}")
     missing: list[str] = []
     spelled_axes = {axis: list(dict.fromkeys(map(spelled, values))) for axis, values in axes.items()}
     curves: dict[tuple[str, ...], list[list[Row]]] = {}
+    statuses: dict[tuple[str, ...], list[str]] = {}
     by_member = read_members(folder / "metrics.jsonl", len(members), missing)
-    for member, rows in zip(members, by_member, strict=True):
-        curves.setdefault(tuple(spelled(member[axis]) for axis in axes), []).append(rows)
+    for number, (member, rows) in enumerate(zip(members, by_member, strict=True)):
+        point, status = tuple(spelled(member[axis]) for axis in axes), status_of(done, number)
+        statuses.setdefault(point, []).append(status)
+        # What a member was before it failed is no outcome of its point.
+        curves.setdefault(point, []).append([] if status == FAILED else rows)
     if (folder / "results.csv").is_file():
         results = read_results(folder / "results.csv", tuple(axes))
     else:
         missing.append("There is no results.csv yet: the table is of what each member had at its last evaluation.")
-        results = [dict(zip(axes, point, strict=True)) | outcome(rows) for point, rows in curves.items()]
-        results.sort(key=lambda result: (result["accuracy_mean"] is None, -(result["accuracy_mean"] or 0)))
+        results = [
+            dict(zip(axes, point, strict=True)) | outcome(rows, statuses[point]) for point, rows in curves.items()
+        ]
+        results.sort(key=lambda result: (result["status"].startswith(FAILED + " ("), -(result["accuracy_mean"] or 0)))
     points = []
     for result in results:
         values = {axis: spelled(result[axis]) for axis in axes}
@@ -205,21 +216,29 @@ def read_results(path: Path, axes: Sequence[str]) -> list[Row]:
     return rows
 
 
-def outcome(members: list[list[Row]]) -> Row:
-    """A row like those of results.csv, of a point that may still be running."""
+def status_of(done: Row, number: int) -> str:
+    """Whether a member is done, has failed, or neither yet."""
+    if str(number) not in done:
+        return UNFINISHED
+    return DONE if done[str(number)] is None else FAILED
+
+
+def outcome(members: list[list[Row]], statuses: Sequence[str]) -> Row:
+    """A row like those of results.csv, of a point that may still be running; failed members have no rows."""
+    failed = statuses.count(FAILED)
     last = [rows[-1] for rows in members if rows]
     accuracies = [row["accuracy_mean"] for row in last if row["accuracy_mean"] is not None]
     worst = [row["accuracy_worst"] for row in last if row["accuracy_worst"] is not None]
     bits = {size: mean([row[f"{size}_bits"] for row in last]) for size in SIZES}
     return {
-        "seeds": len(last),
+        "seeds": len(last) + failed,
         "accuracy_mean": mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracy_worst": min(worst, default=None),
         "loss": mean([row["loss"] for row in last]),
         "density": mean([row["density"] for row in last]),
         **{f"{size}_mb": None if number is None else number / 8e6 for size, number in bits.items()},
-        "status": "not finished",
+        "status": not_finite(failed, len(statuses)) or (UNFINISHED if UNFINISHED in statuses else DONE),
     }
 
 
@@ -227,6 +246,19 @@ def on_the_wire(row: Row) -> float | None:
     """Bits sent over all links so far: masks as bitmaps, weights as float32."""
     bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
     return sum(bits) if bits else None
+
+
+def not_finite(failed: int, seeds: int) -> str:
+    """The status of a point of which seeds have failed; empty where none has."""
+    return f"{FAILED} ({failed} of {seeds} seeds)" if failed else ""
+
+
+def place_of(value: Any) -> tuple[bool, float, str]:
+    """Where a value of an axis stands: numbers by size, words behind them."""
+    try:
+        return False, float(value), ""
+    except (TypeError, ValueError):
+        return True, 0.0, str(value)
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -273,6 +305,14 @@ def from_json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         raise ValueError(f"{where} must be JSON, and is not: {WHAT_TO_DO}") from None
+
+
+def is_number(text: str) -> bool:
+    """Whether a value's spelling is that of a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def is_whole(value: Any) -> bool:

@@ -20,7 +20,6 @@ from experiments.settings import (
     choices,
     flag,
     kinds,
-    number_and_schedule,
     parts,
     refusal,
 )
@@ -93,9 +92,7 @@ def value_of(name: str, word: str) -> Any:
         # Where a number may be spelled with a schedule, a whole one reads better as it is.
         if (number in parts(hint) or {float, str} <= set(parts(hint))) and command.is_spelled(word, number):
             return number(word)
-    if Path in parts(hint):
-        return Path(word)
-    if word in choices(hint) or str in parts(hint):
+    if word in choices(hint) or str in parts(hint) or Path in parts(hint):
         return word
     raise ValueError(refusal(name, kinds(hint), word, choices(hint)))
 
@@ -133,11 +130,11 @@ def statics_of(prepared: Prepared) -> str:
     """What is compiled in, or sets a shape, in words: members of which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
     fixed = {name: value for name, value in record.as_json(settings).items() if name not in (*TRACED, *OF_THE_MACHINE)}
-    schedules = [number_and_schedule(settings, name)[1] for name in SCHEDULED if "@" in str(getattr(settings, name))]
-    names = [name for name in SCHEDULED if "@" in str(getattr(settings, name))]
+    # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
+    schedules = {name: str(getattr(settings, name)).partition("@")[2] for name in SCHEDULED}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
-    parts = (fixed, names, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))
+    parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))
     return json.dumps(parts, default=str)
 
 

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from experiments import charts, similarity
 from experiments.charts import Chart, Line
-from experiments.folders import Parser, Point, Run, Sweep, complain, mean, on_the_wire, read_all
+from experiments.folders import Parser, Point, Run, Sweep, complain, is_number, mean, on_the_wire, read_all
 from experiments.tables import (
     EVERY_ROW,
     OF_A_POINT,
@@ -33,6 +33,7 @@ from experiments.tables import (
 )
 
 MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
+OF_A_SEARCH = "A dot is a point of the search."
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
@@ -111,7 +112,9 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
     best = [line_of_point(point) for point in sweep.points if any(point.members)][:BEST_POINTS]
     finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
-    pairs = list(itertools.combinations(sweep.axes, 2)) if len(sweep.axes) <= 3 else [tuple(sweep.axes)[:2]]
+    # A search hardly draws a number twice: a heat map over it would be empty but for a cell in each line.
+    stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
+    pairs = list(itertools.combinations(stepped, 2)) if len(stepped) <= 3 else [tuple(stepped)[:2]]
     columns = [(axis, axis, "shown") for axis in sweep.axes] + OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
@@ -146,9 +149,18 @@ def grid(sweep: Sweep, points: list[Point], pair: Sequence[str]) -> Chart:
     return charts.heat_map((one, other), (sweep.axes[one], sweep.axes[other]), best, note)
 
 
+def is_drawn(sweep: Sweep, axis: str) -> bool:
+    """Whether an axis is of numbers that a search has drawn."""
+    return bool(sweep.config["settings"].get("search")) and all(is_number(value) for value in sweep.axes[axis])
+
+
 def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
     """The dots of one axis of a sweep."""
     found = [(point.values[axis], point.result["accuracy_mean"]) for point in points]
+    if is_drawn(sweep, axis):
+        return charts.scatter(axis, [(float(value), accuracy) for value, accuracy in found], OF_A_SEARCH)
+    if sweep.config["settings"].get("search"):
+        return charts.marginal(axis, sweep.axes[axis], found, [], OF_A_SEARCH)
     note = "A dot is a point of the grid; the line joins the best."
     if len(sweep.axes) == 1:
         # With one axis there is room for every seed.

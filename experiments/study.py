@@ -5,7 +5,9 @@ import dataclasses
 import json
 import re
 import shutil
+import signal
 import statistics
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +16,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from dslth_jax import checkpoint
+from dslth_jax import checkpoint, placement
 from experiments import figures, record
-from experiments.folders import SIZES
+from experiments.folders import DONE, SIZES, not_finite, place_of
 from experiments.grid import Member, groups_of
 from experiments.history import History
 from experiments.prepare import Plan, plan
@@ -24,9 +26,12 @@ from experiments.programs import compile_programs
 from experiments.progress import ProgressLine
 from experiments.run import checkpoint_of, follow, leave
 from experiments.settings import Settings
-from experiments.stopping import Stop
+from experiments.stopping import Stop, StoppedError
 
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
+COLUMNS = (
+    "accuracy", "± over seeds", "worst agent", "density", "bitmaps, MB", "coded, MB", "float32, MB", "status",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +58,13 @@ class Sweep(Settings):
     storage: str | None = None
     """Optuna's storage as a URL, which several machines may share (each with an --out of its own); None is a file in
     the sweep's folder."""
+
+    def __post_init__(self) -> None:
+        """Take a single axis without a list too."""
+        super().__post_init__()
+        for name in ("grid", "search"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
 
 
 class Outcome(NamedTuple):
@@ -94,7 +106,8 @@ def train_members(
     groups = [*([first] if first else []), *groups_of(begun.members, left)]
     for number, group in enumerate(groups, 1):
         heading = f"group {number} of {len(groups)}, " if len(groups) > 1 else ""
-        console.print(f"{heading}{len(group)} settings of {begun.settings.agents} agents in one program")
+        agents = begun.members[group[0]].prepared.settings.agents
+        console.print(f"{heading}{len(group)} settings of {agents} agents in one program")
         train_group(begun, group, found if number == 1 else None, outcomes, console, heading, stop)
 
 
@@ -121,15 +134,23 @@ def train_group(
     checkpoints, rounds = begun.path / "checkpoint", members[0].prepared.settings.rounds
     with ProgressLine(console, rounds, found.round if found else 0, heading) as progress:
         follow(planned, programs, histories, found, checkpoints, progress, write, stop)
-    stop.later = False
-    if begun.settings.run_folders and begun.folder is not None:
-        for number, history in zip(group, histories, strict=True):
-            leave_run(begun.path / "runs" / folder_name(number, begun.members[number]), history, planned)
     outcomes |= {number: Outcome(own.rows, own.failure) for number, own in zip(group, histories, strict=True)}
     write()
     write_config(begun, outcomes)
+    if begun.settings.run_folders and begun.folder is not None:
+        for number, history in zip(group, histories, strict=True):
+            leave_run(begun.path / "runs" / folder_name(number, begun.members[number]), history, planned)
     if begun.folder is not None:
+        # Only now: who is killed above goes on from them to the run folders that are missing.
         shutil.rmtree(checkpoints, ignore_errors=True)
+    stop_if_asked(stop)
+
+
+def stop_if_asked(stop: Stop) -> None:
+    """Everything is saved: hear a signal that came meanwhile, in every process."""
+    stop.later = False
+    if placement.anywhere(stop.asked is not None):
+        raise StoppedError(stop.asked or signal.SIGTERM)
 
 
 # The folder ----------------------------------------------------------------------------------------------------------
@@ -147,14 +168,14 @@ def write_config(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
         "seeds": [begun.settings.seed + offset for offset in range(begun.settings.seeds)],
         "members": [{**member.point, "seed": member.seed} for member in begun.members],
         "done": {number: outcome.failure for number, outcome in sorted(outcomes.items())},
-        **(record.circumstances() if earlier is None else {}),
+        **(record.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
     }
     record.replace(begun.path / "config.json", json.dumps({**(earlier or {}), **config}, indent=2, default=str) + "\n")
 
 
 def tried(begun: Ready) -> dict[str, list[Any]]:
-    """Of a search, the values that each axis has had."""
-    return {axis: sorted({member.point[axis] for member in begun.members}, key=str) for axis in begun.axes}
+    """Of a search, the values that each axis has had, in order."""
+    return {axis: sorted({member.point[axis] for member in begun.members}, key=place_of) for axis in begun.axes}
 
 
 def write_metrics(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
@@ -170,6 +191,7 @@ def outcomes_so_far(begun: Ready) -> dict[int, Outcome]:
         return {}
     config = record.read_config(begun.path) or {}
     outcomes = {int(number): Outcome([], failure) for number, failure in config.get("done", {}).items()}
+    members = config.get("members", [])
     path = begun.path / "metrics.jsonl"
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -178,7 +200,16 @@ def outcomes_so_far(begun: Ready) -> dict[int, Outcome]:
                 outcomes[number].rows.append(row)
     except (ValueError, KeyError, AttributeError):
         raise ValueError(f"{path} must be the rows of a sweep, and is damaged: start anew in another --out") from None
-    return outcomes
+    rounds = {number: members[number].get("rounds", begun.settings.rounds) for number in outcomes}
+    return {number: own for number, own in outcomes.items() if is_complete(begun, number, own, rounds[number])}
+
+
+def is_complete(begun: Ready, number: int, outcome: Outcome, rounds: int) -> bool:
+    """Whether a member failed, or all that it leaves is there, its run folder too; where not, it is trained again."""
+    if outcome.failure is not None or not outcome.rows or outcome.rows[-1]["round"] != rounds:
+        return outcome.failure is not None
+    left = (record.read_config(path) or {} for path in (begun.path / "runs").glob(f"{number:03d}_*"))
+    return not begun.settings.run_folders or any("finished" in config for config in left)
 
 
 def interrupted(begun: Ready, outcomes: Mapping[int, Outcome]) -> tuple[checkpoint.Found | None, list[int]]:
@@ -187,7 +218,7 @@ def interrupted(begun: Ready, outcomes: Mapping[int, Outcome]) -> tuple[checkpoi
     if found is None:
         return None, []
     group = found.notes["numbers"]
-    if any(number in outcomes or number >= len(begun.members) for number in group):
+    if all(number in outcomes for number in group) or max(group) >= len(begun.members):
         return None, []  # it was done, and killed before its checkpoints were gone
     return checkpoint_of(begun.path / "checkpoint", [begun.members[n].prepared for n in group]), group
 
@@ -216,7 +247,7 @@ def results_of(begun: Ready, outcomes: Mapping[int, Outcome]) -> list[dict[str, 
     for number, member in enumerate(begun.members):
         by_point.setdefault(member.label, []).append(outcomes[number])
     rows = [{**points[label], **summary(of_seeds)} for label, of_seeds in by_point.items()]
-    return sorted(rows, key=lambda row: (row["status"] != "done", -(row["accuracy_mean"] or 0.0)))
+    return sorted(rows, key=lambda row: (row["status"] != DONE, -(row["accuracy_mean"] or 0.0)))
 
 
 def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
@@ -240,7 +271,7 @@ def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
         "loss": mean("loss"),
         "density": mean("density"),
         **{f"{size}_mb": megabytes(f"{size}_bits") for size in SIZES},
-        "status": f"not finite ({failed} of {len(of_seeds)} seeds)" if failed else "done",
+        "status": not_finite(failed, len(of_seeds)) or DONE,
     }
 
 
@@ -295,16 +326,7 @@ def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
     )
     for axis in begun.axes:
         table.add_column(axis)
-    for column in (
-        "accuracy",
-        "± over seeds",
-        "worst agent",
-        "density",
-        "bitmaps, MB",
-        "coded, MB",
-        "float32, MB",
-        "status",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "status" else "right")
 
     def percent(value: float | None) -> str:

@@ -24,7 +24,7 @@ from experiments.command import BAD_INPUT, NOT_FINITE
 from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
 from experiments.prepare import identity
 from experiments.search import check_search, corners_of, search, spaces_of
-from experiments.settings import check_each, check_resume
+from experiments.settings import HINTS, check_each, check_resume, is_of, kinds, refusal
 from experiments.stopping import Stop, StoppedError
 from experiments.study import Ready, Sweep, conclude, open_folder, outcomes_so_far, train_members, write_config
 
@@ -39,18 +39,20 @@ def sweep(settings: Sweep) -> list[dict[str, Any]]:
     """
     begun = ready(settings)
     if begun.finished:
+        record.close(begun.folder)
         raise ValueError(begun.finished)
     return train(begun)
 
 
 def ready(settings: Sweep) -> Ready:
     """Everything but the training itself."""
+    check_own(settings)
     check_each(settings)
     check_resume(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
+    check_search(settings)
     if settings.search:
-        check_search(settings)
         axes: dict[str, list[Any]] = {name: [] for name in spaces_of(settings)}
         points = corners_of(settings)
     else:
@@ -67,6 +69,15 @@ def ready(settings: Sweep) -> Ready:
     path, finished = placement.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
     # The corners of a search were only tried.
     return Ready(settings, axes, [] if settings.search else members, folder, Path(path), finished)
+
+
+def check_own(settings: Sweep) -> None:
+    """Raise a ValueError if a field that only a sweep has is of another type than it says."""
+    for name, hint in command.hints_of(Sweep).items():
+        value = getattr(settings, name)
+        for one in value if isinstance(value, list | tuple) and name in ("grid", "search") else [value]:
+            if name not in HINTS and not is_of(one, hint):
+                raise ValueError(refusal(name, kinds(hint), one))
 
 
 def train(begun: Ready, stop: Stop | None = None) -> list[dict[str, Any]]:
@@ -101,6 +112,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
     except StoppedError as stopped:
         return complain(f"stopped by {stopped.name} before the first round", stopped.code)
     if begun.finished:
+        record.close(begun.folder)
         print(begun.finished)
         return 0
     try:

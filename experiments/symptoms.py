@@ -8,6 +8,7 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.topology import CHANGING
+from experiments.folders import spelled
 from experiments.methods import PRESETS
 from experiments.record import class_counts
 
@@ -53,7 +54,7 @@ class Symptoms:
         """What the settings let expect."""
         step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
         usual = PRESETS[self.settings.preset]["fine_tune_lr"]
-        if fine_tuning is not None and str(step) != str(fine_tuning) and fine_tuning == usual:
+        if fine_tuning is not None and spelled(step) != spelled(fine_tuning) and fine_tuning == usual:
             sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
             yield from self.once("steps", sentence)
         sends_nothing = self.settings.algorithm in ("local", "independent")

@@ -265,10 +265,50 @@ def test_points_are_matched_with_their_members(tmp_path):
     assert [len(point.members) for point in found.points] == [2] * 4
     assert found.points[-1].values == {"lr": "10", "retention": "0.3"}
     assert [len(rows) for rows in found.points[-1].members] == [1, 1]
-    summed_up = outcome(found.points[0].members)
+    summed_up = outcome(found.points[0].members, ["done", "done"])
     assert summed_up["accuracy_mean"] == pytest.approx(found.points[0].members[0][-1]["accuracy_mean"])
     assert (summed_up["accuracy_std"], summed_up["bitmap_mb"]) == (0, 10)
+    assert summed_up["status"] == "done"
     assert [spelled(x) for x in (None, True, 10, "10.0", "a")] == ["", "True", "10", "10", "a"]
+
+
+def test_members_that_failed_are_left_out_of_a_sweep_that_still_runs(tmp_path):
+    done = {"1": "the loss is nan", "4": "the loss is nan", "5": "the loss is nan", "2": None, "3": None}
+    sweep = sweep_folder(tmp_path / "sweep", {"lr": [3, 10, 30]}, done=done)
+    (sweep / "results.csv").unlink()
+    found = read_all([sweep])
+    assert isinstance(found, Sweep)
+    assert [(point.values["lr"], point.result["status"]) for point in found.points] == [
+        ("10", "done"), ("3", "not finite (1 of 2 seeds)"), ("30", "not finite (2 of 2 seeds)"),
+    ]  # fmt: skip
+    assert [point.result["seeds"] for point in found.points] == [2, 2, 2]
+    assert found.points[1].result["accuracy_mean"] == found.points[1].members[0][-1]["accuracy_mean"]
+    assert found.points[2].result["accuracy_mean"] is None
+    assert "not finite (2 of 2 seeds)" in shown(sweep, out=tmp_path / "page.html").words
+
+
+def test_a_search_is_shown_by_dots_at_the_numbers_it_tried(tmp_path):
+    axes = {"lr": [2.5, 10.0, 80.0], "retention": [0.1, 0.2], "order": ["code", "paper"], "mixing": ["metropolis"]}
+    sweep = sweep_folder(tmp_path / "sweep", axes)
+    config = json.loads((sweep / "config.json").read_text())
+    config["settings"]["search"] = ["lr=1:100:log", "retention=0.1:0.3", "order=code,paper", "mixing=metropolis"]
+    (sweep / "config.json").write_text(json.dumps(config))
+    page = shown(sweep, out=tmp_path / "page.html")
+    labels = [value for name, value in page.attributes if name == "aria-label"]
+    assert [label for label in labels if label.startswith("Heat map")] == [
+        "Heat map of the accuracy at every order and mixing"
+    ]
+    assert sum(label.startswith("Test accuracy over") for label in labels) == 4
+    found = read_all([sweep])
+    assert isinstance(found, Sweep)
+    notes = [report.along(found, found.points[:-1], axis).note for axis in axes]
+    assert notes == ["A dot is a point of the search."] * 4
+    # Before its first point.
+    config |= {"axes": {axis: [] for axis in axes}, "members": []}
+    (sweep / "config.json").write_text(json.dumps(config))
+    (sweep / "metrics.jsonl").write_text("")
+    (sweep / "results.csv").unlink()
+    assert "0, with 0 members in all" in shown(sweep, out=tmp_path / "page.html").words
 
 
 def damage(run: Path, kind: str) -> Path:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shutil
+import signal
 from pathlib import Path
 
 import chex
@@ -11,7 +14,8 @@ from conftest import optimized
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import memory
-from experiments import cifar, sweep
+from experiments import cifar, study, sweep
+from experiments.folders import place_of
 from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
 from experiments.prepare import plan
 from experiments.programs import compile_programs
@@ -105,6 +109,7 @@ def test_a_sweep_leaves_its_pictures(folder):
         (("order=code,paper", "lr=1,2"), 2),
         (("topology=ring,star,complete,erdos-renyi:0.5",), 1),
         (("topology=changing-erdos-renyi:0.5,changing-regular:2",), 2),
+        (("retention=0.2:0.6@cosine,0.1@cosine", "lr=3,10"), 1),
         (("feature_skew=none,rotation:90,rotation:45",), 2),
         (("preset=code,tuned",), 2),
         (("local_steps=1,2", "start_scores=shared,personal"), 4),
@@ -162,7 +167,7 @@ class StopAfter(Stop):
         self.given = given
 
 
-@pytest.mark.parametrize("looks", [1, 7])
+@pytest.mark.parametrize("looks", [1, 8])
 def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
     """In either of two groups, behind the first evaluation or between two."""
     settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}
@@ -175,7 +180,36 @@ def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert (tmp_path / "cut" / "results.csv").read_bytes() == (tmp_path / "whole" / "results.csv").read_bytes()
     assert not (tmp_path / "cut" / "checkpoint").exists()
-    assert sweep.ready(Sweep(**settings, out=tmp_path / "cut", resume=True)).finished.endswith("nothing is left to do")
+    for _ in range(2):  # the first lets go of the folder
+        with pytest.raises(ValueError, match="nothing is left to do"):
+            sweep.sweep(Sweep(**settings, out=tmp_path / "cut", resume=True))
+
+
+def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, monkeypatch):
+    """What is missing all the same, a run folder or rows, is made again."""
+    settings = {**BASE, "agents": 2, "rounds": 2, "grid": ("lr=3,10,20",), "run_folders": True, "out": tmp_path / "cut"}
+    stop, leave_run, left = Stop(), study.leave_run, []
+
+    def signal_and_leave(path, *rest) -> None:
+        if not left:
+            stop(signal.SIGTERM)
+        left.append(path.name)
+        leave_run(path, *rest)
+
+    monkeypatch.setattr(study, "leave_run", signal_and_leave)
+    with pytest.raises(StoppedError):
+        sweep.train(sweep.ready(Sweep(**settings)), stop)
+    assert len(left) == 3
+    rows, lines = rows_of(tmp_path / "cut"), (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert [(row["member"], row["round"]) for row in rows] == [
+        (number, round) for number in range(3) for round in (0, 2)
+    ]
+    shutil.rmtree(tmp_path / "cut" / "runs" / left[1])
+    (tmp_path / "cut" / "metrics.jsonl").write_text("".join(lines[:5]))
+    sweep.sweep(Sweep(**settings, resume=True))
+    assert left[3:] == left[1:3]
+    assert rows_of(tmp_path / "cut") == rows
+    assert sorted(path.parent.name for path in tmp_path.glob("cut/runs/*/masks.npz")) == left[:3]
 
 
 def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path):
@@ -214,6 +248,9 @@ REFUSED = [
     (["--search", "lr=1:2", "--trials", "0"], "--trials must be at least 1, got 0"),
     (["--search", "lr=1:2", "--ask", "0"], "--ask must be at least 1, got 0"),
     (["--search", "lr=1:2", "--coordinator", "auto"], "--search takes no --coordinator"),
+    (["--search", "class_file=a.txt,b.txt"], "a.txt"),
+    (["--trials", "3"], "--trials needs --search: say it, or leave --trials out"),
+    (["--storage", "sqlite:///study.db"], "--storage needs --search: say it, or leave --storage out"),
 ]
 
 
@@ -229,10 +266,35 @@ def test_bad_sweeps_are_one_line(flags, said, capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"seeds": "3"}, "--seeds must be a whole number, got '3'"),
+        ({"grid": (3,)}, "--grid must be a word, got 3"),
+        ({"grid": "lr=3,many"}, "at lr=many: --lr must be a number, or one with a schedule such as 10@cosine"),
+    ],
+)
+def test_what_is_no_field_of_a_sweep_is_one_sentence(field, said):
+    """And a single axis needs no list."""
+    with pytest.raises(ValueError, match="^" + re.escape(said)):
+        sweep.ready(Sweep(**BASE, **field))
+
+
+def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    from experiments import search
+
+    space = search.spaces_of(Sweep(**BASE, search="class_file=a.txt,b.txt"))["class_file"]
+    assert space.choices == ("a.txt", "b.txt")
+    assert sorted([10, "same", 9.5, "0.1:0.8", 100], key=place_of) == [9.5, 10, 100, "0.1:0.8", "same"]
+
+
 def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys):
-    flags = ["--dataset", "digits", "--model", "tiny", "--agents", "2", "--rounds", "3", "--grid", "lr=1e38"]
+    flags = ["--dataset", "digits", "--model", "tiny", "--rounds", "3", "--grid", "lr=1e38", "--grid", "agents=2"]
     assert sweep.main([*flags, "--out", str(tmp_path / "run")]) == 3
-    assert "no setting stayed finite" in capsys.readouterr().err
+    came = capsys.readouterr()
+    assert "no setting stayed finite" in came.err
+    assert "1 settings of 2 agents" in came.out
 
 
 # Searches.
@@ -240,19 +302,34 @@ def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys):
 SEARCH = {**BASE, "agents": 2, "rounds": 2, "search": ("lr=1:100:log", "order=code,paper"), "trials": 6, "ask": 3}
 
 
-def trials_of(folder: Path) -> list:
+def study_in(folder: Path):
     optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
-    return optuna.load_study(study_name="dslth_jax", storage=f"sqlite:///{folder / 'study.db'}").trials
+    return optuna.load_study(study_name="dslth_jax", storage=f"sqlite:///{folder / 'study.db'}")
 
 
-def test_a_search_tells_every_trial(tmp_path):
+def trials_of(folder: Path) -> list:
+    return study_in(folder).trials
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory) -> Path:
+    """The folder of a search."""
     pytest.importorskip("optuna", reason="only a search needs Optuna")
-    rows = sweep.sweep(Sweep(**SEARCH, out=tmp_path / "search"))
-    trials = trials_of(tmp_path / "search")
+    out = tmp_path_factory.mktemp("searches") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_network(patch)
+        sweep.sweep(Sweep(**SEARCH, out=out))
+    return out
+
+
+def test_a_search_tells_every_trial(searched, tmp_path):
+    trials = trials_of(searched)
+    with (searched / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 6
-    assert max(trial.value for trial in trials) == rows[0]["accuracy_mean"]
-    assert {(trial.params["lr"], trial.params["order"]) for trial in trials} == {(r["lr"], r["order"]) for r in rows}
-    assert (tmp_path / "search" / "slices.png").is_file()
+    assert max(trial.value for trial in trials) == float(rows[0]["accuracy_mean"])
+    assert {(t.params["lr"], t.params["order"]) for t in trials} == {(float(r["lr"]), r["order"]) for r in rows}
+    assert (searched / "slices.png").is_file()
     # Each number told is that of a run alone.
     one = trials[-1]
     alone = cifar.run(Settings(**{**BASE, "agents": 2, "rounds": 2, **one.params, "out": tmp_path / "alone"}))
@@ -266,14 +343,47 @@ def test_trials_that_diverge_are_told_as_failed(tmp_path):
     assert states == {1: "COMPLETE", 1e38: "FAIL"}
 
 
-def test_an_interrupted_search_asks_for_no_more_than_its_trials(tmp_path):
-    pytest.importorskip("optuna", reason="only a search needs Optuna")
+def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, tmp_path):
+    """In a folder that was moved, and with a trial that a kill had cut off in the asking."""
     settings = {**SEARCH, "out": tmp_path / "search"}
     with pytest.raises(StoppedError):
         sweep.train(sweep.ready(Sweep(**settings)), StopAfter(4))
-    before = trials_of(tmp_path / "search")
-    assert 3 <= len(before) <= 6
+    assert len(trials_of(tmp_path / "search")) == 3
+    study_in(tmp_path / "search").ask()
+    settings["out"] = (tmp_path / "search").rename(tmp_path / "moved")
     sweep.sweep(Sweep(**settings, resume=True))
-    after = trials_of(tmp_path / "search")
-    assert [trial.state.name for trial in after] == ["COMPLETE"] * 6
-    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+    states = [trial.state.name for trial in trials_of(tmp_path / "moved")]
+    assert states == [*["COMPLETE"] * 3, "FAIL", *["COMPLETE"] * 3]
+    came = [(t.params, t.value) for t in trials_of(tmp_path / "moved") if t.state.name == "COMPLETE"]
+    assert came == [(t.params, t.value) for t in trials_of(searched)]
+    assert (tmp_path / "moved" / "results.csv").read_bytes() == (searched / "results.csv").read_bytes()
+
+
+def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a_moved_folder(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    shared = optuna.create_study(study_name="dslth_jax", storage=storage, direction="maximize")
+    shared.ask()  # by another machine
+    settings = {**SEARCH, "search": ("lr=3,10",), "seeds": 2, "storage": storage, "out": tmp_path / "search"}
+    rows = sweep.sweep(Sweep(**settings))
+    config = json.loads((tmp_path / "search" / "config.json").read_text())
+    lrs = list(dict.fromkeys(member["lr"] for member in config["members"]))
+    assert [(member["lr"], member["seed"]) for member in config["members"]] == [
+        (lr, seed) for lr in lrs for seed in (0, 1)
+    ]
+    assert {row["lr"]: row["seeds"] for row in rows} == dict.fromkeys(lrs, 2)
+    accuracies = {row["lr"]: row["accuracy_mean"] for row in rows}
+    others, *trials = shared.trials
+    assert others.state.name == "RUNNING"
+    assert [trial.value for trial in trials] == [accuracies[trial.params["lr"]] for trial in trials]
+    assert len(trials) == 6
+    # As if it had been interrupted before its end.
+    moved = (tmp_path / "search").rename(tmp_path / "moved")
+    del config["finished"]
+    (moved / "config.json").write_text(json.dumps(config))
+    assert sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True})) == rows
+    assert len(shared.trials) == 7
+    config["members"][0]["lr"] = config["members"][1]["lr"] = 5
+    (moved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="only one of them knows lr=5: give it the storage it began with"):
+        sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True}))

@@ -127,7 +127,12 @@ def test_what_the_graph_lets_expect_is_said_at_the_start(topology, sentence):
 
 def test_a_step_of_fine_tuning_that_does_not_follow_is_said():
     assert "--fine-tune-lr same" in next(watch(lr="10@cosine").at_start())
-    for follows in ({"lr": 5, "fine_tune_lr": "same"}, {"lr": 5, "fine_tune_lr": 2}, {"preset": "tuned", "lr": 0.01}):
+    for follows in (
+        {"lr": 10},
+        {"lr": 5, "fine_tune_lr": "same"},
+        {"lr": 5, "fine_tune_lr": 2},
+        {"preset": "tuned", "lr": 0.01},
+    ):
         assert list(watch(**follows).at_start()) == []
 
 

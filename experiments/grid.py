@@ -107,12 +107,21 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def members_of(base: Settings, points: Sequence[Mapping[str, Any]], seeds: int) -> list[Member]:
-    """Every point with every seed, prepared; a ValueError that names the point where one makes no sense."""
+def members_of(
+    base: Settings,
+    points: Sequence[Mapping[str, Any]],
+    seeds: int,
+    arms: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Member]:
+    """Every point with every seed, prepared; a ValueError that names the point where one makes no sense.
+
+    A point is its settings, or of a comparison names the arm that has them.
+    """
     loaded: dict[Any, data.Dataset] = {}
 
     def member(point: Mapping[str, Any], seed: int) -> Member:
-        own = dataclasses.replace(base, **point, seed=seed, out=None, resume=False)
+        chosen = arms[point["arm"]] if arms else point
+        own = dataclasses.replace(base, **chosen, seed=seed, out=None, resume=False)
         try:
             check_each(own)
             source = (own.dataset, own.data_file, own.data_dir)

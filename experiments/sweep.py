@@ -12,7 +12,7 @@ Python:
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,26 @@ from experiments.study import Ready, Sweep, conclude, open_folder, outcomes_so_f
 
 __all__ = ["Sweep", "main", "sweep"]
 PROGRAM = "experiments.sweep"
+Arms = Mapping[str, Mapping[str, Any]]
 
 
-def sweep(settings: Sweep) -> list[dict[str, Any]]:
-    """Check, train and record every point; returns the rows of results.csv.
+def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
+    """Check, train and record every point, or the arms of a comparison; returns the rows of results.csv.
 
     Raises ValueError on bad input and of a finished sweep that is to be resumed.
     """
-    begun = ready(settings)
+    begun = ready(settings, arms)
     if begun.finished:
         record.close(begun.folder)
         raise ValueError(begun.finished)
     return train(begun)
 
 
-def ready(settings: Sweep) -> Ready:
-    """Everything but the training itself."""
+def ready(settings: Sweep, arms: Arms | None = None) -> Ready:
+    """Everything but the training itself.
+
+    Points that are no grid come as `arms`, the settings of each by its name, and stand along one axis, "arm".
+    """
     check_own(settings)
     check_each(settings)
     check_resume(settings)
@@ -55,6 +59,9 @@ def ready(settings: Sweep) -> Ready:
     if settings.search:
         axes: dict[str, list[Any]] = {name: [] for name in spaces_of(settings)}
         points = corners_of(settings)
+    elif arms:
+        axes = {"arm": [*arms]}
+        points = points_of(axes)
     else:
         axes = axes_of(settings.grid, settings)
         points = points_of(axes)
@@ -63,7 +70,10 @@ def ready(settings: Sweep) -> Ready:
         said = [identity(member.prepared) for member in members]
         return {name: str([own[name] for own in said]) for name in said[0]}
 
-    members = placement.in_every_process(lambda: members_of(base_of(settings), points, settings.seeds), identities)
+    def prepared() -> list[Member]:
+        return members_of(base_of(settings), points, settings.seeds, arms)
+
+    members = placement.in_every_process(prepared, identities)
     list(groups_of(members, range(len(members))))  # refuses what does not fit
     folder = placement.in_every_process(lambda: open_folder(settings) if placement.is_first() else None)
     path, finished = placement.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
@@ -101,12 +111,20 @@ def train(begun: Ready, stop: Stop | None = None) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
 
+    def begin() -> Ready:
+        return ready(command.parse(sys.argv[1:] if arguments is None else arguments, Sweep, PROGRAM))
+
+    return conduct(PROGRAM, begin, lambda begun: train(begun, stop))
+
+
+def conduct(program: str, begin: Callable[[], Ready], finish: Callable[[Ready], list[dict[str, Any]]]) -> int:
+    """Begin and finish a sweep as a command does; returns its exit code, and says what is wrong in one line."""
+
     def complain(sentence: object, code: int) -> int:
-        return command.complain(PROGRAM, sentence, code)
+        return command.complain(program, sentence, code)
 
     try:
-        settings = command.parse(sys.argv[1:] if arguments is None else arguments, Sweep, PROGRAM)
-        begun = ready(settings)
+        begun = begin()
     except (ValueError, OSError) as error:
         return complain(error, BAD_INPUT)
     except StoppedError as stopped:
@@ -116,7 +134,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
         print(begun.finished)
         return 0
     try:
-        results = train(begun, stop)
+        results = finish(begun)
     except OSError as error:
         return complain(f"the sweep folder {begun.path} cannot be written to any more: {error}", BAD_INPUT)
     except ValueError as error:

@@ -1,0 +1,51 @@
+"""What neighbours' masks are worth, and how they must be joined: the aggregation tensor, a majority, or nobody's.
+
+    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # a minute on two cores
+    python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
+
+The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor keeps
+the density that was asked for.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments import command, comparison
+from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
+from experiments.stopping import Stop
+from experiments.sweep import Arms
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation(Experiment):
+    """Compare ways to join neighbours' masks: density, loss and accuracy over rounds."""
+
+    linear_retention: float | str | None = "same"
+    """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
+    unlike masks keeps less than any of them."""
+
+
+PANELS = (
+    Panel(ROUND, value_of("density"), ("round", "density of the masks in use")),
+    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
+    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
+)
+
+
+def arms_of(settings: Ablation) -> Arms:
+    """The aggregation tensor, a majority, and none."""
+    del settings
+    return {
+        "aggregation tensor": {"algorithm": "mce-pl"},
+        "majority": {"algorithm": "mask-mean"},
+        "none": {"algorithm": "independent"},
+    }
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Ablation, "experiments.ablation", arms_of, PANELS, arguments, stop)
+
+
+if __name__ == "__main__":
+    command.leave(main)

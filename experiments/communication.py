@@ -1,0 +1,54 @@
+"""Accuracy against megabytes, of all methods, at several retentions.
+
+    python -m experiments.communication --dataset digits --agents 4 --rounds 60     # two minutes on two cores
+    python -m experiments.communication --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
+
+Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
+weights with the bitmap of their mask. Methods that send nothing have a row in the table and no line in the figure.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from experiments import command, comparison
+from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, megabytes
+from experiments.stopping import Stop
+from experiments.sweep import Arms
+
+SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication(Experiment):
+    """Compare what methods learn with what they send."""
+
+    retentions: str = "0.1,0.3,0.5"
+    """Retentions of the methods that have one, separated by commas."""
+
+
+PANELS = (
+    Panel(megabytes, ACCURACY, ("sent over all links, MB", "test accuracy, mean of agents, %"), "log"),
+    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
+)
+
+
+def arms_of(settings: Communication) -> Arms:
+    """Every method, those with a retention at each."""
+    arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local", "fedpm")}
+    for spelled in settings.retentions.split(","):
+        try:
+            retention = float(spelled)
+        except ValueError:
+            raise ValueError(f"--retentions must be numbers between commas, got {settings.retentions!r}") from None
+        arms |= {f"{name}, {retention:g}": {"algorithm": name, "retention": retention} for name in SPARSE}
+    return arms
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Communication, "experiments.communication", arms_of, PANELS, arguments, stop)
+
+
+if __name__ == "__main__":
+    command.leave(main)

@@ -1,0 +1,47 @@
+"""Weights against masks from one random network, at equal steps (the paper's question whether masks are enough).
+
+    python -m experiments.validation --dataset digits --agents 4 --rounds 60     # a minute on two cores
+    python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
+
+Agents alone, and among neighbours: one trains the weights that all start from, the other keeps them and learns which
+to use. Expected: masks come to what weights come to, or above.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments import command, comparison
+from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
+from experiments.stopping import Stop
+from experiments.sweep import Arms
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation(Experiment):
+    """Compare the training of weights with that of masks over the same random weights."""
+
+
+PANELS = (
+    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
+    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
+)
+
+
+def arms_of(settings: Validation) -> Arms:
+    """Weights and masks, alone and among neighbours."""
+    del settings
+    return {
+        "weights, alone": {"algorithm": "local"},
+        "masks, alone": {"algorithm": "independent"},
+        "weights, among neighbours": {"algorithm": "dsgd"},
+        "masks, among neighbours": {"algorithm": "mce-pl"},
+    }
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Validation, "experiments.validation", arms_of, PANELS, arguments, stop)
+
+
+if __name__ == "__main__":
+    command.leave(main)

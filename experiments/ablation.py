@@ -3,8 +3,8 @@
     python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # a minute on two cores
     python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
-The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor keeps
-the density that was asked for.
+The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
+keeps the density that was asked for.
 """
 
 import dataclasses

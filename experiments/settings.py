@@ -57,7 +57,8 @@ class Settings:
     mixing: Literal["uniform", "metropolis"] = "uniform"
     """Weights of neighbours in the mean of their masks."""
     retention: float | str = 0.3
-    """Share of a convolution's weights that masks keep, in (0, 1]: a number, one an agent (0.1,0.3,...) or low:high."""
+    """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
+    (0.1,0.3,...) or low:high."""
     linear_retention: float | str | None = None
     """One number for all agents' linear layers, or same (each agent's own); by preset 0.9, same, 0.9."""
 

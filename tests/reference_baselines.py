@@ -1,0 +1,173 @@
+"""Rivals as plain numpy loops over agents, written from their formulas: oracles of the compiled rounds.
+
+They know no packing, no vmap, no driver and no optax. Parameters and masks are dicts of arrays, one a layer.
+`gradient_fn(parameters, batch) -> (gradients, loss)` is the derivative of a minibatch's mean cross-entropy; of mask
+methods by v = w * m. `own[i]` and `links[i][j]` are the weights of agent i itself and of what it hears of j.
+"""
+
+import math
+
+import numpy as np
+from reference import threshold
+
+
+def mix(links, uniform):
+    """The weight of oneself beside those of the links: as any other's, or what they leave of 1."""
+    return [1.0 if uniform else 1 - sum(row) for row in links]
+
+
+def mean(values, agent, own, links):
+    """The weighted mean of everybody's values of a layer."""
+    total, weight = own[agent] * values[agent], own[agent]
+    for j, link in enumerate(links[agent]):
+        total = total + link * values[j]
+        weight += link
+    return total / weight
+
+
+def descend(x, gradients, lr, weight_decay):
+    return {layer: x[layer] - lr * (gradients[layer] + weight_decay * x[layer]) for layer in x}
+
+
+def column(trees, layer):
+    return [tree[layer] for tree in trees]
+
+
+def local_training(x, settings, batches, gradient_fn):
+    losses = []
+    for batch in batches[:-1]:
+        gradients, loss = gradient_fn(x, batch)
+        x = descend(x, gradients, settings["lr"], settings["weight_decay"])
+        losses.append(loss)
+    return x, np.mean(losses)
+
+
+def dsgd_round(xs, settings, batches, own, links, gradient_fn):
+    """Everybody's weights after a round, and the losses."""
+    averaged = [{layer: mean(column(xs, layer), i, own, links) for layer in xs[i]} for i in range(len(xs))]
+    trained = [local_training(x, *rest, gradient_fn) for x, *rest in zip(averaged, settings, batches, strict=True)]
+    return [x for x, _ in trained], [loss for _, loss in trained]
+
+
+def density_by_layer(shapes, density):
+    """ERK: proportional to the sum of a shape over its product, layers beyond 1 being full, one by one."""
+    full = []
+    while True:
+        rest = [layer for layer in shapes if layer not in full]
+        budget = density * sum(math.prod(shapes[layer]) for layer in rest)
+        budget -= (1 - density) * sum(math.prod(shapes[layer]) for layer in full)
+        scale = budget / sum(sum(shapes[layer]) for layer in rest)
+        largest = max(rest, key=lambda layer: sum(shapes[layer]) / math.prod(shapes[layer]))
+        if scale * sum(shapes[largest]) / math.prod(shapes[largest]) <= 1:
+            densities = {layer: scale * sum(shapes[layer]) / math.prod(shapes[layer]) for layer in rest}
+            return densities | dict.fromkeys(full, 1.0)
+        full.append(largest)
+        if len(full) == len(shapes):
+            return dict.fromkeys(full, 1.0)
+
+
+def prune_and_regrow(w, mask, share, growth):
+    """Drop the smallest weights of a layer's mask, then grow as many where `growth` is largest of what is left."""
+    dropped = math.ceil(share * mask.sum())
+    flat, kept = np.abs(w).reshape(-1), [i for i, m in enumerate(mask.reshape(-1)) if m]
+    # Of equals the first stay.
+    kept = sorted(kept, key=lambda i: (-flat[i], i))[: len(kept) - dropped]
+    free = sorted(set(range(flat.size)) - set(kept), key=lambda i: (-growth.reshape(-1)[i], i))
+    new = np.zeros(flat.size)
+    new[kept + free[:dropped]] = 1
+    return new.reshape(mask.shape)
+
+
+def clipped(gradients, norm):
+    size = math.sqrt(sum(float((g**2).sum()) for g in gradients.values()))
+    return {layer: g * min(1, norm / size) for layer, g in gradients.items()}
+
+
+def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, rounds, growth_fn):
+    """Everybody's weights and masks after a round, and losses; `growth_fn(agent, weights, batch)` orders entries."""
+    new_ws, new_masks, losses = [], [], []
+    for i, (w, s) in enumerate(zip(ws, settings, strict=True)):
+        share = 0 if round == 0 else s["prune_rate"] / 2 * (1 + math.cos(math.pi * (round - 1) / rounds))
+        growth = growth_fn(i, w, batches[i][-1])
+        mask = {layer: prune_and_regrow(w[layer], masks[i][layer], share, growth[layer]) for layer in w}
+        averaged = {}
+        for layer in w:
+            total, have = own[i] * w[layer], own[i] * masks[i][layer]
+            for j, link in enumerate(links[i]):
+                total = total + link * ws[j][layer]
+                have = have + link * masks[j][layer]
+            averaged[layer] = mask[layer] * np.divide(total, have, out=np.zeros_like(total), where=have > 0)
+        of_steps = []
+        for batch in batches[i][:-1]:
+            gradients, loss = gradient_fn(averaged, batch)
+            moved = descend(averaged, clipped(gradients, 10.0), s["lr"], s["weight_decay"])
+            averaged = {layer: moved[layer] * mask[layer] for layer in moved}
+            of_steps.append(loss)
+        new_ws.append(averaged)
+        new_masks.append(mask)
+        losses.append(np.mean(of_steps))
+    return new_ws, new_masks, losses
+
+
+def heard_votes(sent, agent, links, layer):
+    votes = np.zeros_like(sent[agent][layer])
+    for j, link in enumerate(links[agent]):
+        votes = votes + link * sent[j][layer]
+    return votes, sum(links[agent])
+
+
+def majority(z, sent, agent, settings, own, links):
+    """Where at least half of an agent's own mask and those heard last keep an entry."""
+    masks = {}
+    for layer, scores in z.items():
+        votes, weight = heard_votes(sent, agent, links, layer)
+        share = (own[agent] * threshold(scores, settings["counts"][layer]) + votes) / (own[agent] + weight)
+        masks[layer] = (share >= 0.5).astype(float)
+    return masks
+
+
+def mask_mean_round(weights, zs, sent, settings, batches, own, links, gradient_fn):
+    """Everybody's scores and masks sent after a round, and the losses; `sent` are those of the round before."""
+    new_zs, new_sent, losses = [], [], []
+    for i, (z, s) in enumerate(zip(zs, settings, strict=True)):
+        of_steps = []
+        for batch in batches[i][:-1]:
+            in_use = majority(z, sent, i, s, own, links)
+            dv, loss = gradient_fn({layer: w * in_use[layer] for layer, w in weights.items()}, batch)
+            step = {layer: np.sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
+            z = descend(z, step, s["lr"], s["weight_decay"])
+            of_steps.append(loss)
+        new_zs.append(z)
+        new_sent.append(majority(z, sent, i, s, own, links))
+        losses.append(np.mean(of_steps))
+    return new_zs, new_sent, losses
+
+
+def sigmoid(s):
+    return 1 / (1 + np.exp(-s))
+
+
+def fedpm_local(weights, s, settings, batches, uniforms, adam, gradient_fn):
+    """An agent's scores after its local steps, the mask it sends and the mean loss. Masks are drawn by `uniforms`."""
+    losses = []
+    for batch, u in zip(batches[:-1], uniforms[:-1], strict=True):
+        theta = {layer: sigmoid(own) for layer, own in s.items()}
+        mask = {layer: (u[layer] < theta[layer]).astype(float) for layer in s}
+        dv, loss = gradient_fn({layer: w * mask[layer] for layer, w in weights.items()}, batch)
+        step = adam.direction({layer: weights[layer] * dv[layer] * p * (1 - p) for layer, p in theta.items()})
+        s = descend(s, step, settings["lr"], 0.0)
+        losses.append(loss)
+    return s, {layer: (uniforms[-1][layer] < sigmoid(own)).astype(float) for layer, own in s.items()}, np.mean(losses)
+
+
+def fedpm_average(ss, sent, settings, own, links):
+    """Everybody's scores after hearing: the logit of the clamped mean mask, or as they were where nobody is heard."""
+    new = []
+    for i, s in enumerate(ss):
+        if not any(links[i]):
+            new.append(s)
+            continue
+        low = settings[i]["clamp"]
+        share = {layer: np.clip(mean(column(sent, layer), i, own, links), low, 1 - low) for layer in s}
+        new.append({layer: np.log(p / (1 - p)) for layer, p in share.items()})
+    return new

@@ -19,6 +19,7 @@ from dslth_jax.models import Conv, Linear, Network, elu, network_of
 from dslth_jax.population import Shares
 from dslth_jax.topology import topology_by_name
 from experiments import cifar, prepare
+from experiments.prepare import BATCHES
 from experiments.settings import Settings
 
 SAMPLES, CAPACITY, BATCH = 500, 40, 16
@@ -359,13 +360,14 @@ def test_a_chunk_that_is_asked_for_is_taken_where_it_fits(prepared):
             fitting(prepared, need - 1, platform, agent_chunk=3)
 
 
-def test_a_batch_beyond_all_samples_costs_no_more_than_they_do(prepared):
+def test_a_batch_beyond_all_samples_costs_no_more_than_they_do_rounded_up(prepared):
     capacity = prepared.train.indices.shape[1]
-    small, all_, beyond = (
+    rounded = -(-capacity // BATCHES) * BATCHES
+    small, all_, whole, beyond = (
         fitting(prepared, None, "cpu", batch_size=size)[2]["activations"]
-        for size in (capacity // 2, capacity, 2**31 - 1)
+        for size in (capacity // 2, capacity, rounded, 2**31 - 1)
     )
-    assert small < all_ == beyond
+    assert small < all_ <= whole == beyond
 
 
 def test_an_evaluation_of_many_samples_may_take_more_than_a_gradient_of_few():

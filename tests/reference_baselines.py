@@ -83,7 +83,7 @@ def clipped(gradients, norm):
     return {layer: g * min(1, norm / size) for layer, g in gradients.items()}
 
 
-def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, rounds, growth_fn):
+def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, rounds, growth_fn, clip):
     """Everybody's weights and masks after a round, and losses; `growth_fn(agent, weights, batch)` orders entries."""
     new_ws, new_masks, losses = [], [], []
     for i, (w, s) in enumerate(zip(ws, settings, strict=True)):
@@ -100,7 +100,7 @@ def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, 
         of_steps = []
         for batch in batches[i][:-1]:
             gradients, loss = gradient_fn(averaged, batch)
-            moved = descend(averaged, clipped(gradients, 10.0), s["lr"], s["weight_decay"])
+            moved = descend(averaged, clipped(gradients, clip), s["lr"], s["weight_decay"])
             averaged = {layer: moved[layer] * mask[layer] for layer in moved}
             of_steps.append(loss)
         new_ws.append(averaged)

@@ -33,11 +33,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def optimized() -> Iterator[None]:
     """Compile as users do, for what must hold bit for bit in the code that they run, or takes long to run."""
     hasty = jax.config.values["jax_disable_most_optimizations"]
+    # Forget what is compiled in the other way, or both would meet in one comparison.
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", hasty)
+        jax.clear_caches()
 
 
 @pytest.fixture

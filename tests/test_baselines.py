@@ -4,7 +4,6 @@ import csv
 import functools
 import json
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -177,7 +176,17 @@ def programs():
     return built
 
 
-@pytest.fixture(params=[name for name in ALL if name != "dis-pfl, gradient"])
+# One each that sends masks, floats with masks, and nothing; the battery of the others is slow.
+ALWAYS = ("mask-mean", "dis-pfl, random", "local")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow)
+        for name in ALL
+        if name != "dis-pfl, gradient"
+    ]
+)
 def name(request) -> str:
     return request.param
 
@@ -236,6 +245,7 @@ def test_permuting_agents_permutes_results(name, programs):
     assert len(set(here[1]["loss"].tolist())) == AGENTS
 
 
+@pytest.mark.slow
 def test_all_at_once_give_the_same_rounds_to_rounding(name, programs):
     hyper, graph, start = hyper_of(name), graph_of(ADJACENCY), programs(name).start
     both = programs(name), programs(name, chunk=AGENTS)
@@ -727,14 +737,9 @@ FEW = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--topology", 
 TINY_ENTRIES, TINY_BIASES = 3 * 3 * 4 + 3 * 3 * 4 * 10, 10
 
 
-@pytest.fixture(scope="module")
-def kept_programs(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("programs")
-
-
 @pytest.fixture
-def tiny(monkeypatch, kept_programs):
-    use_tiny_network(monkeypatch, kept_programs)
+def tiny(monkeypatch):
+    use_tiny_network(monkeypatch)
 
 
 def run(*flags: str, stop=None) -> int:

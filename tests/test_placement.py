@@ -191,6 +191,7 @@ def test_two_processes_leave_one_folder_and_it_is_that_of_one(tmp_path):
     assert_packed_bits_cross(tmp_path / "4.json")
 
 
+@pytest.mark.slow
 def test_a_sweep_spreads_its_settings_over_devices(tmp_path):
     """Six on four devices, which is two each and two that count for nothing; and each as the run of it alone."""
     grid = ["--grid", "lr=3,10,20", "--seeds", "2", "--run-folders"]

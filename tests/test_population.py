@@ -428,7 +428,9 @@ def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population(as_users_compile):
     chex.assert_trees_all_equal(agent_of((large.agents, large.sent), slice(0, 2)), (small.agents, small.sent))
 
 
-@pytest.mark.parametrize("chunk", [2, 3, AGENTS])
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(AGENTS, marks=pytest.mark.slow)]
+)
 def test_any_chunk_gives_the_same_round_in_float64(x64, chunk):
     s = setting()
     states = []

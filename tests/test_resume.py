@@ -56,7 +56,16 @@ def stop_after(rounds: int, out: Path, *flags: str) -> None:
     assert cifar.main([*FLAGS, *flags, "--out", str(out)], StopAfter(rounds)) == 143
 
 
-@pytest.mark.parametrize(("name", "rounds"), [("code", 0), *((name, 4) for name in SWITCHES)])
+@pytest.mark.parametrize(
+    ("name", "rounds"),
+    [
+        ("code", 0),
+        pytest.param("code", 4, marks=pytest.mark.slow),
+        pytest.param("adam", 4, marks=pytest.mark.slow),
+        pytest.param("silent rounds", 4, marks=pytest.mark.slow),
+        ("changing links", 4),
+    ],
+)
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, rounds, tmp_path, capsys):
     out, flags = tmp_path / "cut", SWITCHES[name]
     with optimized() if name == "code" else contextlib.nullcontext():
@@ -257,7 +266,10 @@ def long(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+)
 def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path):
     """It goes on in this one, and ends as a run that was let be: SIGKILL loses the rounds since the last checkpoint."""
     out = tmp_path / "cut"

@@ -167,7 +167,7 @@ class StopAfter(Stop):
         self.given = given
 
 
-@pytest.mark.parametrize("looks", [1, 8])
+@pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
     """In either of two groups, behind the first evaluation or between two."""
     settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}

@@ -814,7 +814,7 @@ def test_a_sweep_over_algorithms_is_their_runs_alone(tiny, tmp_path):
     grid = (f"algorithm={','.join(names)}",)
     rows = sweep.sweep(Sweep(**settings, grid=grid, run_folders=True, out=tmp_path / "all"))
     sent = 4 * 8 * (TINY_ENTRIES + TINY_BIASES) * 4 / 1e6
-    found = {row["algorithm"]: row["sent_mb"] for row in rows}
+    found = {row["algorithm"]: row["float32_mb"] for row in rows}
     assert found == pytest.approx({"dsgd": sent, "local": 0, "independent": 0})
     for name in names:
         (own,) = (tmp_path / "all" / "runs").glob(f"*algorithm={name},*")

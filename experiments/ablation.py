@@ -1,10 +1,11 @@
 """What neighbours' masks are worth, and how they must be joined: the aggregation tensor, a majority, or nobody's.
 
-    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # a minute on two cores
+    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # 21 s on two cores
     python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
-keeps the density that was asked for.
+keeps the density that was asked for. Four agents on digits are too few to show it: of one or two neighbours a tie keeps an
+entry, and density grows, 0.58 where 0.30 was asked for; the majority comes to 73 %, the tensor to 86, nobody's to 92.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Accuracy against megabytes, of all methods, at several retentions.
 
-    python -m experiments.communication --dataset digits --agents 4 --rounds 60     # two minutes on two cores
+    python -m experiments.communication --dataset digits --agents 4 --rounds 60     # 105 s on two cores
     python -m experiments.communication --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse

@@ -10,7 +10,8 @@ import networkx
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.record import class_counts, on_the_wire
+from experiments.folders import on_the_wire
+from experiments.record import class_counts
 
 if TYPE_CHECKING:
     from experiments.prepare import Prepared
@@ -33,7 +34,7 @@ def curves_picture(folder: Path, rows: Sequence[dict[str, Any]], chance: float) 
     by_round, by_loss, by_megabytes = figure.subplots(1, 3)
     rounds = [row["round"] for row in rows]
     percent = {key: [100 * row[f"accuracy_{key}"] for row in rows] for key in ("mean", "worst", "best")}
-    megabytes = [on_the_wire(row) / 8e6 for row in rows]
+    megabytes = [(on_the_wire(row) or 0) / 8e6 for row in rows]
 
     for axes, positions in ((by_round, rounds), (by_megabytes, megabytes)):
         axes.fill_between(positions, percent["worst"], percent["best"], alpha=0.2, label="worst to best agent")

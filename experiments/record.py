@@ -304,11 +304,6 @@ def summary_table(
     return table
 
 
-def on_the_wire(row: dict[str, Any]) -> int:
-    """Bits sent over all links up to a row of metrics: masks as bitmaps, values as float32."""
-    return (row["bitmap_bits"] or 0) + (row["float32_bits"] or 0)
-
-
 def megabytes(bits: float) -> float:
     """10^6 bytes."""
     return bits / 8e6

@@ -5,7 +5,7 @@
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
 keeps the density that was asked for. Four agents on digits are too few to show it: of one or two neighbours a tie keeps
-an entry, and density grows, 0.58 where 0.30 was asked for; the majority comes to 73 %, the tensor to 86, nobody's to 92.
+an entry, and density grows, 0.58 where 0.30 was asked for; a majority comes to 73 %, the tensor to 86, nobody's to 92.
 """
 
 import dataclasses

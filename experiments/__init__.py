@@ -2,6 +2,10 @@
 
 from importlib.util import find_spec
 
-_missing = [name for name in ("jinja2", "matplotlib", "networkx", "rich", "sklearn", "tyro") if find_spec(name) is None]
+_missing = [
+    name
+    for name in ("constriction", "jinja2", "matplotlib", "networkx", "rich", "sklearn", "tyro")
+    if find_spec(name) is None
+]
 if _missing:
     raise ImportError(f"the experiments need {', '.join(_missing)}: pip install -e '.[experiments]'")

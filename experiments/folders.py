@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 BAD_INPUT = 2
 METRICS = (
     "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate", "kept_bits",
-    "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "coded_rounds", "seconds",
+    "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "exchanges", "coded_rounds", "seconds",
 )  # fmt: skip
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 SIZES = ("bitmap", "coded", "float32")  # in what messages are counted: _bits of a run, _mb of a point

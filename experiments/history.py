@@ -85,7 +85,8 @@ class History:
             self.ledger.add(info)
             if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
                 key_frame = is_key_frame(self.prepared.settings, round)
-                lengths = sent and lengths_of(sent[1], None if key_frame else sent[0], self.maskable, round)
+                alone = key_frame or self.prepared.topology.redraw is not None
+                lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.maskable, round)
                 self.ledger.add_coded(info["listeners"], lengths, key_frame)
             self.warnings += self.symptoms.after_round(round, info)
 

@@ -2,7 +2,8 @@
 
 How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
 flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
-grow or shrink evenly.
+grow or shrink evenly. Where links change from round to round a listener lacks the mask sent last, and every message
+stands for itself.
 """
 
 import dataclasses
@@ -28,7 +29,8 @@ class Ledger:
     bitmap_bits: int = 0
     float32_bits: int = 0
     coded_bits: float = 0.0
-    coded_rounds: int = 0  # exchanges whose messages were encoded
+    exchanges: int = 0  # so far
+    coded_rounds: int = 0  # those whose messages were really encoded
     sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent, as bitmaps and floats
     lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
     links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
@@ -50,6 +52,7 @@ class Ledger:
     def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
         """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
         listeners = listeners.astype(np.int64)
+        self.exchanges += 1
         if lengths is not None:
             self.coded_rounds += 1
         if key_frame:  # stands for itself alone
@@ -75,6 +78,7 @@ class Ledger:
             **(of_masks if self.masks_alone else dict.fromkeys(of_masks)),
             "float32_bits": self.float32_bits,
             "busiest_agent_bits": max(self.sent_bits, default=0),
+            "exchanges": self.exchanges if self.masks_alone else None,
             "coded_rounds": self.coded_rounds if self.masks_alone else None,
         }
 
@@ -106,14 +110,16 @@ def is_key_frame(settings: Settings, round: int) -> bool:
 def is_encoded(settings: Settings, round: int) -> bool:
     """Whether the messages of a round are really encoded.
 
-    Key frames and what follows the first are, the last before every evaluation, and as many more as are asked for.
+    Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th, 16th...,
+    for flips grow fewer as if over the logarithm of time.
     """
     every = settings.exchange_every
     if round % every:
         return False
+    number = round // every
     next_row = min(-(-round // settings.eval_every) * settings.eval_every, settings.rounds)
-    as_asked = settings.code_every is not None and round // every % settings.code_every == 0
-    return is_key_frame(settings, round) or round // every == 2 or round + every > next_row or as_asked
+    as_asked = settings.code_every is not None and number % settings.code_every == 0
+    return is_key_frame(settings, round) or number.bit_count() == 1 or round + every > next_row or as_asked
 
 
 def lengths_of(
@@ -122,7 +128,7 @@ def lengths_of(
     weights: PyTree,
     round: int,
 ) -> list[int]:
-    """The bits of every agent's message, encoded against what it sent before, or as a key frame."""
+    """The bits of every agent's message, encoded against what it sent before; past None, so that it stands alone."""
     shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(weights)]
     layers = jax.tree.leaves(sent)
     earlier = None if past is None else jax.tree.leaves(past)

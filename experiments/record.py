@@ -295,13 +295,19 @@ def summary_table(
         table.add_row("mask bits the last round changed", f"{row['flip_rate']:.3%}")
     if row["bitmap_bits"] is not None:
         table.add_row("sent over all links, as bitmaps", sent(row["bitmap_bits"]))
-        table.add_row("the same, entropy-coded against the past", sent(row["coded_bits"]))
+        table.add_row(f"the same, entropy-coded ({how_coded(row)})", sent(row["coded_bits"]))
         table.add_row("the same by kept entries alone", sent(row["kept_bits"]))
     else:
         table.add_row("sent over all links, as float32", sent(row["float32_bits"]))
     table.add_row("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round")
     table.add_row("compilation, evaluation", f"{compile_seconds:.1f} s, {evaluation_seconds:.1f} s")
     return table
+
+
+def how_coded(row: dict[str, Any]) -> str:
+    """How many of the exchanges until a row were really encoded."""
+    every = row["coded_rounds"] == row["exchanges"]
+    return "every exchange" if every else f"{row['coded_rounds']} of {row['exchanges']} exchanges, else interpolated"
 
 
 def megabytes(bits: float) -> float:

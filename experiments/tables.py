@@ -28,7 +28,8 @@ EVERY_ROW: list[Column] = [
     ("flip_rate", "bits changed, %", "percent"),
     *OUTCOME[6:10],
     ("busiest_agent_bits", "busiest agent, MB", "megabytes"),
-    ("coded_rounds", "rounds really coded", "whole"),
+    ("exchanges", "exchanges", "whole"),
+    ("coded_rounds", "of them really coded", "whole"),
     OUTCOME[10],
 ]
 OF_A_POINT: list[Column] = [

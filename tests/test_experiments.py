@@ -22,7 +22,8 @@ from experiments.settings import Settings, resolve, retentions
 
 KEYS = [
     "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",
-    "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "coded_rounds", "seconds",
+    "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "exchanges", "coded_rounds",
+    "seconds",
 ]  # fmt: skip
 FILES = {
     "config.json", "metrics.jsonl", "agents.csv", "curves.png", "partition.png", "topology.png", "masks.npz",

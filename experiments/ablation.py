@@ -10,11 +10,12 @@ an entry, and density grows, 0.58 where 0.30 was asked for; a majority comes to 
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from experiments import command, comparison
 from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
 from experiments.stopping import Stop
-from experiments.sweep import Arms
+from experiments.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Ablation(Experiment):
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""
+    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "uniform-by-fan-in"
+    """Draw of the shared weights; signed constants are scaled by the density asked for, which majorities miss."""
+    biases: Literal["random", "zero"] | None = "random"
+    """Frozen biases of linear layers."""
 
 
 PANELS = (

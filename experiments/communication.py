@@ -4,7 +4,8 @@
     python -m experiments.communication --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
-weights with the bitmap of their mask. Methods that send nothing have a row in the table and no line in the figure.
+weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, for with
+every step it learns nothing.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from typing import Any
 from experiments import command, comparison
 from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, megabytes
 from experiments.stopping import Stop
-from experiments.sweep import Arms
+from experiments.study import Arms
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -35,13 +36,16 @@ PANELS = (
 
 def arms_of(settings: Communication) -> Arms:
     """Every method, those with a retention at each."""
-    arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local", "fedpm")}
+    arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
+    arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, settings.rounds)}
     for spelled in settings.retentions.split(","):
         try:
             retention = float(spelled)
         except ValueError:
             raise ValueError(f"--retentions must be numbers between commas, got {settings.retentions!r}") from None
-        arms |= {f"{name}, {retention:g}": {"algorithm": name, "retention": retention} for name in SPARSE}
+        for name in SPARSE:
+            everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
+            arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
     return arms
 
 

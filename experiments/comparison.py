@@ -6,7 +6,7 @@ An experiment is a module that names its arms and the panels of its figure. Its 
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 
 from experiments import command, figures, folders
 from experiments.folders import Point, Row
-from experiments.settings import Settings
+from experiments.methods import FLAGS, OF_SOME
+from experiments.settings import DEFAULTS, Settings, flag
 from experiments.stopping import Stop
-from experiments.study import Ready, Sweep
-from experiments.sweep import Arms, conduct, ready, train
+from experiments.study import DONE, Arms, Ready, Sweep
+from experiments.sweep import conduct, ready, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Experiment(Settings):
     """Number of agents."""
     rounds: int = 100
     """Number of rounds."""
-    preset: Literal["code", "paper", "tuned"] = "tuned"
-    """Bundle of switches of those arms that learn masks by scores."""
+    preset: Literal["code", "tuned"] = "tuned"
+    """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
+    lr: float | str | None = None
+    """Step sizes by algorithm, dsgd=0.4@cosine,mce-pl=0.001@cosine for example; of those left out their default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
 
@@ -74,8 +77,7 @@ def main(
 
     def begin() -> Ready:
         settings = command.parse(sys.argv[1:] if arguments is None else arguments, kind, program)
-        shared = {name: getattr(settings, name) for name in (*fields_of(Settings), "seeds")}
-        return ready(Sweep(**shared), arms_of(settings))
+        return ready(*shared_and_own(settings, arms_of(settings)))
 
     def finish(begun: Ready) -> list[dict[str, Any]]:
         results = train(begun, stop)
@@ -86,9 +88,41 @@ def main(
     return conduct(program, begin, finish)
 
 
-def fields_of(kind: type) -> list[str]:
-    """The names of a dataclass's fields."""
-    return [field.name for field in dataclasses.fields(kind)]
+def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
+    """What all arms have in common, and what each has of its own: with its step size, those of the flags said for all
+    that mean something to its algorithm. Every message of masks is really encoded, unless it is said otherwise.
+
+    A ValueError if a flag says what the arms are there to say, or means nothing to any.
+    """
+    differing = {"algorithm"}.union(*arms.values())
+    said = {name: getattr(settings, name) for name in DEFAULTS if getattr(settings, name) != DEFAULTS[name]}
+    for name in said.keys() & differing:
+        raise ValueError(f"{flag(name)} is what arms differ in, or have in common already: leave it out")
+    steps = steps_of(settings.lr, {arm["algorithm"] for arm in arms.values()})
+    of_some = {name: value for name, value in said.items() if name in OF_SOME - {"lr"}}
+    for name in of_some.keys() - set().union(*(FLAGS[arm["algorithm"]] for arm in arms.values())):
+        raise ValueError(f"{flag(name)} means nothing to any arm: leave it out")
+
+    def own(arm: Mapping[str, Any]) -> dict[str, Any]:
+        flags = {"code_every": 1, **of_some}
+        step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
+        return {name: value for name, value in flags.items() if name in FLAGS[arm["algorithm"]]} | step | {**arm}
+
+    common = {name: value for name, value in said.items() if name not in OF_SOME}
+    return Sweep(**common, seeds=settings.seeds), {name: own(arm) for name, arm in arms.items()}
+
+
+def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str]:
+    """Step sizes by algorithm, from the spelling of `--lr`."""
+    steps = {}
+    for part in str(spelled).split(",") if spelled is not None else ():
+        name, equals, step = part.partition("=")
+        if not (equals and step) or name not in algorithms:
+            raise ValueError(
+                f"--lr must be ALGORITHM=STEP,... of algorithms among {', '.join(sorted(algorithms))}, got {part!r}"
+            )
+        steps[name] = step
+    return steps
 
 
 def leave(path: Path, panels: Sequence[Panel]) -> None:
@@ -100,28 +134,42 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
-COLUMNS: dict[str, Callable[[Row, Row], str]] = {
-    "accuracy, %": lambda point, _: spread(point["accuracy_mean"], point["accuracy_std"]),
-    "worst agent, %": lambda point, _: number(point["accuracy_worst"], 100, ".1f"),
-    "loss": lambda point, _: number(point["loss"], 1, ".3f"),
-    "density": lambda point, _: number(point["density"], 1, ".3f"),
-    "kept entries, MB": lambda _, row: number(row["kept_bits"], 1 / 8e6, ",.4g"),
-    "bitmaps, MB": lambda point, _: number(point["bitmap_mb"], 1, ",.4g"),
-    "coded, MB": lambda point, _: number(point["coded_mb"], 1, ",.4g"),
-    "float32, MB": lambda point, _: number(point["float32_mb"], 1, ",.4g"),
-    "busiest agent, MB": lambda _, row: number(row["busiest_agent_bits"], 1 / 8e6, ",.4g"),
+COLUMNS: dict[str, Callable[[Point], str]] = {
+    "accuracy, %": lambda point: spread(point.result["accuracy_mean"], point.result["accuracy_std"]),
+    "worst agent, %": lambda point: number(point.result["accuracy_worst"], 100, ".1f"),
+    "loss": lambda point: number(point.result["loss"], 1, ".3f"),
+    "density": lambda point: number(point.result["density"], 1, ".3f"),
+    "kept entries, MB": lambda point: number(mean_of(point, "kept_bits"), 1 / 8e6, ",.4g"),
+    "bitmaps, MB": lambda point: number(mean_of(point, "bitmap_bits"), 1 / 8e6, ",.4g"),
+    "coded, MB": lambda point: number(mean_of(point, "coded_bits"), 1 / 8e6, ",.4g"),
+    "float32, MB": lambda point: number(mean_of(point, "float32_bits"), 1 / 8e6, ",.4g"),
+    "busiest agent, MB": lambda point: number(mean_of(point, "busiest_agent_bits"), 1 / 8e6, ",.4g"),
 }
 
 
 def table_of(found: folders.Sweep) -> str:
-    """The table of an experiment in Markdown: arms best first, mean and standard deviation over seeds, megabytes over
-    all links; two columns are of the last seed alone."""
-    lines = [f"`{found.config['command']}`", "", f"| arm | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+    """The table of an experiment in Markdown, arms best first, and what its numbers are."""
+    lines = [
+        f"`{found.config['command']}`",
+        "",
+        f"Seeds {', '.join(map(str, found.config['seeds']))}. Accuracy: mean of agents, mean ± standard deviation over "
+        "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
+        "those of the busiest agent as bitmaps or floats.",
+        "",
+        f"| arm | {' | '.join(COLUMNS)} |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
     for point in found.points:
-        last = next((rows[-1] for rows in reversed(point.members) if rows), None)
-        cells = [write(point.result, last) if last else "" for write in COLUMNS.values()]
-        lines.append(f"| {' | '.join([point.values['arm'], *cells])} |")
+        status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
+        cells = [point.values["arm"] + status, *(write(point) for write in COLUMNS.values())]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def mean_of(point: Point, key: str) -> float | None:
+    """A number of the last row, the mean of the seeds that stayed finite."""
+    known = [rows[-1][key] for rows in point.members if rows and rows[-1][key] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def number(value: float | None, factor: float, form: str) -> str:
@@ -136,15 +184,19 @@ def spread(mean: float | None, deviation: float | None) -> str:
 
 def picture_of(points: Sequence[Point], panels: Sequence[Panel], path: Path) -> None:
     """The panels side by side, one line an arm: the mean of its seeds, and a band from smallest to largest."""
-    figure = Figure(figsize=(4.2 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(panels), 4 + 0.2 * (len(points) // 3)), layout="constrained")
     pictures = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, panel in zip(pictures, panels, strict=True):
-        for point in points:
+    for number, point in enumerate(points):
+        look = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "marker": "o"}
+        for axes, panel in zip(pictures, panels, strict=True):
             lines = [line_of(rows, panel) for rows in point.members]
-            if lines and min(map(len, lines)) > 0 and len(set(map(len, lines))) == 1:
-                across, up = np.moveaxis(np.array(lines), 2, 0)
-                axes.plot(across.mean(0), up.mean(0), marker="o", markersize=3, label=point.values["arm"])
-                axes.fill_between(across.mean(0), up.min(0), up.max(0), alpha=0.15)
+            longest = max(map(len, lines), default=0)
+            whole = [line for line in lines if len(line) == longest > 0]  # not of a seed that diverged
+            across, up = np.moveaxis(np.array(whole) if whole else np.empty((1, 0, 2)), 2, 0)
+            # Those without any numbers are named in the legend all the same.
+            axes.plot(across.mean(0), up.mean(0), markersize=3, label=point.values["arm"], **look)
+            axes.fill_between(across.mean(0), up.min(0), up.max(0), color=look["color"], alpha=0.15)
+    for axes, panel in zip(pictures, panels, strict=True):
         axes.set(xlabel=panel.words[0], ylabel=panel.words[1], xscale=panel.scale)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)

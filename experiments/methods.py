@@ -36,11 +36,18 @@ PRESETS["tuned"] = PRESETS["code"] | {
 }
 
 # What rivals take in the place of a preset's values: where theirs is no step for masks. None of it has been searched.
-_trained_weights: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "weight_decay": 5e-4}
+# Signed constants suit masks; weights that are trained start smaller.
+_trained_weights: dict[str, Any] = {
+    "weights": "uniform-by-fan-in",
+    "biases": "random",
+    "optimizer": "sgd",
+    "lr": 0.05,
+    "weight_decay": 5e-4,
+}
 RIVALS: dict[str, dict[str, Any]] = {
     "dsgd": _trained_weights,
     "local": _trained_weights,
-    "dis-pfl": {"optimizer": "sgd", "lr": "0.1@step:1:0.998", "weight_decay": 5e-4},
+    "dis-pfl": _trained_weights | {"lr": "0.1@step:1:0.998"},
     "fedpm": {"optimizer": "adam", "lr": 0.1, "weights": "signed-constant"},
 }
 

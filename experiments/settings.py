@@ -108,10 +108,11 @@ class Settings:
     model: str | None = None
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
-    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)) or U[-1, 1]; by preset uniform-by-fan-in,
-    uniform-by-fan-in, signed-constant."""
+    """Draw of the shared weights: U(±1/√fan_in), the first for methods of weights, ±√(2/(fan_in·retention)) or
+    U[-1, 1]; by preset uniform-by-fan-in, uniform-by-fan-in, signed-constant."""
     biases: Literal["random", "zero"] | None = None
-    """Frozen biases of linear layers; by preset random, random, zero."""
+    """Biases of linear layers: at the start for methods of weights, of which it is random, else frozen; by preset
+    random, random, zero."""
     start_scores: Literal["shared", "personal"] = "shared"
     """Whether agents start with common scores or each with its own."""
     elu_on_logits: bool | None = None

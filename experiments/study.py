@@ -67,6 +67,9 @@ class Sweep(Settings):
                 object.__setattr__(self, name, (value,))
 
 
+Arms = Mapping[str, Mapping[str, Any]]  # of a comparison, the settings of each by its name
+
+
 class Outcome(NamedTuple):
     """What a member came to."""
 
@@ -83,9 +86,10 @@ class Ready(NamedTuple):
     folder: record.Folder | None  # where this process writes; None in all but the first
     path: Path
     finished: str  # what to say of a sweep that has nothing left to do, else empty
+    arms: Arms | None = None
 
 
-def open_folder(settings: Sweep) -> record.Folder:
+def open_folder(settings: Sweep, arms: Arms | None = None) -> record.Folder:
     """`--out`, or a fresh dated folder under runs/."""
     path = settings.out or record.fresh_folder(settings, "sweep")
 
@@ -93,6 +97,8 @@ def open_folder(settings: Sweep) -> record.Folder:
         if config.get("kind") != "sweep":
             raise ValueError(f"the run folder {path} holds a single run, no sweep: name another --out")
         record.expect_same(settings, config["settings"], f"the sweep in {path}")
+        if config.get("arms") != written(arms):
+            raise ValueError(f"{path} compares other arms, or these with other settings: name another --out")
 
     return record.claim(path, settings.resume, expect)
 
@@ -165,12 +171,18 @@ def write_config(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
         "kind": "sweep",
         "settings": record.as_json(begun.settings) | {"out": str(begun.path.resolve())},
         "axes": tried(begun) if begun.settings.search else begun.axes,
+        **({"arms": written(begun.arms)} if begun.arms else {}),
         "seeds": [begun.settings.seed + offset for offset in range(begun.settings.seeds)],
         "members": [{**member.point, "seed": member.seed} for member in begun.members],
         "done": {number: outcome.failure for number, outcome in sorted(outcomes.items())},
         **(record.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
     }
     record.replace(begun.path / "config.json", json.dumps({**(earlier or {}), **config}, indent=2, default=str) + "\n")
+
+
+def written(arms: Arms | None) -> Any:
+    """As config.json holds them."""
+    return json.loads(json.dumps(arms, default=str))
 
 
 def tried(begun: Ready) -> dict[str, list[Any]]:

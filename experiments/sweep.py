@@ -12,7 +12,7 @@ Python:
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from experiments.prepare import identity
 from experiments.search import check_search, corners_of, search, spaces_of
 from experiments.settings import HINTS, check_each, check_resume, is_of, kinds, refusal
 from experiments.stopping import Stop, StoppedError
-from experiments.study import Ready, Sweep, conclude, open_folder, outcomes_so_far, train_members, write_config
+from experiments.study import Arms, Ready, Sweep, conclude, open_folder, outcomes_so_far, train_members, write_config
 
 __all__ = ["Sweep", "main", "sweep"]
 PROGRAM = "experiments.sweep"
-Arms = Mapping[str, Mapping[str, Any]]
 
 
 def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
@@ -48,7 +47,7 @@ def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
 def ready(settings: Sweep, arms: Arms | None = None) -> Ready:
     """Everything but the training itself.
 
-    Points that are no grid come as `arms`, the settings of each by its name, and stand along one axis, "arm".
+    Points that are no grid come as `arms`, and stand along one axis, "arm".
     """
     check_own(settings)
     check_each(settings)
@@ -75,10 +74,10 @@ def ready(settings: Sweep, arms: Arms | None = None) -> Ready:
 
     members = placement.in_every_process(prepared, identities)
     list(groups_of(members, range(len(members))))  # refuses what does not fit
-    folder = placement.in_every_process(lambda: open_folder(settings) if placement.is_first() else None)
+    folder = placement.in_every_process(lambda: open_folder(settings, arms) if placement.is_first() else None)
     path, finished = placement.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
     # The corners of a search were only tried.
-    return Ready(settings, axes, [] if settings.search else members, folder, Path(path), finished)
+    return Ready(settings, axes, [] if settings.search else members, folder, Path(path), finished, arms)
 
 
 def check_own(settings: Sweep) -> None:

@@ -10,16 +10,22 @@ to 93.1; among neighbours to 92.7 and 86.7.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 from experiments import command, comparison
 from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
 from experiments.stopping import Stop
-from experiments.sweep import Arms
+from experiments.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation(Experiment):
     """Compare the training of weights with that of masks over the same random weights."""
+
+    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "uniform-by-fan-in"
+    """Draw of the random weights, one for all arms; those that are trained do not bear signed constants."""
+    biases: Literal["random", "zero"] | None = "random"
+    """Biases of linear layers at the start, one draw for all arms."""
 
 
 PANELS = (

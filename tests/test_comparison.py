@@ -3,9 +3,11 @@
 import csv
 
 import pytest
+from matplotlib.colors import to_hex
 from tiny import use_tiny_network
 
-from experiments import ablation, communication, validation
+from experiments import ablation, command, communication, comparison, figures, thousandfold, validation
+from experiments.folders import Point, Sweep
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16"]
@@ -22,15 +24,17 @@ def tiny_network(monkeypatch):
         pytest.param(validation, [], 4, marks=pytest.mark.slow),
         (ablation, [], 3),
         pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
+        pytest.param(thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3, marks=pytest.mark.slow),
     ],
-    ids=["validation", "ablation", "communication"],
+    ids=["validation", "ablation", "communication", "thousandfold"],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys):
     out = tmp_path / "out"
     assert experiment.main([*TINY, *flags, "--out", str(out)]) == 0
     table = (out / "table.md").read_text().splitlines()
-    assert table[2].startswith("| arm | accuracy, %")
-    assert len(table) == 4 + arms
+    assert table[2].startswith("Seeds 0, 1.")
+    assert table[4].startswith("| arm | accuracy, %")
+    assert len(table) == 6 + arms
     assert (out / "figure.png").stat().st_size > 10_000
     with (out / "results.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
@@ -48,6 +52,98 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     capsys.readouterr()
     assert experiment.main([*TINY, *flags, "--out", str(out), "--resume"]) == 0
     assert capsys.readouterr().out.strip().endswith("nothing is left to do")
+    if experiment is thousandfold:
+        again = [*TINY, "--mask-intervals", "1,3", "--weight-intervals", "2", "--out", str(out), "--resume"]
+        assert experiment.main(again) == 2
+        assert "compares other arms" in capsys.readouterr().err
+
+
+def own_of(kind, experiment, *flags):
+    settings = command.parse([*TINY, *flags], kind, "experiments.test")
+    return comparison.shared_and_own(settings, experiment.arms_of(settings))
+
+
+def test_arms_get_the_flags_that_mean_something_to_them():
+    flags = ("--lr", "dsgd=0.4@cosine,mce-pl=0.001", "--amplitude", "0.5", "--weight-decay", "0.1", "--code-every", "7")
+    shared, arms = own_of(communication.Communication, communication, "--retentions", "0.3", *flags)
+    assert (shared.lr, shared.amplitude, shared.weight_decay, shared.code_every) == (None, 1.0, None, None)
+    assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
+    assert arms["dsgd"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
+    assert arms["local"] == {"algorithm": "local", "weight_decay": 0.1}
+    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4}
+    assert arms["dis-pfl, 0.3"] == {"algorithm": "dis-pfl", "weight_decay": 0.1, "retention": 0.3}
+    masks = {"retention": 0.3, "linear_retention": "same", "weight_decay": 0.1}
+    assert arms["mce-pl, 0.3"] == {
+        "algorithm": "mce-pl", "lr": "0.001", "amplitude": 0.5, "code_every": 7, **masks
+    }  # fmt: skip
+    assert arms["independent, 0.3"] == {"algorithm": "independent", **masks}
+
+
+def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
+    _, arms = own_of(ablation.Ablation, ablation)
+    assert arms["majority"] == {"algorithm": "mask-mean", "linear_retention": "same", "code_every": 1}
+    assert arms["none"] == {"algorithm": "independent", "linear_retention": "same"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--algorithm", "dsgd"], "--algorithm is what arms differ in"),
+        (["--exchange-every", "2"], "--exchange-every is what arms differ in"),
+        (["--clamp", "0.1"], "--clamp means nothing to any arm"),
+        (["--lr", "0.1"], "--lr must be ALGORITHM=STEP,... of algorithms among dsgd, mce-pl, got '0.1'"),
+        (["--lr", "fedpm=0.1"], "got 'fedpm=0.1'"),
+        (["--mask-intervals", "1,x"], "--mask-intervals must be whole numbers between commas, got '1,x'"),
+        (["--preset", "paper"], "--preset"),
+    ],
+    ids=str,
+)
+def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path):
+    assert thousandfold.main([*TINY, *flags, "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def rows_of(*accuracies, bits=8e6):
+    keys = ("kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits")
+    return [
+        {"round": number, "accuracy_mean": value, "loss": 1.0, **dict.fromkeys(keys, bits * number)}
+        for number, value in enumerate(accuracies)
+    ]
+
+
+def point_of(arm, members, status="done"):
+    result = {"accuracy_mean": 0.5, "accuracy_std": 0.1, "accuracy_worst": 0.25, "loss": 1.0, "density": None}
+    return Point({"arm": arm}, result | {"status": status}, members)
+
+
+def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_seed_is_there(monkeypatch, tmp_path):
+    points = [point_of(f"arm {number}", [rows_of(0.1, 0.2, bits=8e6 * (number != 1))] * 2) for number in range(12)]
+    points[3] = point_of("arm 3", [[], rows_of(0.1, 0.2)], "not finite (1 of 2 seeds)")
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    comparison.picture_of(points, communication.PANELS, tmp_path / "figure.png")
+    (figure,) = drawn
+    looks = [
+        [(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines]
+        for axes in figure.axes
+    ]
+    assert looks[0] == looks[1]
+    assert len(set(looks[0])) == len({look[1:] for look in looks[0]}) == 12
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"arm {number}" for number in range(12)]
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [1, 0, *[1] * 10]
+    assert all(len(line.get_xdata()) == 2 for line in figure.axes[1].lines)
+
+
+def test_a_table_says_that_a_seed_was_lost_and_means_over_the_others(tmp_path):
+    points = [
+        point_of("whole", [rows_of(0.1, 0.2, bits=8e6), rows_of(0.1, 0.2, bits=24e6)]),
+        point_of("torn", [[], rows_of(0.1, 0.2, bits=8e6)], "not finite (1 of 2 seeds)"),
+    ]
+    config = {"command": "python -m x", "seeds": [0, 1]}
+    lines = comparison.table_of(Sweep("x", tmp_path, config, {}, points, [], [])).splitlines()
+    assert lines[-2] == "| whole | 50.0 ± 10.0 | 25.0 | 1.000 |  | 2 | 2 | 2 | 2 | 2 |"
+    assert lines[-1] == "| torn (not finite (1 of 2 seeds)) | 50.0 ± 10.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
 
 
 def test_bad_retentions_are_one_line(capsys, tmp_path):

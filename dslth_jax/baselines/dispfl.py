@@ -13,7 +13,7 @@ theirs; every parameter is masked, biases too:
 In the authors' program an agent prunes and regrows at the end of a round what it uses from the next one on; here that
 stands at the next one's beginning, which is the same, and what is evaluated is w under the mask it was trained with.
 Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels, see `erk_densities`;
-the start mask is drawn at random, the same for all agents of one density, as the authors' program has it by default.
+each agent draws a start mask of its own at random, as in the authors' scripts.
 Where links have weights of their own, sums are weighted and an agent's own part has what they leave of 1.
 """
 
@@ -73,9 +73,8 @@ def dis_pfl(
         return loss, loss
 
     def init(key: Key[Array, ""], world: World) -> tuple[Agent, Message]:
-        del key
         start = start_variables(world)
-        mask = masks.largest(above_zero(draw_like(world.key, start, jax.random.uniform)), world.hyper.kept)
+        mask = masks.largest(above_zero(draw_like(key, start, jax.random.uniform)), world.hyper.kept)
         bits, variables = jax.tree.map(masks.pack, mask), jax.tree.map(jnp.multiply, start, mask)
         return Agent(variables, bits, rule.init(variables)), Message(bits, variables)
 

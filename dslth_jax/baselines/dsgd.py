@@ -1,7 +1,9 @@
 """DSGD: decentralized SGD, weights averaged over neighbours and then trained. One agent's world.
 
-Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017. One round, of an agent's
-weights and biases x, its neighbours N and the links' weights a, if they have any of their own:
+Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017, in the order of later
+programs, such as D-PSGD in that of Dai et al.: gradients are taken at the average, where Lian et al. take them at the
+agent's own x while that travels. One round, of an agent's weights and biases x, its neighbours N and the links' weights
+a, if they have any of their own (Metropolis weights are doubly stochastic, as the theory asks):
 
     send          x, 32 bits an entry and link
     average       x ← (x + Σ_N x_j) / (1 + |N|),  or  (1 − Σ_N a_j) x + Σ_N a_j x_j     } receive

@@ -11,7 +11,8 @@ agent's neighbours N and what it heard of them last:
 
 Where links have weights of their own, Σ_N is weighted and m has what they leave of 1. Masks that differ have few
 entries in common: the majority of eleven independent masks of density 0.3 has one of 0.08. Of an even number of masks a
-tie keeps the entry, so that of two the union is left.
+tie keeps the entry, so that of two the union is left. Where kept weights are scaled by retention, it is the one that
+was asked for, not what the majority has.
 """
 
 from typing import Any, Literal, NamedTuple

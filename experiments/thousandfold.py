@@ -1,0 +1,58 @@
+"""A thousandth of the bits that decentralized SGD sends, or less, at its accuracy or better.
+
+    python -m experiments.thousandfold --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # 400 rounds
+
+Both take the same steps, on the same graph, split and seeds; every message of masks is really encoded, the first as a
+key frame and the others as what has flipped since. How much flips between two messages grows far slower than the number
+of rounds between them, hence the arms that send every few rounds: the bits of the first mask, which nobody can save,
+are what remains.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from experiments import command, comparison
+from experiments.communication import PANELS
+from experiments.comparison import Experiment
+from experiments.settings import flag
+from experiments.stopping import Stop
+from experiments.study import Arms
+
+
+@dataclasses.dataclass(frozen=True)
+class Thousandfold(Experiment):
+    """Compare the bits of coded masks with those of weights at equal steps, by default as many as the authors take."""
+
+    agents: int = 20
+    """Number of agents."""
+    data_fraction: float = 0.2
+    """Share of each agent's training samples that is used, in (0, 1]."""
+    rounds: int = 400
+    """Number of rounds."""
+    mask_intervals: str = "1,5"
+    """Rounds from one exchange of masks to the next, separated by commas: an arm of mce-pl for each."""
+    weight_intervals: str = "1,5"
+    """The same of weights: an arm of dsgd for each."""
+
+
+def arms_of(settings: Thousandfold) -> Arms:
+    """Both methods, each at its intervals."""
+    arms = {}
+    for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
+        spelled = getattr(settings, field)
+        try:
+            intervals = [int(word) for word in spelled.split(",")]
+        except ValueError:
+            raise ValueError(f"{flag(field)} must be whole numbers between commas, got {spelled!r}") from None
+        for rounds in intervals:
+            arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
+    return arms
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Thousandfold, "experiments.thousandfold", arms_of, PANELS, arguments, stop)
+
+
+if __name__ == "__main__":
+    command.leave(main)

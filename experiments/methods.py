@@ -35,20 +35,19 @@ PRESETS["tuned"] = PRESETS["code"] | {
     "fine_tune_lr": "same",
 }
 
-# What rivals take in the place of a preset's values: where theirs is no step for masks. None of it has been searched.
-# Signed constants suit masks; weights that are trained start smaller.
+# What rivals take in the place of a preset's values: where theirs is no step for masks. Signed constants suit masks;
+# weights that are trained start smaller. How step sizes were searched stands in experiments/README.md.
 _trained_weights: dict[str, Any] = {
     "weights": "uniform-by-fan-in",
     "biases": "random",
     "optimizer": "sgd",
-    "lr": 0.05,
     "weight_decay": 5e-4,
 }
 RIVALS: dict[str, dict[str, Any]] = {
-    "dsgd": _trained_weights,
-    "local": _trained_weights,
-    "dis-pfl": _trained_weights | {"lr": "0.1@step:1:0.998"},
-    "fedpm": {"optimizer": "adam", "lr": 0.1, "weights": "signed-constant"},
+    "dsgd": _trained_weights | {"lr": "0.2@cosine"},
+    "local": _trained_weights | {"lr": "0.1@cosine"},
+    "dis-pfl": _trained_weights | {"lr": "0.8@cosine"},
+    "fedpm": {"optimizer": "adam", "lr": "0.1@cosine", "weights": "signed-constant"},
 }
 
 # The flags that not every algorithm has, and whose each is.

@@ -80,8 +80,8 @@ class Settings:
     second_momentum: float = 0.99
     """Decay of adam's mean square of gradients, in [0, 1)."""
     lr: float | str | None = None
-    """Step size of the local step, for weights (dsgd, local) 0.05, dis-pfl 0.1@step:1:0.998, fedpm 0.1; of scores by
-    preset 10, 10, 0.002@cosine."""
+    """Step size of the local step, for dsgd 0.2@cosine, local 0.1@cosine, dis-pfl 0.8@cosine, fedpm 0.1@cosine; of
+    scores by preset 10, 10, 0.002@cosine."""
     fine_tune_lr: float | str | None = None
     """Step size of fine-tuning, or same (as the local step's); by preset 10, 10, same."""
     weight_decay: float | str | None = None

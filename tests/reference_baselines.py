@@ -8,7 +8,7 @@ methods by v = w * m. `own[i]` and `links[i][j]` are the weights of agent i itse
 import math
 
 import numpy as np
-from reference import threshold
+from reference import proximal_step, threshold
 
 
 def mix(links, uniform):
@@ -107,6 +107,22 @@ def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, 
         new_masks.append(mask)
         losses.append(np.mean(of_steps))
     return new_ws, new_masks, losses
+
+
+def independent_round(weights, zs, settings, batches, gradient_fn):
+    """Everybody's scores after a round without neighbours, and the losses."""
+    new_zs, losses = [], []
+    for z, s, own_batches in zip(zs, settings, batches, strict=True):
+        of_steps = []
+        for batch in own_batches[:-1]:
+            masked = {layer: w * threshold(z[layer], s["counts"][layer]) for layer, w in weights.items()}
+            dv, loss = gradient_fn(masked, batch)
+            step = {layer: np.sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
+            z = descend(z, step, s["lr"], s["weight_decay"])
+            of_steps.append(loss)
+        new_zs.append({layer: proximal_step(own, s["lr"] * s["group_lasso"]) for layer, own in z.items()})
+        losses.append(np.mean(of_steps))
+    return new_zs, losses
 
 
 def heard_votes(sent, agent, links, layer):

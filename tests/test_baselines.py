@@ -90,7 +90,7 @@ ALL = {
     "independent": Rival(
         functools.partial(independent.independent, NETWORK),
         independent.Hyper,
-        {"lr": 2.0, "weight_decay": 5e-3, "group_lasso": 0.0},
+        {"lr": 2.0, "weight_decay": 5e-3, "group_lasso": 1e-3},
     ),
     "mask-mean": Rival(
         functools.partial(mask_mean.mask_mean, NETWORK), mask_mean.Hyper, {"lr": 2.0, "weight_decay": 5e-3}
@@ -495,6 +495,17 @@ def test_dis_pfl_is_its_formulas(regrow, weighted, x64, monkeypatch):
             assert {layer: int(mask.sum()) for layer, mask in kept[agent].items()} == case.settings[agent]["counts"]
     assert (kept[0]["params/first/kernel"] != start[0]["params/first/kernel"]).any()
     assert (kept[0]["params/first/kernel"] != kept[1]["params/first/kernel"]).any()
+
+
+def test_independent_masks_are_their_formula(x64):
+    case = Case("independent")
+    state, gradient_fn = case.start(), case.of_masks()
+    zs = case.all_of(state.agents.scores)
+    for round in range(3):
+        zs, losses = oracles.independent_round(case.weights, zs, case.settings, case.batches(round), gradient_fn)
+        state, info = case.step(state)
+        np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
+        assert_close(case.all_of(state.agents.scores), zs)
 
 
 def test_the_mean_of_masks_is_its_formula(x64):

@@ -39,11 +39,15 @@ PANELS = (
 
 
 def arms_of(settings: Ablation) -> Arms:
-    """The aggregation tensor, a majority, and none."""
+    """The aggregation tensor, a majority as either of two readings has it, and none.
+
+    Majorities are sent on from unlike masks, for of like ones nothing would ever change.
+    """
     del settings
     return {
         "aggregation tensor": {"algorithm": "mce-pl"},
-        "majority": {"algorithm": "mask-mean"},
+        "majority of own masks": {"algorithm": "mask-mean"},
+        "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
         "none": {"algorithm": "independent"},
     }
 

@@ -35,7 +35,7 @@ METHODS = {
     "independent": Method(
         independent.independent, independent.Hyper, ("group_lasso_form", "start_scores"), masks_by_scores=True
     ),
-    "mask-mean": Method(mask_mean.mask_mean, mask_mean.Hyper, ("start_scores",), masks_by_scores=True),
+    "mask-mean": Method(mask_mean.mask_mean, mask_mean.Hyper, ("mask_sent", "start_scores"), masks_by_scores=True),
     "dsgd": Method(dsgd.dsgd, dsgd.Hyper),
     "dis-pfl": Method(dispfl.dis_pfl, dispfl.Hyper, ("regrow",)),
     "fedpm": Method(fedpm.fedpm, fedpm.Hyper),

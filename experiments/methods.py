@@ -59,7 +59,7 @@ _fusion = {"order", "fine_tune_gradient", "fine_tune_weight", "fine_tune_lr", "a
 FLAGS: dict[str, set[str]] = {
     "mce-pl": _steps | _scores | _own_masks | _fusion | _coded,
     "independent": _steps | _scores | _own_masks,
-    "mask-mean": _steps | _scores | _coded,
+    "mask-mean": _steps | _scores | _coded | {"mask_sent"},
     "dsgd": _steps | {"weight_decay"},
     "dis-pfl": _steps | {"weight_decay", "retention", "prune_rate", "regrow"},
     "fedpm": _steps | {"clamp"} | _coded,

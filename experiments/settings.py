@@ -99,6 +99,8 @@ class Settings:
     """Drop convolutions' filters of at most so many kept entries, where a layer's filters keep more on average."""
     revive: bool = False
     """Let scores of exactly zero take part in fusion and gradients again."""
+    mask_sent: Literal["own", "majority"] = "own"
+    """What mask-mean sends: an agent's own mask, or the majority that it uses."""
     prune_rate: float = 0.5
     """Share of its entries that a dis-pfl agent drops and grows anew after the first round, falling to 0, in [0, 1]."""
     regrow: Literal["random", "gradient"] = "random"

@@ -142,7 +142,7 @@ def majority(z, sent, agent, settings, own, links):
     return masks
 
 
-def mask_mean_round(weights, zs, sent, settings, batches, own, links, gradient_fn):
+def mask_mean_round(weights, zs, sent, settings, batches, own, links, gradient_fn, send_majority):
     """Everybody's scores and masks sent after a round, and the losses; `sent` are those of the round before."""
     new_zs, new_sent, losses = [], [], []
     for i, (z, s) in enumerate(zip(zs, settings, strict=True)):
@@ -154,7 +154,8 @@ def mask_mean_round(weights, zs, sent, settings, batches, own, links, gradient_f
             z = descend(z, step, s["lr"], s["weight_decay"])
             of_steps.append(loss)
         new_zs.append(z)
-        new_sent.append(majority(z, sent, i, s, own, links))
+        own_mask = {layer: threshold(scores, s["counts"][layer]) for layer, scores in z.items()}
+        new_sent.append(majority(z, sent, i, s, own, links) if send_majority else own_mask)
         losses.append(np.mean(of_steps))
     return new_zs, new_sent, losses
 

@@ -269,6 +269,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("1.5", "--prune-rate must be in [0, 1], got 1.5", "--algorithm dis-pfl"),
         ("0.2", "--prune-rate means nothing to --algorithm mce-pl, only to dis-pfl: leave it out", ""),
     ],
+    "mask_sent": [("mine", "must be one of own, majority, got 'mine'", "")],
     "regrow": [("gradients", "must be one of random, gradient, got 'gradients'; did you mean gradient?", "")],
     "clamp": [
         ("0.5", "--clamp must be in [1e-06, 0.5), got 0.5", "--algorithm fedpm"),
@@ -616,6 +617,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "linear_retention": ("0.9 1 same 0.5@cosine:0.1 None", "0 2 0.5,0.6 0.1:0.2 same@cosine 1e-17"),
     "algorithm": ("mce-pl independent mask-mean dsgd dis-pfl fedpm local", "mcepl"),
     "prune_rate": ("0.5", "0 0.2 1 1.5 -1"),
+    "mask_sent": ("own", "majority mine"),
     "regrow": ("random", "gradient gradients"),
     "clamp": ("0.01", "0.1 0 0.5"),
     "preset": ("code paper tuned", "Code tune"),

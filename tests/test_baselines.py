@@ -142,8 +142,8 @@ class Programs(NamedTuple):
 
 
 @functools.cache  # compiled once for all tests
-def built(name: str, *, chunk=1, optimizer=None, **settings) -> Programs:
-    algorithm, traces = ALL[name].make(optimizer=optimizer), []
+def built(name: str, *, chunk=1, optimizer=None, switches=(), **settings) -> Programs:
+    algorithm, traces = ALL[name].make(optimizer=optimizer, **dict(switches)), []
 
     def world(hyper, round, seed):
         return population.world_of(NETWORK, jax.random.key(seed), hyper, round, ROUNDS)
@@ -342,13 +342,13 @@ def flat(tree) -> dict[str, np.ndarray]:
 class Case:
     """The compiled rounds of an algorithm in float64, and all that an oracle asks for."""
 
-    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2):
+    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, **switches):
         self.name, self.local_steps, self.shares, self.hyper = name, local_steps, shares_of(), hyper_of(name)
         graph = graph_of(SYMMETRIC)
         self.graph = metropolis(graph, AGENTS) if weighted else graph
         self.links = (reference.metropolis(SYMMETRIC) if weighted else SYMMETRIC.astype(float)).tolist()
         self.own = oracles.mix(self.links, uniform=not weighted)
-        programs = built(name, local_steps=local_steps, optimizer=optimizer)
+        programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
         self.step = lambda state: programs.step(state, self.hyper, self.shares, self.graph, NAMES)
         self.world = population.world_of(NETWORK, jax.random.key(0), self.hyper, 0, ROUNDS)
@@ -508,12 +508,13 @@ def test_independent_masks_are_their_formula(x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-def test_the_mean_of_masks_is_its_formula(x64):
-    case = Case("mask-mean")
+@pytest.mark.parametrize("mask_sent", ["own", "majority"])
+def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
+    case = Case("mask-mean", mask_sent=mask_sent)
     state, gradient_fn = case.start(), case.of_masks()
     zs, sent = case.all_of(state.agents.scores), case.unpacked(state.sent, case.world.weights)
     for round in range(4):
-        arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn)
+        arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn, mask_sent == "majority")
         zs, sent, losses = oracles.mask_mean_round(case.weights, zs, sent, *arguments)
         state, info = case.step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)

@@ -1,13 +1,16 @@
 """Masks averaged directly: the ablation of MCE-PL's aggregation tensor. One agent's world.
 
-Tian et al., arXiv 2504.17520: instead of fusing the neighbours' masks into the scores, what is used and sent is the
-majority of the masks seen, gradients straight through to the scores. One round, with the symbols of `mcepl`, of an
-agent's neighbours N and what it heard of them last:
+Tian et al., arXiv 2504.17520: instead of fusing the neighbours' masks into the scores, what is used is the majority of
+the masks seen, gradients straight through to the scores. One round, with the symbols of `mcepl`, of an agent's
+neighbours N and what it heard of them last:
 
     own mask      m = Thres(|z|; r)
-    majority      M = [ (m + Σ_N M_j) / (1 + |N|) ≥ 1/2 ]
+    majority      M = [ (m + Σ_N m_j) / (1 + |N|) ≥ 1/2 ]
     local step    z ← z − η (g + wd · z),  g = ∂f/∂z at M     } send
-    send          M of the new z                               }
+    send          m of the new z, or M of it                   }
+
+The paper does not say which of the two is sent. Where majorities are, one that agents start with in common never
+changes, since the others outvote each; from unlike masks they thin out until none is left.
 
 Where links have weights of their own, Σ_N is weighted and m has what they leave of 1. Masks that differ have few
 entries in common: the majority of eleven independent masks of density 0.3 has one of 0.08. Of an even number of masks a
@@ -26,6 +29,7 @@ from dslth_jax.algorithm import Algorithm, Batches, Heard, World, mean_with_own
 from dslth_jax.descent import all_but_last, batch_loss, local_steps
 from dslth_jax.mcepl import AS_IN_CODE, Agent, MaskRule, Scores, masked_model, mce_pl
 from dslth_jax.models import Network
+from dslth_jax.naming import expect_choice
 
 
 class Hyper(NamedTuple):
@@ -39,12 +43,25 @@ class Hyper(NamedTuple):
 def mask_mean(
     network: Network,
     *,
+    mask_sent: Literal["own", "majority"] = "own",
     start_scores: Literal["shared", "personal"] = "shared",
     mask_rule: MaskRule = AS_IN_CODE,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Algorithm:
-    """Masks of `network` averaged by majority; the start and the switches are MCE-PL's."""
+    """Masks of `network` averaged by majority.
+
+    Args:
+        network: whose masked weights get scores.
+        mask_sent: what neighbours get, an agent's own mask or the majority that it uses.
+        start_scores: as MCE-PL's, and `mask_rule` and `optimizer` as well. What an agent starts with counts as sent.
+    """
+    expect_choice("mask_sent", mask_sent, ("own", "majority"))
+    start = mce_pl(network, start_scores=start_scores, optimizer=optimizer).init
     rule = optimizer or optax.identity()
+
+    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
+        agent, _ = start(key, world)
+        return agent, jax.tree.map(masks.pack, masks.threshold(agent.scores, world.hyper.kept))
 
     def send(
         key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
@@ -58,7 +75,8 @@ def mask_mean(
 
         steps = {"lr": world.hyper.lr, "weight_decay": world.hyper.weight_decay}
         scores, state, _, loss = local_steps(loss_fn, rule, *agent, all_but_last(batches), **steps)
-        message = jax.tree.map(masks.pack, majority(world, scores, heard))
+        mask = masks.threshold(scores, world.hyper.kept) if mask_sent == "own" else majority(world, scores, heard)
+        message = jax.tree.map(masks.pack, mask)
         return Agent(scores, state), None, message, {"loss": loss}
 
     def receive(
@@ -71,7 +89,7 @@ def mask_mean(
         in_use = majority(world, agent.scores, heard)
         return masked_model(world, in_use, mask_rule), in_use
 
-    return Algorithm(mce_pl(network, start_scores=start_scores, optimizer=optimizer).init, send, receive, model)
+    return Algorithm(init, send, receive, model)
 
 
 def majority(world: World, scores: Scores, heard: Heard) -> Scores:

@@ -10,7 +10,6 @@ an entry, and density grows, 0.58 where 0.30 was asked for; a majority comes to 
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 from experiments import command, comparison
 from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
@@ -25,10 +24,6 @@ class Ablation(Experiment):
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""
-    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "uniform-by-fan-in"
-    """Draw of the shared weights; signed constants are scaled by the density asked for, which majorities miss."""
-    biases: Literal["random", "zero"] | None = "random"
-    """Frozen biases of linear layers."""
 
 
 PANELS = (

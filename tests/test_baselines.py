@@ -22,7 +22,7 @@ from tiny import assert_same_numbers, rows_of, use_tiny_network
 from dslth_jax import checkpoint, masks, memory, population
 from dslth_jax.algorithm import Algorithm, Heard, mean_with_own, own_weight
 from dslth_jax.baselines import dispfl, dsgd, fedpm, independent, local, mask_mean
-from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.mcepl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.models import Linear, draw_like, network_of
 from dslth_jax.population import Shares
 from dslth_jax.topology import graph_of, metropolis
@@ -697,6 +697,20 @@ def test_the_majority_of_eleven_sparse_masks_is_sparser():
     chance = sum(math.comb(11, k) * 0.3**k * 0.7 ** (11 - k) for k in range(6, 12))
     assert chance == pytest.approx(0.08, abs=0.005)
     assert float(found.mean()) == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / size))
+
+
+def test_weights_are_scaled_by_what_the_majority_keeps():
+    """And not by what was asked for; nor is a layer of which nothing is left nan."""
+    method = mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(scale_by_retention=True))
+    world = population.world_of(NETWORK, jax.random.key(0), agent_of(hyper_of("mask-mean"), 0), 0, 1)
+    agent, _ = method.init(jax.random.key(1), world)
+    for others in (0, 10):  # of whom none keeps anything
+        counts = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights)
+        variables, in_use = method.model(world, agent, Heard(counts, jnp.int32(others)))
+        for w, scaled, mask in zip(*map(jax.tree.leaves, (world.weights, variables["params"], in_use)), strict=True):
+            kept = int(mask.sum())
+            assert (kept > 0) == (others == 0)
+            np.testing.assert_allclose(scaled, w * mask * math.sqrt(w.size / max(1, kept)), rtol=1e-6)
 
 
 # What they hold and send.

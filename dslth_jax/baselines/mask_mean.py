@@ -14,13 +14,14 @@ changes, since the others outvote each; from unlike masks they thin out until no
 
 Where links have weights of their own, Σ_N is weighted and m has what they leave of 1. Masks that differ have few
 entries in common: the majority of eleven independent masks of density 0.3 has one of 0.08. Of an even number of masks a
-tie keeps the entry, so that of two the union is left. Where kept weights are scaled by retention, it is the one that
-was asked for, not what the majority has.
+tie keeps the entry, so that of two the union is left. Where kept weights are scaled by retention, it is that of the
+majority.
 """
 
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -63,14 +64,18 @@ def mask_mean(
         agent, _ = start(key, world)
         return agent, jax.tree.map(masks.pack, masks.threshold(agent.scores, world.hyper.kept))
 
+    def majority_model(world: World, in_use: Scores) -> dict[str, Any]:
+        # A layer of which nothing is left is one of zeros, whatever it is scaled by.
+        kept = jax.tree.map(lambda mask: jnp.maximum(1, jax.lax.stop_gradient(mask).sum().astype(jnp.int32)), in_use)
+        return masked_model(world._replace(hyper=world.hyper._replace(kept=kept)), in_use, mask_rule)
+
     def send(
         key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
     ) -> tuple[Agent, None, Any, dict[str, Array]]:
         del key
 
         def loss_fn(scores: Scores, batch: Batches) -> tuple[Array, Array]:
-            variables = masked_model(world, majority(world, scores, heard), mask_rule)
-            loss = batch_loss(network, variables, batch)
+            loss = batch_loss(network, majority_model(world, majority(world, scores, heard)), batch)
             return loss, loss
 
         steps = {"lr": world.hyper.lr, "weight_decay": world.hyper.weight_decay}
@@ -87,7 +92,7 @@ def mask_mean(
 
     def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         in_use = majority(world, agent.scores, heard)
-        return masked_model(world, in_use, mask_rule), in_use
+        return majority_model(world, in_use), in_use
 
     return Algorithm(init, send, receive, model)
 

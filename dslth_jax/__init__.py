@@ -51,7 +51,7 @@ from dslth_jax.schedules import at_round, schedule_by_name
 from dslth_jax.skew import Skew, skew_by_name
 from dslth_jax.topology import Graph, Topology, graph_of, metropolis, topology_by_name
 
-__version__ = "0.3.0"
+__version__ = "0.3.1"
 
 __all__ = [
     "Algorithm", "Batches", "CodecError", "Dataset", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule", "Message",

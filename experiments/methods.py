@@ -30,7 +30,7 @@ PRESETS["tuned"] = PRESETS["code"] | {
     "weights": "signed-constant",
     "biases": "zero",
     "optimizer": "adam",
-    "lr": "0.002@cosine",
+    "lr": "0.0005@cosine",
     "weight_decay": 0.0,
     "fine_tune_lr": "same",
 }
@@ -44,7 +44,7 @@ _trained_weights: dict[str, Any] = {
     "weight_decay": 5e-4,
 }
 RIVALS: dict[str, dict[str, Any]] = {
-    "dsgd": _trained_weights | {"lr": "0.2@cosine"},
+    "dsgd": _trained_weights | {"lr": 0.1},
     "local": _trained_weights | {"lr": "0.1@cosine"},
     "dis-pfl": _trained_weights | {"lr": "0.8@cosine"},
     "fedpm": {"optimizer": "adam", "lr": "0.1@cosine", "weights": "signed-constant"},

@@ -80,8 +80,8 @@ class Settings:
     second_momentum: float = 0.99
     """Decay of adam's mean square of gradients, in [0, 1)."""
     lr: float | str | None = None
-    """Step size of the local step, for dsgd 0.2@cosine, local 0.1@cosine, dis-pfl 0.8@cosine, fedpm 0.1@cosine; of
-    scores by preset 10, 10, 0.002@cosine."""
+    """Step size of the local step, for dsgd 0.1, local 0.1@cosine, dis-pfl 0.8@cosine, fedpm 0.1@cosine; of
+    scores by preset 10, 10, 0.0005@cosine."""
     fine_tune_lr: float | str | None = None
     """Step size of fine-tuning, or same (as the local step's); by preset 10, 10, same."""
     weight_decay: float | str | None = None
@@ -347,7 +347,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
         also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
         raise ValueError(
             f"--optimizer {resolved.optimizer} needs step sizes of its own, and {whose} leaves it "
-            f"{kept}, meant for {usual}: say --lr (adam learns at 0.002@cosine){also}"
+            f"{kept}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != DEFAULTS[name] and resolved.optimizer not in users:

@@ -4,8 +4,9 @@
 
 Both take the same steps, on the same graph, split and seeds; every message of masks is really encoded, the first as a
 key frame and the others as what has flipped since. How much flips between two messages grows far slower than the number
-of rounds between them, hence the arms that send every few rounds: the bits of the first mask, which nobody can save,
-are what remains.
+of rounds between them, hence the arms that send every few rounds. With the authors' graph and class lists and 100
+rounds (two cores, 50 minutes for the arms of every round) masks take 1/1203 of the bits of weights, and reach 65.5 %,
+DSGD 58.5 at its best: see README.md.
 """
 
 import dataclasses

@@ -11,25 +11,33 @@ from pathlib import Path
 import pytest
 
 import dslth_jax
-from dslth_jax import baselines, partition
-from experiments import cifar, command, settings
+from dslth_jax import baselines, models, partition
+from experiments import ablation, cifar, command, communication, comparison, settings, thousandfold, validation
 from experiments.grid import axes_of
 from experiments.methods import FLAGS, PRESETS, RIVALS
 from experiments.search import spaces_of
 from experiments.study import Sweep
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README, MEASURED = (ROOT / "README.md").read_text(), (ROOT / "experiments" / "README.md").read_text()
+COMPARISONS = {
+    "ablation": (ablation, ablation.Ablation),
+    "communication": (communication, communication.Communication),
+    "thousandfold": (thousandfold, thousandfold.Thousandfold),
+    "validation": (validation, validation.Validation),
+}
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = [
     (program, words)
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    for program, words in re.findall(r"-m experiments\.(cifar|sweep) (.*)", block)
+    for block in re.findall(r"```sh\n(.*?)```", README + MEASURED, re.DOTALL)
+    for program, words in re.findall(rf"-m experiments\.(cifar|sweep|{'|'.join(COMPARISONS)}) (.*)", block)
 ]
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "messages", "sweep", "own loop"])
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "MODULES", dict(models.MODULES))  # one example adds a network
     names = {}
     exec(code, names)
     if "loss" in names:
@@ -49,6 +57,12 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
 def test_commands_parse(program, words):
     if program == "cifar":
         assert cifar.parse(shlex.split(words)).agents >= 16
+    elif program in COMPARISONS:
+        module, kind = COMPARISONS[program]
+        own = command.parse(shlex.split(words), kind, program)
+        shared, arms = comparison.shared_and_own(own, module.arms_of(own))
+        assert shared.seeds == 3
+        assert len(arms) > 1
     else:
         settings = command.parse(shlex.split(words), Sweep, program)
         assert axes_of(settings.grid, settings) or spaces_of(settings)

@@ -21,9 +21,10 @@ from experiments.study import Arms
 class Validation(Experiment):
     """Compare the training of weights with that of masks over the same random weights."""
 
-    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "uniform-by-fan-in"
-    """Draw of the random weights, one for all arms; those that are trained do not bear signed constants."""
-    biases: Literal["random", "zero"] | None = "random"
+    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"
+    """Draw of the random weights, one for all arms: signed constants suit masks, uniform-by-fan-in the training of
+    weights, for which the former need smaller steps."""
+    biases: Literal["random", "zero"] | None = "zero"
     """Biases of linear layers at the start, one draw for all arms."""
 
 

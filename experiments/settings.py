@@ -80,7 +80,7 @@ class Settings:
     second_momentum: float = 0.99
     """Decay of adam's mean square of gradients, in [0, 1)."""
     lr: float | str | None = None
-    """Step size of the local step, for dsgd 0.1, local 0.1@cosine, dis-pfl 0.8@cosine, fedpm 0.1@cosine; of
+    """Step size of the local step, for dsgd 0.0125, local 0.0125@cosine, dis-pfl 0.4@cosine, fedpm 0.1@cosine; of
     scores by preset 10, 10, 0.0005@cosine."""
     fine_tune_lr: float | str | None = None
     """Step size of fine-tuning, or same (as the local step's); by preset 10, 10, same."""
@@ -110,11 +110,11 @@ class Settings:
     model: str | None = None
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
-    """Draw of the shared weights: U(±1/√fan_in), the first for methods of weights, ±√(2/(fan_in·retention)) or
-    U[-1, 1]; by preset uniform-by-fan-in, uniform-by-fan-in, signed-constant."""
+    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; by preset uniform-by-fan-in,
+    uniform-by-fan-in, signed-constant; signed-constant for dsgd, local, dis-pfl (without a retention) and fedpm."""
     biases: Literal["random", "zero"] | None = None
-    """Biases of linear layers: at the start for methods of weights, of which it is random, else frozen; by preset
-    random, random, zero."""
+    """Biases of linear layers, of methods of weights those at the start, else frozen; by preset random, random, zero;
+    zero for dsgd, local, dis-pfl and fedpm."""
     start_scores: Literal["shared", "personal"] = "shared"
     """Whether agents start with common scores or each with its own."""
     elu_on_logits: bool | None = None

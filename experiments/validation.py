@@ -22,8 +22,7 @@ class Validation(Experiment):
     """Compare the training of weights with that of masks over the same random weights."""
 
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"
-    """Draw of the random weights, one for all arms: signed constants suit masks, uniform-by-fan-in the training of
-    weights, for which the former need smaller steps."""
+    """Draw of the random weights, one for all arms. From signed constants both learn most, at steps of their own."""
     biases: Literal["random", "zero"] | None = "zero"
     """Biases of linear layers at the start, one draw for all arms."""
 

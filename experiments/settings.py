@@ -110,11 +110,11 @@ class Settings:
     model: str | None = None
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
-    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; by preset uniform-by-fan-in,
-    uniform-by-fan-in, signed-constant; signed-constant for dsgd, local, dis-pfl (without a retention) and fedpm."""
+    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; the second for dsgd, local,
+    dis-pfl and fedpm, else by preset uniform-by-fan-in, uniform-by-fan-in, signed-constant."""
     biases: Literal["random", "zero"] | None = None
-    """Biases of linear layers, of methods of weights those at the start, else frozen; by preset random, random, zero;
-    zero for dsgd, local, dis-pfl and fedpm."""
+    """Biases of linear layers, frozen where masks are learned; zero for dsgd, local, dis-pfl and fedpm, else by preset
+    random, random, zero."""
     start_scores: Literal["shared", "personal"] = "shared"
     """Whether agents start with common scores or each with its own."""
     elu_on_logits: bool | None = None

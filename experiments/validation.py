@@ -4,7 +4,8 @@
     python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 Agents alone, and among neighbours: one trains the weights that all start from, the other keeps them and learns which
-to use. The paper says that both end alike. What came of it on CIFAR-10 stands in README.md.
+to use. The paper says that both end alike. On CIFAR-10 masks come to 63 % alone and 60 among neighbours, weights to 59 and
+42: see README.md.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ class Experiment(Settings):
     preset: Literal["code", "tuned"] = "tuned"
     """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
     lr: float | str | None = None
-    """Step sizes by algorithm, dsgd=0.4@cosine,mce-pl=0.001@cosine for example; of those left out their default."""
+    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example; of those left out their default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
 
@@ -121,6 +121,8 @@ def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str
             raise ValueError(
                 f"--lr must be ALGORITHM=STEP,... of algorithms among {', '.join(sorted(algorithms))}, got {part!r}"
             )
+        if name in steps:
+            raise ValueError(f"--lr must say one step for {name}, got several: {spelled!r}")
         steps[name] = step
     return steps
 

@@ -111,7 +111,7 @@ class Settings:
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
     """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; the second for dsgd, local,
-    dis-pfl and fedpm, else by preset uniform-by-fan-in, uniform-by-fan-in, signed-constant."""
+    dis-pfl and fedpm, without a retention, else by preset uniform-by-fan-in, uniform-by-fan-in, signed-constant."""
     biases: Literal["random", "zero"] | None = None
     """Biases of linear layers, frozen where masks are learned; zero for dsgd, local, dis-pfl and fedpm, else by preset
     random, random, zero."""

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from dslth_jax.naming import nearest
-from experiments.settings import Settings, choices, flag, kinds, parts, refusal
+from experiments.hints import choices, flag, kinds, parts, refusal
+from experiments.settings import Settings
 from experiments.stopping import Stop
 
 BAD_INPUT, NOT_FINITE = 2, 3

@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from experiments import command, figures, folders
 from experiments.folders import Point, Row
+from experiments.hints import flag
 from experiments.methods import FLAGS, OF_SOME
-from experiments.settings import DEFAULTS, Settings, flag
+from experiments.settings import DEFAULTS, Settings
 from experiments.stopping import Stop
 from experiments.study import DONE, Arms, Ready, Sweep
 from experiments.sweep import conduct, ready, train

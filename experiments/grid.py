@@ -10,19 +10,9 @@ from typing import Any, NamedTuple
 from dslth_jax import data
 from dslth_jax.naming import nearest
 from experiments import command, record
+from experiments.hints import choices, flag, kinds, parts, refusal
 from experiments.prepare import Prepared, TooLargeError, batch_of, load, plan, prepare
-from experiments.settings import (
-    DEFAULTS,
-    HINTS,
-    OF_THE_MACHINE,
-    Settings,
-    check_each,
-    choices,
-    flag,
-    kinds,
-    parts,
-    refusal,
-)
+from experiments.settings import DEFAULTS, HINTS, OF_THE_MACHINE, Settings, check_each
 
 # Settings that are traced, or decide only about what is: they may differ between members of one program. What they
 # decide beside, such as how many samples a batch can have, `statics_of` looks at itself.

@@ -20,7 +20,8 @@ from rich.table import Table
 
 import dslth_jax
 from dslth_jax import masks, memory
-from experiments.settings import OF_THE_MACHINE, PACKAGES, Settings, flag
+from experiments.hints import flag
+from experiments.settings import OF_THE_MACHINE, PACKAGES, Settings
 
 try:
     import fcntl

@@ -11,7 +11,8 @@ from rich.console import Console
 from experiments import record
 from experiments.folders import DONE
 from experiments.grid import axis_of, base_of, members_of, value_of
-from experiments.settings import HINTS, parts
+from experiments.hints import parts
+from experiments.settings import HINTS
 from experiments.stopping import Stop
 from experiments.study import Outcome, Ready, Sweep, stop_if_asked, summary, train_members, write_config
 

@@ -22,9 +22,10 @@ from dslth_jax import placement
 from experiments import command, record
 from experiments.command import BAD_INPUT, NOT_FINITE
 from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
+from experiments.hints import is_of, kinds, refusal
 from experiments.prepare import identity
 from experiments.search import check_search, corners_of, search, spaces_of
-from experiments.settings import HINTS, check_each, check_resume, is_of, kinds, refusal
+from experiments.settings import HINTS, check_each, check_resume
 from experiments.stopping import Stop, StoppedError
 from experiments.study import Arms, Ready, Sweep, conclude, open_folder, outcomes_so_far, train_members, write_config
 

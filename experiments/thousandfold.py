@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from experiments import command, comparison
 from experiments.communication import PANELS
 from experiments.comparison import Experiment
-from experiments.settings import flag
+from experiments.hints import flag
 from experiments.stopping import Stop
 from experiments.study import Arms
 

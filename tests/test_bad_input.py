@@ -19,9 +19,10 @@ import pytest
 
 from dslth_jax import data
 from experiments import cifar, record
+from experiments.hints import choices, flag, parts
 from experiments.methods import PRESETS, foreign_to
 from experiments.prepare import plan, prepare
-from experiments.settings import HINTS, Settings, choices, flag, parts, resolve
+from experiments.settings import HINTS, Settings, resolve
 
 SAMPLES = 12
 

@@ -37,7 +37,7 @@ PRESETS["tuned"] = PRESETS["code"] | {
 
 # What rivals take in the place of a preset's values: where theirs is no step for masks, and whatever the preset the
 # random network of `tuned`. The searches of both stand in experiments/README.md.
-_network: dict[str, Any] = {"weights": "signed-constant", "biases": "zero"}
+_network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 RIVALS: dict[str, dict[str, Any]] = {
     "dsgd": _trained_weights | {"lr": 0.0125},

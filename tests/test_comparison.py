@@ -21,12 +21,13 @@ def tiny_network(monkeypatch):
 @pytest.mark.parametrize(
     ("experiment", "flags", "arms"),
     [
-        pytest.param(validation, [], 4, marks=pytest.mark.slow),
+        (validation, [], 4),
         (ablation, [], 4),
+        (communication, ["--retentions", "0.3"], 7),
         pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
-        pytest.param(thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3, marks=pytest.mark.slow),
+        (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
     ],
-    ids=["validation", "ablation", "communication", "thousandfold"],
+    ids=["validation", "ablation", "communication", "communication at two retentions", "thousandfold"],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys):
     out = tmp_path / "out"

@@ -1,6 +1,6 @@
 """What neighbours' masks are worth, and how they must be joined: the aggregation tensor, a majority, or nobody's.
 
-    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # 38 s on two cores
+    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # 31 s on two cores
     python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor

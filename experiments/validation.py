@@ -1,6 +1,6 @@
 """Weights against masks from one random network, at equal steps (the paper's question whether masks are enough).
 
-    python -m experiments.validation --dataset digits --agents 4 --rounds 60     # 27 s on two cores
+    python -m experiments.validation --dataset digits --agents 4 --rounds 60     # 25 s on two cores
     python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 Agents alone, and among neighbours: one trains the weights that all start from, the other keeps them and learns which
@@ -23,8 +23,8 @@ class Validation(Experiment):
     """Compare the training of weights with that of masks over the same random weights."""
 
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"
-    """Draw of the random weights, one for all arms. Signed constants suit both, at steps of
-    their own; masks scale them by 1/√retention."""
+    """Draw of the random weights, one for all arms. Signed constants suit both, at steps of their own; masks scale them
+    by 1/√retention."""
     biases: Literal["random", "zero"] | None = "zero"
     """Biases of linear layers at the start, one draw for all arms."""
 

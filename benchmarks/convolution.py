@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import conditions, matmul_rate, timed
-from dslth_jax.convolution import convolve
+from dslth_jax.networks.convolution import convolve
 
 LAYERS = {"conv1": (32, 3, 64), "conv2": (14, 64, 128), "conv3": (5, 128, 256)}  # side, inputs, outputs
 KERNEL, PADDING = 5, 1

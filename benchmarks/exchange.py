@@ -31,8 +31,8 @@ from benchmarks.threshold import ALEXNET
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Heard
 from dslth_jax.exchange import counting_dtype, hear, present_first
+from dslth_jax.graphs import Graph, adjacency_of, topology_by_name
 from dslth_jax.population import over_agents
-from dslth_jax.topology import Graph, adjacency_of, topology_by_name
 
 TOPOLOGIES = ("regular:8", "erdos-renyi:0.5")
 BUDGET = {"cpu": 2**21}  # bytes of a block of unpacked masks, which a CPU's cache should hold

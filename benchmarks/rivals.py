@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name it goes by
 from torch import nn
 
-from dslth_jax import masks, population, topology
-from dslth_jax.mcepl import Hyper, kept_by_layer, mce_pl
-from dslth_jax.models import Network, network_by_name
+from dslth_jax import graphs, masks, population
+from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.networks.zoo import Network, network_by_name
 
 Tensor: TypeAlias = Any  # a torch tensor; loosely, for PyTorch may be missing where types are checked
 Arrays: TypeAlias = dict[str, np.ndarray]  # {layer: array}, layouts as in the library: HWIO, and (inputs, outputs)
@@ -441,8 +441,8 @@ def rival_seconds(name: str, agents: int, batch: int, repeats: int) -> float:
     images = rng.integers(0, 256, (agents, batch, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, (agents, batch))
     network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True)
-    graph = topology.topology_by_name("erdos-renyi:0.5", agents, 0).graph
-    rival = RIVALS[name](start_of(network, jax.random.key(0), topology.adjacency_of(graph, agents)))
+    graph = graphs.topology_by_name("erdos-renyi:0.5", agents, 0).graph
+    rival = RIVALS[name](start_of(network, jax.random.key(0), graphs.adjacency_of(graph, agents)))
     seconds = []
     for _ in range(1 + repeats):
         began = time.perf_counter()

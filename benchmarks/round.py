@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Timing, conditions, copy_rate, matmul_rate, timed_in_place
-from dslth_jax import population, topology
-from dslth_jax.mcepl import mce_pl
-from dslth_jax.models import network_by_name
+from dslth_jax import graphs, population
+from dslth_jax.algorithms.mce_pl import mce_pl
+from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares
-from experiments.prepare import population_hyper
-from experiments.settings import Settings, resolve
+from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.training.prepare import population_hyper
 
 # Multiply-adds of a forward pass of one sample, and of the part whose input gradient is not needed (conv1).
 FORWARD, FIRST = 41_359_104, 4_320_000
@@ -45,7 +45,7 @@ def round_timing(
         rng.integers(0, SAMPLES, (agents, capacity), np.int32),
         np.full(agents, capacity, np.int32),
     )
-    graph = topology.topology_by_name("erdos-renyi:0.5", agents, 0).graph
+    graph = graphs.topology_by_name("erdos-renyi:0.5", agents, 0).graph
     hyper, shares, graph = jax.device_put(
         (population_hyper(resolve(Settings(agents=agents)), network)[0], shares, graph)
     )

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import conditions, matmul_rate
-from dslth_jax import memory
-from experiments.prepare import plan, prepare
-from experiments.programs import compile_programs
-from experiments.settings import Settings
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.training import memory
+from dslth_jax.study.training.prepare import plan, prepare
+from dslth_jax.study.training.programs import compile_programs
 
 
 def random_images(path: Path, samples: int = 50_000) -> None:

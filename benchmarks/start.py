@@ -33,9 +33,9 @@ def one_start(agents: int, data_file: Path, asked_at: float) -> dict[str, float]
 
     import jax
 
-    from experiments.prepare import plan, prepare
-    from experiments.programs import compile_programs
-    from experiments.settings import Settings
+    from dslth_jax.study.config.settings import Settings
+    from dslth_jax.study.training.prepare import plan, prepare
+    from dslth_jax.study.training.programs import compile_programs
 
     note("imported")
     planned = plan([prepare(Settings(agents=agents, data_file=data_file))])

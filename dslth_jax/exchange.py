@@ -10,8 +10,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, Shaped, UInt8
 
 from dslth_jax.algorithm import Heard, Message, parts_of
+from dslth_jax.graphs import Graph
 from dslth_jax.masks import unpack
-from dslth_jax.topology import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
 

@@ -12,10 +12,11 @@ entries, and density then grows instead.
 import dataclasses
 from collections.abc import Sequence
 
-from experiments import command, comparison
-from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
-from experiments.stopping import Stop
-from experiments.study import Arms
+from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
+from dslth_jax.study.sweeping.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)

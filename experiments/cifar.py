@@ -13,11 +13,11 @@ Python:
 import sys
 from collections.abc import Sequence
 
-from experiments import command
-from experiments.command import BAD_INPUT, NOT_FINITE
-from experiments.run import NotFiniteError, ready, run, train
-from experiments.settings import Settings
-from experiments.stopping import Stop, StoppedError
+from dslth_jax.study.config import command
+from dslth_jax.study.config.command import BAD_INPUT, NOT_FINITE
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.stopping import Stop, StoppedError
+from dslth_jax.study.training.loop import NotFiniteError, ready, run, train
 
 __all__ = ["Settings", "main", "run"]
 PROGRAM = "experiments.cifar"

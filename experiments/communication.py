@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import command, comparison
-from experiments.comparison import ACCURACY, ROUND, Experiment, Panel, megabytes
-from experiments.stopping import Stop
-from experiments.study import Arms
+from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, megabytes
+from dslth_jax.study.sweeping.study import Arms
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 

@@ -13,12 +13,13 @@ minutes). See experiments/README.md.
 import dataclasses
 from collections.abc import Sequence
 
-from experiments import command, comparison
+from dslth_jax.study.config import command
+from dslth_jax.study.config.hints import flag
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment
+from dslth_jax.study.sweeping.study import Arms
 from experiments.communication import PANELS
-from experiments.comparison import Experiment
-from experiments.hints import flag
-from experiments.stopping import Stop
-from experiments.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dslth_jax import data
-from experiments import cifar, record
-from experiments.hints import choices, flag, parts
-from experiments.methods import PRESETS, foreign_to
-from experiments.prepare import plan, prepare
-from experiments.settings import HINTS, Settings, resolve
+from dslth_jax.study.config.hints import choices, flag, parts
+from dslth_jax.study.config.methods import PRESETS, foreign_to
+from dslth_jax.study.config.settings import HINTS, Settings, resolve
+from dslth_jax.study.results import record
+from dslth_jax.study.training.prepare import plan, prepare
+from experiments import cifar
 
 SAMPLES = 12
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import codec, convolution, exchange, round, threshold
-from dslth_jax.topology import adjacency_of, graph_of, topology_by_name
+from dslth_jax.graphs import adjacency_of, graph_of, topology_by_name
 
 # Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
 SIZES = (257, 61)

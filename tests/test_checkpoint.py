@@ -19,13 +19,14 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
-from test_placement import FOUR, PATIENCE, begin, free_port, succeed
+from test_sharding import FOUR, PATIENCE, begin, free_port, succeed
 
-from dslth_jax import checkpoint, manifest, placement
+from dslth_jax import sharding
 from dslth_jax.algorithm import Heard
-from dslth_jax.mcepl import Agent
-from dslth_jax.placement import EVERYWHERE, SPREAD, STATE
+from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.population import State
+from dslth_jax.sharding import EVERYWHERE, SPREAD, STATE
+from dslth_jax.study.training import checkpoint, manifest, processes
 
 NOTES = {"settings": {"agents": 8, "lr": 0.1 + 0.2, "out": None}, "bits": 2**70, "rows": [1, 2.5, "ü", True], "": {}}
 
@@ -450,7 +451,7 @@ SAVE_TOO_MUCH = """
 import gc, sys
 from pathlib import Path
 import jax.numpy as jnp
-from dslth_jax import checkpoint
+from dslth_jax.study.training import checkpoint
 large = {f"layer {number}": jnp.ones((100, 300)) for number in range(6)}
 for round in range(3, 11):
     try:
@@ -486,7 +487,7 @@ import sys
 from itertools import count
 from pathlib import Path
 import jax.numpy as jnp
-from dslth_jax import checkpoint
+from dslth_jax.study.training import checkpoint
 assert "orbax" not in sys.modules and "orbax.checkpoint" not in sys.modules
 folder = Path(sys.argv[1])
 found = checkpoint.latest(folder)
@@ -521,14 +522,14 @@ def test_whenever_it_is_killed_a_whole_one_is_there(tmp_path):
 
 def on_four_devices(folder: str) -> None:
     """What one device has written goes onto four, and what four write comes back, also onto two or one."""
-    state, mesh = state_of(), placement.agents_mesh(8)
-    saved = checkpoint.restore(checkpoint.latest(Path(folder)), placement.placed_shapes(state, STATE, mesh))
+    state, mesh = state_of(), sharding.agents_mesh(8)
+    saved = checkpoint.restore(checkpoint.latest(Path(folder)), sharding.placed_shapes(state, STATE, mesh))
     assert_same_bits(saved, state)
     for leaf, place in ((saved.agents.scores["conv"]["kernel"], SPREAD), (saved.round, EVERYWHERE)):
         assert leaf.sharding == jax.sharding.NamedSharding(mesh, place)
     checkpoint.save(Path(folder), 51, saved, {})
     for devices in (4, 2):
-        like = placement.placed_shapes(state, STATE, placement.agents_mesh(8, devices))
+        like = sharding.placed_shapes(state, STATE, sharding.agents_mesh(8, devices))
         assert_same_bits(checkpoint.restore(checkpoint.latest(Path(folder)), like), state)
     # Each device writes the common round into memory of its own.
     replaced = jax.jit(lambda tree: tree._replace(round=tree.round + 1), donate_argnums=0)(saved)
@@ -546,12 +547,12 @@ def test_one_device_four_and_one_again(tmp_path):
 
 
 def in_two_processes(port: str, process: str, folder: str) -> None:
-    placement.start_processes(f"127.0.0.1:{port}", 2, int(process))
-    state, mesh, folder = state_of(), placement.agents_mesh(8), Path(folder)
-    like, placed = placement.placed_shapes(state, STATE, mesh), placement.put(state, STATE, mesh)
+    processes.start_processes(f"127.0.0.1:{port}", 2, int(process))
+    state, mesh, folder = state_of(), sharding.agents_mesh(8), Path(folder)
+    like, placed = sharding.placed_shapes(state, STATE, mesh), sharding.put(state, STATE, mesh)
     found = checkpoint.latest(folder)
     assert (found.path, found.notes) == (folder / "round_00000050", NOTES)
-    assert_same_bits(placement.fetch(checkpoint.restore(found, like)), placement.fetch(placed))
+    assert_same_bits(sharding.fetch(checkpoint.restore(found, like)), sharding.fetch(placed))
     # What the second alone cannot write, none does, and both say so.
     with pytest.MonkeyPatch.context() as patched:
         if process == "1":
@@ -562,7 +563,7 @@ def in_two_processes(port: str, process: str, folder: str) -> None:
         checkpoint.save(folder, round, placed, {"process": process})
     found = checkpoint.latest(folder)
     assert (found.round, found.notes, found.damaged) == (53, {"process": "0"}, ())
-    assert_same_bits(placement.fetch(checkpoint.restore(found, like)), placement.fetch(placed))
+    assert_same_bits(sharding.fetch(checkpoint.restore(found, like)), sharding.fetch(placed))
     # What only the first can see to be damaged, both hear.
     if process == "0":
         for name in ("round_00000052", "round_00000053"):

@@ -6,8 +6,11 @@ import pytest
 from matplotlib.colors import to_hex
 from tiny import use_tiny_network
 
-from experiments import ablation, command, communication, comparison, figures, thousandfold, validation
-from experiments.folders import Point, Sweep
+from dslth_jax.study.config import command
+from dslth_jax.study.results import figures
+from dslth_jax.study.results.folders import Point, Sweep
+from dslth_jax.study.sweeping import comparison
+from experiments import ablation, communication, thousandfold, validation
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16"]

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from dslth_jax import data
+from dslth_jax.study.config import datasets
 
 
 def arrays(**changed):
@@ -40,7 +40,7 @@ def assert_same(actual, expected):
 
 
 def test_digits_are_split_by_fifths_within_every_class():
-    digits = data.load("digits")
+    digits = datasets.load("digits")
     assert digits.train_images.shape == (1437, 8, 8, 1)
     assert digits.test_images.shape == (360, 8, 8, 1)
     assert digits.train_images.dtype == digits.test_images.dtype == np.uint8
@@ -51,7 +51,7 @@ def test_digits_are_split_by_fifths_within_every_class():
 
 
 def test_digits_use_the_whole_range_and_are_the_same_each_time():
-    first, again = data.digits(), data.digits()
+    first, again = datasets.digits(), datasets.digits()
     assert (first.train_images.min(), first.train_images.max()) == (0, 255)
     assert_same(first, again)
 
@@ -63,7 +63,7 @@ def test_digits_keep_each_image_with_its_label():
     labels_of = {}
     for image, label in zip(bunch.images, bunch.target, strict=True):
         labels_of.setdefault(np.rint(image / 16 * 255).astype(np.uint8).tobytes(), set()).add(label)
-    digits = data.digits()
+    digits = datasets.digits()
     images = np.concatenate([digits.train_images, digits.test_images])
     labels = np.concatenate([digits.train_labels, digits.test_labels])
     assert all(label in labels_of[image.tobytes()] for image, label in zip(images, labels, strict=True))
@@ -74,21 +74,21 @@ def test_digits_keep_each_image_with_its_label():
 
 
 def test_ones_own_file(file_of):
-    loaded = data.load_file(file_of())
+    loaded = datasets.load_file(file_of())
     assert_same(loaded, (*arrays().values(), 3))
     assert loaded.train_labels.dtype == loaded.test_labels.dtype == np.int32
 
 
 def test_ones_own_file_may_be_grey_and_name_more_classes(file_of):
     grey = {key: arrays()[key][..., 0] for key in ("train_images", "test_images")}
-    loaded = data.load_file(file_of(**grey, classes=7, test_labels=np.array([1, 0], np.uint8)))
+    loaded = datasets.load_file(file_of(**grey, classes=7, test_labels=np.array([1, 0], np.uint8)))
     assert loaded.classes == 7
     for key, images in grey.items():
         np.testing.assert_array_equal(getattr(loaded, key), images[..., None])
 
 
 def test_the_largest_label_may_be_in_the_test_set(file_of):
-    assert data.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
+    assert datasets.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_largest_label_may_be_in_the_test_set(file_of):
 )
 def test_bad_files_are_refused_by_what_is_wrong(file_of, changed, message):
     with pytest.raises(ValueError, match=message):
-        data.load_file(file_of(**changed))
+        datasets.load_file(file_of(**changed))
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_bad_files_are_refused_by_what_is_wrong(file_of, changed, message):
 )
 def test_what_does_not_convert_is_refused(file_of, changed):
     with pytest.raises(ValueError, match=r"own.npz"):
-        data.load_file(file_of(**changed))
+        datasets.load_file(file_of(**changed))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 torn"])
@@ -138,27 +138,27 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "own.npz"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"own.npz must be a readable .npz: "):
-        data.load_file(path)
+        datasets.load_file(path)
 
 
 def test_a_torn_file_is_refused(file_of):
     path = file_of()
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match=r"own.npz must be a readable .npz: "):
-        data.load_file(path)
+        datasets.load_file(path)
 
 
 def test_a_single_array_is_no_data_set(tmp_path):
     path = tmp_path / "own.npy"
     np.save(path, np.zeros(3))
     with pytest.raises(ValueError, match=r"own.npy must be a readable .npz: "):
-        data.load_file(path)
+        datasets.load_file(path)
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "."])
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"must be a readable .npz: "):
-        data.load_file(tmp_path / name)
+        datasets.load_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
 )
 def test_unknown_names_are_refused(name, hint):
     with pytest.raises(ValueError, match=f"dataset must be one of cifar10, .*, digits, got '{name}'{hint}"):
-        data.load(name)
+        datasets.load(name)
 
 
 def test_the_folder_of_the_data_set_itself_is_refused(tmp_path):
     (tmp_path / "mnist").mkdir()
     with pytest.raises(ValueError, match=f"must be the folder that holds mnist, .*: give {tmp_path}$"):
-        data.load("mnist", tmp_path / "mnist")
+        datasets.load("mnist", tmp_path / "mnist")
 
 
 @pytest.fixture
@@ -208,10 +208,10 @@ def prepare(tmp_path, monkeypatch, cache):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the preparation, which is not ours
-@pytest.mark.parametrize("name", data.TFDS_HOSTS)
+@pytest.mark.parametrize("name", datasets.TFDS_HOSTS)
 def test_every_data_set_by_name_is_read_as_it_was_prepared(name, prepare, tmp_path):
     splits, classes = prepare(name)
-    loaded = data.load(name, tmp_path / "tfds")
+    loaded = datasets.load(name, tmp_path / "tfds")
     # Records lie in an order of their own: compare as sets of images with their labels.
     for split in ("train", "test"):
         images, labels = getattr(loaded, f"{split}_images"), getattr(loaded, f"{split}_labels")
@@ -224,7 +224,7 @@ def test_every_data_set_by_name_is_read_as_it_was_prepared(name, prepare, tmp_pa
 
 def test_a_given_folder_must_exist(tmp_path):
     with pytest.raises(ValueError, match=r"the data folder .*nowhere does not exist"):
-        data.load("cifar10", tmp_path / "nowhere")
+        datasets.load("cifar10", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["a folder given", "the default folder"])
@@ -238,7 +238,7 @@ def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeyp
     obstacle = "cannot be reached" if tensorflow else "TensorFlow, which is not installed"
     start = time.monotonic()
     with pytest.raises(ValueError, match=f"cifar10 is not prepared in .* and .*{obstacle}.*--dataset digits"):
-        data.load("cifar10", tmp_path if given else None)
+        datasets.load("cifar10", tmp_path if given else None)
     # Retries would take minutes.
     assert time.monotonic() - start < 5
     assert not list(tmp_path.iterdir())
@@ -258,14 +258,14 @@ def listener():
 
 def test_a_host_that_never_answers_is_given_up(no_proxy, listener):
     start = time.monotonic()
-    assert not data.reachable(listener, seconds=0.3)
+    assert not datasets.reachable(listener, seconds=0.3)
     assert time.monotonic() - start < 3
 
 
 def test_a_host_that_refuses_is_out_of_reach(no_proxy):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert not data.reachable(f"http://127.0.0.1:{port}")
+    assert not datasets.reachable(f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture
@@ -293,11 +293,11 @@ def host_that_says():
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "503 Service Unavailable"])
 def test_a_host_that_answers_anything_is_reachable(no_proxy, host_that_says, status):
     answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    assert data.reachable(host_that_says(answer.encode()))
+    assert datasets.reachable(host_that_says(answer.encode()))
 
 
 def test_an_answer_that_is_no_http_makes_no_noise(no_proxy, host_that_says):
-    data.reachable(host_that_says(b"nonsense\r\n\r\n"))
+    datasets.reachable(host_that_says(b"nonsense\r\n\r\n"))
 
 
 class Reader:
@@ -310,7 +310,7 @@ class Reader:
         self.calls += 1
         # Training labels tell the calls apart.
         labels = np.full(6, self.calls - 1, np.int32), np.array([2, 0], np.int32)
-        return data.Dataset(arrays()["train_images"], labels[0], arrays()["test_images"], labels[1], classes=3)
+        return datasets.Dataset(arrays()["train_images"], labels[0], arrays()["test_images"], labels[1], classes=3)
 
 
 @pytest.fixture
@@ -329,7 +329,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_the_same_files_are_read_once(prepared, cache):
     read = Reader()
-    first, again = data.cached(prepared, read), data.cached(prepared, read)
+    first, again = datasets.cached(prepared, read), datasets.cached(prepared, read)
     assert read.calls == 1
     assert_same(again, first)
     assert again.classes == 3
@@ -361,29 +361,29 @@ def remove(prepared):
 @pytest.mark.parametrize("change", [touch, grow, add, remove])
 def test_files_that_changed_are_read_again(prepared, cache, change):
     read = Reader()
-    data.cached(prepared, read)
+    datasets.cached(prepared, read)
     change(prepared)
-    np.testing.assert_array_equal(data.cached(prepared, read).train_labels, 1)
+    np.testing.assert_array_equal(datasets.cached(prepared, read).train_labels, 1)
     assert read.calls == 2
-    data.cached(prepared, read)
+    datasets.cached(prepared, read)
     assert read.calls == 2
 
 
 def test_another_folder_has_a_cache_of_its_own(prepared, cache):
     read = Reader()
-    data.cached(prepared, read)
+    datasets.cached(prepared, read)
     other = prepared.parent.rename(prepared.parent.with_name("moved")) / "cifar10"
-    data.cached(other, read)
+    datasets.cached(other, read)
     assert read.calls == 2
 
 
 def test_a_torn_cache_is_read_again_and_mended(prepared, cache):
     read = Reader()
-    data.cached(prepared, read)
+    datasets.cached(prepared, read)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    data.cached(prepared, read)
-    data.cached(prepared, read)
+    datasets.cached(prepared, read)
+    datasets.cached(prepared, read)
     assert read.calls == 2
 
 
@@ -392,14 +392,14 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(prepared, cache):
     cache.parent.write_text("")
     read = Reader()
     for calls in (1, 2):
-        np.testing.assert_array_equal(data.cached(prepared, read).train_labels, calls - 1)
+        np.testing.assert_array_equal(datasets.cached(prepared, read).train_labels, calls - 1)
         assert read.calls == calls
 
 
 def test_nothing_is_cached_of_a_folder_without_files(tmp_path, cache):
     read = Reader()
     for prepared in (tmp_path / "missing", tmp_path):
-        data.cached(prepared, read)
+        datasets.cached(prepared, read)
     assert read.calls == 2
     assert not cache.exists()
 
@@ -407,7 +407,7 @@ def test_nothing_is_cached_of_a_folder_without_files(tmp_path, cache):
 @pytest.mark.slow
 def test_the_real_cifar10(shared, cache):
     """Sixty thousand pictures to decode, so it takes its time the first time and hardly any the second."""
-    loaded = data.load("cifar10", shared / "tfds")
+    loaded = datasets.load("cifar10", shared / "tfds")
     assert loaded.train_images.shape == (50_000, 32, 32, 3)
     assert loaded.test_images.shape == (10_000, 32, 32, 3)
     assert loaded.train_images.dtype == np.uint8
@@ -415,5 +415,5 @@ def test_the_real_cifar10(shared, cache):
     np.testing.assert_array_equal(np.bincount(loaded.train_labels), np.full(10, 5_000))
     np.testing.assert_array_equal(np.bincount(loaded.test_labels), np.full(10, 1_000))
     assert 110 < loaded.train_images.mean() < 130
-    assert_same(data.load("cifar10", shared / "tfds"), loaded)
+    assert_same(datasets.load("cifar10", shared / "tfds"), loaded)
     assert len(list(cache.iterdir())) == 1

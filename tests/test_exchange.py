@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dslth_jax import exchange, masks, population
-from dslth_jax.topology import Graph, adjacency_of, graph_of, metropolis, topology_by_name
+from dslth_jax.graphs import Graph, adjacency_of, graph_of, metropolis, topology_by_name
 
 # Layers whose bits fill whole bytes, and some that do not.
 LIKE = {"conv": {"kernel": jnp.zeros((3, 2, 2, 3))}, "linear": {"kernel": jnp.zeros((8, 4))}}

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from dslth_jax import population
+from dslth_jax.study.config.settings import Settings, resolve, retentions
+from dslth_jax.study.training.prepare import prepare
 from experiments import cifar
-from experiments.prepare import prepare
-from experiments.settings import Settings, resolve, retentions
 
 KEYS = [
     "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",

@@ -7,10 +7,10 @@ import optax
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Batches, Heard, World
-from dslth_jax.mcepl import Agent, Hyper, kept_by_layer, mce_pl
-from dslth_jax.models import network_by_name
+from dslth_jax.algorithms.mce_pl import Agent, Hyper, kept_by_layer, mce_pl
+from dslth_jax.graphs import graph_of
+from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares, State
-from dslth_jax.topology import graph_of
 
 # The trace's names of the masked layers, and ours.
 LAYERS = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "fc1": "linear1", "fc2": "linear2"}

@@ -10,10 +10,10 @@ from tiny import use_tiny_network
 
 from dslth_jax import population
 from dslth_jax.codec import Receiver, Sender
+from dslth_jax.study.training.ledger import Ledger, is_encoded, is_key_frame
+from dslth_jax.study.training.prepare import plan, prepare
+from dslth_jax.study.training.programs import compile_programs
 from experiments.cifar import Settings, run
-from experiments.ledger import Ledger, is_encoded, is_key_frame
-from experiments.prepare import plan, prepare
-from experiments.programs import compile_programs
 
 TINY = {"dataset": "digits", "model": "tiny", "agents": 3, "topology": "ring", "batch_size": 16, "rounds": 9}
 

@@ -12,15 +12,16 @@ import optax
 import pytest
 from flax import linen as nn
 
-from dslth_jax import memory, population
-from dslth_jax.convolution import max_pool
-from dslth_jax.mcepl import Hyper, mce_pl
-from dslth_jax.models import Conv, Linear, Network, elu, network_of
+from dslth_jax import population
+from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
+from dslth_jax.graphs import topology_by_name
+from dslth_jax.networks.convolution import max_pool
+from dslth_jax.networks.zoo import Conv, Linear, Network, elu, network_of
 from dslth_jax.population import Shares
-from dslth_jax.topology import topology_by_name
-from experiments import cifar, prepare
-from experiments.prepare import BATCHES
-from experiments.settings import Settings
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.training import memory, prepare
+from dslth_jax.study.training.prepare import BATCHES
+from experiments import cifar
 
 SAMPLES, CAPACITY, BATCH = 500, 40, 16
 

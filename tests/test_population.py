@@ -16,14 +16,22 @@ from flax import linen as nn
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Batches, Heard
-from dslth_jax.convolution import max_pool
+from dslth_jax.algorithms.mce_pl import (
+    Hyper,
+    MaskRule,
+    batch_loss,
+    kept_by_layer,
+    mce_pl,
+    personal_masks,
+    personal_model,
+)
 from dslth_jax.evaluation import evaluate
-from dslth_jax.mcepl import Hyper, MaskRule, batch_loss, kept_by_layer, mce_pl, personal_masks, personal_model
-from dslth_jax.models import Conv, Linear, Network, elu, network_of
+from dslth_jax.graphs import Topology, adjacency_of, graph_of, metropolis, topology_by_name
+from dslth_jax.networks.convolution import max_pool
+from dslth_jax.networks.zoo import Conv, Linear, Network, elu, network_of
 from dslth_jax.population import Shares
 from dslth_jax.schedules import at_round, schedule_by_name
 from dslth_jax.skew import Skew
-from dslth_jax.topology import Topology, adjacency_of, graph_of, metropolis, topology_by_name
 
 AGENTS = 5
 BATCH = 6

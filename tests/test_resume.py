@@ -21,11 +21,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from test_sweep import StopAfter
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
-from dslth_jax import checkpoint, placement
-from dslth_jax.models import MODULES
-from experiments import cifar, prepare, record
-from experiments.run import restored, run
-from experiments.settings import Settings
+from dslth_jax import sharding
+from dslth_jax.networks.zoo import MODULES
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results import record
+from dslth_jax.study.training import checkpoint, prepare
+from dslth_jax.study.training.loop import restored, run
+from experiments import cifar
 
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
 SWITCHES = {
@@ -149,8 +151,8 @@ def turned(dataset):
 @pytest.mark.parametrize("rows", [2, 5])
 def test_other_devices_pad_members_to_another_number(rows, tmp_path):
     """Three members, saved as four rows for two devices, then on one device that holds fewer or many that hold more."""
-    mesh = placement.agents_mesh(1)
-    spread = NamedSharding(mesh, PartitionSpec(None, placement.AXIS))
+    mesh = sharding.agents_mesh(1)
+    spread = NamedSharding(mesh, PartitionSpec(None, sharding.AXIS))
     saved = {"scores": jnp.arange(8.0).reshape(4, 2), "round": jnp.arange(4)}
     checkpoint.save(tmp_path, 7, saved, {"rows": 4})
     like = {

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax.mcepl import Hyper, MaskRule
-from dslth_jax.models import network_by_name
+from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
+from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
-from experiments import algorithms, programs
-from experiments import prepare as preparing
-from experiments.methods import PRESETS
-from experiments.prepare import population_hyper, prepare
-from experiments.settings import Settings, resolve
+from dslth_jax.study.config import algorithms
+from dslth_jax.study.config.methods import PRESETS
+from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.training import prepare as preparing
+from dslth_jax.study.training import programs
+from dslth_jax.study.training.prepare import population_hyper, prepare
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {

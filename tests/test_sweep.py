@@ -13,15 +13,16 @@ import pytest
 from conftest import optimized
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
-from dslth_jax import memory
-from experiments import cifar, study, sweep
-from experiments.folders import place_of
-from experiments.grid import Member, axes_of, base_of, groups_of, members_of, points_of
-from experiments.prepare import plan
-from experiments.programs import compile_programs
-from experiments.settings import Settings
-from experiments.stopping import Stop, StoppedError
-from experiments.study import Sweep
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.stopping import Stop, StoppedError
+from dslth_jax.study.results.folders import place_of
+from dslth_jax.study.sweeping import study, sweep
+from dslth_jax.study.sweeping.grid import Member, axes_of, base_of, groups_of, members_of, points_of
+from dslth_jax.study.sweeping.study import Sweep
+from dslth_jax.study.training import memory
+from dslth_jax.study.training.prepare import plan
+from dslth_jax.study.training.programs import compile_programs
+from experiments import cifar
 
 BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 4, "eval_every": 2}
 GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-renyi:0.6")
@@ -282,7 +283,7 @@ def test_what_is_no_field_of_a_sweep_is_one_sentence(field, said):
 
 def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
     pytest.importorskip("optuna", reason="only a search needs Optuna")
-    from experiments import search
+    from dslth_jax.study.sweeping import search
 
     space = search.spaces_of(Sweep(**BASE, search="class_file=a.txt,b.txt"))["class_file"]
     assert space.choices == ("a.txt", "b.txt")

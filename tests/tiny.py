@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dslth_jax.convolution import max_pool
-from dslth_jax.models import MODULES, Conv, Linear, elu
+from dslth_jax.networks.convolution import max_pool
+from dslth_jax.networks.zoo import MODULES, Conv, Linear, elu
 
 
 class TinyNet(nn.Module):

@@ -1,0 +1,209 @@
+"""Dis-PFL: sparse personal weights, averaged where neighbours have them, pruned and regrown. One agent's world.
+
+Dai et al., "DisPFL: Towards Communication-Efficient Personalized Federated Learning via Decentralized Sparse Training",
+ICML 2022. One round t of T, of an agent's weights and biases w, trained under its mask m', and its neighbours N with
+theirs; every parameter is masked, biases too:
+
+    send          w and m', 32 bits a kept entry and the bits of the mask, a link
+    prune         from m' drop the ⌈f · nnz⌉ smallest |w| of a layer, f = α/2 (1 + cos(π (t−1)/T))        }
+    regrow        as many entries that m' has no more: m, at random or by |∂f/∂w| of a minibatch          } receive
+    average       w ← m ⊙ (w + Σ_N w_j) / (m' + Σ_N m'_j), 0 where nobody has the entry                   }
+    local steps   w ← m ⊙ (w − η (g + wd · w)), g clipped to a norm of 10                                 }
+
+In the authors' program an agent prunes and regrows at the end of a round what it uses from the next one on; here that
+stands at the next one's beginning, which is the same, and what is evaluated is w under the mask it was trained with.
+Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels, see `erk_densities`;
+each agent draws a start mask of its own at random, as in the authors' scripts.
+Where links have weights of their own, sums are weighted and an agent's own part has what they leave of 1.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+
+from dslth_jax import masks
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, own_weight
+from dslth_jax.algorithms.descent import all_but_last, batch_loss, direction, local_steps
+from dslth_jax.algorithms.local import start_variables
+from dslth_jax.naming import expect_choice
+from dslth_jax.networks.zoo import Network, draw_like
+
+GRADIENT_NORM = 10.0  # to which gradients are clipped
+
+
+class Hyper(NamedTuple):
+    """The traced settings of one agent in one round; the population's carry a leading agents axis."""
+
+    kept: PyTree[Int[Array, ""]]  # entries that masks keep of every parameter: see `erk_kept`
+    lr: float | Float[Array, ""] = 0.1  # η
+    weight_decay: float | Float[Array, ""] = 5e-4  # wd
+    prune_rate: float | Float[Array, ""] = 0.5  # α
+
+
+class Agent(NamedTuple):
+    """What one agent carries from round to round."""
+
+    variables: PyTree[Float[Array, "..."]]  # weights and biases, 0 where they are masked
+    masks: PyTree[UInt8[Array, "_"]]  # under which they were trained, as packed bits
+    optimizer: optax.OptState
+
+
+def dis_pfl(
+    network: Network,
+    *,
+    regrow: Literal["random", "gradient"] = "random",
+    optimizer: optax.GradientTransformation | None = None,
+) -> Algorithm:
+    """Dis-PFL on `network`.
+
+    Args:
+        network: whose weights and biases are trained.
+        regrow: entries at random, as in the authors' scripts, or those of largest gradient on the last minibatch.
+        optimizer: makes each clipped gradient a direction, the step size multiplies outside; None is plain descent.
+    """
+    expect_choice("regrow", regrow, ("random", "gradient"))
+    rule = optax.chain(optax.clip_by_global_norm(GRADIENT_NORM), optimizer or optax.identity())
+
+    def loss_fn(variables: Any, batch: Batches) -> tuple[Array, Array]:
+        loss = batch_loss(network, variables, batch)
+        return loss, loss
+
+    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Message]:
+        start = start_variables(world)
+        mask = masks.largest(above_zero(draw_like(key, start, jax.random.uniform)), world.hyper.kept)
+        bits, variables = jax.tree.map(masks.pack, mask), jax.tree.map(jnp.multiply, start, mask)
+        return Agent(variables, bits, rule.init(variables)), Message(bits, variables)
+
+    def send(
+        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, None, Message, dict[str, Array]]:
+        del key, world, heard, batches
+        return agent, None, Message(agent.masks, agent.variables), {}
+
+    def growth(key: Key[Array, ""], agent: Agent, batches: Batches) -> PyTree[Array]:
+        """By what entries are chosen to grow."""
+        if regrow == "random":
+            return draw_like(key, agent.variables, jax.random.uniform)
+        last = jax.tree.map(lambda leaf: leaf[-1], batches)
+        return jax.tree.map(jnp.abs, direction(loss_fn, optax.identity(), agent.variables, optax.EmptyState(), last)[0])
+
+    def receive(
+        key: Key[Array, ""], world: World, agent: Agent, carry: None, heard: Heard, batches: Batches
+    ) -> tuple[Agent, dict[str, Array]]:
+        del carry
+        trained = jax.tree.map(lambda bits, w: masks.unpack(bits, w.shape) != 0, agent.masks, agent.variables)
+        mask = pruned_and_regrown(world, agent.variables, trained, growth(key, agent, batches))
+        averaged = where_kept(average(agent.variables, trained, heard), mask)
+        variables, state, _, loss = local_steps(
+            loss_fn,
+            rule,
+            averaged,
+            agent.optimizer,
+            all_but_last(batches),
+            lr=world.hyper.lr,
+            weight_decay=world.hyper.weight_decay,
+            after=lambda w: where_kept(w, mask),
+        )
+        info = {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
+        return Agent(variables, jax.tree.map(masks.pack, mask), state), info
+
+    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        del world, heard
+        return agent.variables, jax.tree.map(lambda bits, w: masks.unpack(bits, w.shape), agent.masks, agent.variables)
+
+    return Algorithm(init, send, receive, model)
+
+
+def prune_share(world: World) -> Float[Array, ""]:
+    """f, the share of a mask's entries that is dropped and regrown before this round's training; 0 in the first."""
+    trained = world.round - 1
+    dtype = jnp.result_type(float)
+    falling = 1 + jnp.cos(jnp.pi * trained.astype(dtype) / world.rounds.astype(dtype))
+    return jnp.where(trained >= 0, world.hyper.prune_rate / 2 * falling, 0).astype(dtype)
+
+
+def pruned_and_regrown(
+    world: World, variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], growth: PyTree[Array]
+) -> PyTree[Bool[Array, "..."]]:
+    """The mask of which each layer's smallest weights are dropped, and which grows where `growth` is largest, dropped
+    entries included, until it has as many entries as are to be kept."""
+    share, kept = prune_share(world), world.hyper.kept
+
+    def staying(kept: Array, mask: Array) -> Array:
+        before = jnp.sum(mask, dtype=jnp.int32)
+        return jnp.minimum(before - jnp.ceil(share * before.astype(share.dtype)).astype(jnp.int32), kept)
+
+    counts = jax.tree.map(staying, kept, mask)
+    magnitudes = jax.tree.map(jnp.where, mask, above_zero(jax.tree.map(jnp.abs, variables)), zeros(variables))
+    stay = masks.largest(magnitudes, counts)
+    candidates = jax.tree.map(jnp.where, stay, zeros(growth), above_zero(growth))
+    grown = masks.largest(candidates, jax.tree.map(jnp.subtract, kept, counts))
+    return jax.tree.map(jnp.logical_or, stay, grown)
+
+
+def average(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], heard: Heard) -> PyTree[Array]:
+    """Each entry's mean over those of an agent's neighbours and itself that have it; 0 where nobody has."""
+    own = own_weight(heard, jax.tree.leaves(variables)[0].dtype)
+
+    def one(w: Array, m: Array, total: Array, count: Array) -> Array:
+        have = own * m.astype(w.dtype) + count.astype(w.dtype)
+        return jnp.where(have > 0, (own * w + total) / jnp.where(have > 0, have, 1), 0)
+
+    return jax.tree.map(one, variables, mask, heard.sums, heard.counts)
+
+
+def where_kept(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]]) -> PyTree[Array]:
+    """Variables with zeros where the mask has none."""
+    return jax.tree.map(lambda w, m: jnp.where(m, w, 0), variables, mask)
+
+
+def above_zero(magnitudes: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
+    """Magnitudes of which none is so small that it would never be kept."""
+    return jax.tree.map(lambda leaf: jnp.maximum(leaf, jnp.finfo(leaf.dtype).smallest_normal), magnitudes)
+
+
+def zeros(like: PyTree[Array]) -> PyTree[Array]:
+    """Zeros of the same shapes."""
+    return jax.tree.map(jnp.zeros_like, like)
+
+
+def erk_densities(shapes: list[tuple[int, ...]], density: float) -> list[float]:
+    """The share of each layer's entries that is kept, so that `density` is kept of all together (Mocanu et al. 2018).
+
+    A layer keeps in proportion to Σ shape / Π shape: small layers more than large ones, those that would keep more than
+    all of their entries just all. Host side.
+
+    >>> [round(share, 3) for share in erk_densities([(8, 8), (64, 64), (8,)], 0.25)]
+    [1.0, 0.237, 1.0]
+    """
+    if not 0 < density <= 1:
+        raise ValueError(f"density must lie in (0, 1], got {density}")
+    sizes = [math.prod(shape) for shape in shapes]
+    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
+    dense: set[int] = set()
+    while len(dense) < len(shapes):
+        rest = [layer for layer in range(len(shapes)) if layer not in dense]
+        left = density * sum(sizes[layer] for layer in rest) - (1 - density) * sum(sizes[layer] for layer in dense)
+        scale = left / sum(raw[layer] * sizes[layer] for layer in rest)
+        full = {layer for layer in rest if scale * raw[layer] > 1}
+        if not full:
+            return [1.0 if layer in dense else scale * raw[layer] for layer in range(len(shapes))]
+        dense |= full
+    return [1.0] * len(shapes)
+
+
+def erk_kept(variables: PyTree[Any], density: float) -> PyTree[int]:
+    """Entries to keep of every parameter, for `Hyper.kept`; `variables` gives the shapes.
+
+    A density outside (0, 1], or one that keeps nothing of a parameter, is a ValueError.
+    """
+    leaves, tree = jax.tree.flatten(variables)
+    densities = erk_densities([leaf.shape for leaf in leaves], density)
+    kept = [int(share * math.prod(leaf.shape)) for share, leaf in zip(densities, leaves, strict=True)]
+    if min(kept) < 1:
+        raise ValueError(f"a retention of {density} keeps nothing of a layer: take a larger one")
+    return jax.tree.unflatten(tree, kept)

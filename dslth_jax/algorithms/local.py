@@ -1,0 +1,73 @@
+"""Local training: each agent trains all weights on its own samples, and nothing is sent. One agent's world.
+
+One round, of an agent's weights and biases x, the loss f of a minibatch, the step η and the decay wd:
+
+    local steps   x ← x − η (∂f/∂x + wd · x)     receive
+
+All agents start from the shared random weights and biases.
+"""
+
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from dslth_jax.algorithm import Algorithm, Batches, Heard, World
+from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
+from dslth_jax.networks.zoo import Network
+
+
+class Hyper(NamedTuple):
+    """The traced settings of one agent in one round; the population's carry a leading agents axis."""
+
+    lr: float | Float[Array, ""] = 0.05  # η
+    weight_decay: float | Float[Array, ""] = 5e-4  # wd
+
+
+class Agent(NamedTuple):
+    """What one agent carries from round to round."""
+
+    variables: PyTree[Float[Array, "..."]]  # weights and biases, as `Network.apply` takes them
+    optimizer: optax.OptState
+
+
+def local(network: Network, *, optimizer: optax.GradientTransformation | None = None) -> Algorithm:
+    """Local training of `network`; biases, frozen where masks are learned, are trained too.
+
+    `optimizer` makes each gradient a direction, the step size multiplies outside; None is plain descent.
+    """
+    rule = optimizer or optax.identity()
+
+    def loss_fn(variables: Any, batch: Batches) -> tuple[Array, Array]:
+        loss = batch_loss(network, variables, batch)
+        return loss, loss
+
+    def init(key: Key[Array, ""], world: World) -> tuple[Agent, None]:
+        del key
+        variables = start_variables(world)
+        return Agent(variables, rule.init(variables)), None
+
+    def send(
+        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, None, None, dict[str, Array]]:
+        del key, world, heard, batches
+        return agent, None, None, {}
+
+    def receive(
+        key: Key[Array, ""], world: World, agent: Agent, carry: None, heard: Heard, batches: Batches
+    ) -> tuple[Agent, dict[str, Array]]:
+        del key, carry, heard
+        steps = {"lr": world.hyper.lr, "weight_decay": world.hyper.weight_decay}
+        variables, state, _, loss = local_steps(loss_fn, rule, *agent, all_but_last(batches), **steps)
+        return Agent(variables, state), {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
+
+    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, None]:
+        del world, heard
+        return agent.variables, None
+
+    return Algorithm(init, send, receive, model)
+
+
+def start_variables(world: World) -> dict[str, Any]:
+    """All that a weight method trains, as it starts: the shared weights and the biases."""
+    return {"params": world.weights, "frozen": world.frozen}

@@ -1,0 +1,233 @@
+"""MCE-PL: personal masks over one shared random network (Tian et al., arXiv 2504.17520). One agent's world.
+
+The paper's symbols: w the shared random weights, z an agent's scores, m its mask, m̄ the mean mask of its neighbours,
+a the amplitude, y = z + a · sign(z) ⊙ m̄ the fused scores, r the retention, R the group lasso and λ its weight, f the
+loss of a minibatch at v = w ⊙ m, η and η' the steps. One round, in the two orders there are:
+
+    order "code", of the authors' program                order "paper", as published
+
+    local step    z ← z − η (g + wd · z)       }         local step    the same                        }
+                  z ← prox of η λ R            } send    fine-tuning   the same, m̄ heard last          } send
+    threshold     m = Thres(|y|; r)            }         threshold     the same                        }
+    exchange      m̄ ← mean of what is sent               exchange      the same
+    fine-tuning   z ← z − η' · g' ⊙ m̄            receive
+
+where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or the gradient at the scores after the local step.
+
+Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
+`fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
+optimizer in `descent.py`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it
+calls, schedules in the values of `Hyper`, the random weights in `models.py`.
+"""
+
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dslth_jax import group_lasso, masks
+from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
+from dslth_jax.algorithms import descent
+from dslth_jax.algorithms.descent import batch_loss
+from dslth_jax.naming import expect_choice
+from dslth_jax.networks.zoo import Network, draw_like, uniform_by_fan_in
+
+Scores: TypeAlias = PyTree[Float[Array, "..."]]
+
+
+class Hyper(NamedTuple):
+    """The traced settings of one agent in one round; the population's carry a leading agents axis.
+
+    Defaults are those of the authors' code.
+    """
+
+    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `kept_by_layer`
+    lr: float | Float[Array | np.ndarray, ""] = 10.0  # η, the local step
+    fine_tune_lr: float | Float[Array | np.ndarray, ""] = 10.0  # η', the fine-tuning step
+    weight_decay: float | Float[Array | np.ndarray, ""] = 5e-4  # wd, part of the local step alone
+    group_lasso: float | Float[Array | np.ndarray, ""] = 0.0  # λ
+    amplitude: float | Float[Array | np.ndarray, ""] = 1.0  # a factor on the adaptive amplitude a
+
+
+class Agent(NamedTuple):
+    """What one agent carries from round to round."""
+
+    scores: Scores
+    optimizer: optax.OptState
+
+
+class MaskRule(NamedTuple):
+    """How fused scores become masks and kept weights, where the authors' code and its variants differ. Static."""
+
+    smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
+    revive: bool = False  # a score of exactly zero counts as a tiny positive number, else it is dead
+    scale_by_retention: bool = False  # divide kept weights by the root of the share their layer keeps
+
+
+AS_IN_CODE = MaskRule()
+
+
+def mce_pl(
+    network: Network,
+    *,
+    order: Literal["code", "paper"] = "code",
+    fine_tune_gradient: Literal["reused", "recomputed"] = "reused",
+    fine_tune_weight: Literal["mean", "touched"] = "mean",
+    group_lasso_form: Literal["proximal", "penalty"] = "proximal",
+    penalty_on: Literal["fused", "scores"] = "fused",
+    start_scores: Literal["shared", "personal"] = "shared",
+    mask_rule: MaskRule = AS_IN_CODE,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Algorithm:
+    """MCE-PL on `network`. Defaults are those of the authors' code.
+
+    Args:
+        network: whose masked weights get scores.
+        order: "code" sends the mask before fine-tuning, "paper" after it.
+        fine_tune_gradient: the last local step's again, or computed anew: on the round's last minibatch, at the scores
+            after the local steps, with what was heard last.
+        fine_tune_weight: entries move by m̄ times the gradient, or fully where any neighbour keeps them.
+        group_lasso_form: λR as a proximal step after the local steps, or as a term of the loss.
+        penalty_on: what the term of the loss is taken of: the aggregation tensor y (as in the authors' code) or z.
+        start_scores: all agents start with common scores, or each with its own.
+        mask_rule: see `MaskRule`.
+        optimizer: makes each gradient a direction; the step size multiplies outside. None is plain descent. A reused
+            gradient is the direction of the step; a recomputed one passes through the optimizer like any other.
+    """
+    expect_choice("order", order, ("code", "paper"))
+    expect_choice("fine_tune_gradient", fine_tune_gradient, ("reused", "recomputed"))
+    expect_choice("fine_tune_weight", fine_tune_weight, ("mean", "touched"))
+    expect_choice("group_lasso_form", group_lasso_form, ("proximal", "penalty"))
+    expect_choice("penalty_on", penalty_on, ("fused", "scores"))
+    expect_choice("start_scores", start_scores, ("shared", "personal"))
+    rule = optimizer or optax.identity()
+
+    def loss_fn(scores: Scores, world: World, heard: Heard, batch: Batches) -> tuple[Array, Array]:
+        variables, _ = personal_model(world, scores, heard, mask_rule)
+        data_loss = batch_loss(network, variables, batch)
+        if group_lasso_form == "proximal":
+            return data_loss, data_loss
+        kernels = scores if penalty_on == "scores" else fused_scores(world, scores, heard, mask_rule)
+        return data_loss + world.hyper.group_lasso * group_lasso.penalty(kernels), data_loss
+
+    def local_steps(world: World, agent: Agent, heard: Heard, batches: Batches) -> tuple[Agent, Scores, Array]:
+        """Descend each minibatch's loss on z, then the proximal step; returns the last direction and the mean loss."""
+        hyper = world.hyper
+        objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
+        steps = {"lr": hyper.lr, "weight_decay": hyper.weight_decay}
+        scores, state, step, loss = descent.local_steps(objective, rule, *agent, descent.all_but_last(batches), **steps)
+        if group_lasso_form == "proximal":
+            strength = hyper.lr * hyper.group_lasso
+            scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
+        return Agent(scores, state), step, loss
+
+    def fine_tuned(world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches) -> Agent:
+        """After fine-tuning, with the direction in `carry` or with one computed anew."""
+        step = carry
+        if fine_tune_gradient == "recomputed":
+            objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
+            step, moved, _ = descent.direction(objective, rule, *agent, jax.tree.map(lambda x: x[-1], batches))
+            # Who heard nobody has nothing to fine-tune, and its optimizer has not moved either.
+            state = jax.tree.map(lambda new, old: jnp.where(heard.degree > 0, new, old), moved, agent.optimizer)
+            agent = agent._replace(optimizer=state)
+        return agent._replace(scores=fine_tune(world, agent.scores, step, heard, fine_tune_weight))
+
+    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
+        common_scores_key, masks_key = jax.random.split(world.key)
+        scores = draw_like(key if start_scores == "personal" else common_scores_key, world.weights, uniform_by_fan_in)
+        message = draw_like(masks_key, world.weights, jax.random.uniform)
+        start = jax.tree.map(lambda u, kept: masks.pack(u < kept / u.size), message, world.hyper.kept)
+        return Agent(scores, rule.init(scores)), start
+
+    def send(
+        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, Scores | None, Any, dict[str, Array]]:
+        del key
+        agent, step, loss = local_steps(world, agent, heard, batches)
+        carry = step if fine_tune_gradient == "reused" else None
+        if order == "paper":
+            agent, carry = fine_tuned(world, agent, carry, heard, batches), None
+        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard, mask_rule))
+        return agent, carry, message, {"loss": loss}
+
+    def receive(
+        key: Key[Array, ""], world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
+    ) -> tuple[Agent, dict[str, Array]]:
+        del key
+        if order == "code":
+            agent = fine_tuned(world, agent, carry, heard, batches)
+        # Masks hide scores that have run away: the loss stays finite, this does not.
+        return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
+
+    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        return personal_model(world, agent.scores, heard, mask_rule)
+
+    return Algorithm(init, send, receive, model)
+
+
+def fused_scores(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
+    """y of every layer, from an agent's scores and what it heard last."""
+    mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
+    alive = jax.tree.map(masks.revive, scores) if rule.revive else scores
+    return jax.tree.map(lambda z, m: masks.fuse(z, m, world.hyper.amplitude), alive, mean)
+
+
+def personal_masks(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
+    """m = Thres(|y|; r) of every layer, and after it the filter rule where there is one."""
+    personal = masks.threshold(fused_scores(world, scores, heard, rule), world.hyper.kept)
+    smallest = rule.smallest_filter
+    if smallest is None:
+        return personal
+    return jax.tree.map(lambda m: masks.drop_filters(m, smallest) if m.ndim == 4 else m, personal)
+
+
+def personal_model(
+    world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE
+) -> tuple[dict[str, Any], Scores]:
+    """The variables of v = w ⊙ m, and the masks m."""
+    personal = personal_masks(world, scores, heard, rule)
+    return masked_model(world, personal, rule), personal
+
+
+def masked_model(world: World, personal: Scores, rule: MaskRule = AS_IN_CODE) -> dict[str, Any]:
+    """The variables of v = w ⊙ m, for masks m."""
+    weights = world.weights
+    if rule.scale_by_retention:
+        # What is left of a layer then has the variance of the whole: ±√(2 / fan_in) becomes ±√(2 / (fan_in · r)).
+        weights = jax.tree.map(lambda w, kept: w * jnp.sqrt(w.size / kept.astype(w.dtype)), weights, world.hyper.kept)
+    return {"params": jax.tree.map(jnp.multiply, weights, personal), "frozen": world.frozen}
+
+
+def fine_tune(
+    world: World, scores: Scores, step: Scores, heard: Heard, weight: Literal["mean", "touched"] = "mean"
+) -> Scores:
+    """z ← z − η' · g ⊙ m̄: the more neighbours keep an entry, the further it goes (paper, personalized fine-tuning).
+
+    With the weight "touched" g ⊙ [m̄ > 0]. Nobody heard, nothing moves.
+    """
+    mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
+    if weight == "touched":
+        mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
+    return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, step, mean)
+
+
+def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: float | None = None) -> PyTree[int]:
+    """Entries to keep in each layer at a retention in (0, 1], for `Hyper.kept`.
+
+    `weights` gives the layers' shapes. Convolution kernels have four axes, linear ones two; `linear_retention` None
+    means the same for both. A retention outside (0, 1], or one that keeps nothing of a layer, is a ValueError.
+
+    >>> kept_by_layer({"conv": jnp.zeros((5, 5, 3, 64)), "linear": jnp.zeros((192, 10))}, 0.3, 0.9)
+    {'conv': 1440, 'linear': 1729}
+    """
+    for name, share in (("retention", retention), ("linear retention", linear_retention)):
+        if share is not None and not 0 < share <= 1:
+            raise ValueError(f"{name} must lie in (0, 1], got {share}")
+    linear = retention if linear_retention is None else linear_retention
+    kept = jax.tree.map(lambda w: masks.kept_entries(linear if w.ndim == 2 else retention, w.size), weights)
+    if min(jax.tree.leaves(kept)) < 1:
+        raise ValueError(f"a retention of {min(retention, linear)} keeps nothing of a layer: take a larger one")
+    return kept

@@ -1,0 +1,5 @@
+"""Masks as messages that a link carries, exactly, in about as few bits as they hold."""
+
+from dslth_jax.codec.messages import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode
+
+__all__ = ["CodecError", "MissingPastError", "Receiver", "Sender", "SentMask", "decode", "encode"]

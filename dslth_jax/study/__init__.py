@@ -1,0 +1,1 @@
+"""The engine: from settings to run folders. Needs the extra `experiments`."""

@@ -1,0 +1,1 @@
+"""What runs leave: folders, tables, pictures, pages."""

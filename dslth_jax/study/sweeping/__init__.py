@@ -1,0 +1,1 @@
+"""Many settings at once: grids, searches, and the comparisons of the paper."""

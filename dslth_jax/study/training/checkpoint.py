@@ -1,0 +1,147 @@
+"""Save and restore a population's state between rounds, whole or not at all. The population's world.
+
+A run may be killed at any moment. What is not finished lies under another name, and one rename makes it visible.
+
+    folder/round_00000050/manifest.json     the round, the caller's notes, what the leaves are; see `manifest`
+    folder/round_00000050/state/            the leaves by their key paths, as orbax writes a pytree
+    folder/round_00000075.part/             not finished yet, or never
+
+In a run of several processes all call these functions, on a file system that they share. Shared random weights are
+drawn anew from their seed and are never part of a state.
+"""
+
+import json
+import re
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from dslth_jax.study.training import arrays, manifest
+from dslth_jax.study.training.processes import as_first_says, is_first, together
+
+STATE, PART = "state", ".part"
+NAME = re.compile(r"round_(\d{8,})(?:-(\d+))?")  # the round, and how often it was saved before, if it was
+
+
+class Found(NamedTuple):
+    """A checkpoint that is whole."""
+
+    path: Path
+    round: int
+    notes: dict[str, Any]
+    damaged: tuple[str, ...]  # newer ones that are not, each with the reason
+
+
+def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: int = 2) -> None:
+    """Write the checkpoint of `round`; once it is safely there, remove all but the `keep` newest up to it.
+
+    Later ones go too: they are of a future that this run did not come from, or it would have gone on from there.
+
+    Args:
+        folder: of one run's checkpoints; created where it is missing.
+        round: how many rounds the state has behind it.
+        state: a pytree of arrays, or numbers, wherever they lie.
+        notes: what else is to come back, in JSON's types; those of the first process count.
+        keep: how many checkpoints stay.
+
+    Raises:
+        OSError: it could not be written; earlier ones are untouched.
+        ValueError: notes that JSON does not hold, or numbers that cannot be.
+        TypeError: a leaf of the state that is no array.
+    """
+    if keep < 1 or round < 0:
+        raise ValueError(f"keep must be at least 1 and round at least 0, got {keep} and {round}")
+    together(lambda: json.dumps(notes), ValueError, "notes must be in JSON's types", first_alone=True)
+    leaves = arrays.as_arrays(arrays.named(state))
+    part = folder / f"round_{round:08d}{PART}"
+
+    def begin() -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        (part / STATE).mkdir(parents=True)
+
+    def write() -> None:
+        if not (part / STATE).is_dir():
+            raise OSError("not every process sees this folder, and all must share it")
+        arrays.write(part / STATE, leaves)
+
+    def commit() -> None:
+        arrays.finish(part / STATE)
+        manifest.seal(part, {"round": round, "notes": notes, "leaves": arrays.described(leaves)})
+        again = [again for number, again, _ in _listed(folder) if number == round]
+        newest = folder / (f"{part.stem}-{again[0] + 1}" if again else part.stem)
+        part.rename(newest)
+        manifest.sync(folder)
+        older = (path for number, _, path in _listed(folder) if number < round)
+        kept = {newest, *islice(filter(manifest.is_whole, older), keep - 1)}  # damaged ones take no other's place
+        for path in {*(path for *_, path in _listed(folder)), *folder.glob(f"round_*{PART}")} - kept:
+            shutil.rmtree(path, ignore_errors=True)  # what cannot go now may go after the next one
+
+    sentence = f"the checkpoint of round {round} cannot be written into {folder}, where earlier ones are untouched"
+    try:
+        together(begin, OSError, sentence, first_alone=True)
+        together(write, OSError, sentence)
+        together(commit, OSError, sentence, first_alone=True)
+    except OSError:
+        if is_first():
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def latest(folder: Path) -> Found | None:
+    """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all.
+
+    Raises:
+        ValueError: there are some, and none is whole.
+    """
+    damaged: list[str] = []
+
+    def look() -> list[Any] | None:
+        for *_, path in _listed(folder):
+            try:
+                known = manifest.unseal(path)
+                return [str(path), known["round"], known["notes"], damaged]
+            except ValueError as error:
+                damaged.append(f"{path.name}: {error}")
+        if damaged:
+            raise ValueError("; ".join(damaged))
+        return None
+
+    sentence = f"no checkpoint in {folder} is whole, put back a copy of one or remove them all to start anew"
+    found = as_first_says(together(look, ValueError, sentence, first_alone=True))
+    return Found(Path(found[0]), found[1], found[2], tuple(found[3])) if found else None
+
+
+def restore(found: Found, like: Any) -> Any:
+    """The state of a checkpoint, bit for bit.
+
+    Args:
+        found: from `latest`.
+        like: the state as a pytree of `jax.ShapeDtypeStruct`, with shardings where it lies over devices (see
+            `sharding.placed_shapes`), however many there were when it was saved; without, on one device.
+
+    Raises:
+        ValueError: the checkpoint is of something else, or cannot be read.
+    """
+    wanted = arrays.named(like)
+
+    def read() -> dict[str, jax.Array]:
+        saved, ours = manifest.unseal(found.path, thorough=False)["leaves"], arrays.described(wanted)
+        for name in ours | saved:
+            if saved.get(name) != ours.get(name):
+                raise ValueError(f"{name} must be {ours.get(name, 'absent')}, and is {saved.get(name, 'absent')}")
+        for name, leaf in wanted.items():
+            if jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True) != leaf.dtype:
+                raise ValueError(f"{name} is {leaf.dtype}, which JAX has only with JAX_ENABLE_X64=1")
+        return arrays.read(found.path / STATE, wanted)
+
+    restored = together(read, ValueError, f"the checkpoint {found.path} cannot be restored")
+    return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
+
+
+def _listed(folder: Path) -> list[tuple[int, int, Path]]:
+    """All checkpoints, whole or not, the newest first: what their names say, and the path."""
+    named = [(NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
+    return sorted(((int(said[1]), int(said[2] or 0), path) for said, path in named if said), reverse=True)

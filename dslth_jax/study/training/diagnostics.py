@@ -1,0 +1,159 @@
+"""Failure signatures of a run: each is noticed when it first shows, and said once, in one line."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from dslth_jax.evaluation import Evaluation
+from dslth_jax.graphs import CHANGING
+from dslth_jax.study.config.methods import PRESETS
+from dslth_jax.study.results.folders import spelled
+from dslth_jax.study.results.record import class_counts
+
+if TYPE_CHECKING:
+    from dslth_jax.study.training.prepare import Prepared
+
+OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
+WINDOW = 50  # exchanges over which flip rates are compared
+STRETCHES = 4  # so many windows must have passed: masks flip more, not less, while learning starts
+PATIENCE = 3  # evaluations at chance in a row, and
+ROUNDS_AT_CHANCE = 50  # at least so many rounds of training
+ABOVE_CHANCE = 0.02  # of what a guess leaves to gain, the share that counts as learning
+
+
+# Of algorithms whose masks are to have a number of entries and to settle: why a layer has none, or fewer than wanted.
+REASONS = {
+    "mce-pl": (
+        "take a smaller --group-lasso or --lr, or --revive",
+        "the other scores are exactly zero; take a smaller --group-lasso, or --revive",
+    ),
+    "mask-mean": (
+        "majorities of masks that differ keep ever less; take a larger --retention, or --algorithm mce-pl",
+        "that is of an agent's own mask, and the majority of several keeps another number",
+    ),
+}
+
+
+class Symptoms:
+    """What a run has shown so far. Each method yields the sentences that are new."""
+
+    def __init__(self, prepared: "Prepared", maskable: Any) -> None:
+        self.settings, self.graph = prepared.settings, prepared.graph_report
+        self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
+        self.entries = sum(self.sizes.values())
+        tested = class_counts(prepared.tests, prepared.dataset.classes)
+        self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of always naming the likeliest class
+        self.sent = "weights" if self.settings.algorithm in ("dsgd", "dis-pfl") else "masks"
+        self.flip_rates: list[float] = []
+        self.at_chance = 0
+        self.said: set[str] = set()
+
+    def at_start(self) -> Iterator[str]:
+        """What the settings let expect."""
+        step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
+        usual = PRESETS[self.settings.preset]["fine_tune_lr"]
+        if fine_tuning is not None and spelled(step) != spelled(fine_tuning) and fine_tuning == usual:
+            sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
+            yield from self.once("steps", sentence)
+        sends_nothing = self.settings.algorithm in ("local", "independent")
+        if sends_nothing or self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:
+            return
+        if alone := self.graph.isolated:
+            listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
+            yield from self.once(
+                "alone", f"{len(alone)} of {self.settings.agents} agents hear nobody and learn alone: {listed}"
+            )
+        elif not self.graph.connected:
+            yield from self.once(
+                "apart", f"the graph is not connected: some agents' {self.sent} never reach some others"
+            )
+
+    def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
+        """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
+        if self.settings.algorithm not in REASONS:
+            return
+        for (path, kept), wanted in zip(
+            jax.tree_util.tree_leaves_with_path(info["kept"]), jax.tree.leaves(info["wanted"]), strict=True
+        ):
+            yield from self.of_layer(round, layer_name(path), kept, wanted)
+        if info["listeners"].any() or self.settings.agents == 1:
+            # The first exchange replaces the random start masks.
+            self.flip_rates.append(float(info["flipped"].mean()) / self.entries)
+            yield from self.of_flips(round)
+
+    def of_layer(self, round: int, layer: str, kept: np.ndarray, wanted: np.ndarray) -> Iterator[str]:
+        """Whether a layer's filters are all zero, or it keeps another number than its retention asks for."""
+        wanted = np.minimum(wanted, self.sizes[layer])
+        if (kept == 0).any():
+            sentence = (
+                f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
+                f"{round}: they learn nothing any more; {REASONS[self.settings.algorithm][0]}"
+            )
+            yield from self.once("filters", sentence)
+        off = np.abs(kept - wanted) > OFF_RETENTION * wanted
+        if off.any() and not (kept == 0).any() and self.settings.filter_rule is None:
+            agent = int(np.argmax(off))
+            size = self.sizes[layer]
+            sentence = (
+                f"agent {agent} keeps {kept[agent] / size:.1%} of {layer} in round {round}, its retention asks for "
+                f"{wanted[agent] / size:.1%}: {REASONS[self.settings.algorithm][1]}"
+            )
+            yield from self.once("density", sentence)
+
+    def of_flips(self, round: int) -> Iterator[str]:
+        """Whether masks do not settle: after the first exchanges, fewer bits should flip, and evenly so."""
+        rates = np.array(self.flip_rates[1:])
+        if len(rates) < STRETCHES * WINDOW:
+            return
+        first, last = rates[:WINDOW], rates[-WINDOW:]
+        if last.mean() > 0.95 * first.mean() and last.mean() > 0:
+            sentence = (
+                f"the share of mask bits that flip does not fall: {first.mean():.3%} an exchange at first, "
+                f"{last.mean():.3%} up to round {round}; take a smaller or falling --lr (such as {self.falling_step()})"
+            )
+            yield from self.once("flips", sentence)
+        steps = np.diff(last)
+        if (steps[1:] * steps[:-1] < 0).mean() > 0.8 and np.abs(steps).mean() > 0.3 * last.mean() > 0:
+            sentence = (
+                f"the share of mask bits that flip oscillates between {last.min():.3%} and {last.max():.3%} up to "
+                f"round {round}: masks go to and fro; take a smaller --lr or --amplitude"
+            )
+            yield from self.once("oscillation", sentence)
+
+    def falling_step(self) -> str:
+        """A spelling of the step size with a schedule."""
+        value, falls, _ = str(self.settings.lr).partition("@")
+        return "a smaller --amplitude too" if falls else f"--lr {value}@cosine"
+
+    def after_evaluation(self, round: int, evaluation: Evaluation) -> Iterator[str]:
+        """Whether accuracy has stayed at chance for long."""
+        accuracy = float(np.mean(evaluation.accuracy, dtype=np.float64))
+        learning = self.chance + ABOVE_CHANCE * (1 - self.chance)
+        self.at_chance = self.at_chance + 1 if round > 0 and accuracy < learning else 0
+        if self.at_chance >= PATIENCE and round >= ROUNDS_AT_CHANCE:
+            sentence = (
+                f"mean accuracy is {accuracy:.1%} after round {round}, where a guess scores {self.chance:.1%}: nothing "
+                f"is learned; try another --lr, a larger --retention, or --preset tuned"
+            )
+            yield from self.once("chance", sentence)
+
+    def notes(self) -> dict[str, Any]:
+        """What later symptoms depend on, for a checkpoint."""
+        return {"flip_rates": self.flip_rates, "at_chance": self.at_chance, "said": sorted(self.said)}
+
+    def go_on_from(self, notes: dict[str, Any]) -> None:
+        """Be as when these notes were made."""
+        self.flip_rates, self.at_chance, self.said = [*notes["flip_rates"]], notes["at_chance"], {*notes["said"]}
+
+    def once(self, signature: str, sentence: str) -> Iterator[str]:
+        """The sentence, if this signature has not been said yet."""
+        if signature not in self.said:
+            self.said.add(signature)
+            yield sentence
+
+
+def layer_name(path: Any) -> str:
+    """What a user calls a layer: its module, without the kernel's own name."""
+    return jax.tree_util.keystr(path[:-1] or path, simple=True, separator="/")

@@ -1,0 +1,172 @@
+"""One run as it goes: what it has sent, its rows of metrics, what it shows, whether it failed. The host's side."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from dslth_jax.algorithm import Message
+from dslth_jax.evaluation import Evaluation
+from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.population import world_of
+from dslth_jax.study.config.methods import FLAGS
+from dslth_jax.study.config.settings import retentions
+from dslth_jax.study.results import record
+from dslth_jax.study.training.diagnostics import Symptoms
+from dslth_jax.study.training.ledger import Ledger, is_key_frame, lengths_of
+from dslth_jax.study.training.prepare import Prepared
+
+
+@dataclasses.dataclass
+class Tally:
+    """What adds up over rounds, on the host, beside bits."""
+
+    seconds: float = 0.0
+    losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
+    flip_rate: float | None = None
+
+    def add(self, info: dict[str, Any], entries: int, seconds: float) -> None:
+        """Count one round; masks have so many entries."""
+        self.seconds += seconds
+        self.losses.append(float(info["loss"].mean(dtype=np.float64)))
+        if info["flipped"] is not None:
+            self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / entries
+
+    def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
+        """The row of metrics after `round`; losses start anew."""
+        accuracy = np.asarray(evaluation.accuracy, np.float64)
+        loss = float(np.mean(self.losses)) if self.losses else None
+        self.losses = []
+        return {
+            "round": round,
+            "loss": loss,
+            "accuracy_mean": accuracy.mean(),
+            "accuracy_std": accuracy.std(),
+            "accuracy_worst": accuracy.min(),
+            "accuracy_best": accuracy.max(),
+            "density": None if evaluation.masks is None else float(np.mean(evaluation.density, dtype=np.float64)),
+            "flip_rate": self.flip_rate,
+        }
+
+
+class History:
+    """What one run has come to so far. What it shows anew, one sentence each, waits in `warnings` to be taken."""
+
+    def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
+        self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
+        self.maskable, message = maskable_of(prepared)
+        entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.maskable))
+        self.tally = Tally()
+        self.ledger = Ledger(entries, masks_alone=message.masks is not None and message.values is None)
+        self.symptoms = Symptoms(prepared, self.maskable)
+        self.rows: list[dict[str, Any]] = []
+        self.evaluation: Evaluation | None = None  # the last
+        self.evaluation_seconds = 0.0  # since this process began
+        self.failure: str | None = None  # what is not finite, and in which round
+        self.warnings = list(self.symptoms.at_start())
+
+    def tests_that_count(self, round: int) -> np.ndarray:
+        """How many test samples of each agent an evaluation after `round` takes."""
+        at_the_end = round == self.prepared.settings.rounds
+        return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
+
+    def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
+        """Count one round; after one whose numbers are not finite nothing counts any more.
+
+        `sent` is what everybody sent before and in this round, where messages are to be encoded.
+        """
+        if self.failure is None:
+            self.failure = not_finite(info, round)
+            self.warnings += [self.failure] if self.failure else []
+        if self.failure is None:
+            self.tally.add(info, self.ledger.entries, seconds)
+            self.ledger.add(info)
+            if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
+                key_frame = is_key_frame(self.prepared.settings, round)
+                alone = key_frame or self.prepared.topology.redraw is not None
+                lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.maskable, round)
+                self.ledger.add_coded(info["listeners"], lengths, key_frame)
+            self.warnings += self.symptoms.after_round(round, info)
+
+    def after_evaluation(self, round: int, evaluation: Evaluation, seconds: float) -> None:
+        """Add a row."""
+        self.evaluation_seconds += seconds
+        if self.failure is None:
+            self.evaluation = evaluation
+            counted = self.tally.row(round, evaluation) | self.ledger.row()
+            self.rows.append(counted | {"seconds": self.tally.seconds})
+            self.warnings += self.symptoms.after_evaluation(round, evaluation)
+
+    def take_warnings(self) -> list[str]:
+        """What has shown since the last time; of several runs, of which one."""
+        warnings, self.warnings = self.warnings, []
+        return [f"{self.name}: {warning}" for warning in warnings] if self.name else warnings
+
+    def last(self, key: str, otherwise: Any = None) -> Any:
+        """A number of the last row, where there is one and it was not before a failure."""
+        return self.rows[-1][key] if self.rows and self.failure is None else otherwise
+
+    def notes(self) -> dict[str, Any]:
+        """All of it that a checkpoint must hold, in words and numbers."""
+        return {
+            "tally": dataclasses.asdict(self.tally),
+            "ledger": dataclasses.asdict(self.ledger),
+            "rows": self.rows,
+            "failure": self.failure,
+            "symptoms": self.symptoms.notes(),
+        }
+
+    def go_on_from(self, notes: dict[str, Any]) -> None:
+        """Be where the history was that made these notes."""
+        self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
+        self.rows, self.failure = list(notes["rows"]), notes["failure"]
+        self.symptoms.go_on_from(notes["symptoms"])
+        self.warnings = []
+
+    def agent_rows(self, adjacency: np.ndarray) -> list[dict[str, Any]]:
+        """The rows of agents.csv, after the last evaluation; `adjacency` is that of the last round."""
+        prepared, evaluation = self.prepared, self.evaluation
+        assert evaluation is not None
+        neighbours = adjacency.sum(axis=1)
+        held = record.class_counts(prepared.train, prepared.dataset.classes)
+        keeps = "retention" in FLAGS[prepared.settings.algorithm]
+        return [
+            {
+                "agent": agent,
+                "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
+                "samples": int(prepared.train.sizes[agent]),
+                "test_samples": int(prepared.tests.sizes[agent]),
+                "retention": retention if keeps else "",
+                "neighbours": int(neighbours[agent]),
+                "accuracy": round(float(evaluation.accuracy[agent]), 6),
+                "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
+            }
+            for agent, retention in enumerate(retentions(prepared.settings))
+        ]
+
+
+def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
+    """The shapes of all that an agent has masks of, None where it has none, and of its message."""
+
+    def look(hyper: Any) -> tuple[Any, Any]:
+        world = world_of(prepared.network, jax.random.key(0), hyper, 0, 1)
+        agent, message = prepared.algorithm.init(jax.random.key(0), world)
+        like = unpacked_like(message, world.weights)
+        heard = silence(like, prepared.settings.agents, prepared.topology.graph)
+        return prepared.algorithm.model(world, agent, heard)[1], like
+
+    return jax.eval_shape(look, jax.tree.map(lambda leaf: leaf[0], prepared.hyper))
+
+
+def not_finite(info: dict[str, Any], round: int) -> str | None:
+    """One sentence if a diagnostic of any agent, such as its loss, is not finite."""
+    for name, values in info.items():
+        if isinstance(values, np.ndarray) and not np.isfinite(values).all():
+            agent = int(np.argmin(np.isfinite(values)))
+            return (
+                f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
+                f"take smaller step sizes"
+            )
+    return None

@@ -1,0 +1,142 @@
+"""What crosses the links, cumulative, over directed links: a message costs its length on each link that it takes. Ours.
+
+How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
+flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
+grow or shrink evenly. Where links change from round to round a listener lacks the mask sent last, and every message
+stands for itself.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree, UInt8
+
+from dslth_jax.codec import SentMask, encode
+from dslth_jax.study.config.settings import Settings
+
+
+@dataclasses.dataclass
+class Ledger:
+    """The bits of one run so far, in Python's numbers: a round's overflow 32 bits."""
+
+    entries: int  # of one agent's mask
+    masks_alone: bool = True  # whether messages are that; bits of masks are counted of no others
+    kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
+    bitmap_bits: int = 0
+    float32_bits: int = 0
+    coded_bits: float = 0.0
+    exchanges: int = 0  # so far
+    coded_rounds: int = 0  # those whose messages were really encoded
+    sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent, as bitmaps and floats
+    lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
+    links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
+    moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times how many exchanges after it
+    since: int = 0  # exchanges
+
+    def add(self, info: dict[str, Any]) -> None:
+        """Count the bitmaps and floats of one round; `info` is that of `population.round`."""
+        listeners = info["listeners"].astype(np.int64)
+        if self.masks_alone:
+            self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
+            self.bitmap_bits += self.entries * int(listeners.sum())
+            self.sent_bits = added(self.sent_bits, self.entries * listeners)
+        else:
+            of_each = float_bits(info, self.entries) * listeners
+            self.float32_bits += int(of_each.sum())
+            self.sent_bits = added(self.sent_bits, of_each)
+
+    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
+        """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
+        listeners = listeners.astype(np.int64)
+        self.exchanges += 1
+        if lengths is not None:
+            self.coded_rounds += 1
+        if key_frame:  # stands for itself alone
+            assert lengths is not None, "key frames are always encoded"
+            self.coded_bits += float(np.dot(lengths, listeners))
+            return
+        self.since += 1
+        self.links, self.moments = added(self.links, listeners), added(self.moments, self.since * listeners)
+        if lengths is not None:
+            before = np.array(self.lengths or lengths, np.float64)
+            growth = (np.array(lengths, np.float64) - before) / self.since
+            self.coded_bits += float(before @ np.array(self.links) + growth @ np.array(self.moments))
+            self.lengths, self.links, self.moments, self.since = [*lengths], [], [], 0
+
+    def row(self) -> dict[str, Any]:
+        """What a row of metrics says of it."""
+        of_masks = {
+            "kept_bits": self.kept_bits,
+            "bitmap_bits": self.bitmap_bits,
+            "coded_bits": round(self.coded_bits),
+        }
+        return {
+            **(of_masks if self.masks_alone else dict.fromkeys(of_masks)),
+            "float32_bits": self.float32_bits,
+            "busiest_agent_bits": max(self.sent_bits, default=0),
+            "exchanges": self.exchanges if self.masks_alone else None,
+            "coded_rounds": self.coded_rounds if self.masks_alone else None,
+        }
+
+    @property
+    def on_the_wire(self) -> int:
+        """Bits sent so far, of masks as bitmaps and of values."""
+        return self.bitmap_bits + self.float32_bits
+
+
+def float_bits(info: dict[str, Any], entries: int) -> Int[np.ndarray, "agents"]:
+    """The bits of each agent's message in a round, if it holds values: 32 for each, and a bitmap of the mask of
+    `entries` that says which they are, where one goes with them."""
+    if info["floats"] is None:
+        return np.zeros_like(info["listeners"], np.int64)
+    return 32 * info["floats"].astype(np.int64) + (0 if info["kept"] is None else entries)
+
+
+def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
+    """The sum by agents; a list, for it must go into a checkpoint's notes."""
+    return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
+
+
+def is_key_frame(settings: Settings, round: int) -> bool:
+    """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
+    number = round // settings.exchange_every
+    return number == 1 or (settings.key_every > 0 and (number - 1) % settings.key_every == 0)
+
+
+def is_encoded(settings: Settings, round: int) -> bool:
+    """Whether the messages of a round are really encoded.
+
+    Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th, 16th...,
+    for flips grow fewer as if over the logarithm of time.
+    """
+    every = settings.exchange_every
+    if round % every:
+        return False
+    number = round // every
+    next_row = min(-(-round // settings.eval_every) * settings.eval_every, settings.rounds)
+    as_asked = settings.code_every is not None and number % settings.code_every == 0
+    return is_key_frame(settings, round) or number.bit_count() == 1 or round + every > next_row or as_asked
+
+
+def lengths_of(
+    sent: PyTree[UInt8[np.ndarray, "agents _"]],
+    past: PyTree[UInt8[np.ndarray, "agents _"]] | None,
+    weights: PyTree,
+    round: int,
+) -> list[int]:
+    """The bits of every agent's message, encoded against what it sent before; past None, so that it stands alone."""
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(weights)]
+    layers = jax.tree.leaves(sent)
+    earlier = None if past is None else jax.tree.leaves(past)
+
+    def message(agent: int) -> bytes:
+        mask = SentMask(agent, round, [bits[agent] for bits in layers])
+        known = None if earlier is None else SentMask(agent, round - 1, [bits[agent] for bits in earlier])
+        return encode(mask, shapes, past=known)
+
+    assert all(math.prod(shape) <= 8 * bits.shape[1] for shape, bits in zip(shapes, layers, strict=True))
+    return [8 * len(message(agent)) for agent in range(len(layers[0]))]

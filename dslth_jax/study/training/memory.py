@@ -1,0 +1,172 @@
+"""What a run holds in memory, by a formula that is known before anything is compiled. Bytes on one device."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from dslth_jax.algorithm import Algorithm, Batches, parts_of
+from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.graphs import Graph
+from dslth_jax.networks.zoo import Network
+from dslth_jax.population import Shares, world_of
+
+# What XLA's compiler holds at most while a CPU's programs are made (seen for the AlexNet, by benchmarks/scaling.py).
+COMPILER = {"cpu": 7 * 10**8}
+# Of the largest activation, how many the gradient works with beside what the forward pass keeps for it (as XLA's own
+# analysis says for the AlexNet; see benchmarks/scaling.py).
+WORKING_COPIES = 5
+
+
+def footprint(
+    network: Network,
+    algorithm: Algorithm,
+    hyper: Any,
+    graph: Graph,
+    shares: Shares,
+    *,
+    agents: int,
+    batch_size: int,
+    test_batch: int = 0,
+    local_steps: int = 1,
+    chunk: int = 1,
+    devices: int = 1,
+) -> dict[str, int]:
+    """Bytes of a round, and of an evaluation, on each device, by what they are for.
+
+    What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
+    masks and `values`; what it has of others, `counts` and `sums`) times the device's agents, what `chunk` agents
+    compute with (`activations`), and what all have in common (`weights`, `data`). `values` and `sums` are left out
+    where none are sent.
+
+    Args:
+        network: of all agents.
+        algorithm: what they run.
+        hyper: the traced settings of one agent.
+        graph: its kind of weights decides in what neighbours are counted.
+        shares: training samples, as arrays or shapes.
+        agents: of the whole population, a multiple of `devices`.
+        batch_size: samples a minibatch.
+        test_batch: samples that an evaluation predicts at once.
+        local_steps: minibatches a round.
+        chunk: agents computed at once on a device.
+        devices: over which agents are spread.
+    """
+    image_shape = shares.images.shape[1:]
+
+    def one_round(hyper: Any) -> Any:
+        """One agent's phase before the exchange, to see the shapes of what it holds."""
+        key = jax.random.key(0)
+        world, steps = world_of(network, key, hyper, 0, 1), (local_steps + 1, batch_size)
+        batches = Batches(
+            jnp.zeros((*steps, *image_shape), jnp.uint8), jnp.zeros(steps, jnp.int32), jnp.zeros(steps, bool)
+        )
+        agent, message = algorithm.init(key, world)
+        heard = silence(unpacked_like(message, world.weights), agents, graph)
+        agent, carry, message, _ = algorithm.send(key, world, agent, heard, batches)
+        return world, agent, carry, message, heard
+
+    world, agent, carry, message, heard = jax.eval_shape(one_round, hyper)
+    own, sent = agents // devices, parts_of(message)
+    per_agent = {**{name: bytes_of(part) for name, part in agent._asdict().items()}, "gradient": bytes_of(carry)}
+    # What was sent last and what is sent now; on several devices also what all the others send.
+    copies = 2 * own + (agents if devices > 1 else 0)
+    floats = {"sums": own * bytes_of(heard.sums), "values": copies * bytes_of(sent.values)}
+    return {
+        "weights": bytes_of((world.weights, world.frozen)),
+        **{name: own * size for name, size in per_agent.items()},
+        "counts": own * bytes_of(heard._replace(sums=None)),
+        "bits": copies * bytes_of(sent.masks),
+        **{name: size for name, size in floats.items() if size},
+        "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
+        "data": bytes_of_samples(shares, devices),
+    }
+
+
+def bytes_of_samples(shares: Shares, devices: int = 1) -> int:
+    """Bytes of samples on each device: images and labels on all, on each what its own agents hold and how they see."""
+    common = bytes_of((shares.images, shares.labels))
+    return common + -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
+
+
+def activations(network: Network, world: Any, batch_size: int, test_batch: int, image_shape: tuple[int, ...]) -> int:
+    """Bytes that one agent computes with at most: for a gradient what the forward pass keeps, and copies of the largest
+    of it; for an evaluation what goes into its largest layer and what comes out, of its own batch."""
+
+    def kept_for_the_gradient(weights: PyTree, frozen: PyTree, images: Any) -> Any:
+        apply = lambda weights: network.apply({"params": weights, "frozen": frozen}, images)  # noqa: E731
+        return jax.vjp(apply, weights)[1]
+
+    images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8)
+    kept = jax.eval_shape(kept_for_the_gradient, world.weights, world.frozen, images)
+    sizes = [bytes_of(leaf) for leaf in jax.tree.leaves(kept)]
+    return max(sum(sizes) + WORKING_COPIES * max(sizes), 2 * max(sizes) * test_batch // batch_size)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all arrays, or shapes, of a pytree."""
+    return sum(math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+
+
+def available(device: jax.Device, sharing: int = 1) -> int | None:
+    """Bytes that can still be had on a device, None where nobody says.
+
+    A CPU's are what the operating system, or a control group of the process, has left, for each of the `sharing`
+    devices that one CPU may pretend to be.
+    """
+    if device.platform != "cpu":
+        said = device.memory_stats() or {}
+        return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None
+    left = [*_of_the_machine(), *_of_control_groups()]
+    return min(left) // sharing if left else None
+
+
+def _of_the_machine() -> Iterator[int]:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            yield 1024 * int(line.split()[1])
+
+
+def _of_control_groups() -> Iterator[int]:
+    """What each group that the process is in has left below its limit, and every group above those, of either version
+    of the kernel's interface. Pages of files that nobody reads any more count as left, for they make room."""
+    for line in _lines("/proc/self/cgroup") or ["0::/"]:
+        controllers, path = line.split(":", 2)[1:]
+        if controllers == "":
+            root, limit, current, idle = "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, current = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            idle = "total_inactive_file"
+        else:
+            continue
+        parts = PurePosixPath(path).parts[1:]
+        for depth in range(len(parts) + 1):
+            folder = "/".join((root, *parts[:depth]))
+            numbers = dict(line.split(maxsplit=1) for line in _lines(f"{folder}/memory.stat"))
+            with contextlib.suppress(ValueError):  # it has no limit, or is not to be seen from here
+                used = int("".join(_lines(f"{folder}/{current}"))) - int(numbers.get(idle, 0))
+                yield int("".join(_lines(f"{folder}/{limit}"))) - used
+
+
+def _lines(path: str) -> list[str]:
+    """The lines of a file of the operating system; none where there is no such file."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def said(parts: dict[str, int]) -> str:
+    """A footprint in words, its largest parts first.
+
+    >>> said({"scores": 3 * 10**9, "bits": 5 * 10**8})
+    '3.50 GB (scores 3.00, bits 0.50)'
+    """
+    order = sorted((name for name in parts if parts[name] >= 5 * 10**6), key=lambda name: -parts[name])
+    listed = ", ".join(f"{name} {parts[name] / 1e9:.2f}" for name in order)
+    return f"{sum(parts.values()) / 1e9:.2f} GB" + (f" ({listed})" if listed else "")

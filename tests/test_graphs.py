@@ -1,0 +1,797 @@
+"""Graphs: every spelling, fixed and changing, their weights and their report, files, and what is said of bad ones."""
+
+import functools
+import re
+from pathlib import Path
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import jax
+import networkx
+import numpy as np
+import pytest
+
+from dslth_jax.graphs import (
+    CHANGING,
+    GRAPHS,
+    adjacency_of,
+    graph_of,
+    listeners,
+    metropolis,
+    read_adjacency,
+    report,
+    topology_by_name,
+)
+
+SEEDS = st.integers(0, 2**31 - 1)
+PROBABILITIES = st.sampled_from([0, 1]) | st.floats(0, 1)
+
+# What can stand behind each name, for a number of agents and for whether the graph is directed.
+NUMBERS = {
+    "erdos-renyi": lambda agents, directed: st.tuples(PROBABILITIES),
+    "ring": lambda agents, directed: st.just(()),
+    "torus": lambda agents, directed: st.sampled_from([(rows,) for rows in range(1, agents + 1) if agents % rows == 0]),
+    "star": lambda agents, directed: st.just(()),
+    "complete": lambda agents, directed: st.just(()),
+    "regular": lambda agents, directed: st.tuples(
+        st.sampled_from([degree for degree in range(1, agents) if directed or degree * agents % 2 == 0])
+    ),
+    "small-world": lambda agents, directed: st.tuples(st.sampled_from(range(2, agents, 2)), PROBABILITIES),
+    "changing-erdos-renyi": lambda agents, directed: st.tuples(PROBABILITIES),
+    "changing-regular": lambda agents, directed: st.tuples(st.integers(1, agents - 1)),
+}
+FEWEST_AGENTS = {"regular": 2, "small-world": 3, "changing-regular": 2}
+WITHOUT_DIRECTED_FORM = ["star", "complete", "small-world"]
+every_graph = pytest.mark.parametrize(
+    ("name", "directed"),
+    [(name, directed) for name in GRAPHS for directed in {False, name not in WITHOUT_DIRECTED_FORM}],
+)
+both_directions = pytest.mark.parametrize("directed", [False, True])
+examples = hypothesis.settings(max_examples=25, deadline=None)
+
+
+@st.composite
+def spellings(draw, name, directed):
+    """A graph of the kind that can be: its spelling and number of agents."""
+    agents = draw(st.integers(FEWEST_AGENTS.get(name, 1), 24))
+    return ":".join(map(str, (name, *draw(NUMBERS[name](agents, directed))))), agents
+
+
+def matrix(spelling, agents, seed=0, directed=False):
+    """The adjacency of a graph that stays as it is."""
+    graph, redraw = topology_by_name(spelling, agents, seed, directed=directed)
+    assert redraw is None
+    return adjacency_of(graph, agents)
+
+
+def with_and_without(directed):
+    """All small adjacencies, symmetric unless directed."""
+    sides = st.integers(1, 8)
+    drawn = sides.flatmap(lambda agents: hnp.arrays(bool, (agents, agents)))
+    return drawn.map(lambda heard: (heard if directed else heard | heard.T) & ~np.eye(len(heard), dtype=bool))
+
+
+def test_every_kind_of_graph_is_tested():
+    assert set(NUMBERS) == {*GRAPHS, *CHANGING}
+
+
+@every_graph
+@examples
+@hypothesis.given(st.data(), SEEDS)
+def test_nobody_hears_itself_and_links_go_both_ways_unless_directed(name, directed, data, seed):
+    spelling, agents = data.draw(spellings(name, directed))
+    adjacency = matrix(spelling, agents, seed, directed)
+    assert adjacency.shape == (agents, agents)
+    assert not adjacency.diagonal().any()
+    if not directed:
+        np.testing.assert_array_equal(adjacency, adjacency.T)
+
+
+@every_graph
+@examples
+@hypothesis.given(st.data(), SEEDS)
+def test_edges_lie_by_receiver_each_once_and_of_weight_one(name, directed, data, seed):
+    spelling, agents = data.draw(spellings(name, directed))
+    graph = topology_by_name(spelling, agents, seed, directed=directed).graph
+    assert (np.diff(graph.receivers) >= 0).all()
+    assert len(set(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))) == len(graph.senders)
+    np.testing.assert_array_equal(graph.weights, np.ones(len(graph.senders)))
+    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+
+
+@every_graph
+@examples
+@hypothesis.given(st.data(), SEEDS)
+def test_a_seed_always_gives_the_same_graph(name, directed, data, seed):
+    spelling, agents = data.draw(spellings(name, directed))
+    first, again = (matrix(spelling, agents, seed, directed) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+RANDOM = [
+    ("erdos-renyi:0.4", False),
+    ("erdos-renyi:0.4", True),
+    ("regular:4", False),
+    ("regular:20", False),
+    ("regular:4", True),
+    ("small-world:4:0.5", False),
+]
+
+
+@pytest.mark.parametrize(("spelling", "directed"), RANDOM)
+def test_every_seed_gives_another_graph(spelling, directed):
+    drawn = {matrix(spelling, 30, seed, directed).tobytes() for seed in range(20)}
+    assert len(drawn) == 20
+
+
+@pytest.mark.parametrize(
+    ("spelling", "directed", "share"),
+    [
+        ("erdos-renyi:0.3", False, 0.3),
+        ("erdos-renyi:0.3", True, 0.3),
+        ("regular:2", False, 2 / 7),
+        ("regular:5", False, 5 / 7),
+        ("regular:2", True, 2 / 7),
+    ],
+)
+def test_over_many_seeds_all_pairs_are_linked_alike(spelling, directed, share):
+    """Also the two ways of a directed pair are drawn each by itself."""
+    seeds = 600
+    drawn = np.array([matrix(spelling, 8, seed, directed) for seed in range(seeds)])
+    assert_shares(drawn.mean(axis=0), share, seeds)
+    if directed:
+        assert_shares((drawn & drawn.swapaxes(1, 2)).mean(axis=0), share**2, seeds)
+
+
+def assert_shares(measured, share, draws):
+    """The share of draws that hold it is, for every two agents, the expected one within five deviations."""
+    off_diagonal = measured[~np.eye(len(measured), dtype=bool)]
+    np.testing.assert_allclose(off_diagonal, share, rtol=0, atol=5 * np.sqrt(share * (1 - share) / draws))
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3, 4, 9])
+def test_on_a_ring_agents_stand_between_two(agents):
+    adjacency = matrix("ring", agents)
+    beside = {(i, (i + step) % agents) for i in range(agents) for step in (-1, 1)}
+    assert links_of(adjacency) == {(i, j) for i, j in beside if i != j}
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3, 9])
+def test_on_a_directed_ring_news_go_round_one_way(agents):
+    heard = {(i, (i - 1) % agents) for i in range(agents)}
+    assert links_of(matrix("ring", agents, directed=True)) == {(i, j) for i, j in heard if i != j}
+
+
+def links_of(adjacency):
+    """Pairs of receiver and sender."""
+    return set(zip(*(axis.tolist() for axis in np.nonzero(adjacency)), strict=True))
+
+
+@examples
+@hypothesis.given(st.integers(1, 6), st.integers(1, 6))
+def test_a_torus_is_the_periodic_grid_of_networkx(rows, columns):
+    grid = networkx.grid_2d_graph(rows, columns, periodic=True)
+    places = [(row, column) for row in range(rows) for column in range(columns)]
+    expected = networkx.to_numpy_array(grid, nodelist=places) != 0
+    np.testing.assert_array_equal(matrix(f"torus:{rows}", rows * columns), expected)
+
+
+@pytest.mark.parametrize("rows", [3, 4, 5])
+def test_on_a_torus_everybody_has_four_neighbours_and_directed_hears_two(rows):
+    np.testing.assert_array_equal(matrix(f"torus:{rows}", rows * 4).sum(axis=1), 4)
+    directed = matrix(f"torus:{rows}", rows * 4, directed=True)
+    np.testing.assert_array_equal(directed.sum(axis=1), 2)
+    np.testing.assert_array_equal(directed.sum(axis=0), 2)
+    np.testing.assert_array_equal(directed | directed.T, matrix(f"torus:{rows}", rows * 4))
+    assert not (directed & directed.T).any()
+
+
+@pytest.mark.parametrize(("agents", "rows"), [(1, 1), (7, 1), (12, 3), (16, 4), (18, 3), (64, 8), (100, 10)])
+def test_a_torus_without_a_number_is_as_square_as_can_be(agents, rows):
+    np.testing.assert_array_equal(matrix("torus", agents), matrix(f"torus:{rows}", agents))
+
+
+@pytest.mark.parametrize("agents", [1, 2, 9])
+def test_a_star_has_agent_0_in_its_middle(agents):
+    outer = range(1, agents)
+    assert links_of(matrix("star", agents)) == {(0, i) for i in outer} | {(i, 0) for i in outer}
+
+
+@pytest.mark.parametrize("agents", [1, 2, 9])
+@pytest.mark.parametrize("spelling", ["complete", "erdos-renyi:1"])
+def test_in_a_complete_graph_everybody_has_everybody(spelling, agents):
+    np.testing.assert_array_equal(matrix(spelling, agents), np.ones((agents, agents)) - np.eye(agents))
+
+
+@both_directions
+@hypothesis.settings(examples, max_examples=50)
+@hypothesis.given(st.data(), SEEDS)
+def test_in_a_regular_graph_everybody_hears_exactly_as_many(directed, data, seed):
+    """From pairs to all others."""
+    spelling, agents = data.draw(spellings("regular", directed))
+    degree = int(spelling.partition(":")[2])
+    np.testing.assert_array_equal(matrix(spelling, agents, seed, directed).sum(axis=1), degree)
+
+
+@pytest.mark.parametrize(("degree", "agents"), [(4, 64), (31, 64), (32, 64), (33, 64), (60, 64), (63, 64), (62, 65)])
+def test_regular_graphs_of_every_density_are_found(degree, agents):
+    adjacency = matrix(f"regular:{degree}", agents, seed=1)
+    np.testing.assert_array_equal(adjacency.sum(axis=1), degree)
+    assert not adjacency.diagonal().any()
+
+
+@examples
+@hypothesis.given(st.data(), SEEDS)
+def test_rewiring_keeps_the_number_of_links_of_a_small_world(data, seed):
+    spelling, agents = data.draw(spellings("small-world", False))
+    degree = int(spelling.split(":")[1])
+    adjacency = matrix(spelling, agents, seed)
+    assert adjacency.sum() == 2 * agents * degree // 2
+    # One end of each link stays where it was.
+    assert adjacency.sum(axis=1).min() >= degree // 2
+
+
+def test_a_small_world_rewires_its_share_of_a_ring_of_nearest_neighbours():
+    agents = 400
+    away = np.abs(np.subtract.outer(np.arange(agents), np.arange(agents)))
+    nearest = (np.minimum(away, agents - away) <= 3) & (away > 0)
+    np.testing.assert_array_equal(matrix("small-world:6:0", agents), nearest)
+    left = (matrix("small-world:6:0.3", agents) & nearest).sum() / nearest.sum()
+    assert abs(left - 0.7) < 0.07  # five deviations of 1200 links
+
+
+@pytest.mark.parametrize(("spelling", "probability"), [("erdos-renyi:0.2", 0.2), ("erdos-renyi", 0.5)])
+@both_directions
+def test_an_erdos_renyi_graph_joins_its_share_of_pairs(spelling, probability, directed):
+    agents = 120
+    pairs = agents * (agents - 1) / (1 if directed else 2)
+    joined = matrix(spelling, agents, 1, directed).sum() / (1 if directed else 2)
+    assert abs(joined - probability * pairs) < 5 * np.sqrt(pairs * probability * (1 - probability))
+
+
+@pytest.mark.parametrize("agents", [1, 2, 3, 17])
+@both_directions
+def test_a_probability_of_zero_links_nobody(agents, directed):
+    assert not matrix("erdos-renyi:0", agents, 0, directed).any()
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ("erdos-renyi", "erdos-renyi:0.5"),
+        ("regular", "regular:4"),
+        ("small-world", "small-world:4:0.1"),
+        ("small-world:6", "small-world:6:0.1"),
+    ],
+)
+def test_numbers_that_are_left_out_have_defaults(short, full):
+    np.testing.assert_array_equal(matrix(short, 20, seed=2), matrix(full, 20, seed=2))
+
+
+CHANGES = [
+    ("changing-erdos-renyi:0.3", 7),
+    ("changing-erdos-renyi", 1),
+    ("changing-regular:1", 2),
+    ("changing-regular:3", 7),
+    ("changing-regular:7", 8),
+]
+changing = pytest.mark.parametrize(("spelling", "agents"), CHANGES)
+ROUNDS = 64
+
+
+@functools.cache
+def compiled(spelling, agents, directed):
+    """The graphs of many rounds as one compiled function of a seed."""
+    start, redraw = topology_by_name(spelling, agents, seed=0, directed=directed)
+    keys_of = functools.partial(jax.random.split, num=ROUNDS)
+    return jax.jit(lambda seed: jax.vmap(redraw, (0, None))(keys_of(jax.random.key(seed)), start))
+
+
+def drawn_graphs(spelling, agents, directed, seed):
+    return jax.device_get(compiled(spelling, agents, directed)(seed))
+
+
+def links_by_round(graphs, agents):
+    """How many edges that are present lead from each agent to each in every round: rounds, receivers, senders."""
+    links = np.zeros((ROUNDS, agents, agents), int)
+    np.add.at(links, (np.arange(ROUNDS)[:, None], graphs.receivers, graphs.senders), graphs.weights)
+    return links
+
+
+@both_directions
+@changing
+@hypothesis.settings(examples, max_examples=10)
+@hypothesis.given(seed=SEEDS)
+def test_in_every_round_nobody_hears_itself_or_anybody_twice(spelling, agents, directed, seed):
+    links = links_by_round(drawn_graphs(spelling, agents, directed, seed), agents)
+    assert links.max(initial=0) <= 1
+    assert not links[:, np.arange(agents), np.arange(agents)].any()
+    if not directed:
+        np.testing.assert_array_equal(links, links.swapaxes(1, 2))
+
+
+@both_directions
+@changing
+@hypothesis.settings(examples, max_examples=10)
+@hypothesis.given(seed=SEEDS)
+def test_changing_edges_stay_sorted_by_receiver_and_name_agents(spelling, agents, directed, seed):
+    graphs = drawn_graphs(spelling, agents, directed, seed)
+    assert (np.diff(graphs.receivers, axis=1) >= 0).all()
+    assert ((graphs.senders >= 0) & (graphs.senders < agents)).all()
+    assert set(np.unique(graphs.weights)) <= {0, 1}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+@both_directions
+@examples
+@hypothesis.given(st.data())
+def test_a_changing_graph_has_the_same_number_of_edges_in_every_round(name, directed, data):
+    """Of 24 agents at most; shapes need no compilation. Types stay in float64 too, where random numbers are longer."""
+    spelling, agents = data.draw(spellings(name, directed))
+    start, redraw = topology_by_name(spelling, agents, seed=0, directed=directed)
+    edges = agents * (agents - 1 if "erdos" in name else int(spelling.partition(":")[2]))
+    for wide in (False, True):
+        with jax.enable_x64(wide):
+            after = jax.eval_shape(redraw, jax.random.key(0), start)
+        for graph in (start, after):
+            assert [leaf.shape for leaf in graph] == [(edges,)] * 3
+            assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+
+
+@pytest.mark.parametrize(("spelling", "edges"), [("changing-regular", 9 * 4), ("changing-erdos-renyi", 9 * 8)])
+def test_changing_graphs_have_defaults(spelling, edges):
+    assert len(topology_by_name(spelling, 9, seed=0).graph.senders) == edges
+
+
+@pytest.mark.parametrize(("spelling", "agents"), [("changing-erdos-renyi:0.3", 7), ("changing-regular:3", 7)])
+@both_directions
+def test_a_round_has_its_own_graph_by_its_key(spelling, agents, directed):
+    first, again, other = (drawn_graphs(spelling, agents, directed, seed) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    rounds = np.concatenate([links_by_round(graphs, agents) for graphs in (first, other)])
+    assert len(np.unique(rounds, axis=0)) > 0.98 * len(rounds)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "agents", "directed", "share"),
+    [
+        ("changing-erdos-renyi:0.3", 7, False, 0.3),
+        ("changing-erdos-renyi:0.3", 7, True, 0.3),
+        ("changing-regular:3", 7, True, 3 / 6),
+        ("changing-regular:7", 8, True, 1),
+        # Of an odd number an agent is paired with each other, or with nobody, with equal chances.
+        ("changing-regular:3", 7, False, 1 - (1 - 1 / 7) ** 3),
+        ("changing-regular:7", 8, False, 1 - (1 - 1 / 7) ** 7),
+    ],
+)
+def test_over_many_rounds_all_pairs_are_linked_alike(spelling, agents, directed, share):
+    """Also the two ways of a directed pair are drawn each by itself."""
+    links = np.concatenate(
+        [links_by_round(drawn_graphs(spelling, agents, directed, seed), agents) for seed in range(40)]
+    )
+    assert_shares(links.mean(axis=0), share, len(links))
+    assert_shares((links & links.swapaxes(1, 2)).mean(axis=0), share**2 if directed else share, len(links))
+
+
+@pytest.mark.parametrize(("spelling", "agents"), CHANGES[2:])
+@hypothesis.settings(examples, max_examples=10)
+@hypothesis.given(seed=SEEDS)
+def test_directed_and_changing_everybody_hears_exactly_as_many(spelling, agents, seed):
+    degree = int(spelling.partition(":")[2])
+    links = links_by_round(drawn_graphs(spelling, agents, True, seed), agents)
+    np.testing.assert_array_equal(links.sum(axis=2), degree)
+
+
+@pytest.mark.parametrize(("spelling", "agents"), CHANGES[2:])
+@hypothesis.settings(examples, max_examples=10)
+@hypothesis.given(seed=SEEDS)
+def test_pairings_link_nobody_more_often_than_there_are_pairings(spelling, agents, seed):
+    degree = int(spelling.partition(":")[2])
+    degrees = links_by_round(drawn_graphs(spelling, agents, False, seed), agents).sum(axis=2)
+    assert degrees.max() <= degree
+    if agents % 2 == 0:
+        assert degrees.min() >= 1
+    if agents > degree + 1:
+        # No link is lost but those drawn twice.
+        assert (degrees == degree).any()
+
+
+def test_one_pairing_leaves_one_of_an_odd_number_over_each_in_turn():
+    links = np.concatenate(
+        [links_by_round(drawn_graphs("changing-regular:1", 5, False, seed), 5) for seed in range(10)]
+    )
+    alone = links.sum(axis=2) == 0
+    np.testing.assert_array_equal(alone.sum(axis=1), 1)
+    np.testing.assert_allclose(alone.mean(axis=0), 1 / 5, atol=5 * np.sqrt(0.16 / len(links)))
+
+
+@both_directions
+@pytest.mark.parametrize(("probability", "links"), [(0, 0), (1, 4 * 3)])
+def test_changing_probabilities_of_zero_and_one_link_nobody_and_everybody(probability, links, directed):
+    start, redraw = topology_by_name(f"changing-erdos-renyi:{probability}", 4, seed=0, directed=directed)
+    assert redraw(jax.random.key(0), start).weights.sum() == links
+
+
+@hypothesis.settings(examples, max_examples=50)
+@hypothesis.given(st.integers(0, 9).flatmap(lambda agents: hnp.arrays(bool, (agents, agents))))
+def test_edges_lie_by_receiver_and_make_the_adjacency_again(adjacency):
+    """Without symmetry, senders and receivers cannot be mixed up unseen."""
+    graph = graph_of(adjacency)
+    assert (np.diff(graph.receivers) >= 0).all()
+    assert links_of(adjacency) == set(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))
+    np.testing.assert_array_equal(adjacency_of(graph, len(adjacency)), adjacency)
+    assert len(graph.senders) == len(graph.receivers) == len(graph.weights) == adjacency.sum()
+    np.testing.assert_array_equal(graph.weights, np.ones(adjacency.sum()))
+    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+
+
+def test_a_graph_may_have_no_edges():
+    assert [leaf.shape for leaf in graph_of(np.zeros((3, 3), bool))] == [(0,)] * 3
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@examples
+@hypothesis.given(present=hnp.arrays(bool, (6, 6)))
+def test_edges_of_weight_zero_are_in_no_matrix_and_heard_by_nobody(dtype, present):
+    graph = graph_of(~np.eye(6, dtype=bool))
+    graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(dtype))
+    adjacency = present & ~np.eye(6, dtype=bool)
+    np.testing.assert_array_equal(adjacency_of(graph, 6), adjacency)
+    np.testing.assert_array_equal(listeners(graph, 6), adjacency.sum(axis=0))
+
+
+def test_a_message_travels_to_whoever_listens():
+    """A count of links, whatever their weights."""
+    graph = graph_of(np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]], bool))
+    for weights in (graph.weights, np.array([0.25, 0.5, 0.125], np.float32)):
+        heard_by = jax.jit(listeners, static_argnums=1)(graph._replace(weights=weights), 3)
+        assert heard_by.tolist() == [0, 1, 2]
+        assert heard_by.dtype == np.int32
+
+
+AGENTS = 6
+metropolis_of_six = jax.jit(lambda graph: metropolis(graph, AGENTS))
+
+
+def mixing_of(graph, agents):
+    """The mixing matrix of a weighted graph: what is left to 1 is an agent's own weight."""
+    mixing = np.zeros((agents, agents))
+    np.add.at(mixing, (graph.receivers, graph.senders), np.asarray(graph.weights, float))
+    return mixing + np.diag(1 - mixing.sum(axis=1))
+
+
+def metropolis_by_definition(adjacency):
+    """Loop after loop."""
+    agents = len(adjacency)
+    degrees = [sum(map(bool, row)) for row in adjacency]
+    mixing = np.zeros((agents, agents))
+    for i in range(agents):
+        for j in range(agents):
+            if adjacency[i, j]:
+                mixing[i, j] = 1 / (1 + max(degrees[i], degrees[j]))
+        mixing[i, i] = 1 - mixing[i].sum()
+    return mixing
+
+
+def six_with(present, dtype=np.uint8):
+    """Any undirected graph of six as weights on the edges of the complete one, so that all share one program."""
+    graph = graph_of(~np.eye(AGENTS, dtype=bool))
+    adjacency = (present | present.T) & ~np.eye(AGENTS, dtype=bool)
+    return graph._replace(weights=adjacency[graph.receivers, graph.senders].astype(dtype)), adjacency
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@hypothesis.settings(examples, max_examples=40)
+@hypothesis.given(present=hnp.arrays(bool, (AGENTS, AGENTS)))
+def test_metropolis_weights_are_those_of_their_definition(dtype, present):
+    graph, adjacency = six_with(present, dtype)
+    weighted = metropolis_of_six(graph)
+    assert weighted.weights.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(weighted.weights) != 0, graph.weights != 0)
+    np.testing.assert_array_equal([weighted.senders, weighted.receivers], [graph.senders, graph.receivers])
+    np.testing.assert_allclose(mixing_of(weighted, AGENTS), metropolis_by_definition(adjacency), rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metropolis_weights_follow_float64(seed, x64):
+    graph, adjacency = six_with(np.random.default_rng(seed).uniform(size=(AGENTS, AGENTS)) < 0.3)
+    weighted = metropolis_of_six(graph)
+    assert weighted.weights.dtype == np.float64
+    np.testing.assert_allclose(mixing_of(weighted, AGENTS), metropolis_by_definition(adjacency), rtol=0, atol=1e-15)
+
+
+@hypothesis.settings(examples, max_examples=40)
+@hypothesis.given(hnp.arrays(bool, (AGENTS, AGENTS)))
+def test_metropolis_mixing_is_doubly_stochastic(present):
+    mixing = mixing_of(metropolis_of_six(six_with(present)[0]), AGENTS)
+    np.testing.assert_allclose(mixing.sum(axis=0), 1, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(np.triu(mixing), np.tril(mixing).T)
+    # Everybody listens to itself too: at least as much as to all of as many as it could have.
+    assert mixing.diagonal().min() >= 1 / AGENTS - 1e-6
+
+
+def test_metropolis_weights_of_a_changing_graph_leave_absent_edges_out():
+    """A second pairing of the same two is absent, and counts in no degree."""
+    agents = 5
+    start, redraw = topology_by_name("changing-regular:4", agents, seed=0)
+    weigh = jax.jit(lambda key: (redraw(key, start), metropolis(redraw(key, start), agents)))
+    absent = 0
+    for key in jax.random.split(jax.random.key(0), 20):
+        drawn, weighted = jax.device_get(weigh(key))
+        absent += (drawn.weights == 0).sum()
+        np.testing.assert_array_equal(weighted.weights != 0, drawn.weights != 0)
+        expected = metropolis_by_definition(adjacency_of(drawn, agents))
+        np.testing.assert_allclose(mixing_of(weighted, agents), expected, rtol=0, atol=3e-7)
+    assert absent > 0
+
+
+def second_modulus(mixing):
+    """Of the eigenvalues, the largest modulus but one: numpy's for general matrices."""
+    return np.sort(np.abs(np.linalg.eigvals(mixing)))[-2]
+
+
+@both_directions
+@hypothesis.settings(examples, max_examples=100)
+@hypothesis.given(st.data())
+def test_the_report_agrees_with_networkx(directed, data):
+    adjacency = data.draw(with_and_without(directed))
+    graph = networkx.from_numpy_array(adjacency, create_using=networkx.DiGraph if directed else networkx.Graph)
+    said = report(adjacency)
+    heard = [len(set(np.flatnonzero(row))) for row in adjacency]
+    assert said.connected == (networkx.is_strongly_connected if directed else networkx.is_connected)(graph)
+    assert said.links == graph.number_of_edges() * (1 if directed else 2)
+    assert (said.smallest_degree, said.largest_degree) == (min(heard), max(heard))
+    assert said.mean_degree == pytest.approx(sum(heard) / len(heard), rel=1e-15)
+    assert said.isolated == [agent for agent, degree in enumerate(heard) if degree == 0]
+
+
+@both_directions
+@hypothesis.settings(examples, max_examples=100)
+@hypothesis.given(st.data())
+def test_the_spectral_gap_is_that_of_averaging_over_oneself_and_neighbours(directed, data):
+    adjacency = data.draw(with_and_without(directed))
+    agents = len(adjacency)
+    mixing = np.zeros((agents, agents))
+    for i in range(agents):
+        group = [j for j in range(agents) if j == i or adjacency[i, j]]
+        mixing[i, group] = 1 / len(group)
+    said = report(adjacency)
+    expected = (1 - second_modulus(mixing) if agents > 1 else 1) if said.connected else 0
+    assert said.spectral_gap == pytest.approx(expected, abs=1e-10)
+    assert 0 <= said.spectral_gap <= 1
+
+
+@hypothesis.settings(examples, max_examples=100)
+@hypothesis.given(with_and_without(directed=False))
+def test_the_spectral_gap_of_metropolis_weights_is_that_of_their_matrix(adjacency):
+    said = report(adjacency, weighting="metropolis")
+    expected = second_modulus(metropolis_by_definition(adjacency)) if len(adjacency) > 1 else 0
+    assert said.spectral_gap == pytest.approx(1 - expected if said.connected else 0, abs=1e-10)
+    assert said._replace(spectral_gap=0) == report(adjacency)._replace(spectral_gap=0)
+
+
+def ring_gap(agents):
+    return 1 - max(abs(1 + 2 * np.cos(2 * np.pi * k / agents)) / 3 for k in range(1, agents))
+
+
+@pytest.mark.parametrize(
+    ("spelling", "agents", "directed", "weighting", "gap"),
+    [
+        ("complete", 2, False, "uniform", 1),
+        ("complete", 9, False, "uniform", 1),
+        ("complete", 9, False, "metropolis", 1),
+        ("ring", 5, False, "uniform", ring_gap(5)),
+        ("ring", 16, False, "uniform", ring_gap(16)),
+        ("ring", 16, False, "metropolis", ring_gap(16)),
+        # Eigenvalues (1 + w) / 2 of the roots w of unity.
+        ("ring", 9, True, "uniform", 1 - np.cos(np.pi / 9)),
+        # Two of the outer agents that differ lose half of it a round, or one part in all agents.
+        ("star", 7, False, "uniform", 1 / 2),
+        ("star", 7, False, "metropolis", 1 / 7),
+        ("erdos-renyi:0", 5, False, "uniform", 0),
+        ("erdos-renyi:0", 5, True, "metropolis", 0),
+        ("ring", 1, False, "uniform", 1),
+        ("ring", 1, False, "metropolis", 1),
+    ],
+)
+def test_spectral_gaps_that_are_known(spelling, agents, directed, weighting, gap):
+    said = report(matrix(spelling, agents, directed=directed), weighting=weighting)
+    assert said.spectral_gap == pytest.approx(gap, abs=1e-12)
+
+
+def test_news_that_go_to_and_fro_count_by_their_modulus():
+    """Two camps of four, each beside all of the other and none of its own: the eigenvalues are 1, 1 / 5 and -3 / 5."""
+    camps = np.kron([[0, 1], [1, 0]], np.ones((4, 4))).astype(bool)
+    assert report(camps).spectral_gap == pytest.approx(2 / 5, abs=1e-12)
+
+
+def test_a_report_of_who_is_alone():
+    adjacency = np.zeros((5, 5), bool)
+    # 3 is heard and hears nobody.
+    adjacency[[0, 2, 4], [2, 0, 3]] = True
+    assert report(adjacency) == (3, 0, 3 / 5, 1, False, [1, 3], 0.0)
+
+
+def test_a_report_of_one_agent():
+    assert report(np.zeros((1, 1), bool)) == (0, 0, 0.0, 0, True, [0], 1.0)
+
+
+def test_a_report_of_two_halves_that_never_meet():
+    halves = np.kron(np.eye(2), np.ones((3, 3))).astype(bool) & ~np.eye(6, dtype=bool)
+    assert report(halves) == (12, 2, 2.0, 2, False, [], 0.0)
+
+
+def test_the_papers_graph(shared):
+    """104 undirected edges, degrees from 2 to 14, connected."""
+    adjacency = matrix(str(shared / "paper_setup" / "adjacency_20.txt"), 20)
+    degrees = adjacency.sum(1)
+    assert (adjacency.sum(), degrees.min(), degrees.max()) == (2 * 104, 2, 14)
+    assert networkx.is_connected(networkx.from_numpy_array(adjacency))
+    said = report(adjacency)
+    assert (said.links, said.smallest_degree, said.largest_degree) == (2 * 104, 2, 14)
+    assert (said.connected, said.isolated) == (True, [])
+
+
+KNOWN = "erdos-renyi, ring, torus, star, complete, regular, small-world, changing-erdos-renyi, changing-regular"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "message"),
+    [
+        ("moebius", f"topology must be one of {KNOWN} or an adjacency file that exists, got 'moebius'"),
+        ("missing.txt", "an adjacency file that exists, got 'missing.txt'"),
+        ("", "an adjacency file that exists, got ''"),
+        (".", "an adjacency file that exists, got '.'"),
+        ("rings", "got 'rings'; did you mean ring?"),
+        ("Erdos-Renyi:0.5", "got 'Erdos-Renyi:0.5'; did you mean erdos-renyi?"),
+        ("changing-regulr:4", "got 'changing-regulr:4'; did you mean changing-regular?"),
+        ("ring:2", "ring takes no number, got ring:2"),
+        ("ring:", "ring takes no number, got ring:"),
+        ("star:1", "star takes no number, got star:1"),
+        ("complete:3", "complete takes no number, got complete:3"),
+        ("torus:2:4", "torus is spelled torus:ROWS, got torus:2:4"),
+        ("torus:3", "torus:3 needs agents that fill 3 rows, got 8: rows can be [1, 2, 4, 8]"),
+        ("torus:0", "torus:0 needs agents that fill 0 rows, got 8: rows can be [1, 2, 4, 8]"),
+        ("torus:two", "torus needs a whole number, such as torus:4, got 'two'"),
+        ("torus:", "torus needs a whole number, such as torus:4, got ''"),
+        ("regular:2:2", "regular is spelled regular:DEGREE, got regular:2:2"),
+        ("regular:-2", "regular needs a whole number, such as regular:4, got '-2'"),
+        ("regular:2.0", "regular needs a whole number, such as regular:4, got '2.0'"),
+        ("regular:²", "regular needs a whole number, such as regular:4, got '²'"),
+        ("regular:0", "regular needs a degree in 1..7, below the 8 agents, got 0"),
+        ("regular:8", "regular needs a degree in 1..7, below the 8 agents, got 8"),
+        ("small-world:4:0.1:2", "small-world is spelled small-world:DEGREE:PROBABILITY, got small-world:4:0.1:2"),
+        ("small-world:0.1", "small-world needs a whole number, such as small-world:4, got '0.1'"),
+        ("small-world:8", "small-world needs a degree in 1..7, below the 8 agents, got 8"),
+        ("small-world:3", "small-world needs an even degree, half of it on either side, got 3"),
+        ("small-world:4:2", "got '2'"),
+        ("small-world:4:", "got ''"),
+        ("erdos-renyi:1.1", "erdos-renyi needs a probability in [0, 1], such as erdos-renyi:0.5, got '1.1'"),
+        ("erdos-renyi:-0.1", "got '-0.1'"),
+        ("erdos-renyi:nan", "got 'nan'"),
+        ("erdos-renyi:half", "got 'half'"),
+        ("erdos-renyi:0.5:0.5", "erdos-renyi is spelled erdos-renyi:PROBABILITY, got erdos-renyi:0.5:0.5"),
+        ("changing-erdos-renyi:2", "in [0, 1], such as changing-erdos-renyi:0.5, got '2'"),
+        ("changing-erdos-renyi:0:0", "is spelled changing-erdos-renyi:PROBABILITY, got changing-erdos-renyi:0:0"),
+        ("changing-regular:8", "changing-regular needs a degree in 1..7, below the 8 agents, got 8"),
+        ("changing-regular:0", "changing-regular needs a degree in 1..7, below the 8 agents, got 0"),
+        ("changing-regular:some", "changing-regular needs a whole number, such as changing-regular:4, got 'some'"),
+        ("changing-regular:4:4", "changing-regular is spelled changing-regular:DEGREE, got changing-regular:4:4"),
+    ],
+)
+def test_spellings_that_mean_nothing_are_refused(spelling, message):
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
+        topology_by_name(spelling, 8, seed=0)
+
+
+def test_a_regular_graph_of_an_odd_number_with_odd_degree_cannot_be():
+    message = "regular:3 needs an even number of agents, or an even degree, got 7 agents"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        topology_by_name("regular:3", 7, seed=0)
+    # Directed it can.
+    np.testing.assert_array_equal(matrix("regular:3", 7, directed=True).sum(axis=1), 3)
+
+
+@pytest.mark.parametrize("name", WITHOUT_DIRECTED_FORM)
+def test_some_graphs_have_no_directed_form(name):
+    with pytest.raises(ValueError, match=f"^{name} has no directed form: leave --directed out$"):
+        topology_by_name(name, 8, seed=0, directed=True)
+
+
+@pytest.mark.parametrize("agents", [0, -1])
+@pytest.mark.parametrize("spelling", ["ring", "changing-regular:2", "missing.txt"])
+def test_a_population_has_an_agent(spelling, agents):
+    with pytest.raises(ValueError, match=f"^agents must be at least 1, got {agents}$"):
+        topology_by_name(spelling, agents, seed=0)
+
+
+@pytest.fixture
+def adjacency_file(tmp_path):
+    def write(content):
+        path = tmp_path / "adjacency.txt"
+        path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content)
+        return str(path)
+
+    return write
+
+
+def test_a_file_is_read_row_by_row(adjacency_file):
+    path = adjacency_file("0 1 0\n1 0 1.0\n\n  0.0\t1 0  \n")
+    np.testing.assert_array_equal(matrix(path, 3), [[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+
+
+def test_in_a_directed_file_row_i_says_whom_agent_i_hears(adjacency_file):
+    graph = topology_by_name(adjacency_file("0 1 1\r\n0 0 0\r\n0 1 0"), 3, seed=0, directed=True).graph
+    edges = zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True)
+    assert list(edges) == [(0, 1), (0, 2), (2, 1)]
+
+
+@examples
+@hypothesis.given(with_and_without(directed=True))
+def test_what_numpy_writes_as_whole_numbers_is_read_again(tmp_path_factory, adjacency):
+    path = tmp_path_factory.getbasetemp() / "written.txt"
+    np.savetxt(path, adjacency, fmt="%d")
+    np.testing.assert_array_equal(read_adjacency(path, len(adjacency), directed=True), adjacency)
+
+
+BAD_WORD = "must hold 0 and 1 alone, separated by blanks, got"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0 one\n1 0", f"{BAD_WORD} 'one' in line 1"),
+        ("0 1\n\n\n1 2", f"{BAD_WORD} '2' in line 4"),
+        ("0 nan\nnan 0", f"{BAD_WORD} 'nan' in line 1"),
+        ("0 1\n-1 0", f"{BAD_WORD} '-1' in line 2"),
+        ("0,1\n1,0", f"{BAD_WORD} '0,1' in line 1"),
+        ("# mine\n0 1\n1 0", f"{BAD_WORD} '#' in line 1"),
+        (b"\xff\xfe\x00", "must hold rows of 0 and 1, and cannot be read: it is no text"),
+        ("", "must be square, got 0 rows of [] columns"),
+        (" \n\n", "must be square, got 0 rows of [] columns"),
+        ("0 1\n1 0\n0 0", "must be square, got 3 rows of [2] columns"),
+        ("0 1\n1", "must be square, got 2 rows of [1, 2] columns"),
+        ("0 1 0\n1 0 0\n0 0 0", "has 3 agents, expected 2: say --agents 3"),
+        ("0", "has 1 agents, expected 2: say --agents 1"),
+        ("0 1\n0 0", "must be symmetric, rows 0 and 1 disagree (counted from 0): mend it, or say --directed"),
+        ("0 1\n1 1", ": the diagonal must be 0"),
+    ],
+)
+def test_bad_files_are_refused_by_what_is_wrong(adjacency_file, content, message):
+    path = adjacency_file(content)
+    with pytest.raises(ValueError, match=re.escape(message) + "$") as refused:
+        topology_by_name(path, 2, seed=0)
+    assert path in str(refused.value)
+
+
+@both_directions
+def test_a_file_that_makes_an_agent_its_own_neighbour_is_told_which(adjacency_file, directed):
+    path = adjacency_file("0 1 0\n1 0 0\n0 0 1")
+    with pytest.raises(ValueError, match=f"^agent 2 is its own neighbour in {re.escape(path)}: the diagonal must be 0"):
+        topology_by_name(path, 3, seed=0, directed=directed)
+
+
+@pytest.mark.parametrize(("place", "reason"), [("", "Is a directory"), ("missing.txt", "No such file or directory")])
+def test_what_cannot_be_read_is_told_why(tmp_path, place, reason):
+    message = f"the adjacency file {tmp_path / place} must hold rows of 0 and 1, and cannot be read: {reason}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read_adjacency(tmp_path / place, 2)
+
+
+def test_a_file_that_is_there_and_cannot_be_read_is_told_why(adjacency_file, monkeypatch):
+    def refuse(path, encoding):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ValueError, match=r"must hold rows of 0 and 1, and cannot be read: Permission denied$"):
+        topology_by_name(adjacency_file("0 1\n1 0"), 2, seed=0)
+
+
+def test_a_name_is_no_file(adjacency_file, monkeypatch):
+    """Whoever names a graph gets it, whatever lies in the folder."""
+    path = Path(adjacency_file("0 1 0\n1 0 0\n0 0 0"))
+    path.rename(path.with_name("ring"))
+    monkeypatch.chdir(path.parent)
+    assert matrix("ring", 3).sum() == 6
+    assert matrix("./ring", 3).sum() == 2

@@ -286,7 +286,7 @@ def unpacked_by_numpy(bits: jax.Array, size: int) -> np.ndarray:
 
 def expect_equal(name: str, graph: Graph, agents: int, sizes: Sequence[int] = (83, 16)) -> None:
     """Raise unless the form of this name gives the counts of a matrix product in numpy, on a few entries."""
-    sent, adjacency = drawn_bits(agents, sizes), adjacency_of(graph, agents).astype(np.int32)
+    sent, adjacency = drawn_bits(agents, sizes), adjacency_of(graph).astype(np.int32)
     counts = jax.jit(partial(FORMS[name].function, case_of(graph, agents, sizes)))(sent, graph)
     expected = [adjacency @ unpacked_by_numpy(bits, size) for bits, size in zip(sent, sizes, strict=True)]
     if not all(map(np.array_equal, counts, expected)):

@@ -26,7 +26,7 @@ def hear(sent: Any, graph: Graph, receiver: Int[Array, ""], like: Any) -> Heard:
     edges.
 
     >>> import numpy as np
-    >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8))
+    >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8), np.ones(3, np.float32))
     >>> sent = jnp.array([[0b000], [0b011], [0b110]], jnp.uint8)  # three agents' masks of three entries
     >>> heard = hear(sent, graph, jnp.int32(0), jnp.zeros(3))
     >>> heard.counts.tolist(), int(heard.degree)
@@ -183,7 +183,7 @@ def present_first(graph: Graph, agents: int) -> Graph:
     graph = jax.tree.map(jnp.asarray, graph)
     receivers = jnp.where(graph.weights != 0, graph.receivers, agents)
     order = jnp.argsort(receivers, stable=True)
-    return Graph(graph.senders[order], receivers[order], graph.weights[order])
+    return graph._replace(senders=graph.senders[order], receivers=receivers[order], weights=graph.weights[order])
 
 
 def silence(like: Any, agents: int, graph: Graph) -> Heard:

@@ -23,15 +23,15 @@ Adjacency = Bool[np.ndarray, "agents agents"]
 
 
 class Graph(NamedTuple):
-    """A sparse mixing matrix as its directed edges, sorted by receiver. Edges have a static number.
+    """A sparse mixing matrix: its directed edges, sorted by receiver, and its diagonal. Edges have a static number.
 
-    Leaves are arrays over edges. A weight of 0 is an edge that is absent. Weights of 0 and 1 in uint8 are counted
-    exactly, floats are summed.
+    A weight of 0 is an edge that is absent. Weights of 0 and 1 in uint8 are counted exactly, floats are summed.
     """
 
     senders: Int32[np.ndarray | Array, "edges"]
     receivers: Int32[np.ndarray | Array, "edges"]
     weights: UInt8[np.ndarray | Array, "edges"] | Float[np.ndarray | Array, "edges"]
+    own: Float[np.ndarray | Array, "agents"]  # of own values in means; 1 where all neighbours count alike
 
 
 class Topology(NamedTuple):
@@ -81,7 +81,7 @@ def topology_by_name(
     if weighting == "metropolis" and directed:
         raise ValueError("metropolis weights need an undirected graph: take uniform ones, or leave --directed out")
     topology = _unweighted(spelling, agents, seed, directed)
-    return topology if weighting == "uniform" else _weighted(topology, agents)
+    return topology if weighting == "uniform" else _weighted(topology)
 
 
 def _unweighted(spelling: str, agents: int, seed: int, directed: bool) -> Topology:
@@ -101,57 +101,71 @@ def _unweighted(spelling: str, agents: int, seed: int, directed: bool) -> Topolo
     )
 
 
-def _weighted(topology: Topology, agents: int) -> Topology:
+def _weighted(topology: Topology) -> Topology:
     """The same graphs with Metropolis weights."""
-    redraw, start = topology.redraw, metropolis(topology.graph, agents)
-    return Topology(start, redraw and (lambda key, graph: metropolis(redraw(key, graph), agents)))
+    redraw, start = topology.redraw, metropolis(topology.graph)
+    return Topology(start, redraw and (lambda key, graph: metropolis(redraw(key, graph))))
 
 
-def graph_of(adjacency: Adjacency) -> Graph:
-    """The graph in which agent i hears agent j where `adjacency[i, j]`, every edge of weight 1.
+def graph_of(
+    adjacency: Adjacency,
+    weights: Float[np.ndarray, "agents agents"] | None = None,
+    own: Float[np.ndarray, "agents"] | None = None,
+) -> Graph:
+    """The graph in which agent i hears agent j where `adjacency[i, j]`.
+
+    Edges have the weights `weights[i, j]`, or 1 where these are left out; own values have the weights `own`, or 1.
 
     >>> graph_of(np.array([[False, True], [True, False]])).senders.tolist()
     [1, 0]
+    >>> mixing = np.array([[0.75, 0.25], [0.5, 0.5]])
+    >>> graph_of(~np.eye(2, dtype=bool), mixing, own=mixing.diagonal()).weights.tolist()
+    [0.25, 0.5]
     """
     receivers, senders = np.nonzero(adjacency)
-    return Graph(senders.astype(np.int32), receivers.astype(np.int32), np.ones(senders.shape, np.uint8))
+    real = jnp.result_type(float)
+    of_edges = np.ones(senders.shape, np.uint8) if weights is None else weights[receivers, senders].astype(real)
+    of_own = np.ones(len(adjacency), np.float32) if own is None else own.astype(real)
+    return Graph(senders.astype(np.int32), receivers.astype(np.int32), of_edges, of_own)
 
 
-def with_edges(graph: Graph, edges: int, agents: int) -> Graph:
+def with_edges(graph: Graph, edges: int) -> Graph:
     """The same graph with `edges` edges: those it lacks are absent ones, behind all others. Host side.
 
-    >>> with_edges(graph_of(np.array([[False, True], [True, False]])), 3, agents=2).weights.tolist()
+    >>> with_edges(graph_of(np.array([[False, True], [True, False]])), 3).weights.tolist()
     [1, 1, 0]
     """
     more = (0, edges - len(graph.senders))
-    return Graph(
-        np.pad(graph.senders, more),
-        np.pad(graph.receivers, more, constant_values=agents - 1),
-        np.pad(graph.weights, more),
+    return graph._replace(
+        senders=np.pad(graph.senders, more),
+        receivers=np.pad(graph.receivers, more, constant_values=len(graph.own) - 1),
+        weights=np.pad(graph.weights, more),
     )
 
 
-def adjacency_of(graph: Graph, agents: int) -> Adjacency:
+def adjacency_of(graph: Graph) -> Adjacency:
     """The matrix again: who hears whom over edges that are present. Host side."""
-    adjacency = np.zeros((agents, agents), bool)
+    adjacency = np.zeros((len(graph.own), len(graph.own)), bool)
     present = np.asarray(graph.weights) != 0
     adjacency[np.asarray(graph.receivers)[present], np.asarray(graph.senders)[present]] = True
     return adjacency
 
 
-def listeners(graph: Graph, agents: int) -> Int[Array, "agents"]:
-    """How many hear each agent: over how many links its message travels."""
-    return jnp.zeros(agents, jnp.int32).at[graph.senders].add((graph.weights != 0).astype(jnp.int32))
+def listeners(graph: Graph) -> Int[Array, "agents"]:
+    """How many agents hear each agent: over how many links its message travels."""
+    return jnp.zeros(len(graph.own), jnp.int32).at[graph.senders].add((graph.weights != 0).astype(jnp.int32))
 
 
-def metropolis(graph: Graph, agents: int) -> Graph:
+def metropolis(graph: Graph) -> Graph:
     """The same edges with Metropolis weights 1 / (1 + max of both degrees) (Xiao and Boyd 2004), of undirected graphs.
 
-    An agent listens less to one with many neighbours. What is left to 1 would be the agent's own weight.
+    An agent listens less to one with many neighbours. What the weights leave of 1 is the weight of its own value.
     """
     present = (graph.weights != 0).astype(jnp.result_type(float))
-    degree = jnp.zeros(agents, present.dtype).at[graph.receivers].add(present)
-    return graph._replace(weights=present / (1 + jnp.maximum(degree[graph.senders], degree[graph.receivers])))
+    nobody = jnp.zeros(len(graph.own), present.dtype)
+    degree = nobody.at[graph.receivers].add(present)
+    weights = present / (1 + jnp.maximum(degree[graph.senders], degree[graph.receivers]))
+    return graph._replace(weights=weights, own=1 - nobody.at[graph.receivers].add(weights))
 
 
 def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
@@ -159,7 +173,7 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
 
     The gap is that of averaging over one's neighbours and oneself: the larger, the faster news spread.
 
-    >>> ring = adjacency_of(topology_by_name("ring", 4, seed=0).graph, 4)
+    >>> ring = adjacency_of(topology_by_name("ring", 4, seed=0).graph)
     >>> report(ring).mean_degree, round(report(ring).spectral_gap, 3)
     (2.0, 0.667)
     """
@@ -315,7 +329,7 @@ def changing_regular(agents: int, numbers: Sequence[str], directed: bool) -> Top
         )
 
     # Which edges there are before the first draw is of no account.
-    start = Graph((own + 1) % agents, own, np.ones(own.shape, np.uint8))
+    start = Graph((own + 1) % agents, own, np.ones(own.shape, np.uint8), np.ones(agents, np.float32))
     return Topology(start, hear_others if directed else pair_up)
 
 

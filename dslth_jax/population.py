@@ -220,7 +220,7 @@ def round(
     def speak() -> tuple[Heard, Heard, Any, Array]:
         everybody = from_all_devices(message, axis)
         heard = exchange(everybody, graph, numbers, state.heard, chunk)
-        return heard, heard, message, listeners(graph, count_of(everybody))[numbers]
+        return heard, heard, message, listeners(graph)[numbers]
 
     def stay_silent() -> tuple[Heard, Heard, Any, Array]:
         nothing = jax.tree.map(jnp.zeros_like, state.heard)

@@ -348,7 +348,7 @@ class Case:
     def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, **switches):
         self.name, self.local_steps, self.shares, self.hyper = name, local_steps, shares_of(), hyper_of(name)
         graph = graph_of(SYMMETRIC)
-        self.graph = metropolis(graph, AGENTS) if weighted else graph
+        self.graph = metropolis(graph) if weighted else graph
         self.links = (reference.metropolis(SYMMETRIC) if weighted else SYMMETRIC.astype(float)).tolist()
         self.own = oracles.mix(self.links, uniform=not weighted)
         programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))

@@ -56,7 +56,7 @@ def some_present(seed):
 
 def lonely():
     """A graph without the edges that are absent, of unequal degrees, with links that go one way."""
-    return graph_of(adjacency_of(some_present(1), AGENTS))
+    return graph_of(adjacency_of(some_present(1)))
 
 
 @pytest.mark.parametrize("graph", [some_present(0), lonely()], ids=["absent edges", "lonely"])

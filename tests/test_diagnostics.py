@@ -23,7 +23,7 @@ def watch(topology="ring", **settings):
     labels = np.array([0, 1], np.int32)
     images, indices = np.zeros((2, 1, 1, 1), np.uint8), np.tile(np.arange(2, dtype=np.int32), (AGENTS, 1))
     tests = Shares(images, labels, indices, np.full(AGENTS, 2, np.int32))
-    graph = adjacency_of(topology_by_name(topology, AGENTS, 0).graph, AGENTS)
+    graph = adjacency_of(topology_by_name(topology, AGENTS, 0).graph)
     prepared = SimpleNamespace(
         settings=settings, graph_report=report(graph), tests=tests, dataset=SimpleNamespace(classes=CLASSES)
     )

@@ -62,7 +62,7 @@ def matrix(spelling, agents, seed=0, directed=False):
     """The adjacency of a graph that stays as it is."""
     graph, redraw = topology_by_name(spelling, agents, seed, directed=directed)
     assert redraw is None
-    return adjacency_of(graph, agents)
+    return adjacency_of(graph)
 
 
 def with_and_without(directed):
@@ -97,7 +97,7 @@ def test_edges_lie_by_receiver_each_once_and_of_weight_one(name, directed, data,
     assert (np.diff(graph.receivers) >= 0).all()
     assert len(set(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))) == len(graph.senders)
     np.testing.assert_array_equal(graph.weights, np.ones(len(graph.senders)))
-    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8, np.float32]
 
 
 @every_graph
@@ -335,8 +335,8 @@ def test_a_changing_graph_has_the_same_number_of_edges_in_every_round(name, dire
         with jax.enable_x64(wide):
             after = jax.eval_shape(redraw, jax.random.key(0), start)
         for graph in (start, after):
-            assert [leaf.shape for leaf in graph] == [(edges,)] * 3
-            assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+            assert [leaf.shape for leaf in graph] == [(edges,)] * 3 + [(agents,)]
+            assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8, np.float32]
 
 
 @pytest.mark.parametrize(("spelling", "edges"), [("changing-regular", 9 * 4), ("changing-erdos-renyi", 9 * 8)])
@@ -420,14 +420,30 @@ def test_edges_lie_by_receiver_and_make_the_adjacency_again(adjacency):
     graph = graph_of(adjacency)
     assert (np.diff(graph.receivers) >= 0).all()
     assert links_of(adjacency) == set(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True))
-    np.testing.assert_array_equal(adjacency_of(graph, len(adjacency)), adjacency)
+    np.testing.assert_array_equal(adjacency_of(graph), adjacency)
     assert len(graph.senders) == len(graph.receivers) == len(graph.weights) == adjacency.sum()
     np.testing.assert_array_equal(graph.weights, np.ones(adjacency.sum()))
-    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8]
+    assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8, np.float32]
+
+
+def test_own_values_count_as_much_as_a_neighbours_unless_said_otherwise():
+    """Also in every round of a graph that changes."""
+    start, redraw = topology_by_name("changing-regular:2", 5, seed=0)
+    for graph in (start, redraw(jax.random.key(0), start), graph_of(np.zeros((5, 5), bool))):
+        np.testing.assert_array_equal(graph.own, np.ones(5, np.float32))
+
+
+@examples
+@hypothesis.given(hnp.arrays(np.float32, (4, 4), elements=st.floats(-4, 4, width=32)))
+def test_any_mixing_matrix_is_a_graph(mixing):
+    """Weights that sum to more than 1 too, and own weights of 0."""
+    graph = graph_of((mixing != 0) & ~np.eye(4, dtype=bool), mixing, own=mixing.diagonal())
+    np.testing.assert_array_equal(mixing_of(graph), mixing)
+    assert graph.weights.dtype == graph.own.dtype == np.float32
 
 
 def test_a_graph_may_have_no_edges():
-    assert [leaf.shape for leaf in graph_of(np.zeros((3, 3), bool))] == [(0,)] * 3
+    assert [leaf.shape for leaf in graph_of(np.zeros((3, 3), bool))] == [(0,)] * 3 + [(3,)]
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -437,28 +453,28 @@ def test_edges_of_weight_zero_are_in_no_matrix_and_heard_by_nobody(dtype, presen
     graph = graph_of(~np.eye(6, dtype=bool))
     graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(dtype))
     adjacency = present & ~np.eye(6, dtype=bool)
-    np.testing.assert_array_equal(adjacency_of(graph, 6), adjacency)
-    np.testing.assert_array_equal(listeners(graph, 6), adjacency.sum(axis=0))
+    np.testing.assert_array_equal(adjacency_of(graph), adjacency)
+    np.testing.assert_array_equal(listeners(graph), adjacency.sum(axis=0))
 
 
 def test_a_message_travels_to_whoever_listens():
     """A count of links, whatever their weights."""
     graph = graph_of(np.array([[0, 1, 1], [0, 0, 1], [0, 0, 0]], bool))
     for weights in (graph.weights, np.array([0.25, 0.5, 0.125], np.float32)):
-        heard_by = jax.jit(listeners, static_argnums=1)(graph._replace(weights=weights), 3)
+        heard_by = jax.jit(listeners)(graph._replace(weights=weights))
         assert heard_by.tolist() == [0, 1, 2]
         assert heard_by.dtype == np.int32
 
 
 AGENTS = 6
-metropolis_of_six = jax.jit(lambda graph: metropolis(graph, AGENTS))
+metropolis_of_six = jax.jit(metropolis)
 
 
-def mixing_of(graph, agents):
-    """The mixing matrix of a weighted graph: what is left to 1 is an agent's own weight."""
-    mixing = np.zeros((agents, agents))
+def mixing_of(graph):
+    """The mixing matrix of a graph: weights of edges, and of own values on its diagonal."""
+    mixing = np.diag(np.asarray(graph.own, float))
     np.add.at(mixing, (graph.receivers, graph.senders), np.asarray(graph.weights, float))
-    return mixing + np.diag(1 - mixing.sum(axis=1))
+    return mixing
 
 
 def metropolis_by_definition(adjacency):
@@ -487,24 +503,24 @@ def six_with(present, dtype=np.uint8):
 def test_metropolis_weights_are_those_of_their_definition(dtype, present):
     graph, adjacency = six_with(present, dtype)
     weighted = metropolis_of_six(graph)
-    assert weighted.weights.dtype == np.float32
+    assert weighted.weights.dtype == weighted.own.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(weighted.weights) != 0, graph.weights != 0)
     np.testing.assert_array_equal([weighted.senders, weighted.receivers], [graph.senders, graph.receivers])
-    np.testing.assert_allclose(mixing_of(weighted, AGENTS), metropolis_by_definition(adjacency), rtol=0, atol=3e-7)
+    np.testing.assert_allclose(mixing_of(weighted), metropolis_by_definition(adjacency), rtol=0, atol=3e-7)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_metropolis_weights_follow_float64(seed, x64):
     graph, adjacency = six_with(np.random.default_rng(seed).uniform(size=(AGENTS, AGENTS)) < 0.3)
     weighted = metropolis_of_six(graph)
-    assert weighted.weights.dtype == np.float64
-    np.testing.assert_allclose(mixing_of(weighted, AGENTS), metropolis_by_definition(adjacency), rtol=0, atol=1e-15)
+    assert weighted.weights.dtype == weighted.own.dtype == np.float64
+    np.testing.assert_allclose(mixing_of(weighted), metropolis_by_definition(adjacency), rtol=0, atol=1e-15)
 
 
 @hypothesis.settings(examples, max_examples=40)
 @hypothesis.given(hnp.arrays(bool, (AGENTS, AGENTS)))
 def test_metropolis_mixing_is_doubly_stochastic(present):
-    mixing = mixing_of(metropolis_of_six(six_with(present)[0]), AGENTS)
+    mixing = mixing_of(metropolis_of_six(six_with(present)[0]))
     np.testing.assert_allclose(mixing.sum(axis=0), 1, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(np.triu(mixing), np.tril(mixing).T)
     # Everybody listens to itself too: at least as much as to all of as many as it could have.
@@ -515,14 +531,14 @@ def test_metropolis_weights_of_a_changing_graph_leave_absent_edges_out():
     """A second pairing of the same two is absent, and counts in no degree."""
     agents = 5
     start, redraw = topology_by_name("changing-regular:4", agents, seed=0)
-    weigh = jax.jit(lambda key: (redraw(key, start), metropolis(redraw(key, start), agents)))
+    weigh = jax.jit(lambda key: (redraw(key, start), metropolis(redraw(key, start))))
     absent = 0
     for key in jax.random.split(jax.random.key(0), 20):
         drawn, weighted = jax.device_get(weigh(key))
         absent += (drawn.weights == 0).sum()
         np.testing.assert_array_equal(weighted.weights != 0, drawn.weights != 0)
-        expected = metropolis_by_definition(adjacency_of(drawn, agents))
-        np.testing.assert_allclose(mixing_of(weighted, agents), expected, rtol=0, atol=3e-7)
+        expected = metropolis_by_definition(adjacency_of(drawn))
+        np.testing.assert_allclose(mixing_of(weighted), expected, rtol=0, atol=3e-7)
     assert absent > 0
 
 

@@ -272,7 +272,7 @@ def test_scheduled_rounds_equal_the_numpy_loops(x64):
 
 def test_weighted_rounds_equal_the_numpy_loops(x64):
     symmetric = ADJACENCY & ADJACENCY.T
-    graph = metropolis(graph_of(symmetric), AGENTS)
+    graph = metropolis(graph_of(symmetric))
     weights = reference.metropolis(symmetric)
     state, _ = assert_rounds_equal(setting()._replace(graph=graph), reference.Switches(), mixing=weights)
     np.testing.assert_allclose(state.heard.degree, weights.sum(axis=1), rtol=1e-15)
@@ -288,7 +288,7 @@ def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
     for number in range(4):
         state, info = step(state)
         graph = population.graph_in(world._replace(round=jnp.int32(number)), topology)
-        adjacency = adjacency_of(graph, AGENTS)
+        adjacency = adjacency_of(graph)
         seen.add(adjacency.tobytes())
         np.testing.assert_array_equal(info["listeners"], adjacency.sum(axis=0))
         shape = state.heard.counts["conv"]["kernel"].shape[1:]

@@ -258,4 +258,4 @@ def graph_of_round(settings: Settings, network: Network, topology: Topology, rou
         return population.graph_in(population.world_of(network, key, None, round, settings.rounds), topology)
 
     graph = topology.graph if topology.redraw is None else draw(jax.random.key(settings.seed), jnp.int32(round))
-    return adjacency_of(graph, settings.agents)
+    return adjacency_of(graph)

@@ -171,7 +171,7 @@ def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Any, Shares, Shares]:
         return Shares(of_all[0].images, of_all[0].labels, *stack(own))
 
     seeds = stack([np.uint32(member.settings.seed) for member in members])
-    graph = stack([with_edges(member.topology.graph, edges, member.settings.agents) for member in members])
+    graph = stack([with_edges(member.topology.graph, edges) for member in members])
     hyper = stack([member.hyper for member in members])
     return seeds, graph, hyper, samples([m.train for m in members]), samples([m.tests for m in members])
 

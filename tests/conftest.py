@@ -23,8 +23,9 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# Check the annotations of every function of the library while tests run. Must come before its first import.
-install_import_hook("dslth_jax", "beartype.beartype")
+# Check the annotations of every function of the core while tests run. Must come before its first import.
+rooms = {path.stem for path in (Path(__file__).parents[1] / "dslth_jax").iterdir()} - {"study"}
+install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dslth_jax.study.config import command
 from dslth_jax.study.config.command import BAD_INPUT, NOT_FINITE
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop, StoppedError
-from dslth_jax.study.training.loop import NotFiniteError, ready, run, train
+from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
+from dslth_jax.study.training.loop import ready, run, train
 
 __all__ = ["Settings", "main", "run"]
 PROGRAM = "experiments.cifar"

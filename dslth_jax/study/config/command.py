@@ -7,15 +7,18 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from dslth_jax.naming import nearest
+from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.hints import choices, flag, kinds, parts, refusal
+from dslth_jax.study.config.machine import is_out_of_memory
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
+OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
 HELP, SWITCHED, NEGATIVE = ("-h", "--help"), ("True", "False", "None"), ("-inf", "-infinity", "-nan")
 Kind = TypeVar("Kind", bound=Settings)
 
@@ -25,15 +28,76 @@ def complain(program: str, sentence: object, code: int) -> int:
     line = f"{program}: {' '.join(str(sentence).split())}"
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(line, file=sys.stderr)
+    print(line, file=Stream(sys.stderr))
     return code
+
+
+class Begun(Protocol):
+    """What a command has checked and opened, and goes on with."""
+
+    @property
+    def finished(self) -> str:
+        """What to say if nothing is left to do, else empty."""
+
+    @property
+    def path(self) -> Path | None:
+        """The folder in which the work is kept and goes on with --resume; None where there is none such."""
+
+
+Work = TypeVar("Work", bound=Begun)
+
+
+def conduct(
+    program: str, begin: Callable[[], Work], finish: Callable[[Work, Stop], object], stop: Stop | None = None
+) -> int:
+    """Begin and finish the work of a command; returns its exit code, and says what is wrong in one line.
+
+    Args:
+        program: the name in front of that line, such as "experiments.cifar".
+        begin: reads the flags, checks everything that can be checked, then opens the folder.
+        finish: does the work; it gets what `begin` returned, and `stop`, at which it looks between rounds.
+        stop: the wish to stop of this process; a new one where left out.
+    """
+    stop, path = stop or Stop(), None
+
+    def complained(error: object, code: int, kept: str = "; what was had is kept in {path}") -> int:
+        return complain(program, str(error) + (kept.format(path=path) if path else ""), code)
+
+    try:
+        begun = begin()
+        if begun.finished:
+            print(begun.finished, file=Stream(sys.stdout))
+            return 0
+        path = begun.path
+        finish(begun, stop)
+    except StoppedError as stopped:
+        when = "" if path else " before anything was kept"
+        kept = "; what was had is kept in {path}; --resume --out {path} goes on"
+        return complained(f"stopped by {stopped.name}{when}", stopped.code, kept)
+    except NotFiniteError as error:
+        return complained(error, NOT_FINITE)
+    except OSError as error:
+        start = f"the run folder {path} cannot be written to any more: " if path else ""
+        return complained(f"{start}{error}", BAD_INPUT, kept="")
+    except ValueError as error:
+        return complained(error, BAD_INPUT, kept="")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return complained(f"{OUT_OF_MEMORY} ({reason[:200]})", BAD_INPUT)
+    return 0
 
 
 def leave(main: Callable[..., int]) -> NoReturn:
     """Run a command's `main`, with signals listened to, and end the process with its exit code."""
     stop = Stop()
+    guard(stop)
     stop.listen()
-    code = main(stop=stop)
+    try:
+        code = main(stop=stop)
+    except SystemExit as end:  # of --help
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     sys.stdout.flush()
     sys.stderr.flush()
     # Leave without the interpreter's own shutdown, which crashes where a compilation still runs in another thread.

@@ -1,18 +1,26 @@
-"""Signals: the first asks a run to save and end, the second ends the process at once."""
+"""How a run is stopped: the first signal asks it to save and end, a second one ends the process at once."""
 
+import contextlib
 import os
 import signal
+import sys
 from types import FrameType
 
 NOTICE = b"stopping when this round is saved; a second signal stops at once\n"
+HEARD = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")  # a terminal that closes, Ctrl-C, an end that a scheduler announces
+INSISTING = (signal.SIGINT, signal.SIGTERM)  # others come twice of themselves: of the terminal and of its shell
 
 
 class StoppedError(BaseException):
-    """SIGINT or SIGTERM came; like KeyboardInterrupt, no handler of ordinary errors may swallow it."""
+    """A signal came; like KeyboardInterrupt, no handler of ordinary errors may swallow it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.name, self.code = signal.Signals(number).name, 128 + number
+
+
+class NotFiniteError(RuntimeError):
+    """The loss or the scores have become nan or infinite."""
 
 
 class Stop:
@@ -26,14 +34,25 @@ class Stop:
         """Take a signal: an exception at once where nothing is to be saved."""
         del frame
         if self.asked is not None:
-            os._exit(128 + number)
+            if number in INSISTING:
+                os._exit(128 + number)
+            return
         self.asked = number
         if not self.later:
             raise StoppedError(number)
         # Write past Python's own buffers: the signal may have come in the middle of a line.
-        os.write(1, NOTICE)
+        if sys.__stdout__ is not None:
+            with contextlib.suppress(OSError):
+                os.write(1, NOTICE)
+
+    def wish(self) -> None:
+        """Ask for an end after this round, because nobody reads what is said any more."""
+        if self.asked is None:
+            self.asked = signal.SIGPIPE
 
     def listen(self) -> None:
-        """Take the signals of this process."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self)
+        """Take the signals of this process, but for a SIGHUP that whoever started it (nohup) has it ignore."""
+        for name in HEARD:
+            number = getattr(signal, name, None)  # Windows has two of them
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                signal.signal(number, self)

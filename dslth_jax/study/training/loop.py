@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dslth_jax.population import State, count_of
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop, StoppedError
+from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 from dslth_jax.study.results import figures, record
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.history import History
@@ -21,10 +21,6 @@ from dslth_jax.study.training.ledger import is_encoded
 from dslth_jax.study.training.prepare import Plan, Prepared, fingerprints, graph_of_round, identity, plan, prepare
 from dslth_jax.study.training.programs import Programs, compile_programs
 from dslth_jax.study.training.progress import ProgressLine
-
-
-class NotFiniteError(RuntimeError):
-    """The loss or the scores have become nan or infinite."""
 
 
 class Ready(NamedTuple):

@@ -21,6 +21,7 @@ from dslth_jax.population import Shares
 from dslth_jax.skew import skew_by_name
 from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import algorithm_of, population_hyper
+from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.settings import (
     OF_THE_MACHINE,
     PACKAGES,
@@ -71,6 +72,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     check_together(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
+    check_machine()
     settings = resolve(settings)
     dataset = dataset or load(settings)
     image_shape = dataset.train_images.shape[1:]

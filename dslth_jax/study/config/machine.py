@@ -1,0 +1,23 @@
+"""Faults of the machine that show before anything is computed, each as one sentence."""
+
+import os
+
+import jax
+
+
+def check_machine() -> None:
+    """Raise a ValueError where JAX finds no device, or may compile nothing."""
+    if jax.config.values["jax_disable_jit"]:
+        raise ValueError("JAX_DISABLE_JIT forbids to compile, and every round is a compiled program: unset it")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        wish = f"the JAX_PLATFORMS={asked} asks for" if asked else "works"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"JAX finds no device that {wish} ({reason}): say JAX_PLATFORMS=cpu, or mend it") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this process, has no memory left."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

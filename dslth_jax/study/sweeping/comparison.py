@@ -58,13 +58,13 @@ def megabytes(row: Row) -> float | None:
     return None if bits is None else bits / 8e6
 
 
-def value_of(key: str, factor: float = 1) -> Callable[[Row], float | None]:
+def value_of(key: str, factor: float = 1.0) -> Callable[[Row], float | None]:
     """What a panel shows of a row: its number of this name, times a factor."""
     return lambda row: None if row[key] is None else factor * row[key]
 
 
 ROUND = value_of("round")
-ACCURACY = value_of("accuracy_mean", 100)
+ACCURACY = value_of("accuracy_mean", 100.0)
 
 
 def main(

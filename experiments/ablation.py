@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
+from dslth_jax.study.sweeping.comparison import Experiment
 from dslth_jax.study.sweeping.study import Arms
 
 
@@ -28,11 +29,7 @@ class Ablation(Experiment):
     unlike masks keeps less than any of them."""
 
 
-PANELS = (
-    Panel(ROUND, value_of("density"), ("round", "density of the masks in use")),
-    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-)
+PANELS = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
 
 
 def arms_of(settings: Ablation) -> Arms:

@@ -15,8 +15,9 @@ from typing import Any
 
 from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, megabytes
+from dslth_jax.study.sweeping.comparison import Experiment
 from dslth_jax.study.sweeping.study import Arms
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
@@ -30,10 +31,7 @@ class Communication(Experiment):
     """Retentions of the methods that have one, separated by commas."""
 
 
-PANELS = (
-    Panel(megabytes, ACCURACY, ("sent over all links, MB", "test accuracy, mean of agents, %"), "log"),
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-)
+PANELS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 def arms_of(settings: Communication) -> Arms:

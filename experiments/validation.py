@@ -14,8 +14,9 @@ from typing import Literal
 
 from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
+from dslth_jax.study.sweeping.comparison import Experiment
 from dslth_jax.study.sweeping.study import Arms
 
 
@@ -30,10 +31,7 @@ class Validation(Experiment):
     """Biases of linear layers at the start, one draw for all arms."""
 
 
-PANELS = (
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
-)
+PANELS = (Panel("round", "accuracy"), Panel("round", "loss"))
 
 
 def arms_of(settings: Validation) -> Arms:

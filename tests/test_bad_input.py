@@ -20,7 +20,7 @@ import pytest
 from dslth_jax.study.config.hints import choices, flag, parts
 from dslth_jax.study.config.methods import PRESETS, foreign_to
 from dslth_jax.study.config.settings import HINTS, Settings, resolve
-from dslth_jax.study.results import record
+from dslth_jax.study.results import folders
 from dslth_jax.study.training.prepare import plan, prepare
 from experiments import cifar
 
@@ -515,7 +515,7 @@ def test_a_folder_that_must_not_be_written_to_is_refused(refuses, monkeypatch):
     def refuse(path, *arguments, **settings):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(record.Path, "mkdir", refuse)
+    monkeypatch.setattr(folders.Path, "mkdir", refuse)
     refuses(["--dataset", "digits", "--agents", "2", "--out", "run"], "cannot be written to (Permission denied): name")
 
 

@@ -15,7 +15,7 @@ from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop, StoppedError
-from dslth_jax.study.results.folders import place_of
+from dslth_jax.study.results.points import place_of
 from dslth_jax.study.sweeping import study, sweep
 from dslth_jax.study.sweeping.grid import Member, axes_of, base_of, groups_of, members_of, points_of
 from dslth_jax.study.sweeping.study import Sweep

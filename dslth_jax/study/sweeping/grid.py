@@ -11,7 +11,7 @@ from dslth_jax.naming import nearest
 from dslth_jax.study.config import command, datasets
 from dslth_jax.study.config.hints import choices, flag, kinds, parts, refusal
 from dslth_jax.study.config.settings import DEFAULTS, HINTS, OF_THE_MACHINE, Settings, check_each
-from dslth_jax.study.results import record
+from dslth_jax.study.results import folders
 from dslth_jax.study.training.prepare import Prepared, TooLargeError, batch_of, load, plan, prepare
 
 # Settings that are traced, or decide only about what is: they may differ between members of one program. What they
@@ -128,7 +128,7 @@ def members_of(
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in, or sets a shape, in words: members of which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    fixed = {name: value for name, value in record.as_json(settings).items() if name not in (*TRACED, *OF_THE_MACHINE)}
+    fixed = {name: value for name, value in folders.as_json(settings).items() if name not in (*TRACED, *OF_THE_MACHINE)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
     schedules = {name: str(getattr(settings, name)).partition("@")[2] for name in SCHEDULED}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None

@@ -11,10 +11,10 @@ from rich.console import Console
 from dslth_jax.study.config.hints import parts
 from dslth_jax.study.config.settings import HINTS
 from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results import record
-from dslth_jax.study.results.folders import DONE
+from dslth_jax.study.results import folders
+from dslth_jax.study.results.points import DONE
 from dslth_jax.study.sweeping.grid import axis_of, base_of, members_of, value_of
-from dslth_jax.study.sweeping.study import Outcome, Ready, Sweep, stop_if_asked, summary, train_members, write_config
+from dslth_jax.study.sweeping.study import Outcome, Ready, Sweep, stop_if_asked, summary_of, train_members, write_config
 
 if TYPE_CHECKING:
     import optuna
@@ -89,7 +89,7 @@ def search(begun: Ready, outcomes: dict[int, Outcome], console: Console, stop: S
     study = study_of(begun)
     add_members(begun, points_so_far(begun))
     write_config(begun, outcomes)  # which holds the mark before any trial bears it
-    mark = record.read_config(begun.path)["id"]  # type: ignore[index]
+    mark = folders.read_config(begun.path)["id"]  # type: ignore[index]
     check_study(begun, study, mark)
     while True:
         # A point that was asked must be in config.json before a signal is heard.
@@ -164,7 +164,7 @@ def point_of(begun: Ready, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
 
 def points_so_far(begun: Ready) -> list[dict[str, Any]]:
     """The points that an earlier command has written down, in its order, which the numbers of members follow."""
-    members = (record.read_config(begun.path) or {}).get("members", [])
+    members = (folders.read_config(begun.path) or {}).get("members", [])
     return [{axis: member[axis] for axis in begun.axes} for member in members]
 
 
@@ -195,7 +195,7 @@ def check_study(begun: Ready, study: "optuna.Study", mark: str) -> None:
 
 def of_point(begun: Ready, point: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
     """What a point came to over its seeds."""
-    return summary([outcomes[number] for number, member in enumerate(begun.members) if member.point == point])
+    return summary_of([outcomes[number] for number, member in enumerate(begun.members) if member.point == point])
 
 
 def tell(study: "optuna.Study", number: int, came: Mapping[str, Any]) -> None:

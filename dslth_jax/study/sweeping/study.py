@@ -1,12 +1,10 @@
 """Many settings, group after group, each group one program, into one folder: what grids and searches share."""
 
-import csv
 import dataclasses
 import json
 import re
 import shutil
 import signal
-import statistics
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +12,11 @@ from typing import Any, NamedTuple
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop, StoppedError
-from dslth_jax.study.results import figures, record
-from dslth_jax.study.results.folders import DONE, SIZES, not_finite, place_of
+from dslth_jax.study.results import folders, pictures, tables
+from dslth_jax.study.results.points import DONE, FAILED, best_first, place_of, summary
 from dslth_jax.study.sweeping.grid import Member, groups_of
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.history import History
@@ -27,11 +24,6 @@ from dslth_jax.study.training.loop import checkpoint_of, follow, leave
 from dslth_jax.study.training.prepare import Plan, plan
 from dslth_jax.study.training.programs import compile_programs
 from dslth_jax.study.training.progress import ProgressLine
-
-ROWS_SHOWN = 30  # of results, on the screen; the file has all
-COLUMNS = (
-    "accuracy", "± over seeds", "worst agent", "density", "bitmaps, MB", "coded, MB", "float32, MB", "status",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,24 +75,24 @@ class Ready(NamedTuple):
     settings: Sweep
     axes: dict[str, list[Any]]
     members: list[Member]  # a search adds to them
-    folder: record.Folder | None  # where this process writes; None in all but the first
+    folder: folders.Folder | None  # where this process writes; None in all but the first
     path: Path
     finished: str  # what to say of a sweep that has nothing left to do, else empty
     arms: Arms | None = None
 
 
-def open_folder(settings: Sweep, arms: Arms | None = None) -> record.Folder:
+def open_folder(settings: Sweep, arms: Arms | None = None) -> folders.Folder:
     """`--out`, or a fresh dated folder under runs/."""
-    path = settings.out or record.fresh_folder(settings, "sweep")
+    path = settings.out or folders.fresh_folder(settings, "sweep")
 
     def expect(config: dict[str, Any]) -> None:
         if config.get("kind") != "sweep":
             raise ValueError(f"the run folder {path} holds a single run, no sweep: name another --out")
-        record.expect_same(settings, config["settings"], f"the sweep in {path}")
+        folders.expect_same(settings, config["settings"], f"the sweep in {path}")
         if config.get("arms") != written(arms):
             raise ValueError(f"{path} compares other arms, or these with other settings: name another --out")
 
-    return record.claim(path, settings.resume, expect)
+    return folders.claim(path, settings.resume, expect)
 
 
 def train_members(
@@ -166,18 +158,18 @@ def write_config(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
     """config.json: the settings that all points have in common, the axes, the members, and which of them are done."""
     if begun.folder is None:
         return
-    earlier = record.read_config(begun.path)
+    earlier = folders.read_config(begun.path)
     config = {
         "kind": "sweep",
-        "settings": record.as_json(begun.settings) | {"out": str(begun.path.resolve())},
+        "settings": folders.as_json(begun.settings) | {"out": str(begun.path.resolve())},
         "axes": tried(begun) if begun.settings.search else begun.axes,
         **({"arms": written(begun.arms)} if begun.arms else {}),
         "seeds": [begun.settings.seed + offset for offset in range(begun.settings.seeds)],
         "members": [{**member.point, "seed": member.seed} for member in begun.members],
         "done": {number: outcome.failure for number, outcome in sorted(outcomes.items())},
-        **(record.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
+        **(folders.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
     }
-    record.replace(begun.path / "config.json", json.dumps({**(earlier or {}), **config}, indent=2, default=str) + "\n")
+    folders.save_config(begun.path, {**(earlier or {}), **config})
 
 
 def written(arms: Arms | None) -> Any:
@@ -194,14 +186,14 @@ def write_metrics(begun: Ready, outcomes: Mapping[int, Outcome]) -> None:
     """metrics.jsonl: the rows of every member, in order."""
     if begun.folder is not None:
         rows = [{"member": number, **row} for number, outcome in sorted(outcomes.items()) for row in outcome.rows]
-        record.write_metrics(begun.path, rows)
+        folders.write_metrics(begun.path, rows)
 
 
 def outcomes_so_far(begun: Ready) -> dict[int, Outcome]:
     """What the members that an interrupted sweep was done with came to, by number; in every process."""
     if not begun.settings.resume:
         return {}
-    config = record.read_config(begun.path) or {}
+    config = folders.read_config(begun.path) or {}
     outcomes = {int(number): Outcome([], failure) for number, failure in config.get("done", {}).items()}
     members = config.get("members", [])
     path = begun.path / "metrics.jsonl"
@@ -220,7 +212,7 @@ def is_complete(begun: Ready, number: int, outcome: Outcome, rounds: int) -> boo
     """Whether a member failed, or all that it leaves is there, its run folder too; where not, it is trained again."""
     if outcome.failure is not None or not outcome.rows or outcome.rows[-1]["round"] != rounds:
         return outcome.failure is not None
-    left = (record.read_config(path) or {} for path in (begun.path / "runs").glob(f"{number:03d}_*"))
+    left = (folders.read_config(path) or {} for path in (begun.path / "runs").glob(f"{number:03d}_*"))
     return not begun.settings.run_folders or any("finished" in config for config in left)
 
 
@@ -238,13 +230,13 @@ def interrupted(begun: Ready, outcomes: Mapping[int, Outcome]) -> tuple[checkpoi
 def leave_run(path: Path, history: History, planned: Plan) -> None:
     """The run folder of one member, as the run of its settings alone leaves it."""
     path.mkdir(parents=True, exist_ok=True)
-    record.write_config(path, history.prepared, planned)
-    record.write_metrics(path, history.rows)
-    figures.partition_picture(path, history.prepared)
-    figures.curves_picture(path, history.rows, history.symptoms.chance)
+    folders.write_config(path, history.prepared, planned)
+    folders.write_metrics(path, history.rows)
+    pictures.partition_picture(path, history.prepared)
+    pictures.curves_picture(path, history.rows, history.symptoms.chance)
     if history.failure is None:
         leave(path, history)
-        record.finish(path)
+        folders.finish(path)
 
 
 def folder_name(number: int, member: Member) -> str:
@@ -258,54 +250,23 @@ def results_of(begun: Ready, outcomes: Mapping[int, Outcome]) -> list[dict[str, 
     points = {member.label: member.point for member in begun.members}
     for number, member in enumerate(begun.members):
         by_point.setdefault(member.label, []).append(outcomes[number])
-    rows = [{**points[label], **summary(of_seeds)} for label, of_seeds in by_point.items()]
-    return sorted(rows, key=lambda row: (row["status"] != DONE, -(row["accuracy_mean"] or 0.0)))
+    return best_first([{**points[label], **summary_of(of_seeds)} for label, of_seeds in by_point.items()])
 
 
-def summary(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
-    """What a point came to: means over the seeds that stayed finite, the spread of accuracy, the worst agent of all."""
-    last = [outcome.rows[-1] for outcome in of_seeds if outcome.failure is None]
-    failed = len(of_seeds) - len(last)
-
-    def mean(key: str) -> float | None:
-        known = [row[key] for row in last if row[key] is not None]
-        return statistics.fmean(known) if known else None
-
-    def megabytes(key: str) -> float | None:
-        bits = mean(key)
-        return None if bits is None else record.megabytes(bits)
-
-    return {
-        "seeds": len(of_seeds),
-        "accuracy_mean": mean("accuracy_mean"),
-        "accuracy_std": statistics.stdev(row["accuracy_mean"] for row in last) if len(last) > 1 else None,
-        "accuracy_worst": min((row["accuracy_worst"] for row in last), default=None),
-        "loss": mean("loss"),
-        "density": mean("density"),
-        **{f"{size}_mb": megabytes(f"{size}_bits") for size in SIZES},
-        "status": not_finite(failed, len(of_seeds)) or DONE,
-    }
-
-
-def write_results(folder: Path, results: Sequence[dict[str, Any]]) -> None:
-    """results.csv."""
-    part = folder / "results.csv.part"
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(results[0]))
-        writer.writeheader()
-        writer.writerows(results)
-    part.replace(folder / "results.csv")
+def summary_of(of_seeds: Sequence[Outcome]) -> dict[str, Any]:
+    """What a point came to."""
+    return summary([own.rows for own in of_seeds], [FAILED if own.failure else DONE for own in of_seeds])
 
 
 def conclude(begun: Ready, outcomes: Mapping[int, Outcome], console: Console) -> list[dict[str, Any]]:
     """Write and show what all members came to; returns the rows of results.csv."""
     results = results_of(begun, outcomes)
     if begun.folder is not None:
-        write_results(begun.path, results)
+        folders.write_table(begun.path / "results.csv", results)
         draw(begun, outcomes, results)
-        record.finish(begun.path)
-    console.print(results_table(begun, results))
-    console.print(f"sweep folder: {begun.path}", highlight=False, soft_wrap=True)
+        folders.finish(begun.path)
+    tables.show_results(console, results, begun.axes, begun.settings.seeds, begun.settings.rounds)
+    console.print(f"sweep folder: {begun.path}", highlight=False, markup=False, soft_wrap=True)
     return results
 
 
@@ -315,11 +276,12 @@ def draw(begun: Ready, outcomes: Mapping[int, Outcome], results: Sequence[dict[s
     for number, member in enumerate(begun.members):
         if outcomes[number].failure is None:
             of_points.setdefault(member.label, []).append(outcomes[number].rows)
-    figures.sweep_picture(begun.path, [(label, of_points[label]) for label in labels_of(begun, results, of_points)])
+    lines = [(label or "the one point", of_points[label]) for label in labels_of(begun, results, of_points)]
+    pictures.points_picture(begun.path, lines)
     if begun.settings.search:
-        figures.slices_picture(begun.path, list(begun.axes), results)
+        pictures.slices_picture(begun.path, tried(begun), results)
     else:
-        figures.heat_maps(begun.path, begun.axes, results)
+        pictures.heat_maps(begun.path, begun.axes, results)
 
 
 def labels_of(begun: Ready, results: Sequence[dict[str, Any]], known: Mapping[str, Any]) -> list[str]:
@@ -327,27 +289,3 @@ def labels_of(begun: Ready, results: Sequence[dict[str, Any]], known: Mapping[st
     labels = {str([member.point[axis] for axis in begun.axes]): member.label for member in begun.members}
     ordered = [labels[str([row[axis] for axis in begun.axes])] for row in results]
     return [label for label in ordered if label in known]
-
-
-def results_table(begun: Ready, results: Sequence[dict[str, Any]]) -> Table:
-    """The best of results.csv for the screen."""
-    shown = results[:ROWS_SHOWN]
-    more = f", the best {len(shown)}" if len(results) > len(shown) else ""
-    table = Table(
-        title=f"{len(results)} points, {begun.settings.seeds} seeds each, after round {begun.settings.rounds}{more}"
-    )
-    for axis in begun.axes:
-        table.add_column(axis)
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column == "status" else "right")
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{value:.2%}"
-
-    for row in shown:
-        accuracies = (percent(row[f"accuracy_{key}"]) for key in ("mean", "std", "worst"))
-        density = "" if row["density"] is None else f"{row['density']:.4f}"
-        sizes = ("" if row[f"{size}_mb"] is None else f"{row[f'{size}_mb']:,.4g}" for size in SIZES)
-        axes = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in begun.axes)
-        table.add_row(*axes, *accuracies, density, *sizes, row["status"])
-    return table

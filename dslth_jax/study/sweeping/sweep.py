@@ -23,7 +23,7 @@ from dslth_jax.study.config.command import BAD_INPUT, NOT_FINITE
 from dslth_jax.study.config.hints import is_of, kinds, refusal
 from dslth_jax.study.config.settings import HINTS, check_each, check_resume
 from dslth_jax.study.config.stopping import Stop, StoppedError
-from dslth_jax.study.results import record
+from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import Member, axes_of, base_of, groups_of, members_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.sweeping.study import (
@@ -50,7 +50,7 @@ def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
     """
     begun = ready(settings, arms)
     if begun.finished:
-        record.close(begun.folder)
+        folders.close(begun.folder)
         raise ValueError(begun.finished)
     return train(begun)
 
@@ -112,7 +112,7 @@ def train(begun: Ready, stop: Stop | None = None) -> list[dict[str, Any]]:
             train_members(begun, range(len(begun.members)), outcomes, console, stop)
         return conclude(begun, outcomes, console)
     finally:
-        record.close(begun.folder)
+        folders.close(begun.folder)
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def conduct(program: str, begin: Callable[[], Ready], finish: Callable[[Ready], 
     except StoppedError as stopped:
         return complain(f"stopped by {stopped.name} before the first round", stopped.code)
     if begun.finished:
-        record.close(begun.folder)
+        folders.close(begun.folder)
         print(begun.finished)
         return 0
     try:

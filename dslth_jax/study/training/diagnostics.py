@@ -8,9 +8,9 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import CHANGING
+from dslth_jax.partition import class_counts
 from dslth_jax.study.config.methods import PRESETS
-from dslth_jax.study.results.folders import spelled
-from dslth_jax.study.results.record import class_counts
+from dslth_jax.study.results.points import spelled
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.prepare import Prepared
@@ -43,7 +43,8 @@ class Symptoms:
         self.settings, self.graph = prepared.settings, prepared.graph_report
         self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
         self.entries = sum(self.sizes.values())
-        tested = class_counts(prepared.tests, prepared.dataset.classes)
+        tests = prepared.tests
+        tested = class_counts(tests.labels, tests.indices, tests.sizes, prepared.dataset.classes)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of always naming the likeliest class
         self.sent = "weights" if self.settings.algorithm in ("dsgd", "dis-pfl") else "masks"
         self.flip_rates: list[float] = []

@@ -10,10 +10,10 @@ import numpy as np
 from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.partition import class_counts
 from dslth_jax.population import world_of
 from dslth_jax.study.config.methods import FLAGS
 from dslth_jax.study.config.settings import retentions
-from dslth_jax.study.results import record
 from dslth_jax.study.training.diagnostics import Symptoms
 from dslth_jax.study.training.ledger import Ledger, is_key_frame, lengths_of
 from dslth_jax.study.training.prepare import Prepared
@@ -130,7 +130,8 @@ class History:
         prepared, evaluation = self.prepared, self.evaluation
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
-        held = record.class_counts(prepared.train, prepared.dataset.classes)
+        train = prepared.train
+        held = class_counts(train.labels, train.indices, train.sizes, prepared.dataset.classes)
         keeps = "retention" in FLAGS[prepared.settings.algorithm]
         return [
             {

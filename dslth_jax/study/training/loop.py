@@ -14,8 +14,8 @@ from rich.console import Console
 from dslth_jax.population import State, count_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
-from dslth_jax.study.results import figures, record
-from dslth_jax.study.training import checkpoint, processes
+from dslth_jax.study.results import folders, pictures, tables
+from dslth_jax.study.training import checkpoint, memory, processes
 from dslth_jax.study.training.history import History
 from dslth_jax.study.training.ledger import is_encoded
 from dslth_jax.study.training.prepare import Plan, Prepared, fingerprints, graph_of_round, identity, plan, prepare
@@ -27,7 +27,7 @@ class Ready(NamedTuple):
     """A run that can begin."""
 
     plan: Plan
-    folder: record.Folder | None  # where this process writes; None in all but the first
+    folder: folders.Folder | None  # where this process writes; None in all but the first
     checkpoints: Path  # where all save
     found: checkpoint.Found | None  # where to go on from
     finished: str  # what to say of a run that has nothing left to do, else empty
@@ -42,13 +42,13 @@ class Result(NamedTuple):
 
 
 def run(settings: Settings) -> Result:
-    """Check, load, train, evaluate and record.
+    """Check, load, train, evaluate and folders.
 
     Raises ValueError on bad input and of a finished run that is to be resumed, NotFiniteError if training diverges.
     """
     prepared = ready(settings)
     if prepared.finished:
-        record.close(prepared.folder)
+        folders.close(prepared.folder)
         raise ValueError(prepared.finished)
     return train(prepared)
 
@@ -58,8 +58,8 @@ def ready(settings: Settings) -> Ready:
     prepared = processes.in_every_process(lambda: prepare(settings), identity)
     planned, resolved = plan([prepared]), prepared.settings
 
-    def claim() -> record.Folder | None:
-        return record.open_folder(resolved) if processes.is_first() else None
+    def claim() -> folders.Folder | None:
+        return folders.open_folder(resolved) if processes.is_first() else None
 
     folder = processes.in_every_process(claim)
     path, finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
@@ -71,7 +71,7 @@ def ready(settings: Settings) -> Ready:
     try:
         found = processes.in_every_process(find)
     except BaseException:
-        record.close(folder)
+        folders.close(folder)
         raise
     return Ready(planned, folder, checkpoints, found, finished)
 
@@ -84,7 +84,7 @@ def checkpoint_of(folder: Path, members: Sequence[Prepared]) -> checkpoint.Found
         if len(others) != len(members):
             raise ValueError(f"the checkpoint {found.path} is of {len(others)} settings, not {len(members)}")
         for member, other in zip(members, others, strict=True):
-            record.expect_same(member.settings, other, f"the checkpoint {found.path}")
+            folders.expect_same(member.settings, other, f"the checkpoint {found.path}")
         for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
             if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
                 raise ValueError(
@@ -148,7 +148,7 @@ def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Fo
         history.go_on_from(notes)
     warnings = histories[0].warnings
     warnings += [f"skipped a checkpoint that is not whole: {name}" for name in found.damaged]
-    if (then := found.notes["versions"]) != (now := record.versions()):
+    if (then := found.notes["versions"]) != (now := folders.versions()):
         changed = ", ".join(
             f"{name} {then.get(name)} then and {now[name]} now" for name in now if then.get(name) != now[name]
         )
@@ -174,10 +174,10 @@ def restored(found: checkpoint.Found, like: State) -> State:
 def save(checkpoints: Path, plan: Plan, histories: Sequence[History], state: State, round: int) -> None:
     """A checkpoint after a round, of all members."""
     notes = {
-        "settings": [record.as_json(member.settings) for member in plan.members],
+        "settings": [folders.as_json(member.settings) for member in plan.members],
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
-        "versions": record.versions(),
+        "versions": folders.versions(),
         "data": fingerprints(plan.members),
         "rows": count_of(state),
     }
@@ -228,30 +228,30 @@ def train(ready: Ready, stop: Stop | None = None) -> Result:
             write(path, *what)
 
     try:
-        keep(record.write_config, prepared, ready.plan, ready.found)
-        console.print(record.population_table(ready.plan))
+        keep(folders.write_config, prepared, ready.plan, ready.found)
+        tables.show_population(console, ready.plan, memory.said(ready.plan.footprint))
         with console.status(f"compiling for {settings.agents} agents"):
             programs = compile_programs(ready.plan)
         history = History(prepared)
         chance = history.symptoms.chance
-        keep(figures.partition_picture, prepared)
+        keep(pictures.partition_picture, prepared)
         done = ready.found.round if ready.found else 0
         with ProgressLine(console, settings.rounds, done) as progress:
             try:
-                rows = lambda: keep(record.write_metrics, history.rows)  # noqa: E731
+                rows = lambda: keep(folders.write_metrics, history.rows)  # noqa: E731
                 follow(ready.plan, programs, [history], ready.found, ready.checkpoints, progress, rows, stop or Stop())
             finally:
-                keep(figures.curves_picture, history.rows, chance)
+                keep(pictures.curves_picture, history.rows, chance)
         if history.failure:
             raise NotFiniteError(history.failure)
         agents = leave(path, history)
         times = programs.compiled(), history.evaluation_seconds
-        console.print(record.summary_table(history.rows[-1], chance, settings.rounds, *times))
-        keep(record.finish)
-        console.print(f"run folder: {path}", highlight=False, soft_wrap=True)
+        tables.show_outcome(console, history.rows[-1], chance, settings.rounds, *times)
+        keep(folders.finish)
+        console.print(f"run folder: {path}", highlight=False, markup=False, soft_wrap=True)
         return Result(path, history.rows, agents)
     finally:
-        record.close(ready.folder)
+        folders.close(ready.folder)
 
 
 def leave(folder: Path | None, history: History) -> list[dict[str, Any]]:
@@ -261,8 +261,8 @@ def leave(folder: Path | None, history: History) -> list[dict[str, Any]]:
     last = graph_of_round(prepared.settings, prepared.network, prepared.topology, prepared.settings.rounds - 1)
     agents = history.agent_rows(last)
     if folder is not None:
-        record.write_agents(folder, agents)
+        folders.write_table(folder / "agents.csv", agents)
         if evaluation.masks is not None:
-            record.write_masks(folder, evaluation.masks, history.maskable)
-        figures.topology_picture(folder, last, np.asarray(evaluation.accuracy))
+            folders.write_masks(folder, evaluation.masks, history.maskable)
+        pictures.topology_picture(folder, last, np.asarray(evaluation.accuracy))
     return agents

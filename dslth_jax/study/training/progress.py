@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from dslth_jax.study.results.record import sent
+from dslth_jax.study.results.tables import sent
 
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
@@ -61,13 +61,13 @@ class ProgressLine:
     def warn(self, lines: Iterable[str]) -> None:
         """Lines that stay, on a terminal too."""
         for line in lines:
-            self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
+            self.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
 
     def say(self, line: str) -> None:
         """One line of a log; a terminal shows the renewed line instead."""
         self.last_line = time.monotonic()
         if not self.console.is_terminal:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def rate(rounds_per_second: float) -> str:

@@ -177,7 +177,7 @@ def test_a_finished_run_is_not_kept_from_others(tmp_path):
 
 def test_a_folder_belongs_to_one_process(tmp_path, capsys):
     out = tmp_path / "run"
-    held = folders.open_folder(cifar.parse([*FLAGS, "--out", str(out)]))
+    held = folders.open_folder(cifar.parse([*FLAGS, "--out", str(out)]), "held")
     for more in ([], ["--resume"]):
         assert cifar.main([*FLAGS, "--out", str(out), *more]) == 2
         said = capsys.readouterr().err

@@ -57,40 +57,29 @@ class Folder(NamedTuple):
     finished: str  # what to say of a run that was finished before, else empty
 
 
-def open_folder(settings: Settings) -> Folder:
-    """`--out`, or a fresh dated folder under runs/; made only once everything that can be checked has been.
+def open_folder(
+    settings: Settings, what: str, kind: str | None = None, expect: Callable[[Row], None] | None = None
+) -> Folder:
+    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own.
 
-    A ValueError where it cannot be written to, another process is at work in it, or, to be resumed, it holds a run of
-    other settings.
+    Called only once everything that can be checked has been. A ValueError where it cannot be written to, another
+    process is at work in it, it holds a run and is not to be resumed, or holds another kind of thing (None is a single
+    run), one of other settings, or one whose config.json is not as `expect` wants it.
     """
-    path = settings.out or fresh_folder(settings, settings.algorithm)
-
-    def expect(config: Row) -> None:
-        if "kind" in config:
-            raise ValueError(f"the run folder {path} holds a {config['kind']}, no single run: name another --out")
-        expect_same(settings, config["settings"], f"the run in {path}")
-
-    return claim(path, settings.resume, expect)
-
-
-def fresh_folder(settings: Settings, what: str) -> Path:
-    """A name under runs/ that says when, on which data, and what."""
-    name = settings.data_file.stem if settings.data_file else settings.dataset
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("runs") / f"{stamp}_{name}_{what}_{os.getpid()}"
-
-
-def claim(path: Path, resume: bool, expect: Callable[[Row], None]) -> Folder:
-    """Make a folder this process's own: a new one, or to be resumed one whose config.json is as expected."""
-    folder = None
+    path, folder = settings.out or fresh_folder(settings, what), None
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder(path, _lock(path), "")
         config = read_config(path)
         if config is not None:
-            if not resume:
+            if not settings.resume:
                 raise ValueError(f"the run folder {path} holds a run already: name another --out, or say --resume")
-            expect(config)
+            held, wanted = config.get("kind", "single run"), kind or "single run"
+            if held != wanted:
+                raise ValueError(f"the run folder {path} holds a {held}, no {wanted}: name another --out")
+            expect_same(settings, config["settings"], f"the {kind or 'run'} in {path}")
+            if expect is not None:
+                expect(config)
             if when := config.get("finished"):
                 return folder._replace(finished=f"the run in {path} was finished at {when}: nothing is left to do")
         (path / "metrics.jsonl").touch()
@@ -100,6 +89,13 @@ def claim(path: Path, resume: bool, expect: Callable[[Row], None]) -> Folder:
             raise
         raise ValueError(f"the run folder {path} cannot be written to ({error.strerror}): name another --out") from None
     return folder
+
+
+def fresh_folder(settings: Settings, what: str) -> Path:
+    """A name under runs/ that says when, on which data, and what."""
+    name = settings.data_file.stem if settings.data_file else settings.dataset
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path("runs") / f"{stamp}_{name}_{what}_{os.getpid()}"
 
 
 def _lock(path: Path) -> int | None:
@@ -128,9 +124,10 @@ def close(folder: Folder | None) -> None:
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all; names of files may hold what is no text."""
+    """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
+        # Names of files, which a table of a sweep holds, need not be text.
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
         part.replace(path)
     except BaseException:
@@ -302,7 +299,7 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
 def read_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> list[Row]:
     """The rows of a table that has columns of words, and of numbers: None where a cell is empty, or not finite."""
     try:
-        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.StringIO(read_text(path, "surrogateescape")), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise ValueError(f"{path} must be a table of comma-separated values, and is not ({error})") from None
     if lacking := [column for column in (*words, *numbers) if column not in table]:
@@ -335,10 +332,12 @@ def read_masks(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
     return found
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, undecodable: str = "strict") -> str:
     """The text of a file."""
     try:
-        return path.read_text("utf-8-sig", "surrogateescape")
+        return path.read_text("utf-8-sig", undecodable)
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} must be text, and is not: {WHAT_TO_DO}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): {WHAT_TO_DO}") from None
 

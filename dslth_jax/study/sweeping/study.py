@@ -83,16 +83,13 @@ class Ready(NamedTuple):
 
 def open_folder(settings: Sweep, arms: Arms | None = None) -> folders.Folder:
     """`--out`, or a fresh dated folder under runs/."""
-    path = settings.out or folders.fresh_folder(settings, "sweep")
 
     def expect(config: dict[str, Any]) -> None:
-        if config.get("kind") != "sweep":
-            raise ValueError(f"the run folder {path} holds a single run, no sweep: name another --out")
-        folders.expect_same(settings, config["settings"], f"the sweep in {path}")
         if config.get("arms") != written(arms):
-            raise ValueError(f"{path} compares other arms, or these with other settings: name another --out")
+            out = settings.out
+            raise ValueError(f"{out} compares other arms, or these with other settings: name another --out")
 
-    return folders.claim(path, settings.resume, expect)
+    return folders.open_folder(settings, "sweep", "sweep", expect)
 
 
 def train_members(

@@ -59,7 +59,7 @@ def ready(settings: Settings) -> Ready:
     planned, resolved = plan([prepared]), prepared.settings
 
     def claim() -> folders.Folder | None:
-        return folders.open_folder(resolved) if processes.is_first() else None
+        return folders.open_folder(resolved, resolved.algorithm) if processes.is_first() else None
 
     folder = processes.in_every_process(claim)
     path, finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Array, Float, Int, Int32
 
 from dslth_jax.files import words_by_line
 from dslth_jax.naming import nearest
@@ -331,3 +331,14 @@ def _number(name: str, numbers: Sequence[str], default: str) -> float:
         raise ValueError(
             f"{name} takes one number, such as {name}:{default}, got {':'.join((name, *numbers))}"
         ) from None
+
+
+def class_counts(
+    labels: Int[Array | np.ndarray, "samples"],
+    indices: Int[Array | np.ndarray, "agents capacity"],
+    sizes: Int[Array | np.ndarray, "agents"],
+    classes: int,
+) -> Int[np.ndarray, "agents _"]:
+    """How many samples of each class every agent holds, whose own samples are the first of its row of `indices`."""
+    own = zip(np.asarray(indices), np.asarray(sizes), strict=True)
+    return np.stack([np.bincount(np.asarray(labels)[row[:size]], minlength=classes) for row, size in own])

@@ -10,12 +10,14 @@ entries, and density then grows instead.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment
+from dslth_jax.study.sweeping.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,7 @@ class Ablation(Experiment):
     unlike masks keeps less than any of them."""
 
 
-PANELS = (
-    Panel(ROUND, value_of("density"), ("round", "density of the masks in use")),
-    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-)
+PANELS = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
 
 
 def arms_of(settings: Ablation) -> Arms:
@@ -48,7 +46,10 @@ def arms_of(settings: Ablation) -> Arms:
     }
 
 
-main = partial(compare, "experiments.ablation", Ablation, arms_of, PANELS)
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Ablation, "experiments.ablation", arms_of, PANELS, arguments, stop)
+
 
 if __name__ == "__main__":
-    leave(main)
+    command.leave(main)

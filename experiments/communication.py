@@ -10,13 +10,15 @@ every step it learns nothing. On CIFAR-10 (60 rounds, 10 % of the images, miniba
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment
+from dslth_jax.study.sweeping.study import Arms
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -27,6 +29,9 @@ class Communication(Experiment):
 
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
+
+
+PANELS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 def arms_of(settings: Communication) -> Arms:
@@ -44,7 +49,10 @@ def arms_of(settings: Communication) -> Arms:
     return arms
 
 
-main = partial(compare, "experiments.communication", Communication, arms_of, BY_BITS)
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Communication, "experiments.communication", arms_of, PANELS, arguments, stop)
+
 
 if __name__ == "__main__":
-    leave(main)
+    command.leave(main)

@@ -11,13 +11,10 @@ Python:
     results = sweep(Sweep(dataset="digits", agents=8, rounds=40, grid=("lr=10,20", "retention=0.3,0.5"), seeds=2))
 """
 
-from functools import partial
-
-from dslth_jax.study.commands import Sweep, sweep, sweeping
-from dslth_jax.study.config.command import leave
+from dslth_jax.study.config import command
+from dslth_jax.study.sweeping.sweep import Sweep, main, sweep
 
 __all__ = ["Sweep", "main", "sweep"]
-main = partial(sweeping, "experiments.sweep")
 
 if __name__ == "__main__":
-    leave(main)
+    command.leave(main)

@@ -11,13 +11,15 @@ minutes). See experiments/README.md.
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
+from dslth_jax.study.config import command
 from dslth_jax.study.config.hints import flag
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment
+from dslth_jax.study.sweeping.study import Arms
+from experiments.communication import PANELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,10 @@ def arms_of(settings: Thousandfold) -> Arms:
     return arms
 
 
-main = partial(compare, "experiments.thousandfold", Thousandfold, arms_of, BY_BITS)
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Thousandfold, "experiments.thousandfold", arms_of, PANELS, arguments, stop)
+
 
 if __name__ == "__main__":
-    leave(main)
+    command.leave(main)

@@ -9,13 +9,15 @@ to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/REA
 """
 
 import dataclasses
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.sweeping.comparison import ACCURACY, ROUND, Experiment, Panel, value_of
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment
+from dslth_jax.study.sweeping.study import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +31,7 @@ class Validation(Experiment):
     """Biases of linear layers at the start, one draw for all arms."""
 
 
-PANELS = (
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-    Panel(ROUND, value_of("loss"), ("round", "training loss, nats")),
-)
+PANELS = (Panel("round", "accuracy"), Panel("round", "loss"))
 
 
 def arms_of(settings: Validation) -> Arms:
@@ -46,7 +45,10 @@ def arms_of(settings: Validation) -> Arms:
     }
 
 
-main = partial(compare, "experiments.validation", Validation, arms_of, PANELS)
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return comparison.main(Validation, "experiments.validation", arms_of, PANELS, arguments, stop)
+
 
 if __name__ == "__main__":
-    leave(main)
+    command.leave(main)

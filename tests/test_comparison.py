@@ -7,8 +7,9 @@ from matplotlib.colors import to_hex
 from tiny import use_tiny_network
 
 from dslth_jax.study.config import command
-from dslth_jax.study.results import figures
-from dslth_jax.study.results.folders import Point, Sweep
+from dslth_jax.study.results import pictures, plots
+from dslth_jax.study.results.plots import line_of_seeds
+from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
 from experiments import ablation, communication, thousandfold, validation
 
@@ -112,7 +113,12 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
 def rows_of(*accuracies, bits=8e6):
     keys = ("kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits")
     return [
-        {"round": number, "accuracy_mean": value, "loss": 1.0, **dict.fromkeys(keys, bits * number)}
+        {
+            "round": number,
+            **dict.fromkeys(("accuracy_mean", "accuracy_worst", "accuracy_best"), value),
+            **{"loss": 1.0, "density": None},
+            **dict.fromkeys(keys, bits * number),
+        }
         for number, value in enumerate(accuracies)
     ]
 
@@ -126,8 +132,9 @@ def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_s
     points = [point_of(f"arm {number}", [rows_of(0.1, 0.2, bits=8e6 * (number != 1))] * 2) for number in range(12)]
     points[3] = point_of("arm 3", [[], rows_of(0.1, 0.2)], "not finite (1 of 2 seeds)")
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-    comparison.picture_of(points, comparison.BY_BITS, tmp_path / "figure.png")
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
+    lines = [line_of_seeds(point.values["arm"], point.members) for point in points]
+    pictures.lines_picture(tmp_path / "figure.png", lines, communication.PANELS)
     (figure,) = drawn
     looks = [
         [(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, charts, report, similarity
-from dslth_jax.study.results.folders import METRICS, OF_POINTS, Sweep, outcome, read_all, spelled
+from dslth_jax.study.results import board, plots, report, similarity
+from dslth_jax.study.results.folders import METRICS
+from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 from experiments import cifar
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
@@ -168,15 +169,15 @@ def test_the_table_of_several_runs_says_what_differs_and_only_that(copy, tmp_pat
     assert "sent as float32, MB" not in head
 
 
-def test_of_more_than_a_dozen_runs_the_best_are_named(copy, tmp_path):
-    runs = [copy(f"run-{number}", seed=number) for number in range(charts.NAMED + 1)]
+def test_of_more_runs_than_looks_the_best_are_named(copy, tmp_path):
+    runs = [copy(f"run-{number}", seed=number) for number in range(plots.NAMED + 1)]
     for number, run in enumerate(runs):
         rewrite(run / "metrics.jsonl", lambda row, number=number: row | {"accuracy_mean": number / 100})
         for name in ("masks.npz", "agents.csv", "partition.png", "topology.png"):
             (run / name).unlink()
     page = shown(*runs, out=tmp_path / "page.html")
     legend = page.words.partition("Curves")[2].partition("Accuracy over rounds")[0]
-    assert legend.split() == ["run-12", "run-11", "run-10", "run-9", "run-8", "run-7", "7", "others"]
+    assert legend.split() == ["run-18", "run-17", "run-16", "run-15", "run-14", "run-13", "13", "others"]
 
 
 def test_runs_of_one_name_are_told_apart(copy, tmp_path):
@@ -266,7 +267,7 @@ def test_points_are_matched_with_their_members(tmp_path):
     assert [len(point.members) for point in found.points] == [2] * 4
     assert found.points[-1].values == {"lr": "10", "retention": "0.3"}
     assert [len(rows) for rows in found.points[-1].members] == [1, 1]
-    summed_up = outcome(found.points[0].members, ["done", "done"])
+    summed_up = summary(found.points[0].members, ["done", "done"])
     assert summed_up["accuracy_mean"] == pytest.approx(found.points[0].members[0][-1]["accuracy_mean"])
     assert (summed_up["accuracy_std"], summed_up["bitmap_mb"]) == (0, 10)
     assert summed_up["status"] == "done"
@@ -302,8 +303,7 @@ def test_a_search_is_shown_by_dots_at_the_numbers_it_tried(tmp_path):
     assert sum(label.startswith("Test accuracy over") for label in labels) == 4
     found = read_all([sweep])
     assert isinstance(found, Sweep)
-    notes = [report.along(found, found.points[:-1], axis).note for axis in axes]
-    assert notes == ["A dot is a point of the search."] * 4
+    assert {report.along(found, found.points[:-1], axis).note for axis in axes} == {"A dot is a point of the search."}
     # Before its first point.
     config |= {"axes": {axis: [] for axis in axes}, "members": []}
     (sweep / "config.json").write_text(json.dumps(config))

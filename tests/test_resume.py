@@ -23,13 +23,11 @@ from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import sharding
 from dslth_jax.networks.zoo import MODULES
-from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import record
+from dslth_jax.study.results import folders
 from dslth_jax.study.training import checkpoint, prepare
-from dslth_jax.study.training.loop import restored
+from dslth_jax.study.training.loop import restored, run
 from experiments import cifar
-from experiments.cifar import run
 
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
 SWITCHES = {
@@ -179,13 +177,13 @@ def test_a_finished_run_is_not_kept_from_others(tmp_path):
 
 def test_a_folder_belongs_to_one_process(tmp_path, capsys):
     out = tmp_path / "run"
-    held = record.open_folder(parse([*FLAGS, "--out", str(out)], Settings, "experiments.cifar"))
+    held = folders.open_folder(cifar.parse([*FLAGS, "--out", str(out)]), "held")
     for more in ([], ["--resume"]):
         assert cifar.main([*FLAGS, "--out", str(out), *more]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert "another process is at work in the run folder" in said or "holds something" in said
-    record.close(held)
+    folders.close(held)
     assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 0
 
 
@@ -204,7 +202,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(whole, tmp_path, capsys):
 @pytest.mark.parametrize("when", ["a row", "a checkpoint"])
 def test_a_full_disk_loses_nothing_before_it(when, whole, tmp_path, capsys):
     out, full = tmp_path / "cut", OSError(errno.ENOSPC, "No space left on device")
-    real, calls = record.write_metrics, []
+    real, calls = folders.write_metrics, []
 
     def write(*what):
         calls.append(what)
@@ -216,7 +214,7 @@ def test_a_full_disk_loses_nothing_before_it(when, whole, tmp_path, capsys):
         raise full
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(*(record, "write_metrics", write) if when == "a row" else (checkpoint, "save", save))
+        patch.setattr(*(folders, "write_metrics", write) if when == "a row" else (checkpoint, "save", save))
         assert cifar.main([*FLAGS, "--checkpoint-every", "2", "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -10,7 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dslth_jax.study.results.folders import METRICS, Parser, Run, Sweep, complain, read_all
+from dslth_jax.study.config.command import BAD_INPUT, complain
+from dslth_jax.study.results.folders import METRICS, Run
+from dslth_jax.study.results.points import Sweep, read_all
+from dslth_jax.study.results.report import Parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for run in runs:
             write(run, given.log_dir / run.name)
     except ModuleNotFoundError as error:
-        return complain("board", f"event files need {error.name}: pip install -e '.[tensorboard]'")
+        return complain(
+            "experiments.board", f"event files need {error.name}: pip install -e '.[tensorboard]'", BAD_INPUT
+        )
     except (ValueError, OSError) as error:
-        return complain("board", error)
+        return complain("experiments.board", error, BAD_INPUT)
     print(f"event files: {given.log_dir}")
     return 0
 

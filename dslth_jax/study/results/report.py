@@ -5,20 +5,22 @@
 Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
 """
 
+import argparse
 import base64
 import itertools
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dslth_jax.study.results import charts, similarity
-from dslth_jax.study.results.charts import Chart, Line
-from dslth_jax.study.results.folders import Parser, Point, Run, Sweep, complain, is_number, mean, on_the_wire, read_all
+from dslth_jax.study.config.command import BAD_INPUT, complain
+from dslth_jax.study.results import plots, similarity
+from dslth_jax.study.results.folders import Run, replace
+from dslth_jax.study.results.plots import Chart, Line, Panel, chart, line_of_run, line_of_seeds
+from dslth_jax.study.results.points import Point, Sweep, last_of, read_all
 from dslth_jax.study.results.tables import (
     EVERY_ROW,
     OF_A_POINT,
@@ -33,12 +35,19 @@ from dslth_jax.study.results.tables import (
 )
 
 MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
-OF_A_SEARCH = "A dot is a point of the search."
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
     "topology.png": "The graph, its agents coloured by accuracy",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments whose mistakes are a sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise ValueError(f"{message}; --help says more")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,22 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Look before the work, and let nobody lose a file of another kind by a slip of the command.
         if given.out.suffix.lower() not in (".html", ".htm") or not given.out.parent.is_dir() or given.out.is_dir():
             raise ValueError(f"--out must be a file *.html in a folder that exists, got {given.out}: name another")
-        write(render(read_all(given.folders)), given.out)
+        replace(given.out, render(read_all(given.folders)).encode("utf-8", "replace"))
     except (ValueError, OSError) as error:
-        return complain("report", error)
+        return complain("experiments.report", error, BAD_INPUT)
     print(f"report: {given.out}")
     return 0
-
-
-def write(page: str, path: Path) -> None:
-    """Write the page whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        # Names of files may hold what is no text.
-        partial.write_bytes(page.encode("utf-8", "replace"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def render(found: list[Run] | Sweep) -> str:
@@ -79,7 +77,8 @@ def render(found: list[Run] | Sweep) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
-    environment.globals |= {"written": written, "colours": charts.COLOURS}
+    environment.globals |= {"written": written, "palette": plots.COLOURS, "look_of": plots.look_of}
+    environment.globals["names"] = {colour: name for name, colour in plots.COLOURS.items()}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
     return environment.get_template("report.html.jinja").render(view)
 
@@ -88,19 +87,18 @@ def view_of_runs(runs: list[Run]) -> dict[str, Any]:
     """What the page says of one run or several."""
     runs = sorted(runs, key=lambda run: -(last_row(run)["accuracy_mean"] or 0))
     shared = [fact for fact in facts(runs[0].config) if all(fact in facts(run.config) for run in runs)]
-    lines = [line_of_run(run) for run in runs]
+    lines = [line_of_run(run.name, run.rows) for run in runs]
     several = len(runs) > 1
-    drawn = any(line.rounds for line in lines)
     return {
         "kind": "runs" if several else "run",
         "title": f"{len(runs)} runs compared" if several else runs[0].name,
         "facts": shared,
         "table": comparison(runs) if several else None,
-        "tiles": [] if several else tiles(last_row(runs[0]), megabytes_sent(last_row(runs[0]))),
+        "tiles": [] if several else tiles(last_row(runs[0])),
         "lines": lines if several else [],
-        "named": charts.named(len(lines)),
+        "named": plots.named(len(lines)),
         "grid": [],
-        "curves": charts.curves(lines, said(lines), "worst to best agent") if drawn else [],
+        "curves": curves(lines, "worst to best agent"),
         "runs": [view_of_run(run, f"run-{place}", shared if several else []) for place, run in enumerate(runs, 1)],
         "missing": [],
     }
@@ -110,7 +108,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     """What the page says of a sweep."""
     swept = {axis: f"swept: {', '.join(values)}" for axis, values in sweep.axes.items()}
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
-    best = [line_of_point(point) for point in sweep.points if any(point.members)][:BEST_POINTS]
+    named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
+    best = [line_of_seeds(name, point.members) for name, point in named.items() if any(point.members)][:BEST_POINTS]
     finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
     # A search hardly draws a number twice: a heat map over it would be empty but for a cell in each line.
     stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
@@ -129,89 +128,62 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
         "tiles": [],
         "lines": best,
         "named": len(best),
-        "curves": charts.curves(best, said(best), "lowest to highest seed") if best else [],
-        "grid": [grid(sweep, finite, pair) for pair in pairs if finite]
+        "curves": curves(best, "lowest to highest seed"),
+        "grid": [grid(sweep, finite, *pair) for pair in pairs if finite]
         + [along(sweep, finite, axis) for axis in sweep.axes if finite],
         "runs": [view_of_run(run, f"run-{place}", []) for place, run in enumerate(sweep.runs, 1)],
         "missing": sweep.missing,
     }
 
 
-def grid(sweep: Sweep, points: list[Point], pair: Sequence[str]) -> Chart:
+def curves(lines: Sequence[Line], band: str) -> list[Chart]:
+    """Accuracy over rounds, loss over rounds, accuracy over megabytes, of lines that come best first; `band` says what
+    lies inside a band."""
+    what = lines[0].name if len(lines) == 1 else f"{len(lines)} runs"
+    ends = [float(line.numbers["megabytes"].max()) for line in lines if line.numbers["megabytes"].notna().any()]
+    # Weights and masks on one axis, say: the masks would stand on top of each other.
+    logarithmic = bool(ends) and min(ends) > 0 and max(ends) > plots.WIDE * min(ends)
+    banded = ("Band", len(lines)) if len(lines) <= plots.BANDS else ("Band of the best", 1)
+    said = "Masks as plain bitmaps, weights as float32" + ("; a logarithmic axis." if logarithmic else ".")
+    panels = [
+        (Panel("round", "accuracy"), "Accuracy over rounds", f"{banded[0]}: {band}."),
+        (Panel("round", "loss"), "Loss over rounds", "Mean over agents since the evaluation before."),
+        (Panel("megabytes", "accuracy", logarithmic), "Accuracy over megabytes", said),
+    ]
+    return [
+        chart(title, f"{title} of {what}; band: {band}", plots.draw_lines, lines, panel, banded[1], note=note)
+        for panel, title, note in panels
+        if any(line.numbers[[panel.across, panel.up]].notna().all(axis=1).any() for line in lines)
+    ]
+
+
+def grid(sweep: Sweep, points: list[Point], one: str, other: str) -> Chart:
     """The heat map of two axes of a sweep."""
-    one, other = pair
-    best: dict[tuple[str, str], float] = {}
-    for point in points:
-        cell = point.values[one], point.values[other]
-        best[cell] = max(best.get(cell, 0), point.result["accuracy_mean"])
-    rest = len(sweep.axes) > 2
-    note = "Mean test accuracy, %" + (", the best along the other axes." if rest else ".")
-    return charts.heat_map((one, other), (sweep.axes[one], sweep.axes[other]), best, note)
+    rows = [point.values | {"accuracy_mean": point.result["accuracy_mean"]} for point in points]
+    note = "Mean test accuracy, %" + (", the best along the other axes." if len(sweep.axes) > 2 else ".")
+    best, title = plots.best_of_pairs(sweep.axes, rows, one, other), f"{one} and {other}"
+    label = f"Heat map of the accuracy at every {title}"
+    return chart(title, label, plots.draw_heat_map, best, aspect="auto", note=note)
 
 
 def is_drawn(sweep: Sweep, axis: str) -> bool:
     """Whether an axis is of numbers that a search has drawn."""
-    return bool(sweep.config["settings"].get("search")) and all(is_number(value) for value in sweep.axes[axis])
+    return bool(sweep.config["settings"].get("search")) and all(map(plots.is_number, sweep.axes[axis]))
 
 
 def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
     """The dots of one axis of a sweep."""
     found = [(point.values[axis], point.result["accuracy_mean"]) for point in points]
-    if is_drawn(sweep, axis):
-        return charts.scatter(axis, [(float(value), accuracy) for value, accuracy in found], OF_A_SEARCH)
+    dots, joined, note = found, found, "A dot is a point of the grid; the line joins the best."
     if sweep.config["settings"].get("search"):
-        return charts.marginal(axis, sweep.axes[axis], found, [], OF_A_SEARCH)
-    note = "A dot is a point of the grid; the line joins the best."
-    if len(sweep.axes) == 1:
+        joined, note = [], "A dot is a point of the search."
+    elif len(sweep.axes) == 1:
         # With one axis there is room for every seed.
-        seeds = [(point.values[axis], rows[-1]["accuracy_mean"]) for point in points for rows in point.members if rows]
-        return charts.marginal(axis, sweep.axes[axis], seeds, found, "A dot is a seed; the line joins the means.")
-    return charts.marginal(axis, sweep.axes[axis], found, found, note)
-
-
-def said(lines: Sequence[Line]) -> str:
-    """Whose curves they are, in words."""
-    return lines[0].name if len(lines) == 1 else f"{len(lines)} runs"
-
-
-def line_of_run(run: Run) -> Line:
-    """A run's curves."""
-    rows = [row for row in run.rows if row["accuracy_mean"] is not None]
-    return Line(
-        run.name,
-        [row["round"] for row in rows],
-        [row["accuracy_mean"] for row in rows],
-        [row["accuracy_worst"] for row in rows],
-        [row["accuracy_best"] for row in rows],
-        [row["loss"] for row in rows],
-        [megabytes_sent(row) for row in rows],
-    )
-
-
-def line_of_point(point: Point) -> Line:
-    """The curves of a point of a sweep: means over its seeds."""
-    name = ", ".join(f"{axis} {shown(value)}" for axis, value in point.values.items())
-    by_round: dict[int, list[dict[str, Any]]] = {}
-    for row in itertools.chain(*point.members):
-        if row["accuracy_mean"] is not None:
-            by_round.setdefault(row["round"], []).append(row)
-    rows = [by_round[round] for round in sorted(by_round)]
-    accuracies = [[row["accuracy_mean"] for row in same] for same in rows]
-    return Line(
-        name,
-        sorted(by_round),
-        [mean(values) for values in accuracies],
-        [min(values) for values in accuracies],
-        [max(values) for values in accuracies],
-        [mean([row["loss"] for row in same]) for same in rows],
-        [mean([megabytes_sent(row) for row in same]) for same in rows],
-    )
-
-
-def megabytes_sent(row: dict[str, Any]) -> float | None:
-    """What was on the wire so far: masks as bitmaps, and weights."""
-    bits = on_the_wire(row)
-    return None if bits is None else bits / 8e6
+        dots = [(point.values[axis], last) for point in points for last in last_of(point.members, "accuracy_mean")]
+        note = "A dot is a seed; the line joins the means."
+    steps = None if is_drawn(sweep, axis) else sweep.axes[axis]
+    label = f"Test accuracy over {axis}"
+    return chart(f"Accuracy along {axis}", label, plots.draw_along, axis, dots, steps, joined, note=note)
 
 
 def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -243,11 +215,15 @@ def charts_of_agents(run: Run) -> list[Chart]:
     agents = [row for row in run.agents if row["accuracy"] is not None]
     if not agents:
         return []
-    drawn = [charts.ranked([row["accuracy"] for row in agents], run.name)]
+    label = f"Test accuracy of each of {len(agents)} agents of {run.name}, sorted"
+    note = "Sorted; the dashed line is the mean."
+    accuracies = [row["accuracy"] for row in agents]
+    drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, accuracies, note=note)]
     for key, word in (("samples", "training samples"), ("retention", "retention"), ("neighbours", "neighbours")):
         known = [row for row in agents if row[key] is not None]
         if len({row[key] for row in known}) > 1:
-            drawn.append(charts.against(known, key, word, run.name))
+            label = f"Test accuracy of agents of {run.name} over their {word}"
+            drawn.append(chart(f"Accuracy and {word}", label, plots.draw_against, known, key, word))
     return drawn
 
 

@@ -1,24 +1,23 @@
 """How alike the masks of agents are, against how alike their classes are: numbers and their charts."""
 
-import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+import pandas as pd
 
-from dslth_jax.study.results.charts import FAINT, PAPER, SERIES, Chart, bar_beside, chart
+from dslth_jax.study.results import plots
+from dslth_jax.study.results.folders import read_masks
+from dslth_jax.study.results.plots import Chart
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_AGENTS = 256  # of more, so many are compared: pairs grow with the square
 BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
 MOST_DOTS = 1200  # pairs that a chart draws
 MOST_STEPS = 12  # similarities of classes that have a mean of their own; more are put together
-EDGE = 40  # agents whose numbers stand beside a heat map
-DAMAGE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Similarity(NamedTuple):
@@ -37,7 +36,7 @@ def similarity(path: Path, agents: Sequence[dict[str, Any]]) -> Similarity:
         chosen = np.linspace(0, len(agents) - 1, MOST_AGENTS).astype(int)
     common = np.zeros((len(chosen), len(chosen)), np.int64)
     expected = np.zeros(common.shape)
-    for bits, entries in layers(path, len(agents)):
+    for bits, entries in read_masks(path, len(agents)):
         shared = intersections(bits[chosen])
         common += shared
         kept = np.diag(shared).astype(float)
@@ -50,23 +49,6 @@ def similarity(path: Path, agents: Sequence[dict[str, Any]]) -> Similarity:
         of_classes([agents[agent]["classes"] for agent in chosen.tolist()]),
         float(by_chance[pairs].mean()) if len(chosen) > 1 else 1.0,
     )
-
-
-def layers(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
-    """Each layer's packed masks, (agents, bytes), and how many entries one mask has."""
-    wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, and"
-    try:
-        with np.load(path) as file:
-            names = [name for name in file.files if not name.endswith(".shape")]
-            found = [(file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names]
-    except (*DAMAGE, AttributeError, TypeError):
-        raise ValueError(f"{wrong} cannot be read so: name a folder that experiments.cifar has written") from None
-    for name, (bits, entries) in zip(names, found, strict=True):
-        if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
-            raise ValueError(f"{wrong} {name!r} has {bits.shape} of {bits.dtype} for {entries} entries")
-    if not found:
-        raise ValueError(f"{wrong} holds none")
-    return found
 
 
 def intersections(bits: np.ndarray) -> np.ndarray:
@@ -100,52 +82,47 @@ def of_classes(classes: Sequence[Sequence[str]]) -> np.ndarray:
 def dots(similar: Similarity, whose: str) -> Chart:
     """How alike masks are over how alike classes are: pairs, and means of those whose classes are alike the same."""
     pairs = np.triu_indices(len(similar.agents), 1)
-    classes, masks = similar.classes[pairs], similar.masks[pairs]
-    rng = np.random.default_rng(0)
-    shown = rng.permutation(len(masks))[:MOST_DOTS]
-
-    def draw(axes: Axes) -> None:
-        sideways = classes[shown] + rng.uniform(-0.012, 0.012, len(shown))
-        axes.plot(sideways, masks[shown], "o", color=SERIES[0], markersize=4, alpha=0.4, markeredgewidth=0)
-        places = np.round(classes, 6)
-        if len(np.unique(places)) > MOST_STEPS:
-            places = np.round(classes * (MOST_STEPS - 1)) / (MOST_STEPS - 1)
-        steps = np.unique(places)
-        means = [masks[places == step].mean() for step in steps]
-        axes.plot(steps, means, "o-", color=SERIES[1], markersize=5, markeredgecolor=PAPER)
-        axes.axhline(similar.by_chance, color=FAINT, linestyle=":", linewidth=1.4)
-        axes.annotate(
-            "by chance", (1, similar.by_chance), xytext=(0, 3), textcoords="offset points", color=FAINT, ha="right"
-        )
-        axes.set(xlabel="classes in common (Jaccard)", ylabel="mask entries in common (Jaccard)")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
-
-    fewer = f" {MOST_DOTS} of {len(masks)} pairs are drawn; means are over all." if len(masks) > MOST_DOTS else ""
-    return chart(
+    table = pd.DataFrame({"classes": similar.classes[pairs], "masks": similar.masks[pairs]})
+    fewer = f" {MOST_DOTS} of {len(table)} pairs are drawn; means are over all." if len(table) > MOST_DOTS else ""
+    return plots.chart(
         "Masks against classes",
         f"Similarity of masks over similarity of classes, for pairs of agents of {whose}",
-        draw,
+        draw_dots,
+        table,
+        similar.by_chance,
         note=f"A dot is a pair of agents; the line is the mean. By chance: masks of the same densities.{fewer}",
     )
 
 
+def draw_dots(axes: "Axes", pairs: pd.DataFrame, by_chance: float) -> None:
+    """A part of the pairs, and means of all along the classes in common."""
+    rng = np.random.default_rng(0)
+    shown = pairs.iloc[rng.permutation(len(pairs))[:MOST_DOTS]]
+    sideways = shown["classes"] + rng.uniform(-0.012, 0.012, len(shown))
+    axes.plot(sideways, shown["masks"], "o", color=plots.SERIES[0], markersize=4, alpha=0.4, markeredgewidth=0)
+    steps = pairs["classes"].round(6)
+    if steps.nunique() > MOST_STEPS:
+        steps = (pairs["classes"] * (MOST_STEPS - 1)).round() / (MOST_STEPS - 1)
+    means = pairs["masks"].groupby(steps).mean()
+    axes.plot(means.index, means, "o-", color=plots.SERIES[1], markersize=5)
+    axes.axhline(by_chance, color=plots.FAINT, linestyle=":", linewidth=1.4)
+    beside: Any = {"xytext": (0, 3), "textcoords": "offset points", "color": plots.FAINT, "ha": "right"}
+    axes.annotate("by chance", (1, by_chance), **beside)
+    axes.set(xlabel="classes in common (Jaccard)", ylabel="mask entries in common (Jaccard)")
+
+
 def heat_map(similar: Similarity, order: np.ndarray, whose: str) -> Chart:
     """How alike the masks of every two agents are, as a heat map in the given order of agents."""
-
-    def draw(axes: Axes) -> None:
-        values = similar.masks[np.ix_(order, order)].copy()
-        np.fill_diagonal(values, np.nan)
-        image = axes.imshow(np.ma.masked_invalid(values), cmap="viridis", interpolation="none")
-        axes.set(xlabel="agent", ylabel="agent")
-        if len(order) <= EDGE:
-            size = 9 if len(order) <= 20 else 6
-            axes.set_xticks(range(len(order)), similar.agents[order], fontsize=size, rotation=90)
-            axes.set_yticks(range(len(order)), similar.agents[order], fontsize=size)
-        else:
-            axes.set_xticks([])
-            axes.set_yticks([])
-        bar_beside(axes, image)
-
-    label = f"Heat map of the similarity of masks of every two agents of {whose}"
-    return chart("Masks of every two agents", label, draw, height=300,
-                 note="Jaccard index of kept entries; agents in the order of their classes.")  # fmt: skip
+    values = similar.masks[np.ix_(order, order)].copy()
+    np.fill_diagonal(values, np.nan)
+    agents = similar.agents[order]
+    table = pd.DataFrame(values, agents, agents).rename_axis(index="agent", columns="agent")
+    return plots.chart(
+        "Masks of every two agents",
+        f"Heat map of the similarity of masks of every two agents of {whose}",
+        plots.draw_heat_map,
+        table,
+        words="",
+        height=300,
+        note="Jaccard index of kept entries; agents in the order of their classes.",
+    )

@@ -1,10 +1,129 @@
-"""The words and tables of a report: what was run, what came of it, and how values are written."""
+"""Words and tables: on the screen while a run starts and ends, and on the page of a report."""
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dslth_jax.partition import class_counts
 from dslth_jax.study.results.folders import Row, Run
+from dslth_jax.study.results.points import SIZES
+
+if TYPE_CHECKING:
+    from dslth_jax.study.training.prepare import Plan
+
+ROWS_SHOWN = 30  # of results, on the screen; the file has all
+OF_SIZES = ("bitmaps, MB", "coded, MB", "float32, MB")
+
+# On the screen --------------------------------------------------------------------------------------------------------
+
+
+def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
+    """Print a table of cells as they are; nothing of it is cut, and in a log it is as wide as it must be."""
+    table = Table(title=Text(title), show_header=bool(heads))
+    cells = [list(map(Text, row)) for row in rows]
+    for place, head in enumerate(heads or [""] * len(cells[0])):
+        numbers = bool(heads) and any(row[place].plain[:1].isdigit() for row in cells)
+        table.add_column(Text(head), justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    if not console.is_terminal:
+        wide = console.options.update(max_width=10_000)
+        console.width = max(console.width, console.measure(table, options=wide).maximum)
+    console.print(table)
+
+
+def show_population(console: Console, plan: "Plan", memory: str) -> None:
+    """What starts a run: who holds what, training and test apart, the graph, and in words what memory it takes; of a
+    plan's first member."""
+    prepared, devices = plan.members[0], plan.mesh.devices.flat
+    settings, graph, dataset = prepared.settings, prepared.graph_report, prepared.dataset
+    source = settings.data_file.name if settings.data_file else settings.dataset
+    shape = "x".join(map(str, dataset.train_images.shape[1:]))
+    rows = [("images, network", f"{shape} (height, width, channels), {settings.model}")]
+    sides = (
+        (prepared.train, len(dataset.train_labels), "training"),
+        (prepared.tests, len(dataset.test_labels), "test"),
+    )
+    for shares, samples, name in sides:
+        held = class_counts(shares.labels, shares.indices, shares.sizes, dataset.classes)
+        rows.append((f"{name} samples an agent, of {samples:,}", span(np.asarray(shares.sizes))))
+        rows.append((f"{name} classes an agent, of {dataset.classes}", span((held > 0).sum(axis=1))))
+        rows.append(("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%")))
+    anew = "; of its first round:" if prepared.topology.redraw else ""
+    name = Path(settings.topology).name + (", directed" if settings.directed else "")
+    several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
+    rows += [
+        ("graph", f"{name}{anew}"),
+        ("neighbours an agent hears", span(prepared.adjacency.sum(axis=1))),
+        ("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}"),
+        ("memory", several + memory),
+    ]
+    show(console, f"{settings.agents} agents on {source}", rows)
+
+
+def span(values: np.ndarray, form: str = "") -> str:
+    """Smallest to largest, and the mean."""
+    numbers = [float(number) for number in (values.min(), values.max(), values.mean())]
+    low, high, mean = (f"{x:{form or (',.0f' if x >= 100 or x == int(x) else '.1f')}}" for x in numbers)
+    return low if low == high else f"{low} to {high}, mean {mean}"
+
+
+def show_outcome(console: Console, row: Row, chance: float, rounds: int, compilation: float, evaluation: float) -> None:
+    """What ends a run, from its last row of metrics; `chance` is the accuracy of a guess, times are seconds."""
+    rows = [
+        ("accuracy, mean of agents", f"{row['accuracy_mean']:.2%}"),
+        ("its standard deviation over agents", f"{row['accuracy_std']:.2%}"),
+        ("naming an agent's likeliest class scores", f"{chance:.2%}"),
+        ("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}"),
+    ]
+    if row["density"] is not None:
+        rows.append(("density of masks", f"{row['density']:.4f}"))
+    if row["flip_rate"] is not None:
+        rows.append(("mask bits the last round changed", f"{row['flip_rate']:.3%}"))
+    if row["bitmap_bits"] is not None:
+        every = row["coded_rounds"] == row["exchanges"]
+        how = "every exchange" if every else f"{row['coded_rounds']} of {row['exchanges']} exchanges, else interpolated"
+        rows.append(("sent over all links, as bitmaps", sent(row["bitmap_bits"])))
+        rows.append((f"the same, entropy-coded ({how})", sent(row["coded_bits"])))
+        rows.append(("the same by kept entries alone", sent(row["kept_bits"])))
+    else:
+        rows.append(("sent over all links, as float32", sent(row["float32_bits"])))
+    rows.append(("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round"))
+    rows.append(("compilation, evaluation", f"{compilation:.1f} s, {evaluation:.1f} s"))
+    show(console, f"after round {row['round']}", rows)
+
+
+def sent(bits: int) -> str:
+    """Bits as megabytes, with decimals where they are few."""
+    amount = bits / 8e6
+    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"
+
+
+def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:
+    """The best rows of results.csv."""
+    shown, names = results[:ROWS_SHOWN], list(axes)
+    more = f", the best {len(shown)}" if len(results) > len(shown) else ""
+    forms = [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
+    forms += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
+    forms += [(f"{size}_mb", words, ",.4g") for size, words in zip(SIZES, OF_SIZES, strict=True)]
+
+    def cells(row: Row) -> list[str]:
+        values = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in names)
+        numbers = ("" if row[key] is None else f"{row[key]:{form}}" for key, _, form in forms)
+        return [*values, *numbers, row["status"]]
+
+    heads = [*names, *(head for _, head, _ in forms), "status"]
+    title = f"{len(results)} points, {seeds} seeds each, after round {rounds}{more}"
+    show(console, title, map(cells, shown), heads)
+
+
+# On the page ----------------------------------------------------------------------------------------------------------
 
 # Columns of tables: key, head, and how a value is written.
 Column = tuple[str, str, str]
@@ -106,9 +225,11 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     return table(caption, [*columns, *outcome], rows)
 
 
-def tiles(row: Row, megabytes: float | None) -> list[tuple[str, str]]:
+def tiles(row: Row) -> list[tuple[str, str]]:
     """What is said of one run in large figures, from its last row of metrics."""
     rate = row["seconds"] / row["round"] if row["round"] and row["seconds"] is not None else None
+    bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
+    megabytes = sum(bits) / 8e6 if bits else None
     worst, best = written(row["accuracy_worst"], "percent"), written(row["accuracy_best"], "percent", " %")
     return [
         ("mean accuracy", written(row["accuracy_mean"], "percent", " %")),

@@ -5,19 +5,21 @@ An experiment is a module that names its arms and the panels of its figure. Its 
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
-import numpy as np
-from matplotlib.figure import Figure
-
+from dslth_jax.study.config import command
 from dslth_jax.study.config.hints import flag
 from dslth_jax.study.config.methods import FLAGS, OF_SOME
 from dslth_jax.study.config.settings import DEFAULTS, Settings
-from dslth_jax.study.results import figures, folders
-from dslth_jax.study.results.folders import DONE, Point, Row
-from dslth_jax.study.sweeping.grid import Arms, Sweep
+from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.results import folders, pictures, points
+from dslth_jax.study.results.plots import Panel, line_of_seeds
+from dslth_jax.study.results.points import DONE, Point, mean_of
+from dslth_jax.study.sweeping.study import Arms, Ready, Sweep
+from dslth_jax.study.sweeping.sweep import conduct, ready, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +38,30 @@ class Experiment(Settings):
     """Seeds of each arm: --seed and the numbers behind it."""
 
 
-class Panel(NamedTuple):
-    """One picture of a figure: a number of a row across, and one upwards."""
-
-    across: Callable[[Row], float | None]
-    up: Callable[[Row], float | None]
-    words: tuple[str, str]  # under and beside it
-    scale: str = "linear"
+Kind = TypeVar("Kind", bound=Experiment)
 
 
-def megabytes(row: Row) -> float | None:
-    """What was sent by a row's round, as short as the method sends it: masks entropy-coded, weights as float32."""
-    bits = row["float32_bits"] if row["coded_bits"] is None else row["coded_bits"]
-    return None if bits is None else bits / 8e6
+def main(
+    kind: type[Kind],
+    program: str,
+    arms_of: Callable[[Kind], Arms],
+    panels: Sequence[Panel],
+    arguments: Sequence[str] | None,
+    stop: Stop | None,
+) -> int:
+    """Run the command of an experiment; returns its exit code."""
 
+    def begin() -> Ready:
+        settings = command.parse(sys.argv[1:] if arguments is None else arguments, kind, program)
+        return ready(*shared_and_own(settings, arms_of(settings)))
 
-def value_of(key: str, factor: float = 1) -> Callable[[Row], float | None]:
-    """What a panel shows of a row: its number of this name, times a factor."""
-    return lambda row: None if row[key] is None else factor * row[key]
+    def finish(begun: Ready) -> list[dict[str, Any]]:
+        results = train(begun, stop)
+        if begun.folder is not None:
+            leave(begun.path, panels)
+        return results
 
-
-ROUND = value_of("round")
-ACCURACY = value_of("accuracy_mean", 100.0)
-BY_BITS = (
-    Panel(megabytes, ACCURACY, ("sent over all links, MB", "test accuracy, mean of agents, %"), "log"),
-    Panel(ROUND, ACCURACY, ("round", "test accuracy, mean of agents, %")),
-)
+    return conduct(program, begin, finish)
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
@@ -105,10 +105,11 @@ def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str
 
 def leave(path: Path, panels: Sequence[Panel]) -> None:
     """table.md and figure.png, of a sweep's folder."""
-    found = folders.read(path, path.name)
-    assert isinstance(found, folders.Sweep)
-    (path / "table.md").write_text(table_of(found))
-    picture_of(found.points, panels, path / "figure.png")
+    found = points.read(path, path.name)
+    assert isinstance(found, points.Sweep)
+    folders.replace(path / "table.md", table_of(found))
+    lines = [line_of_seeds(point.values["arm"], point.members) for point in found.points]
+    pictures.lines_picture(path / "figure.png", lines, panels)
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
@@ -117,15 +118,15 @@ COLUMNS: dict[str, Callable[[Point], str]] = {
     "worst agent, %": lambda point: number(point.result["accuracy_worst"], 100, ".1f"),
     "loss": lambda point: number(point.result["loss"], 1, ".3f"),
     "density": lambda point: number(point.result["density"], 1, ".3f"),
-    "kept entries, MB": lambda point: number(mean_of(point, "kept_bits"), 1 / 8e6, ",.4g"),
-    "bitmaps, MB": lambda point: number(mean_of(point, "bitmap_bits"), 1 / 8e6, ",.4g"),
-    "coded, MB": lambda point: number(mean_of(point, "coded_bits"), 1 / 8e6, ",.4g"),
-    "float32, MB": lambda point: number(mean_of(point, "float32_bits"), 1 / 8e6, ",.4g"),
-    "busiest agent, MB": lambda point: number(mean_of(point, "busiest_agent_bits"), 1 / 8e6, ",.4g"),
+    "kept entries, MB": lambda point: number(mean_of(point.members, "kept_bits"), 1 / 8e6, ",.4g"),
+    "bitmaps, MB": lambda point: number(mean_of(point.members, "bitmap_bits"), 1 / 8e6, ",.4g"),
+    "coded, MB": lambda point: number(mean_of(point.members, "coded_bits"), 1 / 8e6, ",.4g"),
+    "float32, MB": lambda point: number(mean_of(point.members, "float32_bits"), 1 / 8e6, ",.4g"),
+    "busiest agent, MB": lambda point: number(mean_of(point.members, "busiest_agent_bits"), 1 / 8e6, ",.4g"),
 }
 
 
-def table_of(found: folders.Sweep) -> str:
+def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
     lines = [
         f"`{found.config['command']}`",
@@ -144,12 +145,6 @@ def table_of(found: folders.Sweep) -> str:
     return "\n".join(lines) + "\n"
 
 
-def mean_of(point: Point, key: str) -> float | None:
-    """A number of the last row, the mean of the seeds that stayed finite."""
-    known = [rows[-1][key] for rows in point.members if rows and rows[-1][key] is not None]
-    return float(np.mean(known)) if known else None
-
-
 def number(value: float | None, factor: float, form: str) -> str:
     """A cell."""
     return "" if value is None else f"{factor * value:{form}}"
@@ -157,32 +152,4 @@ def number(value: float | None, factor: float, form: str) -> str:
 
 def spread(mean: float | None, deviation: float | None) -> str:
     """An accuracy, and its standard deviation over seeds where there are several."""
-    return number(mean, 100, ".1f") + (f" \u00b1 {100 * deviation:.1f}" if deviation is not None else "")
-
-
-def picture_of(points: Sequence[Point], panels: Sequence[Panel], path: Path) -> None:
-    """The panels side by side, one line an arm: the mean of its seeds, and a band from smallest to largest."""
-    figure = Figure(figsize=(4.2 * len(panels), 4 + 0.2 * (len(points) // 3)), layout="constrained")
-    pictures = figure.subplots(1, len(panels), squeeze=False)[0]
-    for number, point in enumerate(points):
-        look = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3], "marker": "o"}
-        for axes, panel in zip(pictures, panels, strict=True):
-            lines = [line_of(rows, panel) for rows in point.members]
-            longest = max(map(len, lines), default=0)
-            whole = [line for line in lines if len(line) == longest > 0]  # not of a seed that diverged
-            across, up = np.moveaxis(np.array(whole) if whole else np.empty((1, 0, 2)), 2, 0)
-            # Those without any numbers are named in the legend all the same.
-            axes.plot(across.mean(0), up.mean(0), markersize=3, label=point.values["arm"], **look)
-            axes.fill_between(across.mean(0), up.min(0), up.max(0), color=look["color"], alpha=0.15)
-    for axes, panel in zip(pictures, panels, strict=True):
-        axes.set(xlabel=panel.words[0], ylabel=panel.words[1], xscale=panel.scale)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figures.save(figure, path)
-
-
-def line_of(rows: Sequence[Row], panel: Panel) -> list[tuple[float, float]]:
-    """Where one seed's rows stand in a panel, of those that have both numbers."""
-    both = ((panel.across(row), panel.up(row)) for row in rows)
-    return [(x, y) for x, y in both if x is not None and y is not None and (panel.scale != "log" or x > 0)]
+    return number(mean, 100.0, ".1f") + (f" \u00b1 {100 * deviation:.1f}" if deviation is not None else "")

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dslth_jax.study.results.tables import sent
+
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
 
@@ -59,13 +61,13 @@ class ProgressLine:
     def warn(self, lines: Iterable[str]) -> None:
         """Lines that stay, on a terminal too."""
         for line in lines:
-            self.console.print(f"warning: {line}", highlight=False, soft_wrap=True, style="yellow")
+            self.console.print(f"warning: {line}", highlight=False, markup=False, soft_wrap=True, style="yellow")
 
     def say(self, line: str) -> None:
         """One line of a log; a terminal shows the renewed line instead."""
         self.last_line = time.monotonic()
         if not self.console.is_terminal:
-            self.console.print(line, highlight=False, soft_wrap=True)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def rate(rounds_per_second: float) -> str:
@@ -73,14 +75,3 @@ def rate(rounds_per_second: float) -> str:
     if rounds_per_second >= 1:
         return f"{rounds_per_second:.1f} rounds/s"
     return f"{1 / rounds_per_second:.1f} s a round"
-
-
-def megabytes(bits: float) -> float:
-    """10^6 bytes."""
-    return bits / 8e6
-
-
-def sent(bits: int) -> str:
-    """Bits as megabytes, with decimals where they are few."""
-    amount = megabytes(bits)
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"

@@ -1,0 +1,198 @@
+"""Points of sweeps: what the seeds of one come to, and the folder of a sweep, read."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dslth_jax.study.results.folders import (
+    WHAT_TO_DO,
+    Row,
+    Run,
+    read_config,
+    read_metrics,
+    read_run,
+    read_table,
+)
+
+SIZES = ("bitmap", "coded", "float32")  # in what messages are counted: _bits of a run, _mb of a point
+OF_POINTS = (
+    "seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density",
+    *(f"{size}_mb" for size in SIZES),
+)  # fmt: skip
+DONE, FAILED, UNFINISHED = "done", "not finite", "not finished"  # statuses of members, and of points
+
+
+class Point(NamedTuple):
+    """One point of a sweep's grid."""
+
+    values: dict[str, str]  # of each axis
+    result: Row  # its row of results.csv
+    members: list[list[Row]]  # the rows of each of its seeds
+
+
+class Sweep(NamedTuple):
+    """A sweep over a grid of settings."""
+
+    name: str
+    folder: Path
+    config: Row
+    axes: dict[str, list[str]]
+    points: list[Point]  # best first
+    runs: list[Run]  # ordinary run folders inside it
+    missing: list[str]  # sentences about what is not there
+
+
+def last_of(members: Sequence[Sequence[Row]], key: str) -> list[float]:
+    """A number of each member's last row, of those that have it."""
+    return [rows[-1][key] for rows in members if rows and rows[-1][key] is not None]
+
+
+def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
+    """Its mean over members."""
+    known = last_of(members, key)
+    return statistics.fmean(known) if known else None
+
+
+def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
+    """What a point comes to: means over the seeds that stay finite, the spread of accuracy, the worst agent of all.
+
+    `members` are the rows of metrics of each seed, none of one that has not begun; `statuses` say how each stands.
+    """
+    finite = [rows for rows, status in zip(members, statuses, strict=True) if rows and status != FAILED]
+    failed = statuses.count(FAILED)
+    accuracies = last_of(finite, "accuracy_mean")
+    megabytes = {f"{size}_mb": mean_of(finite, f"{size}_bits") for size in SIZES}
+    unfinished = UNFINISHED if UNFINISHED in statuses else DONE
+    return {
+        "seeds": len(finite) + failed,
+        "accuracy_mean": mean_of(finite, "accuracy_mean"),
+        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracy_worst": min(last_of(finite, "accuracy_worst"), default=None),
+        "loss": mean_of(finite, "loss"),
+        "density": mean_of(finite, "density"),
+        **{key: None if bits is None else bits / 8e6 for key, bits in megabytes.items()},
+        "status": f"{FAILED} ({failed} of {len(statuses)} seeds)" if failed else unfinished,
+    }
+
+
+def best_first(results: Sequence[Row]) -> list[Row]:
+    """Rows of results.csv by accuracy; points of which a seed failed come last."""
+    return sorted(results, key=lambda row: (row["status"].startswith(FAILED), -(row["accuracy_mean"] or 0.0)))
+
+
+def spelled(value: Any) -> str:
+    """One spelling of a value, whether it comes from JSON or from a table: 10, 10.0 and "1e1" are the same."""
+    try:
+        return f"{float(value):.12g}" if not isinstance(value, bool) else str(value)
+    except (TypeError, ValueError, OverflowError):
+        return "" if value is None else str(value)
+
+
+def place_of(value: Any) -> tuple[bool, float, str]:
+    """Where a value of an axis stands: numbers by size, words behind them."""
+    try:
+        return False, float(value), ""
+    except (TypeError, ValueError):
+        return True, 0.0, str(value)
+
+
+def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
+    """The runs of several folders, each once, or the sweep of a single one."""
+    distinct = list(dict.fromkeys(folder.resolve() if folder.is_dir() else folder for folder in folders))
+    found = [read(folder, name) for folder, name in zip(distinct, short_names(distinct), strict=True)]
+    if len(found) == 1 and isinstance(found[0], Sweep):
+        return found[0]
+    for folder, one in zip(distinct, found, strict=True):
+        if isinstance(one, Sweep):
+            raise ValueError(f"{folder} is the folder of a sweep, which is read alone: name it without other folders")
+    return [run for run in found if isinstance(run, Run)]
+
+
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many parts before it as tell them apart."""
+    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def read(folder: Path, name: str) -> Run | Sweep:
+    """What a folder holds."""
+    if not folder.is_dir():
+        how = "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"a run folder was expected, and {folder} {how}: {WHAT_TO_DO}")
+    config = read_config(folder)
+    if config is None:
+        raise ValueError(f"a run folder was expected, and {folder} holds no config.json: {WHAT_TO_DO}")
+    return read_sweep(folder, name, config) if config.get("kind") == "sweep" else read_run(folder, name, config)
+
+
+def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
+    """A sweep, whether it has come to its end or not."""
+    path, axes, members = folder / "config.json", config.get("axes"), config.get("members")
+    done = config.get("done", {})
+    # Of a search that has only begun they are empty.
+    if not isinstance(axes, dict) or not all(isinstance(x, list) and (x or not members) for x in axes.values()):
+        raise ValueError(f"the axes in {path} must be an object of lists of values, and are not")
+    if not isinstance(done, dict):
+        raise ValueError(f"what is done in {path} must be an object of members and their failures, and is not")
+    if not isinstance(members, list) or not all(isinstance(x, dict) and axes.keys() <= x.keys() for x in members):
+        raise ValueError(f"the members in {path} must be objects with a value for each of {', '.join(axes)}")
+    missing: list[str] = []
+    by_member = read_members(folder / "metrics.jsonl", len(members), missing)
+    points: dict[tuple[str, ...], list[int]] = {}  # the numbers of their members
+    for number, member in enumerate(members):
+        points.setdefault(tuple(spelled(member[axis]) for axis in axes), []).append(number)
+    statuses = [status_of(done, number) for number in range(len(members))]
+    # What a member was before it failed is no outcome of its point.
+    curves = [[] if status == FAILED else rows for rows, status in zip(by_member, statuses, strict=True)]
+    if (folder / "results.csv").is_file():
+        results = read_table(folder / "results.csv", (*axes, "status"), OF_POINTS)
+    else:
+        missing.append("There is no results.csv yet: the table is of what each member had at its last evaluation.")
+        results = best_first([
+            dict(zip(axes, point, strict=True))
+            | summary([curves[number] for number in numbers], [statuses[number] for number in numbers])
+            for point, numbers in points.items()
+        ])  # fmt: skip
+    known = {axis: list(dict.fromkeys(map(spelled, values))) for axis, values in axes.items()}
+    found = []
+    for result in results:
+        values = {axis: spelled(result[axis]) for axis in axes}
+        if wrong := [axis for axis in axes if values[axis] not in known[axis]]:
+            raise ValueError(
+                f"{wrong[0]} in results.csv of {folder} must be one of {', '.join(known[wrong[0]])}, "
+                f"got {values[wrong[0]]!r}"
+            )
+        found.append(Point(values, result, [curves[number] for number in points.get(tuple(values.values()), [])]))
+    inner = sorted(path.parent for path in folder.glob("runs/*/config.json"))
+    runs = [run for run in (read(path, path.name) for path in inner) if isinstance(run, Run)]
+    return Sweep(name, folder, config, known, found, runs, missing)
+
+
+def status_of(done: Row, number: int) -> str:
+    """Whether a member is done, has failed, or neither yet."""
+    if str(number) not in done:
+        return UNFINISHED
+    return DONE if done[str(number)] is None else FAILED
+
+
+def read_members(path: Path, members: int, missing: list[str]) -> list[list[Row]]:
+    """The rows of each member of a sweep; adds to `missing`."""
+    by_member: list[list[Row]] = [[] for _ in range(members)]
+    if not path.is_file():
+        missing.append("There is no metrics.jsonl: the sweep has no curves.")
+        return by_member
+    rows, broken = read_metrics(path)
+    missing += broken
+    for row in rows:
+        number = row.get("member")
+        if type(number) is not int or not 0 <= number < members:
+            named = str(number)[:40]
+            raise ValueError(
+                f"rows of {path} must name a member below {members}, and round {row['round']} has {named!r}"
+            )
+        by_member[number].append(row)
+    return by_member

@@ -24,7 +24,8 @@ from rich.table import Table
 from benchmarks.measure import conditions, matmul_rate
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory
-from dslth_jax.study.training.prepare import plan, prepare
+from dslth_jax.study.training.plan import plan
+from dslth_jax.study.training.prepare import prepare
 from dslth_jax.study.training.programs import compile_programs
 
 

@@ -34,7 +34,8 @@ def one_start(agents: int, data_file: Path, asked_at: float) -> dict[str, float]
     import jax
 
     from dslth_jax.study.config.settings import Settings
-    from dslth_jax.study.training.prepare import plan, prepare
+    from dslth_jax.study.training.plan import plan
+    from dslth_jax.study.training.prepare import prepare
     from dslth_jax.study.training.programs import compile_programs
 
     note("imported")

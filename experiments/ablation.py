@@ -10,14 +10,13 @@ entries, and density then grows instead.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from functools import partial
 
-from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.commands import compare
+from dslth_jax.study.config.command import leave
 from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.study import Arms
+from dslth_jax.study.sweeping.grid import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +45,7 @@ def arms_of(settings: Ablation) -> Arms:
     }
 
 
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return comparison.main(Ablation, "experiments.ablation", arms_of, PANELS, arguments, stop)
-
+main = partial(compare, "experiments.ablation", Ablation, arms_of, PANELS)
 
 if __name__ == "__main__":
-    command.leave(main)
+    leave(main)

@@ -10,15 +10,13 @@ every step it learns nothing. On CIFAR-10 (60 rounds, 10 % of the images, miniba
 """
 
 import dataclasses
-from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.study import Arms
+from dslth_jax.study.commands import compare
+from dslth_jax.study.config.command import leave
+from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
+from dslth_jax.study.sweeping.grid import Arms
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -29,9 +27,6 @@ class Communication(Experiment):
 
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
-
-
-PANELS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 def arms_of(settings: Communication) -> Arms:
@@ -49,10 +44,7 @@ def arms_of(settings: Communication) -> Arms:
     return arms
 
 
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return comparison.main(Communication, "experiments.communication", arms_of, PANELS, arguments, stop)
-
+main = partial(compare, "experiments.communication", Communication, arms_of, BY_BITS)
 
 if __name__ == "__main__":
-    command.leave(main)
+    leave(main)

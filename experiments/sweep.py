@@ -11,10 +11,13 @@ Python:
     results = sweep(Sweep(dataset="digits", agents=8, rounds=40, grid=("lr=10,20", "retention=0.3,0.5"), seeds=2))
 """
 
-from dslth_jax.study.config import command
-from dslth_jax.study.sweeping.sweep import Sweep, main, sweep
+from functools import partial
+
+from dslth_jax.study.commands import Sweep, sweep, sweeping
+from dslth_jax.study.config.command import leave
 
 __all__ = ["Sweep", "main", "sweep"]
+main = partial(sweeping, "experiments.sweep")
 
 if __name__ == "__main__":
-    command.leave(main)
+    leave(main)

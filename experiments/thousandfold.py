@@ -11,15 +11,13 @@ minutes). See experiments/README.md.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from functools import partial
 
-from dslth_jax.study.config import command
+from dslth_jax.study.commands import compare
+from dslth_jax.study.config.command import leave
 from dslth_jax.study.config.hints import flag
-from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.study import Arms
-from experiments.communication import PANELS
+from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
+from dslth_jax.study.sweeping.grid import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +50,7 @@ def arms_of(settings: Thousandfold) -> Arms:
     return arms
 
 
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return comparison.main(Thousandfold, "experiments.thousandfold", arms_of, PANELS, arguments, stop)
-
+main = partial(compare, "experiments.thousandfold", Thousandfold, arms_of, BY_BITS)
 
 if __name__ == "__main__":
-    command.leave(main)
+    leave(main)

@@ -9,15 +9,14 @@ to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/REA
 """
 
 import dataclasses
-from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
-from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.commands import compare
+from dslth_jax.study.config.command import leave
 from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.study import Arms
+from dslth_jax.study.sweeping.grid import Arms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +44,7 @@ def arms_of(settings: Validation) -> Arms:
     }
 
 
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return comparison.main(Validation, "experiments.validation", arms_of, PANELS, arguments, stop)
-
+main = partial(compare, "experiments.validation", Validation, arms_of, PANELS)
 
 if __name__ == "__main__":
-    command.leave(main)
+    leave(main)

@@ -30,10 +30,9 @@ from dslth_jax.study.config.algorithms import METHODS, algorithm_of, population_
 from dslth_jax.study.config.methods import FLAGS, OF_SOME
 from dslth_jax.study.config.settings import Settings, resolve
 from dslth_jax.study.results import report
-from dslth_jax.study.sweeping import sweep
-from dslth_jax.study.sweeping.grid import axes_of, base_of, groups_of, members_of, points_of
-from dslth_jax.study.sweeping.study import Sweep
+from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
 from dslth_jax.study.training import checkpoint, memory
+from dslth_jax.study.training.prepare import members_of
 from experiments import cifar
 
 AGENTS, BATCH, ROUNDS = 5, 6, 10
@@ -802,7 +801,7 @@ def test_a_retention_is_a_density_of_all_parameters_for_dis_pfl():
 def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
     def groups(*grid):
         own = Sweep(dataset="digits", model="tiny", agents=4, rounds=4, grid=grid)
-        members = members_of(base_of(own), points_of(axes_of(own.grid, own)), own.seeds)
+        members = members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
         return len(list(groups_of(members, range(len(members)))))
 
     assert groups(f"algorithm={','.join(FLAGS)}") == len(FLAGS) == 7

@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dslth_jax.study import commands
+from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.hints import choices, flag, parts
 from dslth_jax.study.config.methods import PRESETS, foreign_to
 from dslth_jax.study.config.settings import HINTS, Settings, resolve
 from dslth_jax.study.results import folders
-from dslth_jax.study.training.prepare import plan, prepare
+from dslth_jax.study.training.plan import plan
+from dslth_jax.study.training.prepare import prepare
 from experiments import cifar
 
 SAMPLES = 12
@@ -409,7 +412,7 @@ ILL_FORMED = {
 @pytest.fixture(autouse=True)
 def nothing_trains_or_downloads(monkeypatch, tmp_path):
     """A row that is taken by mistake must not cost minutes; the network must not decide what is said."""
-    monkeypatch.setattr(cifar, "train", lambda *_: pytest.fail("this was taken and would be trained"))
+    monkeypatch.setattr(commands, "train", lambda *_: pytest.fail("this was taken and would be trained"))
     monkeypatch.setattr(data, "reachable", lambda address: False)
     (tmp_path / "no-data").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no-data"))
@@ -534,7 +537,7 @@ def test_open_switches_are_said_in_every_way_that_help_shows():
         (["--no-elu-on-logits"], False),
         ([], None),
     ):
-        assert cifar.parse(words).elu_on_logits is wanted
+        assert parse(words, Settings, "experiments.cifar").elu_on_logits is wanted
 
 
 # Of another type than any field takes, or than a field of that type does.
@@ -857,7 +860,7 @@ def outcome(words: list[str]) -> str:
     refusal: Exception | None = None
     try:
         with limited(20), contextlib.redirect_stdout(io.StringIO()):
-            prepared = prepare(cifar.parse(words))
+            prepared = prepare(parse(words, Settings, "experiments.cifar"))
             plan([prepared])
     except (ValueError, OSError) as error:
         refusal = error

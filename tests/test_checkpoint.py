@@ -1,7 +1,6 @@
 """Checkpoints: bit for bit what was saved, whole or not at all, whatever fails or kills the run in between."""
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from dslth_jax.algorithm import Heard
 from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.population import State
 from dslth_jax.sharding import EVERYWHERE, SPREAD, STATE
-from dslth_jax.study.training import checkpoint, manifest, processes
+from dslth_jax.study.training import checkpoint, processes
 
 NOTES = {"settings": {"agents": 8, "lr": 0.1 + 0.2, "out": None}, "bits": 2**70, "rows": [1, 2.5, "ü", True], "": {}}
 
@@ -290,16 +289,22 @@ def test_no_bit_of_a_manifest_may_change(tmp_path):
     assert checkpoint.latest(tmp_path).round == 2
 
 
-def of_another_version(text: str) -> str:
-    sealed = {**json.loads(text), "format": 2}
-    del sealed["seal"]
-    return json.dumps({**sealed, "seal": manifest._digest(sealed)})
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
+    """Its states were other ones, and no older checkpoint would be better."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 1)  # as version 0.3.1 had it
+        save(tmp_path, 1, 2)
+    path = tmp_path / "round_00000002"
+    sentence = (
+        f"the checkpoint {path} is of another version of dslth_jax (format 1, this one reads 2): go on with that "
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}version, or start anew in another folder$"):
+        checkpoint.latest(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
-        (of_another_version, "its format is 2, and 1 is read"),
         (lambda text: text[:-1], "its manifest cannot be read"),
         (lambda text: "", "its manifest cannot be read"),
         (lambda text: "[1]", "its manifest cannot be read"),
@@ -370,9 +375,9 @@ STAGES = {
     "when orbax has written": (handler, "save", half_done(handler.save)),
     "before orbax finishes": (handler, "finalize", fail),
     "when orbax has finished": (handler, "finalize", half_done(handler.finalize)),
-    "before the manifest": (manifest, "seal", fail),
+    "before the manifest": (checkpoint, "seal", fail),
     "in the manifest": (Path, "write_text", fail),
-    "when it is sealed": (manifest, "seal", half_done(manifest.seal)),
+    "when it is sealed": (checkpoint, "seal", half_done(checkpoint.seal)),
     "before the rename": (Path, "rename", fail),
 }
 
@@ -397,7 +402,7 @@ def test_what_fails_before_the_rename_leaves_what_was_there(stage, tmp_path, mon
 
 def test_what_fails_after_the_rename_leaves_the_new_one(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    for round, place in ((2, (manifest, "is_whole", fail)), (3, (Path, "rename", half_done(Path.rename)))):
+    for round, place in ((2, (checkpoint, "is_whole", fail)), (3, (Path, "rename", half_done(Path.rename)))):
         with monkeypatch.context() as patched:
             patched.setattr(*place)
             with pytest.raises(OSError, match="No space left"):

@@ -134,7 +134,7 @@ def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_s
     drawn = []
     monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
     lines = [line_of_seeds(point.values["arm"], point.members) for point in points]
-    pictures.lines_picture(tmp_path / "figure.png", lines, communication.PANELS)
+    pictures.lines_picture(tmp_path / "figure.png", lines, comparison.BY_BITS)
     (figure,) = drawn
     looks = [
         [(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines]

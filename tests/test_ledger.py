@@ -11,7 +11,8 @@ from tiny import use_tiny_network
 from dslth_jax import population
 from dslth_jax.codec import Receiver, Sender
 from dslth_jax.study.training.ledger import Ledger, is_encoded, is_key_frame
-from dslth_jax.study.training.prepare import plan, prepare
+from dslth_jax.study.training.plan import plan
+from dslth_jax.study.training.prepare import prepare
 from dslth_jax.study.training.programs import compile_programs
 from experiments.cifar import Settings, run
 

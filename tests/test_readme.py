@@ -15,11 +15,11 @@ from dslth_jax import partition
 from dslth_jax.networks import zoo
 from dslth_jax.study.config import command, settings
 from dslth_jax.study.config.methods import FLAGS, PRESETS, RIVALS
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.grid import axes_of
+from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
-from dslth_jax.study.sweeping.study import Sweep
-from experiments import ablation, cifar, communication, thousandfold, validation
+from experiments import ablation, communication, thousandfold, validation
 
 ROOT = Path(__file__).parent.parent
 README, MEASURED = (ROOT / "README.md").read_text(), (ROOT / "experiments" / "README.md").read_text()
@@ -59,7 +59,7 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("program", "words"), COMMANDS)
 def test_commands_parse(program, words):
     if program == "cifar":
-        assert cifar.parse(shlex.split(words)).agents >= 16
+        assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 16
     elif program in COMPARISONS:
         module, kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)

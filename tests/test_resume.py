@@ -23,11 +23,13 @@ from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import sharding
 from dslth_jax.networks.zoo import MODULES
+from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders
 from dslth_jax.study.training import checkpoint, prepare
-from dslth_jax.study.training.loop import restored, run
+from dslth_jax.study.training.loop import restored
 from experiments import cifar
+from experiments.cifar import run
 
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
 SWITCHES = {
@@ -177,7 +179,7 @@ def test_a_finished_run_is_not_kept_from_others(tmp_path):
 
 def test_a_folder_belongs_to_one_process(tmp_path, capsys):
     out = tmp_path / "run"
-    held = folders.open_folder(cifar.parse([*FLAGS, "--out", str(out)]), "held")
+    held = folders.open_folder(parse([*FLAGS, "--out", str(out)], Settings, "experiments.cifar"), "held")
     for more in ([], ["--resume"]):
         assert cifar.main([*FLAGS, "--out", str(out), *more]) == 2
         said = capsys.readouterr().err

@@ -30,10 +30,10 @@ from dslth_jax.graphs import topology_by_name
 from dslth_jax.networks.zoo import MODULES, Linear, Network, network_by_name, network_of
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, over_devices
+from dslth_jax.study import commands as training_commands
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.sweeping import sweep
 from dslth_jax.study.training import prepare, processes
-from experiments import cifar
+from experiments import cifar, sweep
 
 FOUR = "--xla_force_host_platform_device_count=4"
 HASTY = "--xla_backend_optimization_level=0"
@@ -446,7 +446,7 @@ def test_meshes_of_four_devices_what_lies_on_them_and_what_lowers_for_more():
 )
 def test_flags_of_several_devices_and_processes_are_refused_together(flags, said, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "start_processes", lambda *_: pytest.fail("it would have waited for the others"))
-    monkeypatch.setattr(cifar, "train", lambda *_: pytest.fail("it would have been trained"))
+    monkeypatch.setattr(training_commands, "train", lambda *_: pytest.fail("it would have been trained"))
     start = ["--dataset", "digits", "--agents", "8", "--out", str(tmp_path / "run")]
     assert cifar.main([*start, *flags.split()]) == 2
     shown = capsys.readouterr()

@@ -13,16 +13,17 @@ import pytest
 from conftest import optimized
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
+from dslth_jax.study.commands import sweep_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop, StoppedError
 from dslth_jax.study.results.points import place_of
-from dslth_jax.study.sweeping import study, sweep
-from dslth_jax.study.sweeping.grid import Member, axes_of, base_of, groups_of, members_of, points_of
-from dslth_jax.study.sweeping.study import Sweep
-from dslth_jax.study.training import memory
-from dslth_jax.study.training.prepare import plan
+from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
+from dslth_jax.study.training import memory, records
+from dslth_jax.study.training.loop import ready, train
+from dslth_jax.study.training.plan import Member, plan
+from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.programs import compile_programs
-from experiments import cifar
+from experiments import cifar, sweep
 
 BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 4, "eval_every": 2}
 GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-renyi:0.6")
@@ -52,7 +53,7 @@ def results(folder) -> list[dict[str, str]]:
 
 def members(**settings) -> list[Member]:
     own = Sweep(**{**BASE, **settings})
-    return members_of(base_of(own), points_of(axes_of(own.grid, own)), own.seeds)
+    return members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
 
 
 @pytest.mark.parametrize("number", [0, 3, 6])
@@ -174,7 +175,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
     settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}
     sweep.sweep(Sweep(**settings, out=tmp_path / "whole"))
     with pytest.raises(StoppedError):
-        sweep.train(sweep.ready(Sweep(**settings, out=tmp_path / "cut")), StopAfter(looks))
+        train(ready(sweep_of(Sweep(**settings, out=tmp_path / "cut"))), StopAfter(looks))
     assert list((tmp_path / "cut" / "checkpoint").iterdir())
     assert not (tmp_path / "cut" / "results.csv").exists()
     sweep.sweep(Sweep(**settings, out=tmp_path / "cut", resume=True))
@@ -189,7 +190,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
 def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, monkeypatch):
     """What is missing all the same, a run folder or rows, is made again."""
     settings = {**BASE, "agents": 2, "rounds": 2, "grid": ("lr=3,10,20",), "run_folders": True, "out": tmp_path / "cut"}
-    stop, leave_run, left = Stop(), study.leave_run, []
+    stop, leave_run, left = Stop(), records.leave_run, []
 
     def signal_and_leave(path, *rest) -> None:
         if not left:
@@ -197,9 +198,9 @@ def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, m
         left.append(path.name)
         leave_run(path, *rest)
 
-    monkeypatch.setattr(study, "leave_run", signal_and_leave)
+    monkeypatch.setattr(records, "leave_run", signal_and_leave)
     with pytest.raises(StoppedError):
-        sweep.train(sweep.ready(Sweep(**settings)), stop)
+        train(ready(sweep_of(Sweep(**settings))), stop)
     assert len(left) == 3
     rows, lines = rows_of(tmp_path / "cut"), (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert [(row["member"], row["round"]) for row in rows] == [
@@ -216,7 +217,7 @@ def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, m
 def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path):
     settings = {**BASE, "grid": ("lr=3,10",), "out": tmp_path / "cut"}
     with pytest.raises(StoppedError):
-        sweep.train(sweep.ready(Sweep(**settings)), StopAfter(1))
+        train(ready(sweep_of(Sweep(**settings))), StopAfter(1))
     other = {**settings, "grid": ("lr=3,11",), "batch_size": 64, "resume": True}
     differing = r"--batch-size was 128 and is 64; --grid was \['lr=3,10'\] and is \['lr=3,11'\]"
     with pytest.raises(ValueError, match=differing):
@@ -278,7 +279,7 @@ def test_bad_sweeps_are_one_line(flags, said, capsys, tmp_path, monkeypatch):
 def test_what_is_no_field_of_a_sweep_is_one_sentence(field, said):
     """And a single axis needs no list."""
     with pytest.raises(ValueError, match="^" + re.escape(said)):
-        sweep.ready(Sweep(**BASE, **field))
+        sweep_of(Sweep(**BASE, **field)).prepare()
 
 
 def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
@@ -348,7 +349,7 @@ def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, t
     """In a folder that was moved, and with a trial that a kill had cut off in the asking."""
     settings = {**SEARCH, "out": tmp_path / "search"}
     with pytest.raises(StoppedError):
-        sweep.train(sweep.ready(Sweep(**settings)), StopAfter(4))
+        train(ready(sweep_of(Sweep(**settings))), StopAfter(4))
     assert len(trials_of(tmp_path / "search")) == 3
     study_in(tmp_path / "search").ask()
     settings["out"] = (tmp_path / "search").rename(tmp_path / "moved")

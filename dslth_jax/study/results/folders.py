@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-if TYPE_CHECKING:
-    from dslth_jax.study.training.checkpoint import Found
-    from dslth_jax.study.training.prepare import Plan, Prepared
 
 METRICS = (
     "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate", "kept_bits",
@@ -153,21 +149,22 @@ def expect_same(settings: Settings, other: Row, whose: str) -> None:
         raise ValueError(f"{whose} has other settings: {'; '.join(differing)}: say the same, or name another --out")
 
 
-def write_config(folder: Path, prepared: "Prepared", plan: "Plan", found: "Found | None" = None) -> None:
-    """config.json of a run: every setting as resolved, the graph, versions, device, seed and command; and of one
-    that goes on, since which rounds it did."""
-    settings = prepared.settings
+def write_config(
+    folder: Path, settings: Settings, graph: Mapping[str, Any], from_round: int | None = None, **planned: int
+) -> None:
+    """config.json of a run: every setting as resolved and `planned`, the graph, versions, device, seed and command; and
+    of one that goes on, since which rounds it did."""
     # Whoever runs these settings again starts anew.
-    resolved = {"agent_chunk": plan.chunk, "devices": plan.mesh.size, "out": folder.resolve(), "resume": False}
+    resolved = {**planned, "out": folder.resolve(), "resume": False}
     config = {
         "settings": {**as_json(settings), **resolved},
-        "graph": prepared.graph_report._asdict(),
+        "graph": graph,
         "seed": settings.seed,
         **circumstances(),
     }
     earlier = read_config(folder)
-    if earlier and found:
-        again = {"from_round": found.round, **{name: config[name] for name in ("command", "started")}}
+    if earlier and from_round is not None:
+        again = {"from_round": from_round, **{name: config[name] for name in ("command", "started")}}
         config |= {name: earlier[name] for name in ("command", "started")}
         config["resumed"] = [*earlier.get("resumed", []), again]
     save_config(folder, config)

@@ -17,7 +17,7 @@ from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Line, Panel, best_
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from dslth_jax.study.training.prepare import Prepared
+    from dslth_jax.study.training.plan import Prepared
 
 MOST_LINES = 8  # of a sweep's points, in one picture
 

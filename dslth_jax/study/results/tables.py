@@ -13,9 +13,10 @@ from rich.text import Text
 from dslth_jax.partition import class_counts
 from dslth_jax.study.results.folders import Row, Run
 from dslth_jax.study.results.points import SIZES
+from dslth_jax.study.training.progress import sent
 
 if TYPE_CHECKING:
-    from dslth_jax.study.training.prepare import Plan
+    from dslth_jax.study.training.plan import Plan
 
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
 OF_SIZES = ("bitmaps, MB", "coded, MB", "float32, MB")
@@ -97,12 +98,6 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
     rows.append(("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round"))
     rows.append(("compilation, evaluation", f"{compilation:.1f} s, {evaluation:.1f} s"))
     show(console, f"after round {row['round']}", rows)
-
-
-def sent(bits: int) -> str:
-    """Bits as megabytes, with decimals where they are few."""
-    amount = bits / 8e6
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"
 
 
 def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:

@@ -5,21 +5,17 @@ An experiment is a module that names its arms and the panels of its figure. Its 
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from dslth_jax.study.config import command
 from dslth_jax.study.config.hints import flag
 from dslth_jax.study.config.methods import FLAGS, OF_SOME
 from dslth_jax.study.config.settings import DEFAULTS, Settings
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, line_of_seeds
 from dslth_jax.study.results.points import DONE, Point, mean_of
-from dslth_jax.study.sweeping.study import Arms, Ready, Sweep
-from dslth_jax.study.sweeping.sweep import conduct, ready, train
+from dslth_jax.study.sweeping.grid import Arms, Sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,30 +34,8 @@ class Experiment(Settings):
     """Seeds of each arm: --seed and the numbers behind it."""
 
 
-Kind = TypeVar("Kind", bound=Experiment)
-
-
-def main(
-    kind: type[Kind],
-    program: str,
-    arms_of: Callable[[Kind], Arms],
-    panels: Sequence[Panel],
-    arguments: Sequence[str] | None,
-    stop: Stop | None,
-) -> int:
-    """Run the command of an experiment; returns its exit code."""
-
-    def begin() -> Ready:
-        settings = command.parse(sys.argv[1:] if arguments is None else arguments, kind, program)
-        return ready(*shared_and_own(settings, arms_of(settings)))
-
-    def finish(begun: Ready) -> list[dict[str, Any]]:
-        results = train(begun, stop)
-        if begun.folder is not None:
-            leave(begun.path, panels)
-        return results
-
-    return conduct(program, begin, finish)
+# Accuracy over what is sent, and over rounds.
+BY_BITS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:

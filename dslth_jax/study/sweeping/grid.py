@@ -5,14 +5,16 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+import tyro
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config import command, datasets
-from dslth_jax.study.config.hints import choices, flag, kinds, parts, refusal
-from dslth_jax.study.config.settings import DEFAULTS, HINTS, OF_THE_MACHINE, Settings, check_each
+from dslth_jax.study.config import command
+from dslth_jax.study.config.hints import choices, flag, is_of, kinds, parts, refusal
+from dslth_jax.study.config.settings import DEFAULTS, HINTS, OF_THE_MACHINE, Settings
 from dslth_jax.study.results import folders
-from dslth_jax.study.training.prepare import Prepared, TooLargeError, batch_of, load, plan, prepare
+from dslth_jax.study.training.plan import Member, Prepared, TooLargeError, batch_of, plan
 
 # Settings that are traced, or decide only about what is: they may differ between members of one program. What they
 # decide beside, such as how many samples a batch can have, `statics_of` looks at itself.
@@ -24,22 +26,62 @@ TRACED = (
 SCHEDULED = ("retention", "linear_retention", "lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso")
 
 
-class Member(NamedTuple):
-    """One point of the grid with one seed."""
+@dataclasses.dataclass(frozen=True)
+class Sweep(Settings):
+    """Train every point of a grid of settings, with several seeds, as one more axis of one compiled program.
 
-    point: dict[str, Any]  # the axes' values, as they were spelled
-    seed: int
-    prepared: Prepared
+    All other flags are those of experiments.cifar, and hold for every point.
+    """
 
-    @property
-    def label(self) -> str:
-        """The point in words."""
-        return ", ".join(f"{axis}={value}" for axis, value in self.point.items())
+    grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """An axis of the grid as NAME=VALUE,VALUE,... where NAME is any other flag; say it once for each axis."""
+    seeds: int = 1
+    """Seeds of each point: --seed and the numbers behind it."""
+    run_folders: bool = False
+    """Leave the run folder of each point and seed, under runs/."""
+    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Instead of a grid, what Optuna searches: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,..."""
+    trials: int = 64
+    """Points that this command tries in a search."""
+    ask: int = 16
+    """Points asked of Optuna at a time, which run as one program."""
+    study: str = "dslth_jax"
+    """Name of the study in its storage."""
+    storage: str | None = None
+    """Optuna's storage as a URL, which several machines may share (each with an --out of its own); None is a file in
+    the sweep's folder."""
 
-    @property
-    def name(self) -> str:
-        """The member in words."""
-        return ",".join([*(f"{axis}={value}" for axis, value in self.point.items()), f"seed={self.seed}"])
+    def __post_init__(self) -> None:
+        """Take a single axis without a list too."""
+        super().__post_init__()
+        for name in ("grid", "search"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, (value,))
+
+
+Arms = Mapping[str, Mapping[str, Any]]  # of a comparison, the settings of each by its name
+
+
+@dataclasses.dataclass
+class Points:
+    """What a sweep is made of: its axes, and its members, one for each point and seed."""
+
+    settings: Sweep
+    axes: dict[str, list[Any]]
+    first: list[dict[str, Any]]  # all points of a grid; of a search its corners
+    arms: Arms | None
+    seeds: int
+    run_folders: bool
+    members: list[Member] = dataclasses.field(default_factory=list)  # a search adds to them
+
+
+def check_own(settings: Sweep) -> None:
+    """Raise a ValueError if a field that only a sweep has is of another type than it says."""
+    for name, hint in command.hints_of(Sweep).items():
+        value = getattr(settings, name)
+        for one in value if isinstance(value, list | tuple) and name in ("grid", "search") else [value]:
+            if name not in HINTS and not is_of(one, hint):
+                raise ValueError(refusal(name, kinds(hint), one))
 
 
 def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
@@ -87,42 +129,9 @@ def value_of(name: str, word: str) -> Any:
     raise ValueError(refusal(name, kinds(hint), word, choices(hint)))
 
 
-def base_of(settings: Settings) -> Settings:
-    """What is a run's of the settings of a sweep."""
-    return Settings(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)})
-
-
 def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Every point of a grid."""
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def members_of(
-    base: Settings,
-    points: Sequence[Mapping[str, Any]],
-    seeds: int,
-    arms: Mapping[str, Mapping[str, Any]] | None = None,
-) -> list[Member]:
-    """Every point with every seed, prepared; a ValueError that names the point where one makes no sense.
-
-    A point is its settings, or of a comparison names the arm that has them.
-    """
-    loaded: dict[Any, datasets.Dataset] = {}
-
-    def member(point: Mapping[str, Any], seed: int) -> Member:
-        chosen = arms[point["arm"]] if arms else point
-        own = dataclasses.replace(base, **chosen, seed=seed, out=None, resume=False)
-        try:
-            check_each(own)
-            source = (own.dataset, own.data_file, own.data_dir)
-            if source not in loaded:
-                loaded[source] = load(own)
-            return Member(dict(point), seed, prepare(own, loaded[source]))
-        except (ValueError, OSError) as error:
-            where = ", ".join(f"{name}={value}" for name, value in point.items())
-            raise ValueError(f"at {where}: {error}" if where else str(error)) from None
-
-    return [member(point, base.seed + offset) for point in points for offset in range(seeds)]
 
 
 def statics_of(prepared: Prepared) -> str:

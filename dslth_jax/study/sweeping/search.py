@@ -2,19 +2,22 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from dslth_jax.study.config.hints import parts
 from dslth_jax.study.config.settings import HINTS
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
-from dslth_jax.study.results.points import DONE
-from dslth_jax.study.sweeping.grid import axis_of, base_of, members_of, value_of
-from dslth_jax.study.sweeping.study import Outcome, Ready, Sweep, stop_if_asked, summary_of, train_members, write_config
+from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, value_of
+from dslth_jax.study.training.history import Outcome
+from dslth_jax.study.training.prepare import members_of
+from dslth_jax.study.training.processes import stop_if_asked
 
 if TYPE_CHECKING:
     import optuna
@@ -81,35 +84,43 @@ def corners_of(settings: Sweep) -> list[dict[str, Any]]:
     return [dict(zip(spaces, point, strict=True)) for point in itertools.product(*ends)]
 
 
-def search(begun: Ready, outcomes: dict[int, Outcome], console: Console, stop: Stop) -> None:
-    """Ask, run and tell until this command has tried its trials; those that an interruption cut off come first."""
+def search(
+    points: Points, path: Path, outcomes: Mapping[int, Outcome], write: Callable[[], None], stop: Stop
+) -> Iterator[None]:
+    """Add members for the points that Optuna asks for, batch after batch, until this command has tried its trials.
+
+    Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
+    is the sweep's folder; `write` writes its config.json.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = study_of(begun)
-    add_members(begun, points_so_far(begun))
-    write_config(begun, outcomes)  # which holds the mark before any trial bears it
-    mark = folders.read_config(begun.path)["id"]  # type: ignore[index]
-    check_study(begun, study, mark)
+    study = study_of(points.settings, path)
+    earlier = (folders.read_config(path) or {}).get("members", [])  # in an order which the numbers of members follow
+    add_members(points, [{axis: member[axis] for axis in points.axes} for member in earlier])
+    write()  # which has the mark in it before any trial bears it
+    mark = folders.read_config(path)["id"]  # type: ignore[index]
+    check_study(points, path, study, mark)
     while True:
         # A point that was asked must be in config.json before a signal is heard.
         stop.later = True
-        own = ask(begun, study, mark)
-        add_members(begun, [point_of(begun, trial) for trial in own])
-        write_config(begun, outcomes)
+        own = ask(points, study, mark)
+        add_members(points, [point_of(points, trial) for trial in own])
+        write()
         stop_if_asked(stop)
         open_ones = [trial for trial in own if not trial.state.is_finished()]
-        if not open_ones and len(outcomes) == len(begun.members):
+        if not open_ones and len(outcomes) == len(points.members):
             return
-        train_members(begun, range(len(begun.members)), outcomes, console, stop)
+        yield
         for trial in open_ones:
-            tell(study, trial.number, of_point(begun, point_of(begun, trial), outcomes))
+            point = point_of(points, trial)
+            tell(study, trial.number, [outcomes[n] for n, own in enumerate(points.members) if own.point == point])
 
 
-def ask(begun: Ready, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
+def ask(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
     """Ask for points until a batch of them is open, or there are all trials; returns all of this search's own."""
-    settings, spaces = begun.settings, spaces_of(begun.settings)
-    own = own_trials(begun, study, mark)
+    settings, spaces = points.settings, spaces_of(points.settings)
+    own = own_trials(points, study, mark)
     while sum(not trial.state.is_finished() for trial in own) < settings.ask and len(own) < settings.trials:
         study.sampler = sampler_of(settings, len(own))
         asked = study.ask()
@@ -117,7 +128,7 @@ def ask(begun: Ready, study: "optuna.Study", mark: str) -> list["optuna.trial.Fr
         asked.set_user_attr(MARK, mark)
         for name, space in spaces.items():
             draw(asked, name, space)
-        own = own_trials(begun, study, mark)
+        own = own_trials(points, study, mark)
     return own
 
 
@@ -146,78 +157,70 @@ def sampler_of(settings: Sweep, asked: int) -> "optuna.samplers.BaseSampler":
 # What a search has done so far --------------------------------------------------------------------------------------
 
 
-def marked(begun: Ready, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
+def marked(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
     """The trials of this search; in a study of its own also one that was cut off before it was marked."""
-    unmarked = mark if begun.settings.storage is None else None
+    unmarked = mark if points.settings.storage is None else None
     return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(MARK, unmarked) == mark]
 
 
-def own_trials(begun: Ready, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
+def own_trials(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
     """Those of them that have a whole point."""
-    return [trial for trial in marked(begun, study, mark) if trial.params.keys() == begun.axes.keys()]
+    return [trial for trial in marked(points, study, mark) if trial.params.keys() == points.axes.keys()]
 
 
-def point_of(begun: Ready, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+def point_of(points: Points, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
     """A trial's point, in the order of the axes."""
-    return {axis: trial.params[axis] for axis in begun.axes}
+    return {axis: trial.params[axis] for axis in points.axes}
 
 
-def points_so_far(begun: Ready) -> list[dict[str, Any]]:
-    """The points that an earlier command has written down, in its order, which the numbers of members follow."""
-    members = (folders.read_config(begun.path) or {}).get("members", [])
-    return [{axis: member[axis] for axis in begun.axes} for member in members]
-
-
-def add_members(begun: Ready, points: Sequence[Mapping[str, Any]]) -> None:
+def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
     """Add a member for each seed of the points that are new: what is drawn twice is trained once."""
-    known = [member.point for member in begun.members]
-    new = [point for place, point in enumerate(points) if point not in known and point not in points[:place]]
-    begun.members.extend(members_of(base_of(begun.settings), new, begun.settings.seeds))
+    known = [member.point for member in points.members]
+    new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
+    points.members.extend(members_of(points.settings, new, points.seeds))
 
 
-def check_study(begun: Ready, study: "optuna.Study", mark: str) -> None:
+def check_study(points: Points, path: Path, study: "optuna.Study", mark: str) -> None:
     """Tell that trials which a kill cut off in the asking failed; a ValueError unless the others are the members'."""
     import optuna
 
-    own, known = own_trials(begun, study, mark), [member.point for member in begun.members]
+    own, known = own_trials(points, study, mark), [member.point for member in points.members]
     had = [trial.params for trial in own]
     lost = [point for point in known if point not in had]
     if strange := lost or [trial.params for trial in own if trial.state.is_finished() and trial.params not in known]:
         where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
         raise ValueError(
-            f"the study {study.study_name} must have the trials of the search in {begun.path}, and only one of them "
+            f"the study {study.study_name} must have the trials of the search in {path}, and only one of them "
             f"knows {where}: give it the storage it began with, or start anew in another --out"
         )
-    for trial in marked(begun, study, mark):
-        if not trial.state.is_finished() and trial.params.keys() != begun.axes.keys():
+    for trial in marked(points, study, mark):
+        if not trial.state.is_finished() and trial.params.keys() != points.axes.keys():
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
 
 
-def of_point(begun: Ready, point: Mapping[str, Any], outcomes: Mapping[int, Outcome]) -> dict[str, Any]:
-    """What a point came to over its seeds."""
-    return summary_of([outcomes[number] for number, member in enumerate(begun.members) if member.point == point])
-
-
-def tell(study: "optuna.Study", number: int, came: Mapping[str, Any]) -> None:
-    """Tell a trial's accuracy, or that it failed."""
+def tell(study: "optuna.Study", number: int, came: Sequence[Outcome]) -> None:
+    """Tell a trial's accuracy, the mean of its seeds, or that it failed."""
     import optuna
 
-    if came["status"] == DONE:
-        study.tell(number, came["accuracy_mean"])
-    else:
+    if any(outcome.failure for outcome in came):
         study.tell(number, state=optuna.trial.TrialState.FAIL)
+    else:
+        study.tell(number, statistics.fmean(outcome.rows[-1]["accuracy_mean"] for outcome in came))
 
 
-def study_of(begun: Ready) -> "optuna.Study":
+def study_of(settings: Sweep, path: Path) -> "optuna.Study":
     """The study in its storage, made where there is none; a ValueError where the storage is none."""
     import optuna
 
-    settings = begun.settings
-    alone = settings.storage is None
-    storage = f"sqlite:///{(begun.path / 'study.db').resolve()}" if alone else settings.storage
-    try:
-        return optuna.create_study(
-            storage=storage, study_name=settings.study, direction="maximize", load_if_exists=True
-        )
-    except Exception as error:
-        raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
+    storage = settings.storage or f"sqlite:///{(path / 'study.db').resolve()}"
+    for waiting in (0.1, 0.3, 1.0, 3.0, None):
+        try:
+            return optuna.create_study(
+                storage=storage, study_name=settings.study, direction="maximize", load_if_exists=True
+            )
+        except Exception as error:
+            # Of two commands that make the tables of one storage at once, the slower one finds them made.
+            if waiting is None or "already exists" not in str(error):
+                raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
+            time.sleep(waiting)
+    raise AssertionError("the last try returns or raises")

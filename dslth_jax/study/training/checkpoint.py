@@ -2,15 +2,23 @@
 
 A run may be killed at any moment. What is not finished lies under another name, and one rename makes it visible.
 
-    folder/round_00000050/manifest.json     the round, the caller's notes, what the leaves are; see `manifest`
+    folder/round_00000050/manifest.json     the round, the caller's notes, what the leaves are; the seal: length and
+                                            SHA-256 of every other file, and a hash of all that
     folder/round_00000050/state/            the leaves by their key paths, as orbax writes a pytree
     folder/round_00000075.part/             not finished yet, or never
 
 In a run of several processes all call these functions, on a file system that they share. Shared random weights are
 drawn anew from their seed and are never part of a state.
+
+orbax's own CheckpointManager (0.12) was tried in the place of this file. Where the newest checkpoint is damaged, it
+takes that one for the latest all the same, saves below it only by force, leaves it where it is, and then refuses the
+step at which it lies (StepAlreadyExistsError); and it writes files of its own into a checkpoint after a handler's last
+word, so that no hash can hold all of them before the folder gets its name.
 """
 
+import hashlib
 import json
+import os
 import re
 import shutil
 from itertools import islice
@@ -19,10 +27,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from dslth_jax.study.training import arrays, manifest
+from dslth_jax.study.training import arrays
 from dslth_jax.study.training.processes import as_first_says, is_first, together
 
-STATE, PART = "state", ".part"
+FORMAT = 2  # 1 was that of version 0.3.1, whose states held less
+MANIFEST, STATE, PART = "manifest.json", "state", ".part"
 NAME = re.compile(r"round_(\d{8,})(?:-(\d+))?")  # the round, and how often it was saved before, if it was
 
 
@@ -33,6 +42,10 @@ class Found(NamedTuple):
     round: int
     notes: dict[str, Any]
     damaged: tuple[str, ...]  # newer ones that are not, each with the reason
+
+
+class OldFormatError(ValueError):
+    """A checkpoint was written by another version of the library, whose states were other ones."""
 
 
 def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: int = 2) -> None:
@@ -69,13 +82,13 @@ def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: i
 
     def commit() -> None:
         arrays.finish(part / STATE)
-        manifest.seal(part, {"round": round, "notes": notes, "leaves": arrays.described(leaves)})
+        seal(part, {"round": round, "notes": notes, "leaves": arrays.described(leaves)})
         again = [again for number, again, _ in _listed(folder) if number == round]
         newest = folder / (f"{part.stem}-{again[0] + 1}" if again else part.stem)
         part.rename(newest)
-        manifest.sync(folder)
+        sync(folder)
         older = (path for number, _, path in _listed(folder) if number < round)
-        kept = {newest, *islice(filter(manifest.is_whole, older), keep - 1)}  # damaged ones take no other's place
+        kept = {newest, *islice(filter(is_whole, older), keep - 1)}  # damaged ones take no other's place
         for path in {*(path for *_, path in _listed(folder)), *folder.glob(f"round_*{PART}")} - kept:
             shutil.rmtree(path, ignore_errors=True)  # what cannot go now may go after the next one
 
@@ -94,15 +107,17 @@ def latest(folder: Path) -> Found | None:
     """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all.
 
     Raises:
-        ValueError: there are some, and none is whole.
+        ValueError: there are some, and none is whole; or the newest is of another version of the library.
     """
     damaged: list[str] = []
 
-    def look() -> list[Any] | None:
+    def look() -> list[Any] | str | None:
         for *_, path in _listed(folder):
             try:
-                known = manifest.unseal(path)
+                known = unseal(path)
                 return [str(path), known["round"], known["notes"], damaged]
+            except OldFormatError as error:
+                return str(error)
             except ValueError as error:
                 damaged.append(f"{path.name}: {error}")
         if damaged:
@@ -111,6 +126,8 @@ def latest(folder: Path) -> Found | None:
 
     sentence = f"no checkpoint in {folder} is whole, put back a copy of one or remove them all to start anew"
     found = as_first_says(together(look, ValueError, sentence, first_alone=True))
+    if isinstance(found, str):
+        raise ValueError(found)
     return Found(Path(found[0]), found[1], found[2], tuple(found[3])) if found else None
 
 
@@ -128,7 +145,7 @@ def restore(found: Found, like: Any) -> Any:
     wanted = arrays.named(like)
 
     def read() -> dict[str, jax.Array]:
-        saved, ours = manifest.unseal(found.path, thorough=False)["leaves"], arrays.described(wanted)
+        saved, ours = unseal(found.path, thorough=False)["leaves"], arrays.described(wanted)
         for name in ours | saved:
             if saved.get(name) != ours.get(name):
                 raise ValueError(f"{name} must be {ours.get(name, 'absent')}, and is {saved.get(name, 'absent')}")
@@ -145,3 +162,79 @@ def _listed(folder: Path) -> list[tuple[int, int, Path]]:
     """All checkpoints, whole or not, the newest first: what their names say, and the path."""
     named = [(NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
     return sorted(((int(said[1]), int(said[2] or 0), path) for said, path in named if said), reverse=True)
+
+
+# The seal -------------------------------------------------------------------------------------------------------------
+
+
+def seal(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest of all that is in `folder`, with `content` of JSON's types, all of it on the disk for good."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            files[path.relative_to(folder).as_posix()] = [path.stat().st_size, _hash(path)]
+        sync(path)
+    sealed = {**content, "format": FORMAT, "files": files}
+    (folder / MANIFEST).write_text(json.dumps({**sealed, "seal": _digest(sealed)}))
+    sync(folder / MANIFEST)
+    sync(folder)
+
+
+def unseal(folder: Path, thorough: bool = True) -> dict[str, Any]:
+    """The content of a folder's manifest, if every file it speaks of has its hash, or at least its length.
+
+    Raises a ValueError with the reason in a few words if the folder is not whole, OldFormatError if it is of an earlier
+    version.
+    """
+    try:
+        sealed = json.loads((folder / MANIFEST).read_bytes())
+        digest, version = sealed.pop("seal"), sealed["format"]
+    except FileNotFoundError:
+        raise ValueError("it has no manifest") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("its manifest cannot be read") from None
+    if version != FORMAT:
+        raise OldFormatError(
+            f"the checkpoint {folder} is of another version of dslth_jax (format {version}, this one reads {FORMAT}): "
+            f"go on with that version, or start anew in another folder"
+        )
+    if digest != _digest(sealed):
+        raise ValueError("its manifest is damaged")
+    for name, (size, digest) in sealed["files"].items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                raise ValueError(f"{name} is missing")
+            if path.stat().st_size != size:
+                raise ValueError(f"{name} has {path.stat().st_size} bytes of {size}")
+            if thorough and _hash(path) != digest:
+                raise ValueError(f"{name} is not as it was written")
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+    return sealed
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is sealed and every file has its length."""
+    try:
+        return bool(unseal(folder, thorough=False))
+    except ValueError:
+        return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _digest(sealed: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk for good."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,19 +1,15 @@
 """Failure signatures of a run: each is noticed when it first shows, and said once, in one line."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.graphs import CHANGING
-from dslth_jax.partition import class_counts
+from dslth_jax.graphs import CHANGING, GraphReport
 from dslth_jax.study.config.methods import PRESETS
-from dslth_jax.study.results.points import spelled
-
-if TYPE_CHECKING:
-    from dslth_jax.study.training.prepare import Prepared
+from dslth_jax.study.config.settings import Settings
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
 WINDOW = 50  # exchanges over which flip rates are compared
@@ -37,69 +33,52 @@ REASONS = {
 
 
 class Symptoms:
-    """What a run has shown so far. Each method yields the sentences that are new."""
+    """What a run of resolved `settings` has shown so far. Each method yields the sentences that are new.
 
-    def __init__(self, prepared: "Prepared", maskable: Any) -> None:
-        self.settings, self.graph = prepared.settings, prepared.graph_report
+    `maskable` holds the shapes of all that has masks; `chance` is the accuracy of naming an agent's likeliest class.
+    """
+
+    def __init__(self, settings: Settings, graph: GraphReport, maskable: Any, chance: float) -> None:
+        self.chance, self.reasons = chance, REASONS.get(settings.algorithm)
+        self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
         self.entries = sum(self.sizes.values())
-        tests = prepared.tests
-        tested = class_counts(tests.labels, tests.indices, tests.sizes, prepared.dataset.classes)
-        self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of always naming the likeliest class
-        self.sent = "weights" if self.settings.algorithm in ("dsgd", "dis-pfl") else "masks"
         self.flip_rates: list[float] = []
         self.at_chance = 0
         self.said: set[str] = set()
-
-    def at_start(self) -> Iterator[str]:
-        """What the settings let expect."""
-        step, fine_tuning = self.settings.lr, self.settings.fine_tune_lr
-        usual = PRESETS[self.settings.preset]["fine_tune_lr"]
-        if fine_tuning is not None and spelled(step) != spelled(fine_tuning) and fine_tuning == usual:
-            sentence = f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
-            yield from self.once("steps", sentence)
-        sends_nothing = self.settings.algorithm in ("local", "independent")
-        if sends_nothing or self.settings.agents == 1 or self.settings.topology.partition(":")[0] in CHANGING:
-            return
-        if alone := self.graph.isolated:
-            listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
-            yield from self.once(
-                "alone", f"{len(alone)} of {self.settings.agents} agents hear nobody and learn alone: {listed}"
-            )
-        elif not self.graph.connected:
-            yield from self.once(
-                "apart", f"the graph is not connected: some agents' {self.sent} never reach some others"
-            )
+        self.at_start = [line for said in expected(settings, graph) for line in self.once(*said)]
 
     def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
         """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
-        if self.settings.algorithm not in REASONS:
+        if self.reasons is None:
             return
         for (path, kept), wanted in zip(
             jax.tree_util.tree_leaves_with_path(info["kept"]), jax.tree.leaves(info["wanted"]), strict=True
         ):
-            yield from self.of_layer(round, layer_name(path), kept, wanted)
-        if info["listeners"].any() or self.settings.agents == 1:
+            yield from self.of_layer(round, layer_name(path), kept, wanted, *self.reasons)
+        if info["listeners"].any() or self.alone:
             # The first exchange replaces the random start masks.
             self.flip_rates.append(float(info["flipped"].mean()) / self.entries)
             yield from self.of_flips(round)
 
-    def of_layer(self, round: int, layer: str, kept: np.ndarray, wanted: np.ndarray) -> Iterator[str]:
+    def of_layer(
+        self, round: int, layer: str, kept: np.ndarray, wanted: np.ndarray, why_zero: str, why_other: str
+    ) -> Iterator[str]:
         """Whether a layer's filters are all zero, or it keeps another number than its retention asks for."""
         wanted = np.minimum(wanted, self.sizes[layer])
         if (kept == 0).any():
             sentence = (
                 f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
-                f"{round}: they learn nothing any more; {REASONS[self.settings.algorithm][0]}"
+                f"{round}: they learn nothing any more; {why_zero}"
             )
             yield from self.once("filters", sentence)
         off = np.abs(kept - wanted) > OFF_RETENTION * wanted
-        if off.any() and not (kept == 0).any() and self.settings.filter_rule is None:
+        if off.any() and not (kept == 0).any() and not self.filtered:
             agent = int(np.argmax(off))
             size = self.sizes[layer]
             sentence = (
                 f"agent {agent} keeps {kept[agent] / size:.1%} of {layer} in round {round}, its retention asks for "
-                f"{wanted[agent] / size:.1%}: {REASONS[self.settings.algorithm][1]}"
+                f"{wanted[agent] / size:.1%}: {why_other}"
             )
             yield from self.once("density", sentence)
 
@@ -125,7 +104,7 @@ class Symptoms:
 
     def falling_step(self) -> str:
         """A spelling of the step size with a schedule."""
-        value, falls, _ = str(self.settings.lr).partition("@")
+        value, falls, _ = self.step.partition("@")
         return "a smaller --amplitude too" if falls else f"--lr {value}@cosine"
 
     def after_evaluation(self, round: int, evaluation: Evaluation) -> Iterator[str]:
@@ -153,6 +132,31 @@ class Symptoms:
         if signature not in self.said:
             self.said.add(signature)
             yield sentence
+
+
+def expected(settings: Settings, graph: GraphReport) -> Iterator[tuple[str, str]]:
+    """What resolved settings let expect: signatures and sentences."""
+    step, fine_tuning = settings.lr, settings.fine_tune_lr
+    usual = PRESETS[settings.preset]["fine_tune_lr"]
+    if fine_tuning is not None and fine_tuning == usual and not same_step(step, fine_tuning):
+        yield "steps", f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
+    sends_nothing = settings.algorithm in ("local", "independent")
+    if sends_nothing or settings.agents == 1 or settings.topology.partition(":")[0] in CHANGING:
+        return
+    if alone := graph.isolated:
+        listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
+        yield "alone", f"{len(alone)} of {settings.agents} agents hear nobody and learn alone: {listed}"
+    elif not graph.connected:
+        sent = "weights" if settings.algorithm in ("dsgd", "dis-pfl") else "masks"
+        yield "apart", f"the graph is not connected: some agents' {sent} never reach some others"
+
+
+def same_step(one: float | str | None, other: float | str) -> bool:
+    """Whether two step sizes are the same, however they are spelled."""
+    try:
+        return float(one or 0) == float(other)
+    except ValueError:
+        return str(one) == str(other)
 
 
 def layer_name(path: Any) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,12 +11,12 @@ from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked_like
 from dslth_jax.partition import class_counts
-from dslth_jax.population import world_of
+from dslth_jax.population import Shares, world_of
 from dslth_jax.study.config.methods import FLAGS
 from dslth_jax.study.config.settings import retentions
 from dslth_jax.study.training.diagnostics import Symptoms
 from dslth_jax.study.training.ledger import Ledger, is_key_frame, lengths_of
-from dslth_jax.study.training.prepare import Prepared
+from dslth_jax.study.training.plan import Prepared
 
 
 @dataclasses.dataclass
@@ -51,21 +51,30 @@ class Tally:
         }
 
 
+class Outcome(NamedTuple):
+    """What a run came to."""
+
+    rows: list[dict[str, Any]]  # of metrics
+    failure: str | None
+
+
 class History:
     """What one run has come to so far. What it shows anew, one sentence each, waits in `warnings` to be taken."""
 
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
-        self.maskable, message = maskable_of(prepared)
+        settings, (self.maskable, message) = prepared.settings, maskable_of(prepared)
         entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.maskable))
         self.tally = Tally()
         self.ledger = Ledger(entries, masks_alone=message.masks is not None and message.values is None)
-        self.symptoms = Symptoms(prepared, self.maskable)
+        tested = held_by_class(prepared.tests, prepared.dataset.classes)
+        self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
+        self.symptoms = Symptoms(settings, prepared.graph_report, self.maskable, self.chance)
         self.rows: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None  # the last
         self.evaluation_seconds = 0.0  # since this process began
         self.failure: str | None = None  # what is not finite, and in which round
-        self.warnings = list(self.symptoms.at_start())
+        self.warnings = [*self.symptoms.at_start]
 
     def tests_that_count(self, round: int) -> np.ndarray:
         """How many test samples of each agent an evaluation after `round` takes."""
@@ -130,8 +139,7 @@ class History:
         prepared, evaluation = self.prepared, self.evaluation
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
-        train = prepared.train
-        held = class_counts(train.labels, train.indices, train.sizes, prepared.dataset.classes)
+        held = held_by_class(prepared.train, prepared.dataset.classes)
         keeps = "retention" in FLAGS[prepared.settings.algorithm]
         return [
             {
@@ -146,6 +154,11 @@ class History:
             }
             for agent, retention in enumerate(retentions(prepared.settings))
         ]
+
+
+def held_by_class(shares: Shares, classes: int) -> np.ndarray:
+    """How many samples of each class every agent holds: (agents, classes)."""
+    return class_counts(shares.labels, shares.indices, shares.sizes, classes)
 
 
 def maskable_of(prepared: Prepared) -> tuple[Any, Message]:

@@ -1,10 +1,14 @@
-"""One run, from settings to run folder."""
+"""Train a study: members of a grid, group after group, each group one program. A single run is a study of one member.
+
+A study says what it is made of and what it leaves in its folder (see `records`); that it is checked, begun, gone on
+with, trained round by round, saved and stopped is the same for all, and stands here.
+"""
 
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -12,97 +16,205 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from dslth_jax.population import State, count_of
-from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
-from dslth_jax.study.results import folders, pictures, tables
-from dslth_jax.study.training import checkpoint, memory, processes
-from dslth_jax.study.training.history import History
+from dslth_jax.study.config.console import console
+from dslth_jax.study.config.stopping import Stop, StoppedError
+from dslth_jax.study.results import folders
+from dslth_jax.study.sweeping.grid import groups_of
+from dslth_jax.study.training import checkpoint, processes
+from dslth_jax.study.training.history import History, Outcome
 from dslth_jax.study.training.ledger import is_encoded
-from dslth_jax.study.training.prepare import Plan, Prepared, fingerprints, graph_of_round, identity, plan, prepare
+from dslth_jax.study.training.plan import Member, Plan, plan
+from dslth_jax.study.training.prepare import fingerprints, identity
 from dslth_jax.study.training.programs import Programs, compile_programs
 from dslth_jax.study.training.progress import ProgressLine
 
-
-class Ready(NamedTuple):
-    """A run that can begin."""
-
-    plan: Plan
-    folder: folders.Folder | None  # where this process writes; None in all but the first
-    checkpoints: Path  # where all save
-    found: checkpoint.Found | None  # where to go on from
-    finished: str  # what to say of a run that has nothing left to do, else empty
+Outcomes = dict[int, Outcome]  # what members came to, by their numbers
 
 
-class Result(NamedTuple):
-    """What `run` returns."""
+class Study(Protocol):
+    """Members, and the folder in which they are recorded."""
 
-    folder: Path | None  # None in all processes but the first
-    metrics: list[dict[str, Any]]  # the rows of metrics.jsonl
-    agents: list[dict[str, Any]]  # the rows of agents.csv
+    members: list[Member]  # a search adds to them
+    resume: bool
+    folder: folders.Folder | None  # None in all processes but the first, which writes
+    path: Path  # of the folder, in every process
+    finished: str  # what to say of a study that has nothing left to do, else empty
+
+    def prepare(self) -> list[Member]:
+        """Check everything, and load what the members need."""
+
+    def claim(self, members: list[Member]) -> folders.Folder:
+        """Make the folder this process's own."""
+
+    def known(self) -> Outcomes:
+        """What the members came to that an interrupted command was done with."""
+
+    def batches(self, outcomes: Outcomes, stop: Stop) -> Iterator[None]:
+        """Come up with members, batch after batch; whoever asks for the next one has trained those that are there."""
+
+    def begins(self, planned: Plan, found: checkpoint.Found | None, heading: str, said: Console) -> None:
+        """A group is about to be compiled."""
+
+    def compiles(self, histories: Sequence[History]) -> None:
+        """It is being compiled, which leaves time for what is known before."""
+
+    def has_rows(self, outcomes: Outcomes) -> None:
+        """Members have new rows."""
+
+    def pauses(self, histories: Sequence[History]) -> None:
+        """A group has come to its end, or is interrupted in the middle of it."""
+
+    def ends(
+        self, planned: Plan, histories: Sequence[History], outcomes: Outcomes, seconds: float, said: Console
+    ) -> None:
+        """A group has come to its end; its programs took so many `seconds` to compile."""
+
+    def concludes(self, outcomes: Outcomes, said: Console) -> Any:
+        """All members have been trained; returns what the whole study came to."""
 
 
-def run(settings: Settings) -> Result:
-    """Check, load, train, evaluate and folders.
+Any_Study = TypeVar("Any_Study", bound=Study)
 
-    Raises ValueError on bad input and of a finished run that is to be resumed, NotFiniteError if training diverges.
+
+def ready(study: Any_Study) -> Any_Study:
+    """The study, with everything done but the training. Of several processes all are ready or none, and nothing is left
+    behind where one is not.
+
+    Raises a ValueError on bad input.
     """
-    prepared = ready(settings)
-    if prepared.finished:
-        folders.close(prepared.folder)
-        raise ValueError(prepared.finished)
-    return train(prepared)
-
-
-def ready(settings: Settings) -> Ready:
-    """Everything but the training itself. Of several processes all are ready or none, and nothing is left behind."""
-    prepared = processes.in_every_process(lambda: prepare(settings), identity)
-    planned, resolved = plan([prepared]), prepared.settings
-
-    def claim() -> folders.Folder | None:
-        return folders.open_folder(resolved, resolved.algorithm) if processes.is_first() else None
-
-    folder = processes.in_every_process(claim)
-    path, finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
-    checkpoints = Path(path) / "checkpoint"
-
-    def find() -> checkpoint.Found | None:
-        return checkpoint_of(checkpoints, [prepared]) if resolved.resume and not finished else None
-
-    try:
-        found = processes.in_every_process(find)
-    except BaseException:
+    members = processes.in_every_process(study.prepare, identity)
+    list(groups_of(members, range(len(members))))  # refuses what does not fit
+    claim = lambda: study.claim(members) if processes.is_first() else None  # noqa: E731
+    study.folder = folder = processes.in_every_process(claim)
+    path, study.finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
+    study.path = Path(path)
+    if study.finished:
         folders.close(folder)
-        raise
-    return Ready(planned, folder, checkpoints, found, finished)
+    return study
 
 
-def checkpoint_of(folder: Path, members: Sequence[Prepared]) -> checkpoint.Found | None:
-    """The last whole checkpoint; a ValueError if it is of other settings than the members', or of other data."""
-    found = checkpoint.latest(folder)
-    if found is not None:
-        others = found.notes["settings"]
-        if len(others) != len(members):
-            raise ValueError(f"the checkpoint {found.path} is of {len(others)} settings, not {len(members)}")
-        for member, other in zip(members, others, strict=True):
-            folders.expect_same(member.settings, other, f"the checkpoint {found.path}")
-        for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
-            if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
-                raise ValueError(
-                    f"the checkpoint {found.path} was trained on other data, and {', '.join(changed)} have changed: "
-                    f"put back the files it began with, or start anew in another --out"
-                )
-    return found
+def train(study: Study, stop: Stop | None = None) -> Any:
+    """Train all that is left of a study that is ready, fill its folder where there is one, and let go of it."""
+    stop = stop or Stop()
+    said = console(stop, quiet=study.folder is None)
+    try:
+        outcomes = study.known()
+        for _ in study.batches(outcomes, stop):
+            train_members(study, outcomes, said, stop)
+        return study.concludes(outcomes, said)
+    finally:
+        folders.close(study.folder)
+
+
+def train_members(study: Study, outcomes: Outcomes, said: Console, stop: Stop) -> None:
+    """Train all members that are left, and add what they come to; first the group that an interrupted study was at."""
+    found, first = interrupted(study, outcomes)
+    left = [number for number in range(len(study.members)) if number not in (*outcomes, *first)]
+    groups = [*([first] if first else []), *groups_of(study.members, left)]
+    for number, group in enumerate(groups, 1):
+        if number > 1:
+            processes.stop_if_asked(stop)
+        heading = f"group {number} of {len(groups)}, " if len(groups) > 1 else ""
+        train_group(study, group, found if number == 1 else None, outcomes, heading, said, stop)
+
+
+def interrupted(study: Study, outcomes: Outcomes) -> tuple[checkpoint.Found | None, list[int]]:
+    """The checkpoint of the group that an interrupted study was at, and the numbers of its members."""
+    found = checkpoint.latest(study.path / "checkpoint") if study.resume else None
+    if found is None:
+        return None, []
+    group = found.notes["numbers"]
+    if all(number in outcomes for number in group) or max(group) >= len(study.members):
+        return None, []  # it was done, and killed before its checkpoints were gone
+    check(found, [study.members[number] for number in group])
+    return found, group
+
+
+def check(found: checkpoint.Found, members: Sequence[Member]) -> None:
+    """Raise a ValueError if a checkpoint is of other settings than the members', or of other data."""
+    for member, other in zip(members, found.notes["settings"], strict=True):
+        folders.expect_same(member.prepared.settings, other, f"the checkpoint {found.path}")
+    prepared = [member.prepared for member in members]
+    for ours, theirs in zip(fingerprints(prepared), found.notes["data"], strict=True):
+        if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
+            raise ValueError(
+                f"the checkpoint {found.path} was trained on other data, and {', '.join(changed)} have changed: "
+                f"put back the files it began with, or start anew in another --out"
+            )
+
+
+def train_group(
+    study: Study,
+    group: Sequence[int],
+    found: checkpoint.Found | None,
+    outcomes: Outcomes,
+    heading: str,
+    said: Console,
+    stop: Stop,
+) -> None:
+    """Train the members of these numbers as one program, and add what they come to."""
+    members = {number: study.members[number] for number in group}
+    planned = plan([member.prepared for member in members.values()])
+    study.begins(planned, found, heading, said)
+    with said.status("compiling"):
+        programs = compile_programs(planned)
+    histories = [History(member.prepared, number, member.name) for number, member in members.items()]
+    study.compiles(histories)
+
+    def so_far() -> Outcomes:
+        return outcomes | {own.number: Outcome(own.rows, own.failure) for own in histories}
+
+    with ProgressLine(said, planned.settings.rounds, found.round if found else 0, heading) as progress:
+        try:
+            rows = lambda: study.has_rows(so_far())  # noqa: E731
+            follow(planned, programs, histories, found, study.path / "checkpoint", progress, rows, stop)
+        finally:
+            study.pauses(histories)
+    outcomes |= so_far()
+    study.ends(planned, histories, outcomes, programs.compiled(), said)
+
+
+def follow(
+    planned: Plan,
+    programs: Programs,
+    histories: Sequence[History],
+    found: checkpoint.Found | None,
+    checkpoints: Path,
+    progress: ProgressLine,
+    on_rows: Callable[[], None],
+    stop: Stop,
+) -> None:
+    """Play all rounds that are left, show how far they are, save what is to be saved; `on_rows` writes new rows."""
+    rounds, every, stop.later = planned.settings.rounds, planned.settings.checkpoint_every, True
+    state, done = begin(programs, histories, found)
+    on_rows()
+    for round, now, evaluated in play(planned, programs, histories, state, done):
+        leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
+        bits = sum(history.ledger.on_the_wire for history in histories)
+        progress.trained(round, max(history.tally.seconds for history in histories), bits)
+        if evaluated:
+            on_rows()
+            progress.evaluated(leading.rows[-1], bits)
+        for history in histories:
+            progress.warn(history.take_warnings())
+        if round == rounds:
+            return  # what is left to do takes no time: a signal that came is not heard any more
+        asked = processes.anywhere(stop.asked is not None)
+        if asked or (every is not None and round > done and round % every == 0):
+            save(checkpoints, planned, histories, now, round)
+        if asked:
+            raise StoppedError(stop.asked or signal.SIGTERM)
 
 
 def play(
-    plan: Plan, programs: Programs, histories: Sequence[History], state: State, done: int
+    planned: Plan, programs: Programs, histories: Sequence[History], state: State, done: int
 ) -> Iterator[tuple[int, State, bool]]:
     """All rounds behind the first `done`, one after another, told to the histories of the plan's members.
 
     Yields after the start, and after each round, its number, the state (whose memory the next round takes) and whether
     histories got a row. It ends early where every member has failed.
     """
-    settings = plan.members[0].settings
+    settings = planned.settings
 
     def assess(round: int) -> None:
         began = time.perf_counter()
@@ -140,6 +252,22 @@ def member_of(stacked: Any, number: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
+# Saved and gone on with ----------------------------------------------------------------------------------------------
+
+
+def save(checkpoints: Path, planned: Plan, histories: Sequence[History], state: State, round: int) -> None:
+    """A checkpoint after a round, of all members."""
+    notes = {
+        "settings": [folders.as_json(member.settings) for member in planned.members],
+        "numbers": [history.number for history in histories],
+        "histories": [history.notes() for history in histories],
+        "versions": folders.versions(),
+        "data": fingerprints(planned.members),
+        "rows": count_of(state),
+    }
+    checkpoint.save(checkpoints, round, state, notes)
+
+
 def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Found | None) -> tuple[State, int]:
     """The state to start from and how many rounds are done: anew, or as a checkpoint has both."""
     if found is None:
@@ -169,100 +297,3 @@ def restored(found: checkpoint.Found, like: State) -> State:
     state = checkpoint.restore(found, jax.tree.map(on_every_device, like))
     chosen = np.minimum(np.arange(wanted), rows - 1)
     return jax.tree.map(lambda leaf, own: jax.device_put(leaf[chosen], own.sharding), state, like)
-
-
-def save(checkpoints: Path, plan: Plan, histories: Sequence[History], state: State, round: int) -> None:
-    """A checkpoint after a round, of all members."""
-    notes = {
-        "settings": [folders.as_json(member.settings) for member in plan.members],
-        "numbers": [history.number for history in histories],
-        "histories": [history.notes() for history in histories],
-        "versions": folders.versions(),
-        "data": fingerprints(plan.members),
-        "rows": count_of(state),
-    }
-    checkpoint.save(checkpoints, round, state, notes)
-
-
-def follow(
-    plan: Plan,
-    programs: Programs,
-    histories: Sequence[History],
-    found: checkpoint.Found | None,
-    checkpoints: Path,
-    progress: ProgressLine,
-    on_rows: Callable[[], None],
-    stop: Stop,
-) -> None:
-    """Play all rounds that are left, show how far they are, save what is to be saved; `on_rows` writes new rows."""
-    settings, stop.later = plan.members[0].settings, True
-    state, done = begin(programs, histories, found)
-    on_rows()
-    for round, now, evaluated in play(plan, programs, histories, state, done):
-        leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
-        bits = sum(history.ledger.on_the_wire for history in histories)
-        progress.trained(round, max(history.tally.seconds for history in histories), bits)
-        if evaluated:
-            on_rows()
-            progress.evaluated(leading.rows[-1], bits)
-        for history in histories:
-            progress.warn(history.take_warnings())
-        if round == settings.rounds:
-            return  # what is left to do takes no time: a signal that came is not heard any more
-        asked = processes.anywhere(stop.asked is not None)
-        every = settings.checkpoint_every
-        if asked or (every is not None and round > done and round % every == 0):
-            save(checkpoints, plan, histories, now, round)
-        if asked:
-            raise StoppedError(stop.asked or signal.SIGTERM)
-
-
-def train(ready: Ready, stop: Stop | None = None) -> Result:
-    """Run all rounds and fill the run folder, where there is one; who has none says and writes nothing."""
-    (prepared,) = ready.plan.members
-    settings, console = prepared.settings, Console(quiet=ready.folder is None)
-    path = ready.folder.path if ready.folder else None
-
-    def keep(write: Callable[..., None], *what: Any) -> None:
-        if path is not None:
-            write(path, *what)
-
-    try:
-        keep(folders.write_config, prepared, ready.plan, ready.found)
-        tables.show_population(console, ready.plan, memory.said(ready.plan.footprint))
-        with console.status(f"compiling for {settings.agents} agents"):
-            programs = compile_programs(ready.plan)
-        history = History(prepared)
-        chance = history.symptoms.chance
-        keep(pictures.partition_picture, prepared)
-        done = ready.found.round if ready.found else 0
-        with ProgressLine(console, settings.rounds, done) as progress:
-            try:
-                rows = lambda: keep(folders.write_metrics, history.rows)  # noqa: E731
-                follow(ready.plan, programs, [history], ready.found, ready.checkpoints, progress, rows, stop or Stop())
-            finally:
-                keep(pictures.curves_picture, history.rows, chance)
-        if history.failure:
-            raise NotFiniteError(history.failure)
-        agents = leave(path, history)
-        times = programs.compiled(), history.evaluation_seconds
-        tables.show_outcome(console, history.rows[-1], chance, settings.rounds, *times)
-        keep(folders.finish)
-        console.print(f"run folder: {path}", highlight=False, markup=False, soft_wrap=True)
-        return Result(path, history.rows, agents)
-    finally:
-        folders.close(ready.folder)
-
-
-def leave(folder: Path | None, history: History) -> list[dict[str, Any]]:
-    """Write what is known at the end of a run; returns the rows of agents.csv."""
-    prepared, evaluation = history.prepared, history.evaluation
-    assert evaluation is not None
-    last = graph_of_round(prepared.settings, prepared.network, prepared.topology, prepared.settings.rounds - 1)
-    agents = history.agent_rows(last)
-    if folder is not None:
-        folders.write_table(folder / "agents.csv", agents)
-        if evaluation.masks is not None:
-            folders.write_masks(folder, evaluation.masks, history.maskable)
-        pictures.topology_picture(folder, last, np.asarray(evaluation.accuracy))
-    return agents

@@ -2,12 +2,14 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import psutil
 from jaxtyping import PyTree
 
 from dslth_jax.algorithm import Algorithm, Batches, parts_of
@@ -21,6 +23,12 @@ COMPILER = {"cpu": 7 * 10**8}
 # Of the largest activation, how many the gradient works with beside what the forward pass keeps for it (as XLA's own
 # analysis says for the AlexNet; see benchmarks/scaling.py).
 WORKING_COPIES = 5
+# Of either version of the kernel's interface to control groups: their folder, what says their limit and their usage,
+# and the word for pages of files that nobody reads any more.
+GROUPS = {
+    "": ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def footprint(
@@ -122,43 +130,30 @@ def available(device: jax.Device, sharing: int = 1) -> int | None:
     if device.platform != "cpu":
         said = device.memory_stats() or {}
         return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None
-    left = [*_of_the_machine(), *_of_control_groups()]
-    return min(left) // sharing if left else None
-
-
-def _of_the_machine() -> Iterator[int]:
-    for line in _lines("/proc/meminfo"):
-        if line.startswith("MemAvailable:"):
-            yield 1024 * int(line.split()[1])
+    return min([psutil.virtual_memory().available, *_of_control_groups()]) // sharing
 
 
 def _of_control_groups() -> Iterator[int]:
-    """What each group that the process is in has left below its limit, and every group above those, of either version
-    of the kernel's interface. Pages of files that nobody reads any more count as left, for they make room."""
-    for line in _lines("/proc/self/cgroup") or ["0::/"]:
-        controllers, path = line.split(":", 2)[1:]
-        if controllers == "":
-            root, limit, current, idle = "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, current = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            idle = "total_inactive_file"
-        else:
-            continue
-        parts = PurePosixPath(path).parts[1:]
-        for depth in range(len(parts) + 1):
-            folder = "/".join((root, *parts[:depth]))
-            numbers = dict(line.split(maxsplit=1) for line in _lines(f"{folder}/memory.stat"))
-            with contextlib.suppress(ValueError):  # it has no limit, or is not to be seen from here
-                used = int("".join(_lines(f"{folder}/{current}"))) - int(numbers.get(idle, 0))
-                yield int("".join(_lines(f"{folder}/{limit}"))) - used
+    """What each group that the process is in has left below its limit, and every group above those. Pages of files that
+    nobody reads any more count as left, for they make room."""
+    for line in _read(Path("/proc/self/cgroup"), "0::/").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for root, limit, usage, idle in (GROUPS[name] for name in controllers.split(",") if name in GROUPS):
+            below = path.strip("/").split("/") if path.strip("/") else []
+            for depth in range(len(below) + 1):
+                folder = Path("/".join((root, *below[:depth])))
+                pages = re.search(rf"^{idle} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+                with contextlib.suppress(ValueError):  # it has no limit, or is not to be seen from here
+                    used = int(_read(folder / usage)) - (int(pages[1]) if pages else 0)
+                    yield int(_read(folder / limit)) - used
 
 
-def _lines(path: str) -> list[str]:
-    """The lines of a file of the operating system; none where there is no such file."""
+def _read(path: Path, otherwise: str = "") -> str:
+    """The text of a file of the operating system, where there is such a file."""
     try:
-        return Path(path).read_text().splitlines()
+        return path.read_text()
     except OSError:
-        return []
+        return otherwise
 
 
 def said(parts: dict[str, int]) -> str:

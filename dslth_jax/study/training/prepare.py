@@ -1,21 +1,18 @@
-"""From settings to everything that a run needs, checked: data, partition, graph, network, algorithm; and what fits."""
+"""From settings to everything that a run needs, checked: data, partition, graph, network, algorithm."""
 
 import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from dslth_jax import partition, population, sharding
-from dslth_jax.algorithm import Algorithm
-from dslth_jax.evaluation import BATCH
-from dslth_jax.graphs import Adjacency, Graph, GraphReport, Topology, adjacency_of, report, topology_by_name
+from dslth_jax import partition, population
+from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, topology_by_name
 from dslth_jax.networks.zoo import Network, largest_fitting, network_by_name
 from dslth_jax.population import Shares
 from dslth_jax.skew import skew_by_name
@@ -30,40 +27,10 @@ from dslth_jax.study.config.settings import (
     check_together,
     resolve,
 )
-from dslth_jax.study.training import memory, processes
+from dslth_jax.study.training import processes
+from dslth_jax.study.training.plan import Member, Prepared
 
 TEST_SAMPLES_WHILE_RUNNING = 200
-BATCHES = 16  # below the batch that is asked for, batches are a multiple of this
-
-
-class Prepared(NamedTuple):
-    """Everything a run needs, checked; nothing has been written yet."""
-
-    settings: Settings  # resolved
-    dataset: datasets.Dataset
-    train: Shares
-    tests: Shares  # sizes: all test samples that count at the end
-    tests_while_running: np.ndarray  # sizes, (agents,)
-    topology: Topology
-    adjacency: Adjacency  # of the first round
-    graph_report: GraphReport
-    network: Network
-    algorithm: Algorithm
-    hyper: Any  # the algorithm's traced settings; leaves with an agents axis
-    schedules: Any  # of the same structure: the schedule of each
-
-
-class Plan(NamedTuple):
-    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep.
-
-    What differs between them is traced; whatever sets a shape or is compiled in is that of the first.
-    """
-
-    members: tuple[Prepared, ...]
-    mesh: Mesh  # devices: settings by agents
-    together: int  # members computed at once on each device
-    chunk: int  # and agents of each
-    footprint: dict[str, int]  # bytes that all take on each device, by what they are for
 
 
 def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
@@ -119,6 +86,33 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     )
 
 
+def members_of(
+    settings: Settings, points: Sequence[Mapping[str, Any]], seeds: int, arms: Mapping[str, Any] | None = None
+) -> list[Member]:
+    """Every point with every seed, prepared; a ValueError that names the point where one makes no sense.
+
+    A point is its settings, or of a comparison names the arm that has them; `settings` say all that points do not.
+    """
+    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    loaded: dict[Any, datasets.Dataset] = {}
+
+    def member(point: Mapping[str, Any], seed: int) -> Member:
+        own = Settings(
+            **{**base, **(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
+        )
+        try:
+            check_each(own)
+            source = (own.dataset, own.data_file, own.data_dir)
+            if source not in loaded:
+                loaded[source] = load(own)
+            return Member(dict(point), seed, prepare(own, loaded[source]))
+        except (ValueError, OSError) as error:
+            where = ", ".join(f"{name}={value}" for name, value in point.items())
+            raise ValueError(f"at {where}: {error}" if where else str(error)) from None
+
+    return [member(point, settings.seed + offset) for point in points for offset in range(seeds)]
+
+
 def load(settings: Settings) -> datasets.Dataset:
     """The data set that the settings name."""
     return (
@@ -128,80 +122,13 @@ def load(settings: Settings) -> datasets.Dataset:
     )
 
 
-def plan(members: Sequence[Prepared]) -> Plan:
-    """Where and how many at a time the members are computed; all processes of a run must call it.
-
-    Settings of a sweep spread over devices, the agents of a single run do. A ValueError where they take more memory
-    than there is.
-    """
-    first = members[0].settings
-    mesh = sharding.settings_mesh(len(members), first.agents, first.devices)
-    on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
-    platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
-    free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
-    largest = max(members, key=lambda one: one.train.indices.size + one.tests.indices.size)
-    chunk, together, parts = what_fits(largest, on_each, mesh, platform, free)
-    return Plan(tuple(members), mesh, together, chunk, parts)
+def identity(members: Sequence[Member]) -> dict[str, str]:
+    """What must be the same in every process of a study, by name."""
+    said = [_identity(member.prepared) for member in members]
+    return {name: str([own[name] for own in said]) for name in said[0]}
 
 
-def what_fits(
-    one: Prepared, members: int, mesh: Mesh, platform: str, free: int | None
-) -> tuple[int, int, dict[str, int]]:
-    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take.
-
-    A ValueError where it is more than the `free` bytes; None is no limit.
-    """
-    settings, agents = one.settings, one.settings.agents // mesh.shape[sharding.AXIS]
-    parts = memory.footprint(
-        one.network,
-        one.algorithm,
-        jax.tree.map(lambda leaf: leaf[0], one.hyper),
-        one.topology.graph,
-        one.train,
-        agents=settings.agents,
-        batch_size=batch_of(one),
-        test_batch=BATCH,
-        local_steps=settings.local_steps,
-        devices=mesh.shape[sharding.AXIS],
-    )
-    common = memory.bytes_of((one.train.images, one.train.labels))
-    # Test samples are held as training samples are, and only images and labels are the same for all members.
-    parts["data"] += memory.bytes_of_samples(one.tests, mesh.shape[sharding.AXIS])
-    common += memory.bytes_of((one.tests.images, one.tests.labels))
-    of_one = parts.pop("activations")
-    parts = {name: size * members for name, size in parts.items()}
-    parts["data"] -= common * (members - 1)
-    parts["compiler"] = memory.COMPILER.get(platform, 0)
-    # Leave a fifth to what the compiler's own kernels take on an accelerator.
-    unlimited = free is None
-    fitting = agents * members if unlimited else max((int(free or 0) * 4 // 5 - sum(parts.values())) // of_one, 1)
-    chunk = min(settings.agent_chunk or (1 if platform == "cpu" else fitting), agents)
-    together = 1 if platform == "cpu" else min(max(fitting // chunk, 1), members) if chunk == agents else 1
-    parts["activations"] = chunk * together * of_one
-    if free is not None and sum(parts.values()) > free:
-        several = f"{members} settings of " if members > 1 else ""
-        raise TooLargeError(
-            f"{several}{settings.agents} agents need about {memory.said(parts)} on each device, and {free / 1e9:.2f} "
-            f"GB are free: take fewer --agents, more --devices, a smaller --agent-chunk, --batch-size or --model"
-        )
-    return chunk, together, parts
-
-
-class TooLargeError(ValueError):
-    """A run, or several together, takes more memory than there is."""
-
-
-def batch_of(prepared: Prepared) -> int:
-    """Samples a minibatch: nobody has more than the capacity, and a larger batch would be padding.
-
-    Rounded up, so that populations that hold nearly as many are one program.
-    """
-    capacity = prepared.train.indices.shape[1]
-    return min(prepared.settings.batch_size, -(-capacity // BATCHES) * BATCHES)
-
-
-def identity(prepared: Prepared) -> dict[str, str]:
-    """What must be the same in every process of a run, by name."""
+def _identity(prepared: Prepared) -> dict[str, str]:
     settings = dataclasses.asdict(prepared.settings)
     files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
     said = {name: str(value) for name, value in (settings | files).items() if name not in OF_THE_MACHINE}

@@ -21,7 +21,7 @@ from dslth_jax.population import Shares, State
 from dslth_jax.schedules import at_round
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config import datasets
-from dslth_jax.study.training.prepare import Plan, batch_of
+from dslth_jax.study.training.plan import Plan, batch_of
 
 # Where things belong that every member has its own of.
 EACH, AGENTS_OF_EACH, STATES, HELD = of_several((EVERYWHERE, SPREAD, STATE, SHARES))

@@ -1,0 +1,115 @@
+"""The commands that train: a single run, a sweep, a comparison of the paper. Each is a study, on one path.
+
+Flags become settings, settings a study that is ready, and that is trained; how it ends is an exit code. From Python
+`run` and `sweep` do the same with settings, return what it came to, and raise what is wrong.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from dslth_jax.study.config.command import conduct, parse
+from dslth_jax.study.config.settings import Settings, check_each, check_resume
+from dslth_jax.study.config.stopping import NotFiniteError, Stop
+from dslth_jax.study.sweeping.comparison import Experiment, Panel, leave, shared_and_own
+from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, check_own, points_of
+from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
+from dslth_jax.study.training import records
+from dslth_jax.study.training.loop import Study, ready, train
+from dslth_jax.study.training.records import Result
+
+__all__ = ["Settings", "Sweep", "compare", "run", "single", "sweep", "sweeping"]
+Kind = TypeVar("Kind", bound=Settings)
+
+
+def run(settings: Settings) -> Result:
+    """Check, load, train, evaluate and record a single run.
+
+    Raises ValueError on bad input and of a finished run that is to be resumed, NotFiniteError if training diverges.
+    """
+    return whole(records.Run(settings))
+
+
+def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
+    """Check, train and record every point, or the arms of a comparison; returns the rows of results.csv.
+
+    Raises ValueError on bad input and of a finished sweep that is to be resumed.
+    """
+    return whole(sweep_of(settings, arms))
+
+
+def whole(study: Study) -> Any:
+    """What a study comes to from its beginning to its end."""
+    if ready(study).finished:
+        raise ValueError(study.finished)
+    return train(study)
+
+
+def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
+    """The study of a sweep's settings. Points that are no grid come as `arms`, and stand along one axis, "arm"."""
+    check_own(settings)
+    check_each(settings)
+    check_resume(settings)
+    if not 1 <= settings.seeds <= 2**32 - settings.seed:
+        raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
+    check_search(settings)
+    if settings.search:
+        axes: dict[str, list[Any]] = {name: [] for name in spaces_of(settings)}
+        first = corners_of(settings)
+    else:
+        axes = {"arm": [*arms]} if arms else axes_of(settings.grid, settings)
+        first = points_of(axes)
+    points = Points(settings, axes, first, arms, settings.seeds, settings.run_folders)
+    return records.Sweep(points, search if settings.search else None)
+
+
+# The commands. All take the arguments of the process where they are given none, and return an exit code. -------------
+
+
+def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Train a single run."""
+    return obey(program, Settings, records.Run, train, arguments, stop)
+
+
+def sweeping(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Train a sweep."""
+    return obey(program, Sweep, sweep_of, train_some, arguments, stop)
+
+
+def compare(
+    program: str,
+    kind: type[Experiment],
+    arms_of: Callable[[Any], Arms],
+    panels: Sequence[Panel],
+    arguments: Sequence[str] | None = None,
+    stop: Stop | None = None,
+) -> int:
+    """Train the arms of a comparison, and leave a table of them and a figure with these panels."""
+
+    def finish(study: records.Sweep, stop: Stop) -> None:
+        train_some(study, stop, lambda: study.keep(leave, panels))
+
+    return obey(
+        program, kind, lambda settings: sweep_of(*shared_and_own(settings, arms_of(settings))), finish, arguments, stop
+    )
+
+
+def obey(
+    program: str,
+    kind: type[Kind],
+    study_of: Callable[[Kind], Any],
+    finish: Callable[[Any, Stop], object],
+    arguments: Sequence[str] | None,
+    stop: Stop | None,
+) -> int:
+    """Read the flags, make the study that they mean, and finish it."""
+    words = sys.argv[1:] if arguments is None else arguments
+    return conduct(program, lambda: ready(study_of(parse(words, kind, program))), finish, stop)
+
+
+def train_some(study: Study, stop: Stop, behind: Callable[[], None] = lambda: None) -> None:
+    """Train a sweep, and do what is to be done behind it; a NotFiniteError if not one point of it stays finite."""
+    results = train(study, stop)
+    behind()
+    if all(row["accuracy_mean"] is None for row in results):
+        raise NotFiniteError("no setting stayed finite: take smaller steps")

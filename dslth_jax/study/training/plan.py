@@ -1,0 +1,146 @@
+"""What a run needs, resolved once; and how many runs, and agents of each, a machine computes at once."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dslth_jax import sharding
+from dslth_jax.algorithm import Algorithm
+from dslth_jax.evaluation import BATCH
+from dslth_jax.graphs import Adjacency, GraphReport, Topology
+from dslth_jax.networks.zoo import Network
+from dslth_jax.population import Shares
+from dslth_jax.study.config import datasets
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.training import memory, processes
+
+BATCHES = 16  # below the batch that is asked for, batches are a multiple of this
+
+
+class Prepared(NamedTuple):
+    """Everything a run needs, checked; nothing has been written yet."""
+
+    settings: Settings  # resolved
+    dataset: datasets.Dataset
+    train: Shares
+    tests: Shares  # sizes: all test samples that count at the end
+    tests_while_running: np.ndarray  # sizes, (agents,)
+    topology: Topology
+    adjacency: Adjacency  # of the first round
+    graph_report: GraphReport
+    network: Network
+    algorithm: Algorithm
+    hyper: Any  # the algorithm's traced settings; leaves with an agents axis
+    schedules: Any  # of the same structure: the schedule of each
+
+
+class Member(NamedTuple):
+    """One run of a study: a point of its grid with one seed. The point of a single run is empty."""
+
+    point: dict[str, Any]  # the axes' values, as they were spelled
+    seed: int | None  # None of a single run, which needs no name
+    prepared: Prepared
+
+    @property
+    def label(self) -> str:
+        """The point in words."""
+        return ", ".join(f"{axis}={value}" for axis, value in self.point.items())
+
+    @property
+    def name(self) -> str:
+        """The member in words."""
+        named = self.point if self.seed is None else self.point | {"seed": self.seed}
+        return ",".join(f"{axis}={value}" for axis, value in named.items())
+
+
+class Plan(NamedTuple):
+    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep.
+
+    What differs between them is traced; whatever sets a shape or is compiled in is that of the first.
+    """
+
+    members: tuple[Prepared, ...]
+    mesh: Mesh  # devices: settings by agents
+    together: int  # members computed at once on each device
+    chunk: int  # and agents of each
+    footprint: dict[str, int]  # bytes that all take on each device, by what they are for
+
+    @property
+    def settings(self) -> Settings:
+        """What all members have in common, as the first says it."""
+        return self.members[0].settings
+
+
+def plan(members: Sequence[Prepared]) -> Plan:
+    """Where and how many at a time the members are computed; all processes of a run must call it.
+
+    Settings of a sweep spread over devices, the agents of a single run do. A ValueError where they take more memory
+    than there is.
+    """
+    first = members[0].settings
+    mesh = sharding.settings_mesh(len(members), first.agents, first.devices)
+    on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
+    platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
+    free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
+    largest = max(members, key=lambda one: one.train.indices.size + one.tests.indices.size)
+    chunk, together, parts = what_fits(largest, on_each, mesh, platform, free)
+    return Plan(tuple(members), mesh, together, chunk, parts)
+
+
+def what_fits(
+    one: Prepared, members: int, mesh: Mesh, platform: str, free: int | None
+) -> tuple[int, int, dict[str, int]]:
+    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take.
+
+    A ValueError where it is more than the `free` bytes; None is no limit.
+    """
+    settings, agents = one.settings, one.settings.agents // mesh.shape[sharding.AXIS]
+    parts = memory.footprint(
+        one.network,
+        one.algorithm,
+        jax.tree.map(lambda leaf: leaf[0], one.hyper),
+        one.topology.graph,
+        one.train,
+        agents=settings.agents,
+        batch_size=batch_of(one),
+        test_batch=BATCH,
+        local_steps=settings.local_steps,
+        devices=mesh.shape[sharding.AXIS],
+    )
+    common = memory.bytes_of((one.train.images, one.train.labels))
+    # Test samples are held as training samples are, and only images and labels are the same for all members.
+    parts["data"] += memory.bytes_of_samples(one.tests, mesh.shape[sharding.AXIS])
+    common += memory.bytes_of((one.tests.images, one.tests.labels))
+    of_one = parts.pop("activations")
+    parts = {name: size * members for name, size in parts.items()}
+    parts["data"] -= common * (members - 1)
+    parts["compiler"] = memory.COMPILER.get(platform, 0)
+    # Leave a fifth to what the compiler's own kernels take on an accelerator.
+    unlimited = free is None
+    fitting = agents * members if unlimited else max((int(free or 0) * 4 // 5 - sum(parts.values())) // of_one, 1)
+    chunk = min(settings.agent_chunk or (1 if platform == "cpu" else fitting), agents)
+    together = 1 if platform == "cpu" else min(max(fitting // chunk, 1), members) if chunk == agents else 1
+    parts["activations"] = chunk * together * of_one
+    if free is not None and sum(parts.values()) > free:
+        several = f"{members} settings of " if members > 1 else ""
+        raise TooLargeError(
+            f"{several}{settings.agents} agents need about {memory.said(parts)} on each device, and {free / 1e9:.2f} "
+            f"GB are free: take fewer --agents, more --devices, a smaller --agent-chunk, --batch-size or --model"
+        )
+    return chunk, together, parts
+
+
+class TooLargeError(ValueError):
+    """A run, or several together, takes more memory than there is."""
+
+
+def batch_of(prepared: Prepared) -> int:
+    """Samples a minibatch: nobody has more than the capacity, and a larger batch would be padding.
+
+    Rounded up, so that populations that hold nearly as many are one program.
+    """
+    capacity = prepared.train.indices.shape[1]
+    return min(prepared.settings.batch_size, -(-capacity // BATCHES) * BATCHES)

@@ -25,7 +25,8 @@ from torch import nn
 
 from dslth_jax import graphs, masks, population
 from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
-from dslth_jax.networks.zoo import Network, network_by_name
+from dslth_jax.networks.network import Network
+from dslth_jax.networks.zoo import network_by_name
 
 Tensor: TypeAlias = Any  # a torch tensor; loosely, for PyTorch may be missing where types are checked
 Arrays: TypeAlias = dict[str, np.ndarray]  # {layer: array}, layouts as in the library: HWIO, and (inputs, outputs)
@@ -71,7 +72,7 @@ def start_of(
 ) -> Start:
     """The library's own start from `key`, for a network that is the authors' AlexNet."""
     shapes, _ = jax.eval_shape(network.init, key)
-    kept = kept_by_layer(shapes, retention, linear_retention)
+    kept = kept_by_layer(shapes, network.roles, retention, linear_retention)
 
     @jax.jit
     def draw(key: jax.Array) -> tuple[Any, Any, Any, Any]:

@@ -32,7 +32,8 @@ from dslth_jax.exchange import hear
 from dslth_jax.graphs import Graph, Topology, graph_of, metropolis, topology_by_name
 from dslth_jax.group_lasso import group_norms, penalty, proximal_group_lasso, proximal_step
 from dslth_jax.masks import density, drop_filters, fuse, kept_entries, pack, revive, threshold, unpack
-from dslth_jax.networks.zoo import Network, network_by_name, network_of
+from dslth_jax.networks.network import Network, network_of
+from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.partition import Partition, partition_by_name
 from dslth_jax.population import Shares, State, draw_weights, graph_in, over_agents, update_agents, world_of
 from dslth_jax.schedules import at_round, schedule_by_name

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt8
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, parts_of
 from dslth_jax.exchange import as_planes, hear, present_first, silence, unpacked_like
 from dslth_jax.graphs import Graph, Topology, listeners
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 from dslth_jax.skew import Skew, see
 
 

@@ -24,7 +24,7 @@ from dslth_jax.algorithm import Algorithm, Heard, mean_with_own, own_weight
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.graphs import graph_of, metropolis
-from dslth_jax.networks.zoo import Linear, draw_like, network_of
+from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config.algorithms import METHODS, algorithm_of, population_hyper
 from dslth_jax.study.config.methods import FLAGS, OF_SOME
@@ -72,7 +72,7 @@ def kept_of(name: str, retention=RETENTION):
     shapes = jax.eval_shape(NETWORK.init, jax.random.key(0))
     if name.startswith("dis-pfl"):
         return stacked([dis_pfl.erk_kept(variables_of(*shapes), share) for share in retention])
-    return stacked([kept_by_layer(shapes[0], share) for share in retention])
+    return stacked([kept_by_layer(shapes[0], NETWORK.roles, share) for share in retention])
 
 
 class Rival(NamedTuple):

@@ -9,7 +9,7 @@ from jax import lax
 
 from dslth_jax.networks import convolution
 from dslth_jax.networks.convolution import convolve, max_pool
-from dslth_jax.networks.zoo import elu, local_response_norm, pad_with_lowest
+from dslth_jax.networks.operations import elu, local_response_norm, pad_with_lowest
 
 # Images, kernel, padding, and the form the input gradient takes on a CPU. Sides differ, so that mixing them up shows.
 FULL, ROWS, SPREAD = "_full_convolution", "_spread_rows", "_spread_product"

@@ -54,7 +54,7 @@ def replay(trace):
     adjacency = trace["adjacency"] != 0
     weights = tree_of(lambda layer: trace[f"w/{layer}"].astype(np.float64))
     frozen = {LAYERS[layer]: {"bias": jnp.asarray(trace[f"b/{layer}"].astype(np.float64))} for layer in ("fc1", "fc2")}
-    kept = [jax.tree.map(jnp.int32, kept_by_layer(weights, float(r), 0.9)) for r in trace["keep_conv"]]
+    kept = [jax.tree.map(jnp.int32, kept_by_layer(weights, network.roles, float(r), 0.9)) for r in trace["keep_conv"]]
     hyper = stacked([jax.tree.map(jnp.asarray, Hyper(k)) for k in kept])
     world = World(weights, frozen, hyper, jax.random.key(0), jnp.int32(0), jnp.int32(3))
 

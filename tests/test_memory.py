@@ -16,7 +16,8 @@ from dslth_jax import population
 from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
 from dslth_jax.graphs import topology_by_name
 from dslth_jax.networks.convolution import max_pool
-from dslth_jax.networks.zoo import Conv, Linear, Network, elu, network_of
+from dslth_jax.networks.network import Conv, Linear, Network, network_of
+from dslth_jax.networks.operations import elu
 from dslth_jax.population import Shares
 from dslth_jax.study import commands
 from dslth_jax.study.config.settings import Settings

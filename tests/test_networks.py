@@ -8,18 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dslth_jax.networks.zoo import (
-    MODULES,
-    WEIGHTS,
-    Conv,
-    Linear,
-    draw_like,
-    largest_fitting,
-    max_pool_pairs,
-    network_by_name,
-    network_of,
-)
+from dslth_jax.algorithms.mce_pl import kept_by_layer
+from dslth_jax.networks.network import WEIGHTS, Conv, Linear, draw_like, network_of, to_unit_range
+from dslth_jax.networks.operations import max_pool_pairs
+from dslth_jax.networks.zoo import MODULES, largest_fitting, network_by_name
 
 SHAPES = [(32, 32, 3), (28, 28, 1), (21, 40, 2), (8, 8, 1), (4, 5, 3), (1, 1, 1)]
 SMALLEST = {"alexnet": 21, "small": 1, "conv4": 4, "mlp": 1}
@@ -144,6 +138,133 @@ def test_zero_biases_leave_other_frozen_values_alone():
     _, frozen = network_of(Scaled(), (2, 2, 1), zero_biases=True).init(jax.random.key(0))
     assert (np.asarray(frozen["scale"]) == 1).all()
     assert (np.asarray(frozen["linear"]["bias"]) == 0).all()
+
+
+# What a module is, from itself.
+
+
+class Mixed(nn.Module):
+    """Leaves of every kind and of one to four axes: what they are is not to be read off their axes."""
+
+    classes: int
+    roles = {"mixing": "linear", "line": "convolution"}  # noqa: RUF012
+
+    @nn.compact
+    def __call__(self, values):
+        values = nn.PReLU()(nn.GroupNorm(num_groups=2)(nn.Conv(4, (3, 3), name="conv")(values)))
+        values = nn.Conv(4, (3, 3), feature_group_count=4, use_bias=False, name="depthwise")(values)
+        values = nn.Conv(6, (3, 3), feature_group_count=2, name="grouped")(values).mean(1)
+        values = nn.Conv(4, (3,), name="over_rows")(values).mean(1)
+        line = self.param("line", nn.initializers.ones, (4,))
+        mixing = self.param("mixing", nn.initializers.normal(), (4, 2, 3))
+        values = jnp.einsum("bc,cij->bij", values * line[None], mixing).reshape(len(values), -1)
+        return nn.Dense(self.classes, dtype=jnp.bfloat16, name="dense")(values)
+
+
+MIXED = {
+    "conv/kernel": "convolution",
+    "depthwise/kernel": "depthwise",
+    "grouped/kernel": "convolution",
+    "over_rows/kernel": "convolution",
+    "dense/kernel": "linear",
+    "mixing": "linear",
+    "line": "convolution",
+}
+
+
+def test_a_layer_is_what_its_module_says_and_what_has_no_role_is_frozen():
+    network = network_of(Mixed(classes=5), (6, 6, 1))
+    assert network.roles == MIXED
+    images = jnp.arange(72, dtype=jnp.uint8).reshape(2, 6, 6, 1)
+
+    @jax.jit
+    def drawn(key):
+        masked, frozen = network.init(key)
+        params = unflatten_dict(flatten_dict(masked) | flatten_dict(frozen))
+        steeper = {**frozen, "PReLU_0": {"negative_slope": 0.5}}
+        logits = [network.apply({"params": masked, "frozen": leaves}, images) for leaves in (frozen, steeper)]
+        return masked, frozen, logits, Mixed(classes=5).apply({"params": params}, to_unit_range(images, jnp.float32))
+
+    masked, frozen, (logits, bent), expected = drawn(jax.random.key(0))
+    assert set(flatten_dict(masked, sep="/")) == set(MIXED)
+    biases = {f"{name}/bias" for name in ("conv", "grouped", "over_rows", "dense", "GroupNorm_0")}
+    assert set(flatten_dict(frozen, sep="/")) == {"GroupNorm_0/scale", "PReLU_0/negative_slope", *biases}
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected.astype(jnp.float32), rtol=0.01)
+    assert (abs(logits - bent) > 0.02 * abs(logits)).any()
+
+
+def test_retention_is_that_of_a_layers_role():
+    network = network_of(Mixed(classes=5), (6, 6, 1))
+    weights, _ = jax.eval_shape(network.init, jax.random.key(0))
+    kept = flatten_dict(kept_by_layer(weights, network.roles, 0.5, 1.0), sep="/")
+    sizes = {name: leaf.size for name, leaf in flatten_dict(weights, sep="/").items()}
+    assert kept == {name: sizes[name] if role == "linear" else sizes[name] // 2 for name, role in MIXED.items()}
+
+
+def module_of(forward, name="Odd"):
+    """A module of one number of classes whose forward pass is `forward(module, images)`."""
+    fields = {"__annotations__": {"classes": int}, "__call__": nn.compact(forward), "__module__": __name__}
+    return type(name, (nn.Module,), fields)
+
+
+def pooled(values):
+    return Linear(5)(values.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "sentence"),
+    [
+        (
+            lambda self, x: Linear(3)(x.mean((1, 2))),
+            r"must return logits of shape \(2, 5\) for 2 images, got float32 \(2, 3\): let its last layer have one",
+        ),
+        (lambda self, x: pooled(x)[:, 0], r"must return logits of shape \(2, 5\) for 2 images, got float32 \(2,\)"),
+        (
+            lambda self, x: (pooled(x), x),
+            r"must return one array of logits, as floats, got tuple of float32 \(2, 5\), float32 \(2, 6, 6, 1\)$",
+        ),
+        (lambda self, x: pooled(x) > 0, r"must return one array of logits, as floats, got \w+ of bool \(2, 5\)$"),
+        (lambda self, x: None, "must have a parameter that masks select from, got none: build it of Conv and Linear"),
+        (
+            lambda self, x: x.mean((1, 2)) @ self.param("w", nn.initializers.ones, (1, 5)),
+            'must have a parameter that masks select from, got w: .* a parameter its role, such as roles = {"kernel"',
+        ),
+        (
+            lambda self, x: pooled(nn.BatchNorm(use_running_average=False)(x)),
+            r"keeps a state \(batch_stats\), as nn.BatchNorm does, .*: take nn.GroupNorm instead",
+        ),
+        (
+            lambda self, x: nn.Dropout(0.5, deterministic=False)(pooled(x)),
+            "draws random numbers when it is applied, as nn.Dropout does, .*: leave that layer out, or make it",
+        ),
+        (lambda self, x: Linear(5)(x.reshape(1, -1)), "makes parameters of another shape for 2 images than for one"),
+        (lambda self, x, train: pooled(x), "must take images and nothing else .*'train'.*: give other arguments"),
+    ],
+)
+def test_a_module_that_cannot_be_a_network_is_refused_in_one_line(forward, sentence):
+    with pytest.raises(ValueError, match=f"^the module Odd {sentence}") as refused:
+        network_of(module_of(forward)(classes=5), (6, 6, 1))
+    assert "\n" not in str(refused.value)
+    assert "--" not in str(refused.value)
+
+
+def test_a_role_that_does_not_exist_is_refused_with_the_nearest():
+    class Typo(nn.Module):
+        roles = {"w": "liner"}  # noqa: RUF012
+
+        @nn.compact
+        def __call__(self, values):
+            return values.mean((1, 2)) @ self.param("w", nn.initializers.ones, (1, 5))
+
+    with pytest.raises(ValueError, match=r"the role of w must be one of .*, got 'liner'; did you mean linear\?"):
+        network_of(Typo(), (6, 6, 1))
+
+
+def test_a_class_that_takes_no_number_of_classes_is_refused(monkeypatch):
+    monkeypatch.setitem(MODULES, "scaled", Scaled)
+    with pytest.raises(ValueError, match=r"the model scaled must be made by its number of classes .*`classes: int`"):
+        network_by_name("scaled", (2, 2, 1), 3)
 
 
 def test_an_elu_on_the_logits_bends_negative_ones_alone():

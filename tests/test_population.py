@@ -28,7 +28,8 @@ from dslth_jax.algorithms.mce_pl import (
 from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, metropolis, topology_by_name
 from dslth_jax.networks.convolution import max_pool
-from dslth_jax.networks.zoo import Conv, Linear, Network, elu, network_of
+from dslth_jax.networks.network import Conv, Linear, network_of
+from dslth_jax.networks.operations import elu
 from dslth_jax.population import Shares
 from dslth_jax.schedules import at_round, schedule_by_name
 from dslth_jax.skew import Skew
@@ -73,7 +74,7 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
         jnp.asarray(SIZES, jnp.int32),
     )
     weights, _ = jax.eval_shape(NETWORK.init, jax.random.key(0))
-    kept = [kept_by_layer(weights, r, 0.9) for r in RETENTION]
+    kept = [kept_by_layer(weights, NETWORK.roles, r, 0.9) for r in RETENTION]
     dtype = jnp.result_type(float)
     # Personal step sizes, so that a mix-up of agents' settings shows.
     defaults = {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0, **hyper}
@@ -378,7 +379,7 @@ def test_an_agents_loss_has_zero_gradient_to_others():
         heard = Heard(jax.tree.map(lambda m: jnp.tensordot(adjacency, m, 1), sent), jnp.sum(adjacency, axis=1))
 
         def loss(hyper, own, heard):
-            return batch_loss(NETWORK, personal_model(world._replace(hyper=hyper), own, heard)[0], batch)
+            return batch_loss(NETWORK, personal_model(world._replace(hyper=hyper), own, heard, NETWORK.roles)[0], batch)
 
         return population.over_agents(loss, s.hyper, scaled, heard)
 
@@ -515,7 +516,7 @@ def test_the_filter_rule_is_for_convolutions_alone():
     scores = jax.tree.map(lambda w: jnp.linspace(1, 2, w.size).reshape(w.shape), world.weights)
     scores["linear"]["kernel"] = scores["linear"]["kernel"].at[:, 0].mul(1e-3).at[0, 0].set(9.0)
     scores["conv"]["kernel"] = scores["conv"]["kernel"].at[..., 0].mul(1e-3).at[0, 0, 0, 0].set(9.0)
-    plain, ruled = (personal_masks(world, scores, silent, MaskRule(rule)) for rule in (None, 2))
+    plain, ruled = (personal_masks(world, scores, silent, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
     assert plain["conv"]["kernel"][..., 0].sum() == 1
     assert ruled["conv"]["kernel"][..., 0].sum() == 0
     np.testing.assert_array_equal(ruled["linear"]["kernel"], plain["linear"]["kernel"])
@@ -541,7 +542,7 @@ def test_agents_learn_from_what_they_see(x64):
 def test_agents_are_evaluated_on_what_they_see():
     """With a network that names the quarter of the range in which the first pixel lies."""
     s, algorithm = setting(), mce_pl(NETWORK)
-    named = Network(NETWORK.init, lambda variables, images: jax.nn.one_hot(images[:, 0, 0, 0] // 64, 4))
+    named = NETWORK._replace(apply=lambda variables, images: jax.nn.one_hot(images[:, 0, 0, 0] // 64, 4))
     world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
     state = programs(algorithm, s)[0]()
     tests = s.shares._replace(labels=jnp.asarray(s.shares.images[:, -1, -1, 0] // 64, jnp.int32))

@@ -36,7 +36,7 @@ def ours():
     """(scores, masks) after each round of the library, each a list of {layer: array}, one an agent."""
     with jax.enable_x64(True):
         weights, _ = jax.eval_shape(NETWORK.init, jax.random.key(KEY))
-        kept = jax.tree.map(lambda k: jnp.full(AGENTS, k, jnp.int32), kept_by_layer(weights, 0.3, 0.9))
+        kept = jax.tree.map(lambda k: jnp.full(AGENTS, k, jnp.int32), kept_by_layer(weights, NETWORK.roles, 0.3, 0.9))
         hyper = Hyper(kept, *(jnp.full(AGENTS, value) for value in list(Hyper._field_defaults.values())))
         algorithm, graph = mce_pl(NETWORK), graph_of(ADJACENCY)
         world = population.world_of(NETWORK, jax.random.key(KEY), hyper, 0, ROUNDS)

@@ -27,7 +27,8 @@ from tiny import TinyNet, assert_same_numbers, rows_of
 from dslth_jax import population, sharding
 from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
 from dslth_jax.graphs import topology_by_name
-from dslth_jax.networks.zoo import MODULES, Linear, Network, network_by_name, network_of
+from dslth_jax.networks.network import Linear, Network, network_of
+from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, over_devices
 from dslth_jax.study import commands as training_commands
@@ -265,7 +266,7 @@ def test_collectives_are_seen_in_compiled_text():
 def hyper_of(network: Network, agents: int) -> Hyper:
     """Settings that differ from agent to agent."""
     weights, _ = jax.eval_shape(network.init, jax.random.key(0))
-    kept = [kept_by_layer(weights, retention) for retention in np.linspace(0.2, 0.8, agents)]
+    kept = [kept_by_layer(weights, network.roles, retention) for retention in np.linspace(0.2, 0.8, agents)]
     values = {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0}
     own = {name: value * np.linspace(0.8, 1.2, agents, dtype=np.float32) for name, value in values.items()}
     return Hyper(jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), **own)

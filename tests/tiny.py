@@ -10,7 +10,9 @@ import pytest
 from flax import linen as nn
 
 from dslth_jax.networks.convolution import max_pool
-from dslth_jax.networks.zoo import MODULES, Conv, Linear, elu
+from dslth_jax.networks.network import Conv, Linear
+from dslth_jax.networks.operations import elu
+from dslth_jax.networks.zoo import MODULES
 
 
 class TinyNet(nn.Module):

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from dslth_jax.algorithm import Batches
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 
 Parameters: TypeAlias = PyTree[Float[Array, "..."]]
 Number: TypeAlias = float | Float[Array, ""]

@@ -30,7 +30,7 @@ from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, own_w
 from dslth_jax.algorithms.descent import all_but_last, batch_loss, direction, local_steps
 from dslth_jax.algorithms.local import start_variables
 from dslth_jax.naming import expect_choice
-from dslth_jax.networks.zoo import Network, draw_like
+from dslth_jax.networks.network import Network, draw_like
 
 GRADIENT_NORM = 10.0  # to which gradients are clipped
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, mean_with_own
 from dslth_jax.algorithms.local import Agent, Hyper, local
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 
 __all__ = ["Agent", "Hyper", "dsgd"]
 

@@ -24,7 +24,7 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World, mean_with_own
 from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
 from dslth_jax.algorithms.mce_pl import Agent, Scores, masked_model
-from dslth_jax.networks.zoo import Network, draw_like
+from dslth_jax.networks.network import Network, draw_like
 
 
 class Hyper(NamedTuple):

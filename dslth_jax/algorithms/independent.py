@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World
 from dslth_jax.algorithms import mce_pl as mcepl
 from dslth_jax.algorithms.mce_pl import Agent, mce_pl
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 
 
 class Hyper(NamedTuple):

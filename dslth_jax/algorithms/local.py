@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, World
 from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 
 
 class Hyper(NamedTuple):

@@ -30,7 +30,7 @@ from dslth_jax.algorithm import Algorithm, Batches, Heard, World, mean_with_own
 from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
 from dslth_jax.algorithms.mce_pl import AS_IN_CODE, Agent, MaskRule, Scores, masked_model, mce_pl
 from dslth_jax.naming import expect_choice
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 
 
 class Hyper(NamedTuple):

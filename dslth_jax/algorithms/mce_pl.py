@@ -20,6 +20,7 @@ optimizer in `descent.py`, the filter rule, `revive` and the scale of kept weigh
 calls, schedules in the values of `Hyper`, the random weights in `models.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -33,7 +34,7 @@ from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
 from dslth_jax.algorithms import descent
 from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.naming import expect_choice
-from dslth_jax.networks.zoo import Network, draw_like, uniform_by_fan_in
+from dslth_jax.networks.network import Network, Role, draw_like, map_layers, uniform_by_fan_in
 
 Scores: TypeAlias = PyTree[Float[Array, "..."]]
 
@@ -103,10 +104,10 @@ def mce_pl(
     expect_choice("group_lasso_form", group_lasso_form, ("proximal", "penalty"))
     expect_choice("penalty_on", penalty_on, ("fused", "scores"))
     expect_choice("start_scores", start_scores, ("shared", "personal"))
-    rule = optimizer or optax.identity()
+    rule, roles = optimizer or optax.identity(), network.roles
 
     def loss_fn(scores: Scores, world: World, heard: Heard, batch: Batches) -> tuple[Array, Array]:
-        variables, _ = personal_model(world, scores, heard, mask_rule)
+        variables, _ = personal_model(world, scores, heard, roles, mask_rule)
         data_loss = batch_loss(network, variables, batch)
         if group_lasso_form == "proximal":
             return data_loss, data_loss
@@ -150,7 +151,7 @@ def mce_pl(
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, agent, carry, heard, batches), None
-        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard, mask_rule))
+        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard, roles, mask_rule))
         return agent, carry, message, {"loss": loss}
 
     def receive(
@@ -163,7 +164,7 @@ def mce_pl(
         return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
     def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        return personal_model(world, agent.scores, heard, mask_rule)
+        return personal_model(world, agent.scores, heard, roles, mask_rule)
 
     return Algorithm(init, send, receive, model)
 
@@ -175,20 +176,22 @@ def fused_scores(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS
     return jax.tree.map(lambda z, m: masks.fuse(z, m, world.hyper.amplitude), alive, mean)
 
 
-def personal_masks(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
-    """m = Thres(|y|; r) of every layer, and after it the filter rule where there is one."""
+def personal_masks(
+    world: World, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
+) -> Scores:
+    """m = Thres(|y|; r) of every layer, and after it, of convolutions, the filter rule where there is one."""
     personal = masks.threshold(fused_scores(world, scores, heard, rule), world.hyper.kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal
-    return jax.tree.map(lambda m: masks.drop_filters(m, smallest) if m.ndim == 4 else m, personal)
+    return map_layers(lambda role, m: masks.drop_filters(m, smallest) if role == "convolution" else m, roles, personal)
 
 
 def personal_model(
-    world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE
+    world: World, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> tuple[dict[str, Any], Scores]:
     """The variables of v = w ⊙ m, and the masks m."""
-    personal = personal_masks(world, scores, heard, rule)
+    personal = personal_masks(world, scores, heard, roles, rule)
     return masked_model(world, personal, rule), personal
 
 
@@ -214,20 +217,26 @@ def fine_tune(
     return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, step, mean)
 
 
-def kept_by_layer(weights: PyTree[Any], retention: float, linear_retention: float | None = None) -> PyTree[int]:
+def kept_by_layer(
+    weights: PyTree[Any], roles: Mapping[str, Role], retention: float, linear_retention: float | None = None
+) -> PyTree[int]:
     """Entries to keep in each layer at a retention in (0, 1], for `Hyper.kept`.
 
-    `weights` gives the layers' shapes. Convolution kernels have four axes, linear ones two; `linear_retention` None
-    means the same for both. A retention outside (0, 1], or one that keeps nothing of a layer, is a ValueError.
+    `weights` gives the layers' shapes, `roles` their kinds, as `Network` has them. `linear_retention` is that of linear
+    layers; None means the same for all. A retention outside (0, 1], or one that keeps nothing of a layer, is a
+    ValueError.
 
-    >>> kept_by_layer({"conv": jnp.zeros((5, 5, 3, 64)), "linear": jnp.zeros((192, 10))}, 0.3, 0.9)
+    >>> weights = {"conv": jnp.zeros((5, 5, 3, 64)), "linear": jnp.zeros((192, 10))}
+    >>> kept_by_layer(weights, {"conv": "convolution", "linear": "linear"}, 0.3, 0.9)
     {'conv': 1440, 'linear': 1729}
     """
     for name, share in (("retention", retention), ("linear retention", linear_retention)):
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {share}")
     linear = retention if linear_retention is None else linear_retention
-    kept = jax.tree.map(lambda w: masks.kept_entries(linear if w.ndim == 2 else retention, w.size), weights)
+    kept = map_layers(
+        lambda role, w: masks.kept_entries(linear if role == "linear" else retention, w.size), roles, weights
+    )
     if min(jax.tree.leaves(kept)) < 1:
         raise ValueError(f"a retention of {min(retention, linear)} keeps nothing of a layer: take a larger one")
     return kept

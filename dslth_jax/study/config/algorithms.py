@@ -11,7 +11,7 @@ from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms import mce_pl as mcepl
 from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer, mce_pl
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network, map_layers
 from dslth_jax.study.config.settings import Settings, linear_retention, number_and_schedule, retentions, schedule_of
 
 
@@ -80,5 +80,6 @@ def population_kept(settings: Settings, network: Network) -> tuple[list[Any], An
         variables = {"params": weights, "frozen": frozen}
         kept = {share: dis_pfl.erk_kept(variables, share) for share in set(retentions(settings))}
         return [kept[share] for share in retentions(settings)], jax.tree.map(lambda _: others, variables)
-    kept_by_agent = [kept_by_layer(weights, share, linear_retention(settings)) for share in retentions(settings)]
-    return kept_by_agent, jax.tree.map(lambda w: linear if w.ndim == 2 else others, weights)
+    roles, of_linear = network.roles, linear_retention(settings)
+    kept_by_agent = [kept_by_layer(weights, roles, share, of_linear) for share in retentions(settings)]
+    return kept_by_agent, map_layers(lambda role, _: linear if role == "linear" else others, roles, weights)

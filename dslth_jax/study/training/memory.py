@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from dslth_jax.algorithm import Algorithm, Batches, parts_of
 from dslth_jax.exchange import silence, unpacked_like
 from dslth_jax.graphs import Graph
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, world_of
 
 # What XLA's compiler holds at most while a CPU's programs are made (seen for the AlexNet, by benchmarks/scaling.py).

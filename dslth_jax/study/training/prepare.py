@@ -13,7 +13,8 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, topology_by_name
-from dslth_jax.networks.zoo import Network, largest_fitting, network_by_name
+from dslth_jax.networks.network import Network
+from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
 from dslth_jax.skew import skew_by_name
 from dslth_jax.study.config import datasets

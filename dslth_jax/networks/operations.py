@@ -1,0 +1,81 @@
+"""What networks compute between their layers: activation, pooling, normalization. One agent's world.
+
+Each has a gradient rule or a form that is fast on CPUs too; pooling over windows of 3 stands in `convolution`.
+"""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+@jax.custom_vjp
+def elu(values: Array) -> Array:
+    """x for x > 0, e^x - 1 below. Its gradient rule reads the output, so no input is kept. Reverse mode only."""
+    return jnp.where(values > 0, values, jnp.expm1(jnp.minimum(values, 0)))
+
+
+def _elu_forward(values: Array) -> tuple[Array, Array]:
+    output = elu(values)
+    return output, output
+
+
+def _elu_backward(output: Array, gradient: Array) -> tuple[Array]:
+    return (jnp.where(output > 0, gradient, gradient * (output + 1)),)
+
+
+elu.defvjp(_elu_forward, _elu_backward)
+
+
+def pad_with_lowest(images: Array, padding: int) -> Array:
+    """`padding` rows and columns of -inf on every side, which no maximum sees."""
+    return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)), constant_values=-jnp.inf)
+
+
+def max_pool_pairs(images: Array) -> Array:
+    """Max pooling of 2x2 windows side by side; an odd last row or column is left out, as PyTorch does."""
+    height, width = (side - side % 2 for side in images.shape[1:3])
+    rows = jnp.maximum(images[:, 0:height:2], images[:, 1:height:2])
+    return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+
+
+def local_response_norm(values: Float[Array, "*axes channels"], alpha: float) -> Float[Array, "*axes channels"]:
+    """Local response normalization over channels, size 4, beta 3/4, k 1, as PyTorch defines it.
+
+    x_c / (1 + alpha/4 · Σ x²)^(3/4) over channels c-2 to c+1. Reverse mode only.
+    """
+    return _response_norm(values, alpha / 4)
+
+
+def _channel_window(values: Array, before: int, after: int) -> Array:
+    """For every channel c the sum over channels c-before to c+after."""
+    channels = values.shape[-1]
+    padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(before, after)])
+    return reduce(jnp.add, [padded[..., i : i + channels] for i in range(before + after + 1)])
+
+
+def _inverse_root(values: Array, scale: float) -> tuple[Array, Array]:
+    """s^(-1/2) and s^(-3/4) of s = 1 + scale · (windowed sum of squares): roots cost a fraction of a power."""
+    root = lax.rsqrt(1 + scale * _channel_window(values**2, 2, 1))
+    return root, root * jnp.sqrt(root)
+
+
+def _response_norm_value(values: Array, scale: float) -> Array:
+    return values * _inverse_root(values, scale)[1]
+
+
+def _response_norm_forward(values: Array, scale: float) -> tuple[Array, Array]:
+    return _response_norm(values, scale), values
+
+
+def _response_norm_backward(scale: float, values: Array, gradient: Array) -> tuple[Array]:
+    root, factor = _inverse_root(values, scale)
+    # Keep these passes apart: fused into the window below, each entry would recompute its neighbours' windows.
+    direct, through = lax.optimization_barrier((gradient * factor, gradient * factor * values * root**2))
+    return (direct - 1.5 * scale * values * _channel_window(through, 1, 2),)
+
+
+_response_norm = jax.custom_vjp(_response_norm_value, nondiff_argnums=(1,))
+_response_norm.defvjp(_response_norm_forward, _response_norm_backward)

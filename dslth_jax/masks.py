@@ -1,6 +1,7 @@
 """Binary masks: fuse, threshold, count, pack. One agent's world: no function here knows an agents axis."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,35 +41,60 @@ def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array,
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
     One layer, or a pytree of layers with a count for each: all are searched in one loop, which compiles and runs faster
-    than one after another; they must be of one dtype, else it is a ValueError. A count is a number of entries, not a
-    share: `kept_entries` makes one of the other.
+    than one after another; they must be of one floating dtype, from float16 to float64, else it is a ValueError.
+
+    A count is a number of entries, not a share: `kept_entries` makes one of the other. A count that is no whole number,
+    that is negative (as far as it is known while tracing; a traced one keeps nothing), or counts in another structure
+    than the layers' are a ValueError.
 
     Exactly min(count, non-zero entries) of a layer are kept: among equal magnitudes the lowest flat index goes first, a
-    zero is never kept (subnormal numbers count as zeros; the count does not hold for nan). Counts may be traced.
-    Backward it is straight through to the magnitude of every entry, kept or not: the gradient of `fused` is sign(fused)
-    times that of the mask, 0 at 0.
+    zero is never kept (subnormal numbers of float32, bfloat16 and float64 count as zeros; the count does not hold for
+    nan). Counts may be traced. The derivative, forward and backward, is straight through to the magnitude of every
+    entry, kept or not: that of the mask is sign(fused) times that of `fused`, 0 at 0.
 
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
-    return _straight_through(fused, count)
+    return _straight_through(fused, _counted(fused, count))
 
 
-@jax.custom_vjp
+def _counted(fused: PyTree, count: PyTree) -> PyTree:
+    """The counts, none of them above the size of its layer where that is known; a ValueError where they are none."""
+    layers: Any = jax.tree.structure(fused)
+    counts: Any = jax.tree.structure(count)
+    if counts != layers:
+        raise ValueError(
+            f"count must be a whole number for each layer, {layers}, got {counts}: for one share of every layer say "
+            f"jax.tree.map(lambda layer: kept_entries(share, layer.size), layers)"
+        )
+    return jax.tree.map(lambda leaf, layer: _whole(leaf, jnp.size(layer)), count, fused)
+
+
+def _whole(count: Any, size: int) -> int | Int[Array, ""]:
+    """One layer's count, checked."""
+    dtype = jnp.result_type(count)
+    if not jnp.issubdtype(dtype, jnp.integer) or jnp.shape(count):
+        got = f"an array of {jnp.shape(count)}" if jnp.shape(count) else f"{dtype} {count}"
+        raise ValueError(
+            f"count must be a whole number of entries, got {got}: for a share of them say kept_entries(share, size)"
+        )
+    if not isinstance(count, jax.core.Tracer):
+        if int(count) < 0:
+            raise ValueError(f"count must not be negative, got {count}: to keep nothing say 0")
+        return min(int(count), size)
+    return jnp.minimum(count, size) if jnp.iinfo(dtype).max > jnp.iinfo(jnp.int32).max else count
+
+
+@jax.custom_jvp
 def _straight_through(fused: PyTree, count: PyTree) -> PyTree:
     kept = largest(jax.tree.map(jnp.abs, fused), count)
     return jax.tree.map(lambda mask, leaf: mask.astype(leaf.dtype), kept, fused)
 
 
-def _threshold_forward(fused: PyTree, count: PyTree) -> tuple[PyTree, PyTree]:
-    return _straight_through(fused, count), fused
-
-
-def _threshold_backward(fused: PyTree, cotangent: PyTree) -> tuple[PyTree, None]:
-    return jax.tree.map(lambda leaf, mask: mask * jnp.sign(leaf), fused, cotangent), None
-
-
-_straight_through.defvjp(_threshold_forward, _threshold_backward)
+@_straight_through.defjvp
+def _threshold_derivative(primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    fused, count = primals
+    return _straight_through(fused, count), jax.tree.map(lambda leaf, t: t * jnp.sign(leaf), fused, tangents[0])
 
 
 def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Bool[Array, "..."]]:
@@ -80,8 +106,13 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     splits off `count`.
     """
     layers, tree = jax.tree.flatten(magnitudes)
-    if len({layer.dtype for layer in layers}) > 1:
-        raise ValueError(f"all layers must be of one dtype, got {', '.join(str(layer.dtype) for layer in layers)}")
+    dtypes = {layer.dtype for layer in layers}
+    if len(dtypes) > 1 or not all(jnp.issubdtype(dtype, jnp.floating) for dtype in dtypes):
+        raise ValueError(f"all layers must be of one floating dtype, got {', '.join(str(x.dtype) for x in layers)}")
+    if not layers:
+        return magnitudes
+    # Search narrower floats as float32, which holds every value of theirs.
+    layers = [layer if layer.dtype.itemsize > 2 else layer.astype(jnp.float32) for layer in layers]
     counts = jnp.stack([jnp.asarray(leaf, jnp.int32) for leaf in jax.tree.leaves(count)])
     dtype = layers[0].dtype
     word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32

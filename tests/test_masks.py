@@ -1,5 +1,7 @@
 """Masks against a stable sort in numpy: exact counts, ties, zeros, gradients, bits."""
 
+import inspect
+
 import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
@@ -58,6 +60,28 @@ def test_a_whole_layer_keeps_its_exact_count(dtype, retention):
             mask = np.asarray(threshold(jnp.asarray(layer), count))
         np.testing.assert_array_equal(mask, kept_by_sorting(layer, count))
         assert mask.sum() == min(count, np.count_nonzero(layer))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.data())
+def test_narrow_floats_keep_what_a_stable_sort_keeps(dtype, data):
+    """Rounded to bfloat16 many tie; float16's subnormal numbers are numbers like all others."""
+    tying = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 6e-8, np.inf, -np.inf])
+    drawn = data.draw(hnp.arrays(np.float16, SHAPE, elements=tying | st.floats(allow_nan=False, width=16)))
+    layer, count = jnp.asarray(drawn).astype(dtype), data.draw(st.integers(0, SIZE + 5))
+    mask = threshold(layer, jnp.int32(count))
+    assert mask.dtype == dtype
+    values = np.asarray(layer.astype(jnp.float32))
+    np.testing.assert_array_equal(mask.astype(jnp.float32), kept_by_sorting(values, count))
+
+
+def test_a_count_above_the_size_keeps_all_that_is_not_zero(x64):
+    """Even one that no int32 holds, whether it is traced or not."""
+    values = jnp.arange(float(SIZE))
+    both = jax.jit(lambda values, traced: [masks.threshold(values, count) for count in (traced, 2**40)])
+    for mask in both(values, jnp.int64(2**31)):
+        np.testing.assert_array_equal(mask, values > 0)
 
 
 def test_the_lowest_flat_index_wins_a_tie():
@@ -125,6 +149,23 @@ def test_the_gradient_is_straight_through_to_every_magnitude(dtype):
 def test_a_count_of_python_has_a_gradient_too():
     gradient = jax.grad(lambda y: jnp.sum(masks.threshold(y, 2)))(jnp.array([-3.0, 0.0, 1.0]))
     np.testing.assert_array_equal(gradient, [-1, 0, 1])
+
+
+def test_forward_and_mixed_derivatives_are_straight_through_too():
+    """Of the sum of m² s, whose gradient is 2 m s sign(s) + m² and whose second derivative 2 s + 4 m sign(s)."""
+    scores, direction = np.random.default_rng(11).normal(size=(2, 9)).astype(np.float32)
+
+    def one(scores):
+        return jnp.sum(masks.threshold(scores, 4) ** 2 * scores)
+
+    @jax.jit
+    def derivatives(scores, direction):
+        curved = jax.jvp(jax.grad(one), (scores,), (direction,))[1]
+        return *jax.jvp(lambda s: masks.threshold(s, 4), (scores,), (direction,)), curved
+
+    mask, along, curved = derivatives(scores, direction)
+    np.testing.assert_array_equal(along, np.sign(scores) * direction)
+    np.testing.assert_allclose(curved, (2 * scores + 4 * mask * np.sign(scores)) * direction, rtol=1e-5)
 
 
 def test_under_vmap_every_agent_keeps_its_own_count():
@@ -305,5 +346,39 @@ def test_the_gradient_of_layers_is_that_of_each():
 
 def test_layers_of_two_dtypes_are_refused():
     """The search is among bit patterns of one length."""
-    with pytest.raises(ValueError, match="must be of one dtype, got float32, bfloat16"):
+    with pytest.raises(ValueError, match="must be of one floating dtype, got float32, bfloat16"):
         masks.threshold([jnp.ones(3), jnp.ones(3, jnp.bfloat16)], [1, 1])
+
+
+TWO = {"a": jnp.ones(3), "b": jnp.ones(4)}
+
+
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (0.5, r"be a whole number of entries, got float32 0.5: for a share of them say kept_entries\(share, size\)"),
+        (3.0, "be a whole number of entries, got float32 3.0: "),
+        (np.float32(0.5), "be a whole number of entries, got float32 0.5: "),
+        (True, "be a whole number of entries, got bool True: "),
+        (jnp.array([1, 3]), r"be a whole number of entries, got an array of \(2,\): "),
+        (-1, "not be negative, got -1: to keep nothing say 0"),
+        (jnp.int32(-2), "not be negative, got -2: "),
+    ],
+)
+def test_a_count_that_is_none_is_refused(count, sentence):
+    unchecked = inspect.unwrap(masks.threshold)  # else the types of arguments are refused before
+    for function in (lambda fused: unchecked(fused, count), jax.jit(lambda fused: unchecked(fused, count))):
+        with pytest.raises(ValueError, match=f"^count must {sentence}"):
+            function(jnp.ones(3))
+
+
+def test_a_traced_share_is_refused():
+    with pytest.raises(ValueError, match="must be a whole number of entries, got float32"):
+        jax.jit(inspect.unwrap(masks.threshold))(jnp.ones(3), 0.5)
+
+
+@pytest.mark.parametrize("count", [2, {"a": 1}, [1, 1], {"a": 1, "b": [1]}])
+def test_counts_in_another_structure_than_the_layers_are_refused(count):
+    sentence = r"count must be a whole number for each layer, PyTreeDef.*: for one share of every layer say"
+    with pytest.raises(ValueError, match=sentence):
+        masks.threshold(TWO, count)

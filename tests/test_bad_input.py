@@ -320,7 +320,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
         ("alexnte", "--model must be one of alexnet, small, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
-        ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another --model", ""),
+        ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
     ],
     "weights": [("signed-const", "got 'signed-const'; did you mean signed-constant?", "")],
     "biases": [("zeros", "--biases must be one of random, zero, got 'zeros'; did you mean zero?", "")],

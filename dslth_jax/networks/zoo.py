@@ -89,7 +89,7 @@ def network_by_name(name: str, image_shape: tuple[int, int, int], classes: int, 
     if min(image_shape[:2]) < smallest:
         raise ValueError(
             f"the model {name} needs images of at least {smallest} pixels a side, "
-            f"got {image_shape[0]}x{image_shape[1]}: choose another network"
+            f"got {image_shape[0]}x{image_shape[1]}: choose another model"
         )
     try:
         inspect.signature(MODULES[name]).bind(classes=classes)

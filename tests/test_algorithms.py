@@ -467,7 +467,7 @@ def test_local_training_is_its_formula(x64):
 def test_dis_pfl_is_its_formulas(regrow, weighted, x64, monkeypatch):
     """One of them with gradients clipped to so small a norm that it binds."""
     if regrow == "random":
-        monkeypatch.setattr(dispfl, "GRADIENT_NORM", 0.1)
+        monkeypatch.setattr(dis_pfl, "GRADIENT_NORM", 0.1)
     case = Case(f"dis-pfl, {regrow}", weighted=weighted)
     state, gradient_fn = case.start(), case.of_weights()
     like = variables_of(case.world.weights, case.world.frozen)

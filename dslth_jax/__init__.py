@@ -3,6 +3,7 @@
 A map of the modules, in the order in which data flows. Imports run downward only.
 
     naming          what is said of names that do not exist
+    keys            random keys and draws that the environment does not change
     masks           fuse, threshold (straight-through), density, pack and unpack
     group_lasso     group norms, penalty, proximal step (also as an optax transformation)
     schedules       factors on traced settings as functions of the traced round

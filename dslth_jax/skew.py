@@ -13,6 +13,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8
 
+from dslth_jax.keys import key_of, reproducible
 from dslth_jax.naming import nearest
 
 
@@ -46,6 +47,7 @@ def skew_by_name(spelling: str, agents: int) -> Skew:
     )
 
 
+@reproducible
 def see(
     images: UInt8[Array, "batch height width channels"], samples: Int[Array, "batch"], skew: Skew
 ) -> UInt8[Array, "batch height width channels"]:
@@ -57,7 +59,7 @@ def see(
     if skew.degrees is not None:
         images = jax.vmap(_turned, (0, None))(images, jnp.asarray(skew.degrees))
     if skew.noise is not None:
-        keys = jax.vmap(lambda sample: jax.random.fold_in(jax.random.key(0), sample))(samples)
+        keys = jax.vmap(lambda sample: jax.random.fold_in(key_of(0), sample))(samples)
         grain = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], jnp.float32))(keys)
         images = _to_pixels(images + skew.noise.astype(jnp.float32) * grain)
     return images

@@ -16,6 +16,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
+from dslth_jax.keys import key_of, reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.operations import elu
@@ -76,6 +77,7 @@ WEIGHTS: dict[str, Draw] = {
 }
 
 
+@reproducible
 def draw_like(key: Key[Array, ""], like: PyTree[Array], draw: Draw) -> PyTree[Array]:
     """`draw(key, shape, dtype)` for every leaf of `like`, each with a key of its own."""
     leaves, tree = jax.tree.flatten(like)
@@ -151,6 +153,7 @@ def network_of(
     shapes, roles = look_at(module, image_shape)
     unmasked = set(_by_name(shapes["params"])) - set(roles)
 
+    @reproducible
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         variables = module.init(key, jnp.zeros((1, *image_shape), jnp.result_type(float)))
         params, frozen = _by_name(variables["params"]), _by_name(variables.get("frozen", {}))
@@ -194,7 +197,7 @@ def look_at(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict[
     except TypeError as error:
         raise ValueError(f"{name} must take images and nothing else ({error}): give other arguments defaults") from None
     with nn.intercept_methods(note):
-        shapes = jax.eval_shape(module.init, jax.random.key(0), images_of(1))
+        shapes = jax.eval_shape(module.init, key_of(0), images_of(1))
     states = ", ".join(sorted(set(shapes) - {"params", "frozen"}))
     if states:
         raise ValueError(

@@ -11,6 +11,7 @@ from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms import mce_pl as mcepl
 from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer, mce_pl
+from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers
 from dslth_jax.study.config.settings import Settings, linear_retention, number_and_schedule, retentions, schedule_of
 
@@ -74,7 +75,7 @@ def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
 
 def population_kept(settings: Settings, network: Network) -> tuple[list[Any], Any]:
     """How many entries of each layer every agent keeps, and the schedules of these numbers."""
-    weights, frozen = jax.eval_shape(network.init, jax.random.key(0))
+    weights, frozen = jax.eval_shape(network.init, key_of(0))
     linear, others = schedule_of(settings, "linear_retention"), schedule_of(settings, "retention")
     if settings.algorithm == "dis-pfl":
         variables = {"params": weights, "frozen": frozen}

@@ -10,6 +10,7 @@ import numpy as np
 from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.keys import key_of
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares, world_of
 from dslth_jax.study.config.methods import FLAGS
@@ -165,8 +166,8 @@ def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
     """The shapes of all that an agent has masks of, None where it has none, and of its message."""
 
     def look(hyper: Any) -> tuple[Any, Any]:
-        world = world_of(prepared.network, jax.random.key(0), hyper, 0, 1)
-        agent, message = prepared.algorithm.init(jax.random.key(0), world)
+        world = world_of(prepared.network, key_of(0), hyper, 0, 1)
+        agent, message = prepared.algorithm.init(key_of(0), world)
         like = unpacked_like(message, world.weights)
         heard = silence(like, prepared.settings.agents, prepared.topology.graph)
         return prepared.algorithm.model(world, agent, heard)[1], like

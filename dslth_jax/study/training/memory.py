@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 from dslth_jax.algorithm import Algorithm, Batches, parts_of
 from dslth_jax.exchange import silence, unpacked_like
 from dslth_jax.graphs import Graph
+from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, world_of
 
@@ -69,7 +70,7 @@ def footprint(
 
     def one_round(hyper: Any) -> Any:
         """One agent's phase before the exchange, to see the shapes of what it holds."""
-        key = jax.random.key(0)
+        key = key_of(0)
         world, steps = world_of(network, key, hyper, 0, 1), (local_steps + 1, batch_size)
         batches = Batches(
             jnp.zeros((*steps, *image_shape), jnp.uint8), jnp.zeros(steps, jnp.int32), jnp.zeros(steps, bool)

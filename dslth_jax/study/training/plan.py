@@ -11,7 +11,7 @@ from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.evaluation import BATCH
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
-from dslth_jax.networks.zoo import Network
+from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets
 from dslth_jax.study.config.settings import Settings

@@ -13,6 +13,7 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, topology_by_name
+from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
@@ -187,5 +188,5 @@ def graph_of_round(settings: Settings, network: Network, topology: Topology, rou
     def draw(key: jax.Array, round: jax.Array) -> Graph:
         return population.graph_in(population.world_of(network, key, None, round, settings.rounds), topology)
 
-    graph = topology.graph if topology.redraw is None else draw(jax.random.key(settings.seed), jnp.int32(round))
+    graph = topology.graph if topology.redraw is None else draw(key_of(settings.seed), jnp.int32(round))
     return adjacency_of(graph)

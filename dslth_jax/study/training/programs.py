@@ -17,6 +17,7 @@ from dslth_jax import population, sharding
 from dslth_jax.algorithm import World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.graphs import Graph, Topology, with_edges
+from dslth_jax.keys import key_of
 from dslth_jax.population import Shares, State
 from dslth_jax.schedules import at_round
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
@@ -63,14 +64,14 @@ def compile_programs(plan: Plan) -> Programs:
         return population.over_agents(function, *stacked, chunk=plan.together)
 
     def world_at(own: Own, round: Any) -> World:
-        hyper, key = at_round(own.hyper, first.schedules, round), jax.random.key(own.seed)
+        hyper, key = at_round(own.hyper, first.schedules, round), key_of(own.seed)
         return population.world_of(network, key, hyper, round, settings.rounds, own.drawn)
 
     def graph_at(world: World, graph: Graph) -> Graph:
         return population.graph_in(world, Topology(graph, first.topology.redraw))
 
     def draw(seeds: jax.Array) -> Any:
-        return for_each(lambda seed: population.draw_weights(network, jax.random.key(seed)), seeds)
+        return for_each(lambda seed: population.draw_weights(network, key_of(seed)), seeds)
 
     def start(owns: Own) -> State:
         def one(own: Own) -> State:

@@ -5,7 +5,8 @@
 Needs `pip install -e '.[tensorboard]'`. Every metric is a scalar by round, bits in megabytes; settings are hparams.
 """
 
+from dslth_jax.study.config import command
 from dslth_jax.study.results.board import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main)

@@ -5,7 +5,8 @@
 Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
 """
 
+from dslth_jax.study.config import command
 from dslth_jax.study.results.report import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command.leave(main)

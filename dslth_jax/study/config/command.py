@@ -7,20 +7,19 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.hints import choices, flag, kinds, parts, refusal
 from dslth_jax.study.config.machine import is_out_of_memory
-from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
 OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
 HELP, SWITCHED, NEGATIVE = ("-h", "--help"), ("True", "False", "None"), ("-inf", "-infinity", "-nan")
-Kind = TypeVar("Kind", bound=Settings)
+Kind = TypeVar("Kind")
 
 
 def complain(program: str, sentence: object, code: int) -> int:
@@ -115,7 +114,7 @@ def parse(arguments: Sequence[str], kind: type[Kind], program: str) -> Kind:
     import tyro
 
     hints = hints_of(kind)
-    if wrong := explain(arguments, hints):
+    if wrong := explain(arguments, hints, bool(positional_of(kind))):
         raise ValueError(wrong)
     said = io.StringIO()
     try:
@@ -140,14 +139,23 @@ def spell_out(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
     return words
 
 
-def explain(arguments: Sequence[str], hints: dict[str, Any]) -> str | None:
-    """One sentence for the first flag that is wrong: what was expected, what came, what to do."""
+def positional_of(kind: type) -> list[str]:
+    """The fields whose values stand without a flag."""
+    hints = get_type_hints(kind, include_extras=True)
+    return [name for name, hint in hints.items() if get_origin(hint) is Annotated]
+
+
+def explain(arguments: Sequence[str], hints: dict[str, Any], positional: bool = False) -> str | None:
+    """One sentence for the first flag that is wrong: what was expected, what came, what to do; where `positional`,
+    values may stand without a flag."""
     words = list(arguments)
     known = [flag(field) for field in hints]
     while words:
         word = words.pop(0)
         if word in HELP:
             return None
+        if positional and not word.startswith("-"):
+            continue
         if not word.startswith("--") or word == "--":
             meant = nearest(word, known) if word.strip("-") else ""
             return (

@@ -5,40 +5,64 @@
 Needs `pip install -e '.[tensorboard]'`. Every metric is a scalar by round, bits in megabytes; settings are hparams.
 """
 
+import dataclasses
 import datetime
+import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dslth_jax.study.config.command import BAD_INPUT, complain
+import tyro
+
+from dslth_jax.study.config.command import conduct, parse
+from dslth_jax.study.config.console import console
+from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results.folders import METRICS, Run
 from dslth_jax.study.results.points import Sweep, read_all
-from dslth_jax.study.results.report import Parser
+
+PROGRAM = "experiments.board"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """Metrics of run folders as TensorBoard event files."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    log_dir: Path
+    """Gets a folder for each run."""
+
+
+class Asked(NamedTuple):
+    """What is asked for and has been read."""
+
+    folder: Path  # of all event files
+    runs: list[Run]
+    finished: str = ""
+    path: None = None  # nothing is kept that could go on
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    parser = Parser("python -m experiments.board", description="Metrics of run folders as TensorBoard event files.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders")
-    parser.add_argument("--log-dir", type=Path, required=True, metavar="LOGS", help="gets a folder for each run")
-    try:
-        given = parser.parse_args(arguments)
-        runs = read_all(given.folders)
+
+    def begin() -> Asked:
+        settings = parse(sys.argv[1:] if arguments is None else arguments, Board, PROGRAM)
+        if importlib.util.find_spec("tensorboardX") is None:
+            raise ValueError("event files need tensorboardX: pip install -e '.[tensorboard]'")
+        runs = read_all(settings.folders)
         if isinstance(runs, Sweep):
             raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use experiments.report")
-        taken = [run.name for run in runs if (given.log_dir / run.name).exists()]
-        if taken:
-            raise ValueError(f"--log-dir {given.log_dir} has {', '.join(taken)} already: name another, or remove it")
-        for run in runs:
-            write(run, given.log_dir / run.name)
-    except ModuleNotFoundError as error:
-        return complain(
-            "experiments.board", f"event files need {error.name}: pip install -e '.[tensorboard]'", BAD_INPUT
-        )
-    except (ValueError, OSError) as error:
-        return complain("experiments.board", error, BAD_INPUT)
-    print(f"event files: {given.log_dir}")
-    return 0
+        if taken := [run.name for run in runs if (settings.log_dir / run.name).exists()]:
+            raise ValueError(f"--log-dir {settings.log_dir} has {', '.join(taken)} already: name another, or remove it")
+        return Asked(settings.log_dir, runs)
+
+    def finish(asked: Asked, stop: Stop) -> None:
+        for run in asked.runs:
+            write(run, asked.folder / run.name)
+        console(stop).print(f"event files: {asked.folder}", highlight=False, markup=False, soft_wrap=True)
+
+    return conduct(PROGRAM, begin, finish, stop)
 
 
 def write(run: Run, folder: Path) -> None:

@@ -99,6 +99,8 @@ def place_of(value: Any) -> tuple[bool, float, str]:
 
 def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
     """The runs of several folders, each once, or the sweep of a single one."""
+    if not folders:
+        raise ValueError(f"at least one folder was expected, got none: {WHAT_TO_DO}")
     distinct = list(dict.fromkeys(folder.resolve() if folder.is_dir() else folder for folder in folders))
     found = [read(folder, name) for folder, name in zip(distinct, short_names(distinct), strict=True)]
     if len(found) == 1 and isinstance(found[0], Sweep):

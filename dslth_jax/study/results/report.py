@@ -5,18 +5,22 @@
 Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
 """
 
-import argparse
 import base64
+import dataclasses
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
+import tyro
 from markupsafe import Markup
 
-from dslth_jax.study.config.command import BAD_INPUT, complain
+from dslth_jax.study.config.command import conduct, parse
+from dslth_jax.study.config.console import console
+from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import plots, similarity
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Line, Panel, chart, line_of_run, line_of_seeds
@@ -34,6 +38,7 @@ from dslth_jax.study.results.tables import (
     written,
 )
 
+PROGRAM = "experiments.report"
 MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 PICTURES = {
@@ -42,29 +47,41 @@ PICTURES = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Arguments whose mistakes are a sentence."""
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """A page of HTML that shows runs, in one file."""
 
-    def error(self, message: str) -> NoReturn:
-        """Raise it."""
-        raise ValueError(f"{message}; --help says more")
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, or one folder of a sweep."""
+    out: Path = Path("report.html")
+    """File of the page."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+class Asked(NamedTuple):
+    """What is asked for and has been looked at."""
+
+    settings: Report
+    finished: str = ""
+    path: None = None  # nothing is kept that could go on
+
+
+def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    parser = Parser("python -m experiments.report", description="A page of HTML that shows runs, in one file.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="run folders, or one folder of a sweep")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file of the page (%(default)s)")
-    try:
-        given = parser.parse_args(arguments)
+
+    def begin() -> Asked:
+        settings = parse(sys.argv[1:] if arguments is None else arguments, Report, PROGRAM)
+        out = settings.out
         # Look before the work, and let nobody lose a file of another kind by a slip of the command.
-        if given.out.suffix.lower() not in (".html", ".htm") or not given.out.parent.is_dir() or given.out.is_dir():
-            raise ValueError(f"--out must be a file *.html in a folder that exists, got {given.out}: name another")
-        replace(given.out, render(read_all(given.folders)).encode("utf-8", "replace"))
-    except (ValueError, OSError) as error:
-        return complain("experiments.report", error, BAD_INPUT)
-    print(f"report: {given.out}")
-    return 0
+        if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
+            raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
+        return Asked(settings)
+
+    def finish(asked: Asked, stop: Stop) -> None:
+        page = render(read_all(asked.settings.folders))
+        replace(asked.settings.out, page.encode("utf-8", "replace"))
+        console(stop).print(f"report: {asked.settings.out}", highlight=False, markup=False, soft_wrap=True)
+
+    return conduct(PROGRAM, begin, finish, stop)
 
 
 def render(found: list[Run] | Sweep) -> str:

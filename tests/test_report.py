@@ -11,14 +11,16 @@ import shutil
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, plots, report, similarity
+from dslth_jax.study.results import board, folders, pictures, plots, report, similarity, tables
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
-from experiments import cifar
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}
@@ -85,9 +87,36 @@ def shown(*folders: Path, out: Path) -> Page:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """The run folder of one tiny run."""
+    """A run folder as runs leave them (`test_algorithms` shows real ones), without a run."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
-    cifar.run(Settings(dataset="digits", agents=4, rounds=2, eval_every=1, out=out))
+    out.mkdir()
+    settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
+    config = {"settings": folders.as_json(settings), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
+    folders.save_config(out, config | {"seed": 0} | folders.circumstances())
+    rows = [dict.fromkeys(METRICS, 0) | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
+    for row in rows:
+        row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}
+        row |= {key: 10_000 * row["round"] for key in ("kept_bits", "bitmap_bits", "coded_bits", "busiest_agent_bits")}
+    folders.write_metrics(out, rows)
+    agents = [
+        {
+            "agent": agent,
+            "classes": f"{agent} {agent + 1}",
+            "samples": 100 + agent,
+            "test_samples": 30,
+            "retention": 0.3,
+        }
+        | {"neighbours": 2 + agent % 2, "accuracy": 0.125 * (agent + 1), "density": 0.625}
+        for agent in range(4)
+    ]
+    folders.write_table(out / "agents.csv", agents)
+    bits = np.random.default_rng(0).random((4, 20, 3)) < 0.6
+    shape = jax.ShapeDtypeStruct((20, 3), bool)
+    folders.write_masks(
+        out, {"linear": np.stack([np.asarray(masks.pack(jnp.asarray(own))) for own in bits])}, {"linear": shape}
+    )
+    for name in report.PICTURES:
+        (out / name).write_bytes(b"\x89PNG of some kind")
     return out
 
 

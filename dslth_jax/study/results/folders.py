@@ -42,9 +42,6 @@ WHAT_TO_DO = "name a folder that experiments.cifar has written"
 Row = dict[str, Any]
 
 
-# To work in one -------------------------------------------------------------------------------------------------------
-
-
 class Folder(NamedTuple):
     """A run folder that no other process works in, for as long as this one lives."""
 
@@ -62,7 +59,9 @@ def open_folder(
     process is at work in it, it holds a run and is not to be resumed, or holds another kind of thing (None is a single
     run), one of other settings, or one whose config.json is not as `expect` wants it.
     """
-    path, folder = settings.out or fresh_folder(settings, what), None
+    data = settings.data_file.stem if settings.data_file else settings.dataset
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    path, folder = settings.out or Path("runs") / f"{stamp}_{data}_{what}_{os.getpid()}", None
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder(path, _lock(path), "")
@@ -87,13 +86,6 @@ def open_folder(
     return folder
 
 
-def fresh_folder(settings: Settings, what: str) -> Path:
-    """A name under runs/ that says when, on which data, and what."""
-    name = settings.data_file.stem if settings.data_file else settings.dataset
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path("runs") / f"{stamp}_{name}_{what}_{os.getpid()}"
-
-
 def _lock(path: Path) -> int | None:
     """Hold the folder itself: the system lets go of it when this process ends, however it does."""
     if fcntl is None:
@@ -114,9 +106,6 @@ def close(folder: Folder | None) -> None:
     """Let others work in a folder again."""
     if folder is not None and folder.lock is not None:
         os.close(folder.lock)
-
-
-# To write it ----------------------------------------------------------------------------------------------------------
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -230,9 +219,6 @@ def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
         arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
     np.savez(folder / "masks.npz", **arrays)
-
-
-# To read it -----------------------------------------------------------------------------------------------------------
 
 
 class Run(NamedTuple):

@@ -18,7 +18,7 @@ import pytest
 
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, folders, pictures, plots, report, similarity, tables
+from dslth_jax.study.results import board, folders, plots, report, similarity
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 
@@ -96,7 +96,7 @@ def folder(tmp_path_factory) -> Path:
     rows = [dict.fromkeys(METRICS, 0) | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
     for row in rows:
         row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}
-        row |= {key: 10_000 * row["round"] for key in ("kept_bits", "bitmap_bits", "coded_bits", "busiest_agent_bits")}
+        row |= dict.fromkeys(("kept_bits", "bitmap_bits", "coded_bits", "busiest_agent_bits"), 10000 * row["round"])
     folders.write_metrics(out, rows)
     agents = [
         {

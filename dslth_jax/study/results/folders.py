@@ -3,6 +3,7 @@
 What is damaged, foreign or cannot be had is a ValueError of one sentence that says what to do.
 """
 
+import csv
 import dataclasses
 import datetime
 import importlib.metadata
@@ -281,14 +282,16 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
 
 def read_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> list[Row]:
     """The rows of a table that has columns of words, and of numbers: None where a cell is empty, or not finite."""
+    text = io.StringIO(read_text(path, "surrogateescape"), newline="")
     try:
-        table = pd.read_csv(io.StringIO(read_text(path, "surrogateescape")), dtype=str, keep_default_na=False)
-    except ValueError as error:
+        head, *rows = filter(None, csv.reader(text, strict=True))  # pandas would fill up rows that break off
+    except (csv.Error, ValueError) as error:
         raise ValueError(f"{path} must be a table of comma-separated values, and is not ({error})") from None
-    if lacking := [column for column in (*words, *numbers) if column not in table]:
+    if lacking := [column for column in (*words, *numbers) if column not in head]:
         raise ValueError(f"{path} must have columns {', '.join((*words, *numbers))}, and lacks {', '.join(lacking)}")
-    if table.isna().any(axis=None) or not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"every row of {path} must have as many cells as its head: {WHAT_TO_DO}")
+    if any(len(row) != len(head) for row in rows) or len(set(head)) < len(head):
+        raise ValueError(f"every row of {path} must have as many cells as its head has names: {WHAT_TO_DO}")
+    table = pd.DataFrame(rows, columns=head, dtype=object)
     for key in numbers:
         try:
             values = table[key].str.strip().replace("", "nan").astype(float)

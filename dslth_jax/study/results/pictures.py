@@ -69,7 +69,8 @@ def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[R
     """curves.png of a sweep: of the best points accuracy and loss over rounds; `points`, best first, are their names
     and the rows of each seed."""
     more = f"the best {MOST_LINES} of {len(points)} points, " if len(points) > MOST_LINES else ""
-    title = f"{more}mean of {len(points[0][1])} seeds, bands from smallest to largest" if points else ""
+    seeds = len(points[0][1]) if points else 0
+    title = f"{more}mean of {seeds} seeds, bands from smallest to largest" if seeds > 1 else more.removesuffix(", ")
     lines = [line_of_seeds(name, members) for name, members in points[:MOST_LINES]]
     lines_picture(folder / "curves.png", lines, (Panel("round", "accuracy"), Panel("round", "loss")), title)
 
@@ -110,6 +111,7 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
             networkx.draw_networkx_labels(graph, places, ax=axes, font_size=7)
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=WORDS["accuracy"])
         axes.set(title=f"{agents} agents, {links} {'one-way ' * directed}links", aspect="equal")
+        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))  # also of two agents, who span no area
         axes.axis("off")
 
     save(folder / "topology.png", 6.5, 5.2, draw)

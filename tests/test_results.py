@@ -1,0 +1,134 @@
+"""What a study leaves: tables are those of the csv module, pictures and words end no run and eat nothing."""
+
+import csv
+import io
+import json
+import statistics
+
+import matplotlib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dslth_jax.study.results import folders, pictures, plots, tables
+from dslth_jax.study.results.points import best_first, spelled, summary
+
+HOSTILE = '[red]x[/] $x_$ \\frac{ <b>&"猫"'
+
+
+def row(round: int, accuracy: float | None, **more) -> dict:
+    numbers = dict.fromkeys(folders.METRICS) | {"round": round, "loss": 1.5, "bitmap_bits": 8 * round}
+    return numbers | dict.fromkeys(("accuracy_mean", "accuracy_worst", "accuracy_best"), accuracy) | more
+
+
+def test_a_table_has_the_bytes_of_the_csv_module(tmp_path):
+    rows = [
+        {"lr": 10, "order": "code", "x": None, "mean": np.float64(1 / 3), "b": True},
+        {"lr": 1e-7, "order": 'a, "b"\n', "x": 0.1 + 0.2, "mean": np.float64(0), "b": "\udcff"},
+        {"lr": "0.1:0.8", "order": "", "x": 10**20, "mean": 1e38, "b": False},
+    ]
+    expected = io.StringIO(newline="")
+    writer = csv.DictWriter(expected, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    folders.write_table(tmp_path / "a.csv", rows)
+    assert (tmp_path / "a.csv").read_bytes() == expected.getvalue().encode("utf-8", "surrogateescape")
+    read = folders.read_table(tmp_path / "a.csv", ("order", "b"), ("x", "mean"))
+    assert [own["x"] for own in read] == [None, 0.1 + 0.2, 1e20]
+    assert [own["order"] for own in read] == [own["order"] for own in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "must be a table of comma-separated values"),
+        ("a\n1\n", "must have columns a, n, and lacks n"),
+        ("a,n\n1,2,3\n", "must have as many cells as its head"),
+        ("a,a,n\n1,2,3\n", "as many cells as its head has names"),
+        ("a,n\n1\n", "must have as many cells as its head"),
+        ('a,n\n"1,2\n', "must be a table of comma-separated values"),
+        ("a,n\n1,many\n", "n in .* must be numbers .*many"),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(text, said, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        folders.read_table(tmp_path / "a.csv", ("a",), ("n",))
+
+
+def test_a_point_is_summed_up_over_the_seeds_that_stay_finite():
+    seeds = [[row(0, 0.1), row(2, 0.3, bitmap_bits=16_000_000)], [row(2, 0.9)], [row(2, 0.4, bitmap_bits=0)], []]
+    came = summary(seeds, ["done", "not finite", "done", "not finite"])
+    assert came["accuracy_mean"] == statistics.fmean([0.3, 0.4])
+    assert came["accuracy_std"] == statistics.stdev([0.3, 0.4])
+    assert (came["accuracy_worst"], came["bitmap_mb"], came["coded_mb"]) == (0.3, 1, None)
+    assert (came["seeds"], came["status"]) == (4, "not finite (2 of 4 seeds)")
+    assert summary([[], seeds[0]], ["not finished", "done"])["status"] == "not finished"
+    whole = summary(seeds[:1], ["done"])
+    assert whole["accuracy_std"] is None
+    assert best_first([came | {"accuracy_mean": 0.9}, whole])[0] is whole
+    assert [spelled(value) for value in (None, True, 10, "10.0", "a")] == ["", "True", "10", "10", "a"]
+
+
+def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypatch):
+    axes = {"lr": [1, 10.5, None], HOSTILE: [HOSTILE, True]}
+    results = [{"lr": lr, HOSTILE: x, "accuracy_mean": 0.5} for lr in axes["lr"] for x in axes[HOSTILE]]
+    drawn = []
+    for number, mine in enumerate(({}, {"text.usetex": True, "axes.prop_cycle": matplotlib.cycler(color=["r"])})):
+        monkeypatch.setattr(matplotlib, "rcParams", matplotlib.rcParams)
+        with matplotlib.rc_context(mine):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            pictures.curves_picture(folder, [row(0, 0.25), row(1, 0.5), row(2, None)], 0.25)
+            pictures.slices_picture(folder, axes, results)
+            pictures.topology_picture(folder, ~np.eye(2, dtype=bool), np.array([0.5, 0.25]))
+            assert matplotlib.rcParams["text.usetex"] == bool(mine)
+            drawn.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert drawn[0].keys() == {"curves.png", "slices.png", "topology.png"}
+    assert drawn[0] == drawn[1]
+    # A name with a slash is no file: the picture is left out.
+    table = plots.best_of_pairs(axes, results, "lr", HOSTILE)
+    assert table.to_numpy().tolist() == [[50.0, 50.0]] * 3
+
+
+def test_a_picture_that_cannot_be_had_is_one_line_of_warning(tmp_path, capsys):
+    def fail(figure) -> None:
+        raise RuntimeError("no fonts\nhere")
+
+    pictures.save(tmp_path / "a.png", 1, 1, fail)
+    pictures.save(tmp_path / "missing" / "a.png", 1, 1, lambda figure: None)
+    (tmp_path / "b.png").mkdir()
+    pictures.save(tmp_path / "b.png", 1, 1, lambda figure: None)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(str(tmp_path))[0] for line in lines] == ["warning: the picture "] * 3
+    assert lines[0].endswith("a.png is left out (no fonts)")
+    assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
+
+
+def shown(width: int, terminal: bool, *what) -> str:
+    """What a console of a width gets to see."""
+    out = io.StringIO()
+    tables.show_results(Console(file=out, width=width, force_terminal=terminal, color_system=None), *what)
+    return out.getvalue()
+
+
+def test_a_table_in_a_log_is_as_wide_as_it_must_be_and_one_on_a_terminal_loses_nothing():
+    came = summary([[row(2, 0.31531, bitmap_bits=1234_567_890)]] * 2, ["done"] * 2)
+    results = [{"order": "code", "retention": 0.3} | came, {"order": HOSTILE, "retention": 0.5} | came]
+    lines = shown(80, False, results, ["order", "retention"], 2, 8).splitlines()
+    assert len({len(line.rstrip()) for line in lines[1:] if "猫" not in line}) == 1
+    for words in ("31.53%", "154.3", "± over seeds", "done", HOSTILE):
+        assert any(words in line for line in lines)
+    terminal = shown(40, True, results, ["order", "retention"], 2, 8)
+    assert "…" not in terminal
+    assert max(map(len, terminal.splitlines())) <= 40
+
+
+def test_metrics_are_written_whole_or_not_at_all(tmp_path):
+    folders.write_metrics(tmp_path, [{"round": 0, "loss": 0.1 + 0.2}])
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="JSON"):
+        folders.write_metrics(tmp_path, [{"round": 0}, {"round": 1, "loss": float("nan")}])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert json.loads(before) == {"round": 0, "loss": 0.1 + 0.2}
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.measure import conditions
 from benchmarks.threshold import ALEXNET
-from dslth_jax import SentMask, decode, encode
+from dslth_jax.codec import SentMask, decode, encode
 
 DENSITIES = (0.3, 0.3, 0.3, 0.9, 0.9)
 

@@ -31,8 +31,9 @@ from benchmarks.threshold import ALEXNET
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Heard
 from dslth_jax.exchange import counting_dtype, hear, present_first
-from dslth_jax.graphs import Graph, adjacency_of, topology_by_name
+from dslth_jax.graphs import Graph, adjacency_of
 from dslth_jax.population import over_agents
+from dslth_jax.study.config.spellings import topology_of
 
 TOPOLOGIES = ("regular:8", "erdos-renyi:0.5")
 BUDGET = {"cpu": 2**21}  # bytes of a block of unpacked masks, which a CPU's cache should hold
@@ -309,7 +310,7 @@ def measure(
         sizes = shared_sizes(number, share)
         sent = drawn_bits(number, sizes)
         for spelling in topologies:
-            graph = topology_by_name(spelling, number, seed=0).graph
+            graph = topology_of(spelling, number, seed=0).graph
             case, edges = case_of(graph, number, sizes), len(graph.senders)
             counts_bytes = number * sum(sizes) * jnp.dtype(counting_dtype(number)).itemsize
             floor = (edges * sum(bits.shape[1] for bits in sent) + counts_bytes) / rate

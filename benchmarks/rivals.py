@@ -442,7 +442,7 @@ def rival_seconds(name: str, agents: int, batch: int, repeats: int) -> float:
     images = rng.integers(0, 256, (agents, batch, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, (agents, batch))
     network = network_by_name("alexnet", (32, 32, 3), 10, elu_on_logits=True)
-    graph = graphs.topology_by_name("erdos-renyi:0.5", agents, 0).graph
+    graph = graphs.erdos_renyi(agents).graph
     rival = RIVALS[name](start_of(network, jax.random.key(0), graphs.adjacency_of(graph)))
     seconds = []
     for _ in range(1 + repeats):

@@ -45,7 +45,7 @@ def round_timing(
         rng.integers(0, SAMPLES, (agents, capacity), np.int32),
         np.full(agents, capacity, np.int32),
     )
-    graph = graphs.topology_by_name("erdos-renyi:0.5", agents, 0).graph
+    graph = graphs.erdos_renyi(agents).graph
     hyper, shares, graph = jax.device_put(
         (population_hyper(resolve(Settings(agents=agents)), network)[0], shares, graph)
     )

@@ -20,37 +20,53 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     codec/          masks <-> messages that a link carries, exactly
     study/          the engine: from settings to run folders; the core imports nothing of it
 
+Here are the functions and types that other code reuses most; all else is reached through the namespaces, such as
+`dslth_jax.graphs.regular` or `dslth_jax.algorithms.dsgd`. `load` alone is of the engine, which is imported when it is
+first asked for.
+
 Two worlds: a function is written for one agent and knows no agents axis, or for the population, where every per-agent
 leaf has a leading agents axis. Only `population.over_agents`, and `update_agents` where agents carry something, lead
 from the first into the second.
 """
 
-from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, mean_with_own, neighbour_mean
-from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, fine_tune, kept_by_layer, mce_pl
-from dslth_jax.codec import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode
-from dslth_jax.evaluation import Evaluation, evaluate
-from dslth_jax.exchange import hear
-from dslth_jax.graphs import Graph, Topology, graph_of, metropolis, topology_by_name
-from dslth_jax.group_lasso import group_norms, penalty, proximal_group_lasso, proximal_step
-from dslth_jax.masks import density, drop_filters, fuse, kept_entries, pack, revive, threshold, unpack
-from dslth_jax.networks.network import Network, network_of
-from dslth_jax.networks.zoo import network_by_name
-from dslth_jax.partition import Partition, partition_by_name
-from dslth_jax.population import Shares, State, draw_weights, graph_in, over_agents, update_agents, world_of
-from dslth_jax.schedules import at_round, schedule_by_name
-from dslth_jax.sharding import agents_mesh, over_devices
-from dslth_jax.skew import Skew, skew_by_name
+from typing import Any
+
+from dslth_jax import algorithms, codec, graphs, networks, partition, population
+from dslth_jax.algorithm import Heard, Message, World, mean_with_own, neighbour_mean
+from dslth_jax.evaluation import evaluate
+from dslth_jax.graphs import Graph
+from dslth_jax.masks import fuse, kept_entries, pack, threshold, unpack
+from dslth_jax.networks.network import Network
 
 __version__ = "0.3.1"
 
 __all__ = [
-    "Algorithm", "Batches", "CodecError", "Evaluation", "Graph", "Heard", "Hyper", "MaskRule", "Message",
-    "MissingPastError", "Network", "Partition", "Receiver", "Sender", "SentMask", "Shares", "Skew", "State", "Topology",
+    "Graph",
+    "Heard",
+    "Message",
+    "Network",
     "World",
-    "agents_mesh", "at_round", "decode", "density", "draw_weights", "drop_filters", "encode", "evaluate", "fine_tune",
-    "fuse", "graph_in", "graph_of", "group_norms", "hear", "kept_by_layer", "kept_entries", "mce_pl",
+    "algorithms",
+    "codec",
+    "evaluate",
+    "fuse",
+    "graphs",
+    "kept_entries",
+    "load",
     "mean_with_own",
-    "metropolis", "neighbour_mean", "network_by_name", "network_of", "over_agents", "over_devices", "pack",
-    "partition_by_name", "penalty", "proximal_group_lasso", "proximal_step", "revive", "schedule_by_name",
-    "skew_by_name", "threshold", "topology_by_name", "unpack", "update_agents", "world_of",
+    "neighbour_mean",
+    "networks",
+    "pack",
+    "partition",
+    "population",
+    "threshold",
+    "unpack",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        from dslth_jax.study.config.datasets import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

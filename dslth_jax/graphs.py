@@ -1,13 +1,15 @@
 """Graphs of agents, and their sparse mixing matrix by its edges. The population's world.
 
-A spelling such as "ring", "regular:8" or "erdos-renyi:0.5" names a graph; a file can hold any other. To add a kind of
-graph, write its function and name it in `GRAPHS` (one graph for the whole run, as an adjacency matrix) or in `CHANGING`
-(a new one in every round).
+Every generator returns a `Topology`, whether its graph stays as it is or changes from round to round. `graph_of` makes
+a graph of any adjacency or mixing matrix:
+
+    ring torus star complete regular small_world erdos_renyi     one graph for all rounds, edges of weight 1
+    changing_regular changing_erdos_renyi                        a new graph in every round
+    metropolis                                                   the same graphs with Metropolis weights
+    report                                                       degrees, connectedness, spectral gap
 """
 
-import contextlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +18,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
 from scipy.sparse.csgraph import connected_components
 
-from dslth_jax.files import words_by_line
-from dslth_jax.naming import expect_choice, nearest
+from dslth_jax.naming import expect_choice
 
 Adjacency = Bool[np.ndarray, "agents agents"]
+
+MOST_NEIGHBOURS = 300  # of regular graphs that networkx draws: with more it tries again and again, for minutes
+PASSES = 16  # over all links of a regular graph that is drawn by switching
 
 
 class Graph(NamedTuple):
@@ -55,56 +59,6 @@ class GraphReport(NamedTuple):
     connected: bool  # a directed graph: every agent's masks reach every other in time
     isolated: list[int]  # agents that hear nobody
     spectral_gap: float  # 1 - |second eigenvalue| of the mixing matrix, self included; 0 where not connected
-
-
-def topology_by_name(
-    spelling: str, agents: int, seed: int, *, directed: bool = False, weighting: str = "uniform"
-) -> Topology:
-    """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of an adjacency text file.
-
-    Args:
-        spelling: a key of `GRAPHS` or `CHANGING` with its numbers behind colons, or a path.
-        agents: how many.
-        seed: of what is drawn at random; graphs that change draw from the keys they are given.
-        directed: whether an agent may hear another that does not hear it.
-        weighting: "uniform" counts every neighbour alike, "metropolis" gives edges the weights of `metropolis`.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a graph that cannot be.
-
-    >>> topology_by_name("star", 3, seed=0).graph.receivers.tolist()
-    [0, 0, 1, 2]
-    """
-    if agents < 1:
-        raise ValueError(f"agents must be at least 1, got {agents}")
-    expect_choice("weighting", weighting, ("uniform", "metropolis"))
-    if weighting == "metropolis" and directed:
-        raise ValueError("metropolis weights need an undirected graph: take uniform ones, or leave --directed out")
-    topology = _unweighted(spelling, agents, seed, directed)
-    return topology if weighting == "uniform" else _weighted(topology)
-
-
-def _unweighted(spelling: str, agents: int, seed: int, directed: bool) -> Topology:
-    name, *numbers = spelling.split(":")
-    if name in CHANGING:
-        return CHANGING[name](agents, numbers, directed)
-    if name in GRAPHS:
-        return Topology(graph_of(GRAPHS[name](agents, numbers, seed, directed)))
-    # Where the name is too long for a file, asking raises.
-    with contextlib.suppress(OSError):
-        if Path(spelling).is_file():
-            return Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
-    known = (*GRAPHS, *CHANGING)
-    raise ValueError(
-        f"topology must be one of {', '.join(known)} or an adjacency file that exists, "
-        f"got {spelling!r}{nearest(name, known)}"
-    )
-
-
-def _weighted(topology: Topology) -> Topology:
-    """The same graphs with Metropolis weights."""
-    redraw, start = topology.redraw, metropolis(topology.graph)
-    return Topology(start, redraw and (lambda key, graph: metropolis(redraw(key, graph))))
 
 
 def graph_of(
@@ -156,11 +110,21 @@ def listeners(graph: Graph) -> Int[Array, "agents"]:
     return jnp.zeros(len(graph.own), jnp.int32).at[graph.senders].add((graph.weights != 0).astype(jnp.int32))
 
 
-def metropolis(graph: Graph) -> Graph:
-    """The same edges with Metropolis weights 1 / (1 + max of both degrees) (Xiao and Boyd 2004), of undirected graphs.
+def metropolis(topology: Topology) -> Topology:
+    """The same graphs with Metropolis weights 1 / (1 + max of both degrees) (Xiao and Boyd 2004).
 
-    An agent listens less to one with many neighbours. What the weights leave of 1 is the weight of its own value.
+    Links must go both ways. An agent listens less to one with many neighbours. What the weights of an agent's
+    neighbours leave of 1 is the weight of its own value.
+
+    >>> weighted = metropolis(star(3)).graph
+    >>> weighted.weights.round(2).tolist(), weighted.own.round(2).tolist()
+    ([0.33, 0.33, 0.33, 0.33], [0.33, 0.67, 0.67])
     """
+    graph, redraw = topology
+    return Topology(_weigh(graph), redraw and (lambda key, graph: _weigh(redraw(key, graph))))
+
+
+def _weigh(graph: Graph) -> Graph:
     present = (graph.weights != 0).astype(jnp.result_type(float))
     nobody = jnp.zeros(len(graph.own), present.dtype)
     degree = nobody.at[graph.receivers].add(present)
@@ -173,8 +137,8 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
 
     The gap is that of averaging over one's neighbours and oneself: the larger, the faster news spread.
 
-    >>> ring = adjacency_of(topology_by_name("ring", 4, seed=0).graph)
-    >>> report(ring).mean_degree, round(report(ring).spectral_gap, 3)
+    >>> said = report(adjacency_of(ring(4).graph))
+    >>> said.mean_degree, round(said.spectral_gap, 3)
     (2.0, 0.667)
     """
     expect_choice("weighting", weighting, ("uniform", "metropolis"))
@@ -204,92 +168,101 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
     )
 
 
-def ring(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """Agent i beside i - 1 and i + 1; directed, it hears i - 1 alone."""
-    del seed
-    _expect_numbers("ring", numbers, 0)
-    return _both_ways(np.roll(np.eye(agents, dtype=bool), -1, axis=1), directed)
+def ring(agents: int, directed: bool = False) -> Topology:
+    """Agent i hears i - 1 and i + 1; directed, i - 1 alone.
 
-
-def torus(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """Agents on a grid of ROWS rows whose edges are joined, beside four others; directed, each hears two.
-
-    Without a number the grid is as square as the agents' number allows.
+    >>> ring(3, directed=True).graph.senders.tolist()
+    [2, 0, 1]
     """
-    del seed
-    _expect_numbers("torus", numbers, 1, "torus:ROWS")
+    _expect_agents(agents)
+    return _fixed(np.roll(np.eye(agents, dtype=bool), -1, axis=1), directed)
+
+
+def torus(agents: int, rows: int | None = None, directed: bool = False) -> Topology:
+    """Agents on a grid of `rows` rows whose edges are joined: each hears four others; directed, two.
+
+    `rows` must divide `agents`; None makes the grid as square as can be.
+    """
+    _expect_agents(agents)
     divisors = [rows for rows in range(1, agents + 1) if agents % rows == 0]
     squarest = min(divisors, key=lambda rows: abs(rows - agents / rows))
-    rows = _whole_number("torus", numbers[0]) if numbers else squarest
-    if rows not in divisors:
-        raise ValueError(f"torus:{rows} needs agents that fill {rows} rows, got {agents}: rows can be {divisors}")
-    grid = np.arange(agents).reshape(rows, -1)
+    if rows not in (None, *divisors):
+        raise ValueError(f"rows must divide the {agents} agents, so be one of {divisors}, got {rows}")
+    grid = np.arange(agents).reshape(rows or squarest, -1)
     left, above = np.roll(grid, 1, axis=1), np.roll(grid, 1, axis=0)
     adjacency = np.zeros((agents, agents), bool)
     adjacency[grid, left] = adjacency[grid, above] = True
-    return _both_ways(adjacency, directed)
+    return _fixed(adjacency, directed)
 
 
-def star(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """Agent 0 beside all others, which are beside nobody else."""
-    del seed
-    _expect_numbers("star", numbers, 0)
-    _expect_undirected("star", directed)
+def star(agents: int) -> Topology:
+    """Agent 0 and every other hear each other; the others hear nobody else."""
+    _expect_agents(agents)
     adjacency = np.zeros((agents, agents), bool)
-    adjacency[0, 1:] = adjacency[1:, 0] = True
-    return adjacency
+    adjacency[0, 1:] = True
+    return _fixed(adjacency)
 
 
-def complete(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """Everybody beside everybody."""
-    del seed
-    _expect_numbers("complete", numbers, 0)
-    _expect_undirected("complete", directed)
-    return ~np.eye(agents, dtype=bool)
+def complete(agents: int) -> Topology:
+    """Everybody hears everybody."""
+    _expect_agents(agents)
+    return _fixed(np.ones((agents, agents), bool))
 
 
-def regular(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """A random graph in which everybody has DEGREE neighbours; directed, everybody hears DEGREE others."""
-    degree = _degree("regular", numbers, agents)
+def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False) -> Topology:
+    """A random graph in which everybody hears exactly `degree` others, in 1..agents - 1.
+
+    Directed, everybody draws by itself whom it hears. Otherwise `agents` times `degree` must be even, and the graph is
+    near to a uniform draw of all such graphs: drawn by pairing (Steger and Wormald 1999), or where that takes minutes
+    (everybody hears more than 300 others and does not hear more than 300 others) by switching: a graph of neighbours on
+    a circle, in random order, whose links exchange ends two by two, about four times each (Milo et al. 2003).
+    """
+    _expect_degree(degree, agents)
+    rng = np.random.default_rng(seed)
     if directed:
-        return _hearing_others(np.random.default_rng(seed), agents, degree)
+        return _fixed(_hearing_others(rng, agents, degree), directed)
     if degree * agents % 2:
-        raise ValueError(f"regular:{degree} needs an even number of agents, or an even degree, got {agents} agents")
-    import networkx  # imported where it is used: no import of the library pays for it
-
-    # Draw who is not beside whom where that is fewer: dense graphs are found by trial after trial.
+        raise ValueError(f"degree {degree} needs an even number of agents, or take an even degree, got {agents} agents")
+    # Where fewer are not heard than heard, draw those: the fewer links, the sooner they are found.
     dense = degree > agents // 2
     fewer = agents - 1 - degree if dense else degree
-    adjacency = _matrix(networkx.random_regular_graph(fewer, agents, seed=seed), agents)
-    return ~adjacency & ~np.eye(agents, dtype=bool) if dense else adjacency
+    if fewer > MOST_NEIGHBOURS:
+        adjacency = _by_switching(rng, agents, fewer)
+    else:
+        import networkx  # imported where it is used: no import of the library pays for it
+
+        adjacency = _matrix(networkx.random_regular_graph(fewer, agents, seed=seed), agents)
+    return _fixed(~adjacency if dense else adjacency)
 
 
-def small_world(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """A ring of DEGREE nearest neighbours, each link rewired with the given PROBABILITY (Watts and Strogatz 1998)."""
-    _expect_numbers("small-world", numbers, 2, "small-world:DEGREE:PROBABILITY")
-    _expect_undirected("small-world", directed)
-    degree = _degree("small-world", numbers[:1], agents)
+def small_world(agents: int, degree: int = 4, probability: float = 0.1, seed: int = 0) -> Topology:
+    """A ring of `degree` nearest neighbours, an even number, whose links are each rewired with `probability`.
+
+    Watts and Strogatz 1998.
+    """
+    _expect_degree(degree, agents)
     if degree % 2:
-        raise ValueError(f"small-world needs an even degree, half of it on either side, got {degree}")
-    probability = _probability("small-world:4", numbers[1]) if len(numbers) > 1 else 0.1
+        raise ValueError(f"degree must be even, half of it on either side, got {degree}")
+    _expect_probability(probability)
     import networkx
 
-    return _matrix(networkx.watts_strogatz_graph(agents, degree, probability, seed=seed), agents)
+    return _fixed(_matrix(networkx.watts_strogatz_graph(agents, degree, probability, seed=seed), agents))
 
 
-def erdos_renyi(agents: int, numbers: Sequence[str], seed: int, directed: bool) -> Adjacency:
-    """Each pair of agents joined with PROBABILITY, independently; directed, each of both ways by itself."""
-    _expect_numbers("erdos-renyi", numbers, 1, "erdos-renyi:PROBABILITY")
-    probability = _probability("erdos-renyi", numbers[0] if numbers else "0.5")
+def erdos_renyi(agents: int, probability: float = 0.5, seed: int = 0, directed: bool = False) -> Topology:
+    """Every two agents hear each other with `probability`, independently; directed, each of both ways by itself."""
+    _expect_agents(agents)
+    _expect_probability(probability)
     import networkx
 
-    return _matrix(networkx.gnp_random_graph(agents, probability, seed=seed, directed=directed), agents)
+    drawn = networkx.gnp_random_graph(agents, probability, seed=seed, directed=directed)
+    return _fixed(_matrix(drawn, agents), directed)
 
 
-def changing_erdos_renyi(agents: int, numbers: Sequence[str], directed: bool) -> Topology:
-    """`erdos_renyi` drawn anew in every round."""
-    _expect_numbers("changing-erdos-renyi", numbers, 1, "changing-erdos-renyi:PROBABILITY")
-    probability = _probability("changing-erdos-renyi", numbers[0] if numbers else "0.5")
+def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool = False) -> Topology:
+    """`erdos_renyi` drawn anew in every round, from the round's key."""
+    _expect_agents(agents)
+    _expect_probability(probability)
 
     def redraw(key: Key[Array, ""], graph: Graph) -> Graph:
         drawn = jax.random.uniform(key, (agents, agents))
@@ -298,17 +271,17 @@ def changing_erdos_renyi(agents: int, numbers: Sequence[str], directed: bool) ->
             first, second = jnp.minimum(first, second), jnp.maximum(first, second)
         return graph._replace(weights=(drawn[first, second] < probability).astype(jnp.uint8))
 
-    return Topology(graph_of(~np.eye(agents, dtype=bool)), redraw)
+    return complete(agents)._replace(redraw=redraw)
 
 
-def changing_regular(agents: int, numbers: Sequence[str], directed: bool) -> Topology:
-    """In every round DEGREE random pairings of all agents, or directed, everybody hears DEGREE random others.
+def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> Topology:
+    """In every round `degree` random pairings of all agents, or directed, everybody hears `degree` random others.
 
-    Two agents that are paired twice in a round share one link, and of an odd number one sits out each pairing: so an
-    undirected degree is DEGREE at most.
+    Two agents that are paired twice in a round share one link, and of an odd number one is left out of each pairing: so
+    undirected, an agent hears `degree` others at most.
     """
-    degree = _degree("changing-regular", numbers, agents)
-    own = np.repeat(np.arange(agents, dtype=np.int32), degree)
+    _expect_degree(degree, agents)
+    receivers = np.repeat(np.arange(agents, dtype=np.int32), degree)
 
     def hear_others(key: Key[Array, ""], graph: Graph) -> Graph:
         # Order all others by random numbers, oneself behind them, and take the first.
@@ -328,59 +301,16 @@ def changing_regular(agents: int, numbers: Sequence[str], directed: bool) -> Top
             senders=partner.reshape(-1).astype(jnp.int32), weights=present.reshape(-1).astype(jnp.uint8)
         )
 
-    # Which edges there are before the first draw is of no account.
-    start = Graph((own + 1) % agents, own, np.ones(own.shape, np.uint8), np.ones(agents, np.float32))
+    # The senders before the first draw are heard by nobody: every round draws its own.
+    weights, own = np.ones(receivers.shape, np.uint8), np.ones(agents, np.float32)
+    start = Graph((receivers + 1) % agents, receivers, weights, own)
     return Topology(start, hear_others if directed else pair_up)
 
 
-GRAPHS: dict[str, Callable[[int, Sequence[str], int, bool], Adjacency]] = {
-    "erdos-renyi": erdos_renyi,
-    "ring": ring,
-    "torus": torus,
-    "star": star,
-    "complete": complete,
-    "regular": regular,
-    "small-world": small_world,
-}
-
-CHANGING: dict[str, Callable[[int, Sequence[str], bool], Topology]] = {
-    "changing-erdos-renyi": changing_erdos_renyi,
-    "changing-regular": changing_regular,
-}
-
-
-def read_adjacency(path: Path, agents: int, directed: bool = False) -> Adjacency:
-    """A text file of one row an agent, 0 and 1 separated by blanks: row i says whom agent i hears.
-
-    It must be square, of `agents` rows, with zeros on the diagonal, and symmetric unless `directed`.
-    """
-    lines = words_by_line(path, f"the adjacency file {path} must hold rows of 0 and 1")
-    for number, words in lines:
-        for word in words:
-            if not _is_zero_or_one(word):
-                raise ValueError(
-                    f"the adjacency file {path} must hold 0 and 1 alone, separated by blanks, "
-                    f"got {word!r} in line {number}"
-                )
-    widths = sorted({len(words) for _, words in lines})
-    if widths != [len(lines)]:
-        raise ValueError(f"the adjacency file {path} must be square, got {len(lines)} rows of {widths} columns")
-    if len(lines) != agents:
-        raise ValueError(
-            f"the adjacency file {path} has {len(lines)} agents, expected {agents}: say --agents {len(lines)}"
-        )
-    adjacency = np.array([words for _, words in lines], float) != 0
-    if not directed and (adjacency != adjacency.T).any():
-        i, j = np.argwhere(adjacency != adjacency.T)[0]
-        raise ValueError(
-            f"the adjacency file {path} must be symmetric, rows {i} and {j} disagree (counted from 0): "
-            f"mend it, or say --directed"
-        )
-    if adjacency.diagonal().any():
-        raise ValueError(
-            f"agent {int(np.argmax(adjacency.diagonal()))} is its own neighbour in {path}: the diagonal must be 0"
-        )
-    return adjacency
+def _fixed(heard: Adjacency, directed: bool = False) -> Topology:
+    """The same graph in every round: nobody hears itself, and unless `directed` whoever is heard hears too."""
+    heard = heard if directed else heard | heard.T
+    return Topology(graph_of(heard & ~np.eye(len(heard), dtype=bool)))
 
 
 def _hearing_others(rng: np.random.Generator, agents: int, degree: int) -> Adjacency:
@@ -391,18 +321,37 @@ def _hearing_others(rng: np.random.Generator, agents: int, degree: int) -> Adjac
     return adjacency
 
 
-def _is_zero_or_one(word: str) -> bool:
-    """Spelled in any way, for numpy writes 1 as 1.000000000000000000e+00."""
-    try:
-        return float(word) in (0, 1)
-    except ValueError:
-        return False
+def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacency:
+    """A regular graph whose links have exchanged ends at random.
 
-
-def _both_ways(adjacency: Adjacency, directed: bool) -> Adjacency:
-    """Nobody hears itself, and unless `directed` whoever is heard hears too."""
-    heard = adjacency if directed else adjacency | adjacency.T
-    return heard & ~np.eye(len(heard), dtype=bool)
+    It begins with agents in random order on a circle, each beside its nearest (and for an odd degree the opposite one).
+    In each pass all links come in pairs (a, b), (c, d), which become (a, d), (c, b) where that is possible.
+    """
+    order, place = rng.permutation(agents), np.arange(agents)
+    away = [np.full(agents, step) for step in range(1, degree // 2 + 1)]
+    starts = np.concatenate([place] * len(away) + [place[: agents // 2]] * (degree % 2))
+    steps = np.concatenate([*away, *[np.full(agents // 2, agents // 2)] * (degree % 2)])
+    links = np.stack([order[starts], order[(starts + steps) % agents]], axis=1)
+    adjacency = np.zeros((agents, agents), bool)
+    adjacency[links[:, 0], links[:, 1]] = adjacency[links[:, 1], links[:, 0]] = True
+    pairs, claimed_by = len(links) // 2, np.empty((agents, agents), np.int32)
+    for _ in range(PASSES):
+        links = links[rng.permutation(len(links))]
+        (a, b), (c, d) = links[:pairs].T, links[pairs : 2 * pairs].T
+        turned = rng.random(pairs) < 0.5
+        c, d = np.where(turned, d, c), np.where(turned, c, d)
+        # A pair gives way where another wants one of its new links.
+        pair = np.flatnonzero((a != d) & (b != c) & ~adjacency[a, d] & ~adjacency[c, b])
+        wanted = np.sort([[a[pair], d[pair]], [c[pair], b[pair]]], axis=1)
+        claimed_by[wanted[:, 0], wanted[:, 1]] = pair
+        pair = pair[(claimed_by[wanted[:, 0], wanted[:, 1]] == pair).all(axis=0)]
+        links = np.concatenate([np.stack([a, b], axis=1), np.stack([c, d], axis=1), links[2 * pairs :]])
+        links[pair, 1], links[pairs + pair, 1] = d[pair], b[pair]
+        adjacency[a[pair], b[pair]] = adjacency[b[pair], a[pair]] = False
+        adjacency[c[pair], d[pair]] = adjacency[d[pair], c[pair]] = False
+        adjacency[a[pair], d[pair]] = adjacency[d[pair], a[pair]] = True
+        adjacency[c[pair], b[pair]] = adjacency[b[pair], c[pair]] = True
+    return adjacency
 
 
 def _matrix(drawn: Any, agents: int) -> Adjacency:
@@ -411,38 +360,17 @@ def _matrix(drawn: Any, agents: int) -> Adjacency:
     return (networkx.to_numpy_array(drawn, nodelist=range(agents)) != 0).T
 
 
-def _expect_numbers(name: str, numbers: Sequence[str], most: int, spelling: str | None = None) -> None:
-    if len(numbers) > most:
-        wanted = f"is spelled {spelling}" if spelling else "takes no number"
-        raise ValueError(f"{name} {wanted}, got {':'.join((name, *numbers))}")
+def _expect_agents(agents: int, fewest: int = 1) -> None:
+    if agents < fewest:
+        raise ValueError(f"agents must be at least {fewest}, got {agents}")
 
 
-def _expect_undirected(name: str, directed: bool) -> None:
-    if directed:
-        raise ValueError(f"{name} has no directed form: leave --directed out")
-
-
-def _whole_number(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise ValueError(f"{name} needs a whole number, such as {name}:4, got {text!r}")
-    return int(text)
-
-
-def _degree(name: str, numbers: Sequence[str], agents: int) -> int:
-    _expect_numbers(name, numbers, 1, f"{name}:DEGREE")
-    if agents < 2:
-        raise ValueError(f"{name} needs 2 agents or more, got {agents}")
-    degree = _whole_number(name, numbers[0] if numbers else str(min(4, agents - 1)))
+def _expect_degree(degree: int, agents: int) -> None:
+    _expect_agents(agents, 2)
     if not 1 <= degree < agents:
-        raise ValueError(f"{name} needs a degree in 1..{agents - 1}, below the {agents} agents, got {degree}")
-    return degree
+        raise ValueError(f"degree must lie in 1..{agents - 1}, below the {agents} agents, got {degree}")
 
 
-def _probability(name: str, text: str) -> float:
-    try:
-        probability = float(text)
-    except ValueError:
-        probability = -1.0
+def _expect_probability(probability: float) -> None:
     if not 0 <= probability <= 1:
-        raise ValueError(f"{name} needs a probability in [0, 1], such as {name}:0.5, got {text!r}")
-    return probability
+        raise ValueError(f"probability must lie in [0, 1], got {probability:g}")

@@ -1,193 +1,158 @@
 """Partitions: labels to the samples each agent holds. Host side, numpy; the population's world.
 
-A spelling such as "classes:4", "dirichlet:0.3" or "iid" names a partition. To add one, write its function and name it
-in `PARTITIONS`.
+    classes      a few classes an agent, drawn at random; `of_classes` where they are given
+    dirichlet    labels skewed
+    quantity     sizes skewed
+    iid          neither
+
+Every one takes `labels` of the training samples, each of which at most one agent gets, and `agents`, how many there
+are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator is drawn from where it stands), and by name
+alone:
+
+    test_labels  labels of the test samples; None tests nobody
+    fraction     in (0, 1], the share of its training samples that each agent uses
+
+A request that cannot be met raises a ValueError. `stack` makes a partition's lists the arrays of `population.Shares`.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32
 
-from dslth_jax.files import words_by_line
-from dslth_jax.naming import nearest
-
-Labels = Int32[np.ndarray, "_"]  # of samples
+Labels = Int[np.ndarray, "_"]  # of samples: whole numbers from 0
 Indices = Int32[np.ndarray, "_"]  # of one agent's samples; agents differ in how many they have
+Ranks = Float[np.ndarray, "_"]
+
+DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
 
 
 class Partition(NamedTuple):
     """Which samples each agent holds: lists over agents."""
 
     train: list[Indices]  # disjoint
-    tests: list[Indices]  # in the order of `ranks`; agents may share test samples
+    tests: list[Indices]  # in the order of `ranks`; agents may share test samples; empty without test labels
     # A position in 0, 1, ...: the tests of rank below k are the first k of each class, or where tests are drawn in the
     # agent's proportions, k of its most frequent class and as many of the others as keeps them. So what is evaluated
     # quickly is a prefix of an agent's list.
-    ranks: list[Float[np.ndarray, "_"]]
+    ranks: list[Ranks]
 
 
-class Request(NamedTuple):
-    """What a partition is asked for; see `partition_by_name`."""
-
-    numbers: list[str]  # behind the name
-    train_labels: Labels
-    test_labels: Labels
-    classes: int
-    agents: int
-    rng: np.random.Generator
-    fraction: float
-
-    def part(self, samples: np.ndarray) -> Indices:
-        """What an agent uses of its share."""
-        return _part(samples, self.fraction)
-
-    def expect_enough(self) -> None:
-        """Raise a ValueError unless an even split leaves everybody a sample."""
-        _expect_enough(len(self.train_labels), self.agents, self.fraction)
-
-
-DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
-
-
-def partition_by_name(
-    spelling: str,
-    train_labels: Labels,
-    test_labels: Labels,
-    classes: int,
+def classes(
+    labels: Labels,
     agents: int,
-    rng: np.random.Generator,
+    per_agent: int = 4,
+    seed: Any = 0,
     *,
+    test_labels: Labels | None = None,
     fraction: float = 1.0,
+    among: int | None = None,
 ) -> Partition:
-    """The partition of a spelling such as "classes:4", "dirichlet:0.3", "quantity:0.5", "iid".
+    """`per_agent` different classes an agent, drawn at random; each class split evenly among those that hold it.
 
-    Args:
-        spelling: a key of `PARTITIONS` with its number behind a colon.
-        train_labels: of the training samples, each of which at most one agent gets.
-        test_labels: of the test samples.
-        classes: how many there are; labels lie below.
-        agents: how many.
-        rng: of everything that is drawn.
-        fraction: in (0, 1], the share of its training samples that each agent uses.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a request that cannot be met.
-
-    >>> labels = np.array([0, 0, 1, 1, 2, 2], np.int32)
-    >>> held = partition_by_name("iid", labels, labels, 3, 2, np.random.default_rng(0))
-    >>> [len(own) for own in held.train], [len(own) for own in held.tests]
-    ([3, 3], [6, 6])
+    `among` says how many classes there are; None counts up to the largest of `labels`.
     """
-    if agents < 1:
-        raise ValueError(f"agents must be at least 1, got {agents}")
-    _expect_share(fraction)
-    name, *numbers = spelling.split(":")
-    if name not in PARTITIONS:
-        raise ValueError(
-            f"partition must be one of {', '.join(PARTITIONS)}, got {spelling!r}{nearest(name, PARTITIONS)}"
-        )
-    return PARTITIONS[name](Request(numbers, train_labels, test_labels, classes, agents, rng, fraction))
-
-
-def by_classes(asked: Request) -> Partition:
-    """NUMBER different classes an agent, drawn at random; each class split evenly among those that hold it."""
-    wanted = _number("classes", asked.numbers, "4")
-    if wanted not in range(1, asked.classes + 1):
-        raise ValueError(
-            f"classes per agent must be a whole number in 1..{asked.classes}, the data's classes, got {wanted:g}"
-        )
+    _expect_request(agents, fraction)
+    among = _count_of(labels) if among is None else among
+    if per_agent not in range(1, among + 1):
+        raise ValueError(f"per_agent must lie in 1..{among}, the classes that there are, got {per_agent}")
     # Say so of millions of agents before their classes are drawn one by one.
-    if asked.agents > len(asked.train_labels):
-        asked.expect_enough()
-    classes_of = draw_classes(asked.agents, asked.classes, int(wanted), asked.rng)
-    return of_classes(classes_of, asked.train_labels, asked.test_labels, asked.rng, asked.fraction)
-
-
-def dirichlet(asked: Request) -> Partition:
-    """Each class shared out by a Dirichlet draw of concentration ALPHA over agents (Li et al., ICDE 2022).
-
-    The smaller ALPHA, the fewer classes an agent has most of its samples of; sizes differ too. Each agent is tested on
-    samples drawn in the label proportions of its own training samples, as many as the test set has in them.
-    """
-    labels, rng = asked.train_labels, asked.rng
-    # Only classes that are there: a data file may claim thousands that are not.
-    pools = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    counts = _dirichlet_counts("dirichlet", asked, np.array([len(pool) for pool in pools]))
-    pieces = [np.split(pool, bounds) for pool, bounds in zip(pools, np.cumsum(counts, 1)[:, :-1], strict=True)]
-    # Mix an agent's classes, so that a part of its share has them all.
-    shares = [rng.permutation(np.concatenate(own)) for own in zip(*pieces, strict=True)]
-    train = [asked.part(share) for share in shares]
-    held = np.stack([np.bincount(labels[own], minlength=asked.classes).astype(np.int32) for own in train])
-    return Partition(train, *tests_in_proportion(asked.test_labels, held, rng))
-
-
-def quantity(asked: Request) -> Partition:
-    """All classes alike, but sizes by a Dirichlet draw of concentration ALPHA (Li et al., ICDE 2022)."""
-    samples = len(asked.train_labels)
-    counts = _dirichlet_counts("quantity", asked, np.array([samples]))[0]
-    pieces = np.split(asked.rng.permutation(samples), np.cumsum(counts)[:-1])
-    return Partition([asked.part(piece) for piece in pieces], *_all_tests(asked))
-
-
-def iid(asked: Request) -> Partition:
-    """All samples, shuffled and split evenly."""
-    if asked.numbers:
-        raise ValueError(f"iid takes no number, got iid:{':'.join(asked.numbers)}")
-    asked.expect_enough()
-    pieces = np.array_split(asked.rng.permutation(len(asked.train_labels)), asked.agents)
-    return Partition([asked.part(piece) for piece in pieces], *_all_tests(asked))
-
-
-PARTITIONS: dict[str, Callable[[Request], Partition]] = {
-    "classes": by_classes,
-    "dirichlet": dirichlet,
-    "quantity": quantity,
-    "iid": iid,
-}
+    if agents > len(labels):
+        _expect_enough(len(labels), agents, fraction)
+    rng = np.random.default_rng(seed)
+    classes_of = draw_classes(agents, among, per_agent, rng)
+    return of_classes(labels, classes_of, rng, test_labels=test_labels, fraction=fraction)
 
 
 def of_classes(
+    labels: Labels,
     classes_of: Sequence[Sequence[int]],
-    train_labels: Labels,
-    test_labels: Labels,
-    rng: np.random.Generator,
+    seed: Any = 0,
+    *,
+    test_labels: Labels | None = None,
     fraction: float = 1.0,
 ) -> Partition:
     """Each class split evenly among the agents that hold it; everybody is tested on all samples of its classes.
 
     The authors' way. `classes_of` lists every agent's classes.
     """
-    return Partition(split_by_class(train_labels, classes_of, rng, fraction), *tests_by_class(test_labels, classes_of))
+    train = split_by_class(labels, classes_of, np.random.default_rng(seed), fraction)
+    return Partition(train, *([], []) if test_labels is None else tests_by_class(test_labels, classes_of))
+
+
+def dirichlet(
+    labels: Labels,
+    agents: int,
+    alpha: float = 0.5,
+    seed: Any = 0,
+    *,
+    test_labels: Labels | None = None,
+    fraction: float = 1.0,
+) -> Partition:
+    """Each class shared out by a Dirichlet draw of concentration `alpha` over agents (Li et al., ICDE 2022).
+
+    The smaller `alpha`, the fewer classes an agent has most of its samples of; sizes differ too. Each agent is tested
+    on samples drawn in the label proportions of its own training samples, as many as the test set has in them.
+
+    >>> labels = np.repeat(np.arange(3), 20)
+    >>> held = dirichlet(labels, agents=4, alpha=0.3, seed=0, test_labels=labels)
+    >>> sum(map(len, held.train)), len(held.tests)
+    (60, 4)
+    """
+    rng = np.random.default_rng(seed)
+    _expect_enough(len(labels), agents, fraction)
+    # Only classes that are there: a data file may claim thousands that are not.
+    pools = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    counts = _dirichlet_counts(rng, agents, alpha, np.array([len(pool) for pool in pools]), fraction)
+    pieces = [np.split(pool, bounds) for pool, bounds in zip(pools, np.cumsum(counts, 1)[:, :-1], strict=True)]
+    # Mix an agent's classes, so that a part of its share has them all.
+    shares = [rng.permutation(np.concatenate(own)) for own in zip(*pieces, strict=True)]
+    train = [_part(share, fraction) for share in shares]
+    if test_labels is None:
+        return Partition(train, [], [])
+    held = np.stack([np.bincount(labels[own], minlength=_count_of(labels)).astype(np.int32) for own in train])
+    return Partition(train, *tests_in_proportion(test_labels, held, rng))
+
+
+def quantity(
+    labels: Labels,
+    agents: int,
+    alpha: float = 0.5,
+    seed: Any = 0,
+    *,
+    test_labels: Labels | None = None,
+    fraction: float = 1.0,
+) -> Partition:
+    """All classes alike, but sizes by a Dirichlet draw of concentration `alpha` (Li et al., ICDE 2022).
+
+    Everybody is tested on everything.
+    """
+    rng = np.random.default_rng(seed)
+    _expect_enough(len(labels), agents, fraction)
+    (counts,) = _dirichlet_counts(rng, agents, alpha, np.array([len(labels)]), fraction)
+    pieces = np.split(rng.permutation(len(labels)), np.cumsum(counts)[:-1])
+    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(labels, test_labels, agents))
+
+
+def iid(
+    labels: Labels, agents: int, seed: Any = 0, *, test_labels: Labels | None = None, fraction: float = 1.0
+) -> Partition:
+    """All samples, shuffled and split evenly; everybody is tested on everything.
+
+    >>> labels = np.array([0, 0, 1, 1, 2, 2])
+    >>> held = iid(labels, agents=2, test_labels=labels)
+    >>> [len(own) for own in held.train], [len(own) for own in held.tests]
+    ([3, 3], [6, 6])
+    """
+    _expect_enough(len(labels), agents, fraction)
+    pieces = np.array_split(np.random.default_rng(seed).permutation(len(labels)), agents)
+    return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(labels, test_labels, agents))
 
 
 def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:
     """`classes_per_agent` different classes for every agent, uniformly at random."""
     return [sorted(rng.choice(classes, classes_per_agent, replace=False).tolist()) for _ in range(agents)]
-
-
-def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
-    """A text file of one line an agent, its classes (whole numbers from 0) separated by blanks."""
-    lines = words_by_line(path, f"the class file {path} must hold one line of class numbers an agent")
-    if not lines:
-        raise ValueError(f"the class file {path} must hold one line of class numbers an agent, and it is empty")
-    if len(lines) != agents:
-        raise ValueError(
-            f"the class file {path} must have one line for each of {agents} agents, got {len(lines)}: "
-            f"mend it, or say --agents {len(lines)}"
-        )
-    for number, words in lines:
-        for word in words:
-            if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) < classes):
-                raise ValueError(
-                    f"the class file {path} must hold classes in 0..{classes - 1}, separated by blanks, "
-                    f"got {word!r} in line {number}"
-                )
-        if len({int(word) for word in words}) != len(words):
-            raise ValueError(f"the class file {path} must name a class once a line, got {words} in line {number}")
-    return [[int(word) for word in words] for _, words in lines]
 
 
 def split_by_class(
@@ -197,7 +162,7 @@ def split_by_class(
 
     Every agent gets at least one sample of each of its classes.
     """
-    _expect_share(fraction)
+    _expect_request(len(classes_of), fraction)
     for agent, row in enumerate(classes_of):
         if not row:
             raise ValueError(f"agent {agent} must have at least one class, got none")
@@ -211,9 +176,7 @@ def split_by_class(
     return [np.concatenate(shares) for shares in own]
 
 
-def tests_by_class(
-    labels: Labels, classes_of: Sequence[Sequence[int]]
-) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+def tests_by_class(labels: Labels, classes_of: Sequence[Sequence[int]]) -> tuple[list[Indices], list[Ranks]]:
     """All test samples of each agent's classes, the first of every class first, and each one's rank in its class."""
     rank = _rank_in_class(labels)
     indices, ranks = [], []
@@ -231,7 +194,7 @@ def tests_by_class(
 
 def tests_in_proportion(
     labels: Labels, held: Int32[np.ndarray, "agents classes"], rng: np.random.Generator
-) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+) -> tuple[list[Indices], list[Ranks]]:
     """For each agent test samples in the proportions of its row of `held`, as many as there are, and their ranks.
 
     Drawn without replacement for one agent; two agents may get the same sample.
@@ -266,13 +229,27 @@ def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"],
     return stacked, sizes
 
 
-def _expect_share(fraction: float) -> None:
+def class_counts(
+    labels: Int[Array | np.ndarray, "samples"],
+    indices: Int[Array | np.ndarray, "agents capacity"],
+    sizes: Int[Array | np.ndarray, "agents"],
+    classes: int,
+) -> Int[np.ndarray, "agents _"]:
+    """How many samples of each class every agent holds, whose own samples are the first of its row of `indices`."""
+    own = zip(np.asarray(indices), np.asarray(sizes), strict=True)
+    return np.stack([np.bincount(np.asarray(labels)[row[:size]], minlength=classes) for row, size in own])
+
+
+def _expect_request(agents: int, fraction: float) -> None:
+    if agents < 1:
+        raise ValueError(f"agents must be at least 1, got {agents}")
     if not 0 < fraction <= 1:
-        raise ValueError(f"data fraction must lie in (0, 1], got {fraction}")
+        raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
 
 
 def _expect_enough(samples: int, agents: int, fraction: float, whose: str = "") -> None:
     """Raise a ValueError unless an even split of `samples` leaves everybody one."""
+    _expect_request(agents, fraction)
     if int(samples // agents * fraction) < 1:
         raise ValueError(
             f"{whose}{samples} training samples for {agents} agents at a data fraction of {fraction:g} are too few, "
@@ -284,10 +261,17 @@ def _part(samples: np.ndarray, fraction: float) -> Indices:
     return samples[: int(len(samples) * fraction)].astype(np.int32)
 
 
-def _all_tests(asked: Request) -> tuple[list[Indices], list[Float[np.ndarray, "_"]]]:
+def _all_tests(labels: Labels, test_labels: Labels | None, agents: int) -> tuple[list[Indices], list[Ranks]]:
     """Everybody is tested on everything."""
-    tests, ranks = tests_by_class(asked.test_labels, [range(asked.classes)])
-    return tests * asked.agents, ranks * asked.agents
+    if test_labels is None:
+        return [], []
+    tests, ranks = tests_by_class(test_labels, [range(_count_of(labels, test_labels))])
+    return tests * agents, ranks * agents
+
+
+def _count_of(*labels: Labels) -> int:
+    """How many classes there are, up to the largest label."""
+    return 1 + max(int(some.max(initial=-1)) for some in labels)
 
 
 def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
@@ -299,19 +283,19 @@ def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
     return rank
 
 
-def _dirichlet_counts(name: str, asked: Request, sizes: np.ndarray) -> np.ndarray:
+def _dirichlet_counts(
+    rng: np.random.Generator, agents: int, alpha: float, sizes: np.ndarray, fraction: float
+) -> np.ndarray:
     """The first draw of everybody's part of each of `sizes`, (sizes, agents), that leaves every agent a sample."""
-    alpha = _number(name, asked.numbers, "0.5")
     if not 1e-6 <= alpha <= 1e6:
-        raise ValueError(f"{name} needs a concentration in 1e-06..1e+06, got {alpha:g}")
-    asked.expect_enough()
+        raise ValueError(f"alpha must lie in 1e-06..1e+06, got {alpha:g}")
     for _ in range(DRAWS):
-        counts = _whole_shares(asked.rng.dirichlet(np.full(asked.agents, alpha), size=len(sizes)), sizes)
-        if int(counts.sum(axis=0).min() * asked.fraction) >= 1:
+        counts = _whole_shares(rng.dirichlet(np.full(agents, alpha), size=len(sizes)), sizes)
+        if int(counts.sum(axis=0).min() * fraction) >= 1:
             return counts
     raise ValueError(
-        f"none of {DRAWS} draws of {name}:{alpha:g} gave each of {asked.agents} agents a training sample: "
-        f"take a larger concentration or fewer agents"
+        f"none of {DRAWS} draws at alpha {alpha:g} gave each of {agents} agents a training sample: "
+        f"take a larger alpha or fewer agents"
     )
 
 
@@ -321,24 +305,3 @@ def _whole_shares(shares: Float[np.ndarray, "rows agents"], sizes: np.ndarray) -
     counts = np.floor(exact).astype(int)
     rank = np.argsort(np.argsort(counts - exact, axis=1), axis=1)
     return counts + (rank < (sizes - counts.sum(axis=1))[:, None])
-
-
-def _number(name: str, numbers: Sequence[str], default: str) -> float:
-    try:
-        (text,) = numbers or [default]
-        return float(text)
-    except ValueError:
-        raise ValueError(
-            f"{name} takes one number, such as {name}:{default}, got {':'.join((name, *numbers))}"
-        ) from None
-
-
-def class_counts(
-    labels: Int[Array | np.ndarray, "samples"],
-    indices: Int[Array | np.ndarray, "agents capacity"],
-    sizes: Int[Array | np.ndarray, "agents"],
-    classes: int,
-) -> Int[np.ndarray, "agents _"]:
-    """How many samples of each class every agent holds, whose own samples are the first of its row of `indices`."""
-    own = zip(np.asarray(indices), np.asarray(sizes), strict=True)
-    return np.stack([np.bincount(np.asarray(labels)[row[:size]], minlength=classes) for row, size in own])

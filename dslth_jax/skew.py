@@ -1,10 +1,9 @@
-"""Feature skew: every agent sees images its own way, turned or noisy. One agent's world, but for `skew_by_name`.
+"""Feature skew: every agent sees images its own way, turned or noisy. `see` is of one agent's world.
 
 Images stay as they are in memory; what an agent sees is computed where a batch is drawn. To add a kind of skew, give
-`Skew` a field and `see` a line.
+`Skew` a field and `see` a line. `rotation` and `noise` make the skew of a population.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int, UInt8
 
 from dslth_jax.keys import key_of, reproducible
-from dslth_jax.naming import nearest
 
 
 class Skew(NamedTuple):
@@ -24,27 +22,26 @@ class Skew(NamedTuple):
     noise: Float[Array | np.ndarray, "*agents"] | None = None  # standard deviation, in pixel levels of 0..255
 
 
-def skew_by_name(spelling: str, agents: int) -> Skew:
-    """The population's skew of a spelling such as "none", "rotation:90" or "noise:40".
+def rotation(agents: int, degrees: float) -> Skew:
+    """The population's skew in which agent i sees everything turned by i times `degrees`, in 0..360.
 
-    "rotation:D": agent i sees everything turned by i · D degrees. "noise:S": it sees Gaussian noise whose standard
-    deviation grows evenly from 0 for the first agent to S pixel levels for the last (Li et al., ICDE 2022).
-
-    >>> skew_by_name("rotation:90", 5).degrees.tolist()
+    >>> rotation(5, degrees=90.0).degrees.tolist()
     [0.0, 90.0, 180.0, 270.0, 0.0]
     """
-    name, *numbers = spelling.split(":")
-    number = np.arange(agents, dtype=np.float32)
-    if name == "none" and not numbers:
-        return Skew()
-    if name == "rotation":
-        return Skew(degrees=(number * _number(name, numbers, 360.0) % 360).astype(np.float32))
-    if name == "noise":
-        return Skew(noise=(number / max(agents - 1, 1) * _number(name, numbers, 255.0)).astype(np.float32))
-    known = ("none", "rotation", "noise")
-    raise ValueError(
-        f"feature skew must be none, rotation:DEGREES or noise:LEVELS, got {spelling!r}{nearest(name, known)}"
-    )
+    _expect_within("degrees", degrees, 360.0)
+    return Skew(degrees=(np.arange(agents, dtype=np.float32) * degrees % 360).astype(np.float32))
+
+
+def noise(agents: int, levels: float) -> Skew:
+    """The population's skew in which agents see Gaussian noise (Li et al., ICDE 2022).
+
+    Its standard deviation grows evenly from 0 for the first agent to `levels` for the last, in pixel levels 0..255.
+
+    >>> noise(5, levels=40.0).noise.tolist()
+    [0.0, 10.0, 20.0, 30.0, 40.0]
+    """
+    _expect_within("levels", levels, 255.0)
+    return Skew(noise=(np.arange(agents, dtype=np.float32) / max(agents - 1, 1) * levels).astype(np.float32))
 
 
 @reproducible
@@ -86,12 +83,6 @@ def _to_pixels(values: Array) -> UInt8[Array, "..."]:
     return jnp.clip(jnp.round(values), 0, 255).astype(jnp.uint8)
 
 
-def _number(name: str, numbers: Sequence[str], largest: float) -> float:
-    try:
-        (text,) = numbers
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number <= largest:
-        raise ValueError(f"{name} takes one number in 0..{largest:g}, got {':'.join((name, *numbers))}")
-    return number
+def _expect_within(name: str, given: float, largest: float) -> None:
+    if not 0 <= given <= largest:
+        raise ValueError(f"{name} must lie in 0..{largest:g}, got {given:g}")

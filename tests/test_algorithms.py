@@ -23,7 +23,7 @@ from dslth_jax import masks, population
 from dslth_jax.algorithm import Algorithm, Heard, mean_with_own, own_weight
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
-from dslth_jax.graphs import graph_of, metropolis
+from dslth_jax.graphs import Topology, graph_of, metropolis
 from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config.algorithms import METHODS, algorithm_of, population_hyper
@@ -347,7 +347,7 @@ class Case:
     def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, **switches):
         self.name, self.local_steps, self.shares, self.hyper = name, local_steps, shares_of(), hyper_of(name)
         graph = graph_of(SYMMETRIC)
-        self.graph = metropolis(graph) if weighted else graph
+        self.graph = metropolis(Topology(graph)).graph if weighted else graph
         self.links = (reference.metropolis(SYMMETRIC) if weighted else SYMMETRIC.astype(float)).tolist()
         self.own = oracles.mix(self.links, uniform=not weighted)
         programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))

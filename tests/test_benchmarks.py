@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import codec, convolution, exchange, round, threshold
-from dslth_jax.graphs import adjacency_of, graph_of, topology_by_name
+from dslth_jax.graphs import adjacency_of, graph_of, ring
 
 # Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
 SIZES = (257, 61)
@@ -82,7 +82,7 @@ def test_counts_beyond_a_byte(name):
 
 
 def test_the_exchange_tries_its_forms(monkeypatch):
-    graph = topology_by_name("ring", AGENTS, seed=0).graph
+    graph = ring(AGENTS).graph
     wrong = exchange.Form(lambda *given: [counts + 1 for counts in exchange.half_bytes(*given)])
     monkeypatch.setitem(exchange.FORMS, "wrong", wrong)
     with pytest.raises(AssertionError, match="matrix product"):

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode, masks
-from dslth_jax.codec import entropy
+from dslth_jax import masks
+from dslth_jax.codec import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode, entropy
 
 HEADER, CHECKSUM = 31, 8
 DIGEST = slice(23, 31)

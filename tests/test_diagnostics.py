@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.graphs import adjacency_of, report, topology_by_name
+from dslth_jax.graphs import adjacency_of, report
 from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training.diagnostics import PATIENCE, STRETCHES, WINDOW, Symptoms
 from experiments import cifar
 
@@ -17,8 +18,9 @@ WANTED = {"conv": {"kernel": np.full(AGENTS, 18)}, "linear": {"kernel": np.full(
 def watch(topology="ring", **settings):
     """The symptoms of a run that has not begun: four agents, each tested on as many samples of either class."""
     settings = resolve(Settings(dataset="digits", agents=AGENTS, topology=topology, **settings))
-    graph = adjacency_of(topology_by_name(topology, AGENTS, 0).graph)
-    return Symptoms(settings, report(graph), WEIGHTS, chance=0.5)
+    graph, redraw = topology_of(topology, AGENTS, 0)
+    lasting = report(adjacency_of(graph)) if redraw is None else None
+    return Symptoms(settings, lasting, WEIGHTS, chance=0.5)
 
 
 def info(*, conv=(18,) * AGENTS, flipped=0, listeners=2):

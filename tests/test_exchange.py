@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax import exchange, masks, population
-from dslth_jax.graphs import Graph, adjacency_of, graph_of, metropolis, topology_by_name
+from dslth_jax import exchange, graphs, masks, population
+from dslth_jax.graphs import Graph, adjacency_of, graph_of, metropolis
 
 # Layers whose bits fill whole bytes, and some that do not.
 LIKE = {"conv": {"kernel": jnp.zeros((3, 2, 2, 3))}, "linear": {"kernel": jnp.zeros((8, 4))}}
@@ -53,9 +53,11 @@ def assert_heard(heard, mixing, stacked, rtol=0.0):
     np.testing.assert_allclose(heard.degree, mixing.sum(1), rtol=rtol, atol=0)
 
 
-@pytest.mark.parametrize("spelling", ["ring", "complete", "erdos-renyi:0.3", "erdos-renyi:0.6"])
-def test_agents_hear_their_neighbours(spelling):
-    graph, stacked = topology_by_name(spelling, AGENTS, seed=2).graph, drawn_masks(AGENTS)
+@pytest.mark.parametrize(
+    "topology", [graphs.ring(AGENTS), graphs.complete(AGENTS), *(graphs.erdos_renyi(AGENTS, p, 2) for p in (0.3, 0.6))]
+)
+def test_agents_hear_their_neighbours(topology):
+    graph, stacked = topology.graph, drawn_masks(AGENTS)
     assert_heard(hear_six(packed(stacked), graph), adjacency_of(graph), stacked)
 
 
@@ -99,7 +101,7 @@ def test_weighted_sums_follow_float64(seed, x64):
 
 
 def test_metropolis_weights_mix_masks_that_all_keep_into_one_less_ones_own_weight(x64):
-    graph = metropolis(topology_by_name("erdos-renyi:0.6", AGENTS, seed=2).graph)
+    graph = metropolis(graphs.erdos_renyi(AGENTS, 0.6, seed=2)).graph
     stacked = drawn_masks(AGENTS)
     heard = hear_six(packed(stacked), graph)
     assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
@@ -124,7 +126,7 @@ def test_weights_are_summed_in_the_order_of_the_edges():
 @pytest.mark.parametrize("directed", [False, True])
 def test_graphs_that_change_are_heard_as_they_are_drawn(directed):
     """Their senders lie in no order, and of two pairings of the same two one is absent."""
-    start, redraw = topology_by_name("changing-regular:4", AGENTS, seed=0, directed=directed)
+    start, redraw = graphs.changing_regular(AGENTS, 4, directed)
     stacked = drawn_masks(AGENTS)
     sent = packed(stacked)
     hear_drawn = jax.jit(lambda key: (redraw(key, start), hear_all(sent, redraw(key, start), AGENTS)))
@@ -162,7 +164,7 @@ def test_alone_is_silent(dtype):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_all_at_once_is_one_after_another(weighted):
     """Bit for bit, floats too."""
-    graph = topology_by_name("erdos-renyi:0.5", AGENTS, seed=4).graph
+    graph = graphs.erdos_renyi(AGENTS, seed=4).graph
     if weighted:
         graph = graph._replace(weights=np.random.default_rng(0).uniform(size=len(graph.senders)).astype(np.float32))
     sent = packed(drawn_masks(AGENTS))

@@ -14,13 +14,13 @@ from flax import linen as nn
 
 from dslth_jax import population
 from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
-from dslth_jax.graphs import topology_by_name
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear, Network, network_of
 from dslth_jax.networks.operations import elu
 from dslth_jax.population import Shares
 from dslth_jax.study import commands
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training import memory, plan, prepare
 from dslth_jax.study.training.plan import BATCHES
 from experiments import cifar
@@ -65,7 +65,7 @@ def shapes_of(network: Network, agents: int, image_shape: tuple[int, int, int]) 
 def footprint(network, agents, image_shape=(3, 3, 1), mixing="uniform", algorithm=None, **settings) -> dict[str, int]:
     hyper, shares = shapes_of(network, agents, image_shape)
     own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), hyper)
-    graph = topology_by_name("ring", agents, seed=0, weighting=mixing).graph
+    graph = topology_of("ring", agents, seed=0, mixing=mixing).graph
     algorithm = algorithm or mce_pl(network)
     return memory.footprint(network, algorithm, own, graph, shares, agents=agents, batch_size=BATCH, **settings)
 
@@ -139,7 +139,7 @@ class Analysis:
 
     def __init__(self, agents: int, chunk: int = 1, optimizer: Any = None):
         hyper, shares = shapes_of(WIDE, agents, (8, 8, 1))
-        algorithm, graph = mce_pl(WIDE, optimizer=optimizer), topology_by_name("ring", agents, seed=0).graph
+        algorithm, graph = mce_pl(WIDE, optimizer=optimizer), topology_of("ring", agents, seed=0).graph
 
         def world(hyper, round):
             return population.world_of(WIDE, jax.random.key(0), hyper, round, 10)

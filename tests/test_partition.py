@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import pytest
 
 from dslth_jax import partition
+from dslth_jax.study.config.files import read_classes
+from dslth_jax.study.config.spellings import PARTITIONS, partition_of
 
 CLASSES = 5
 NAMES = ("classes", "dirichlet", "quantity", "iid")
@@ -20,11 +23,11 @@ ANY = st.sampled_from([-6.0, 6.0]) | st.floats(-2, 2)
 
 # All that may be wrong with a request that is spelled well.
 REFUSALS = (
-    r"(class \d+: )?\d+ training samples for \d+ agents at a data fraction of \S+ are too few, each must get one: "
-    r"take fewer agents or more data",
-    r"none of \d+ draws of \S+ gave each of \d+ agents a training sample: "
-    r"take a larger concentration or fewer agents",
-    r"agent \d+ has no test samples of its classes \[[\d, ]+\]: take (other classes or )?more data",
+    r"--partition \S+: (class \d+: )?\d+ training samples for \d+ agents at a data fraction of \S+ are too few, "
+    r"each must get one: take fewer agents or more data",
+    r"--partition \S+: none of \d+ draws at alpha \S+ gave each of \d+ agents a training sample: "
+    r"take a larger alpha or fewer agents",
+    r"--partition \S+: agent \d+ has no test samples of its classes \[[\d, ]+\]: take (other classes or )?more data",
 )
 
 
@@ -60,14 +63,14 @@ def requests(draw, name, least=0, most=40, exponents=MILD):
 
 
 def answer(request, fraction=None):
-    return partition.partition_by_name(
+    return partition_of(
         request.spelling,
-        request.train_labels,
-        request.test_labels,
-        CLASSES,
-        request.agents,
-        np.random.default_rng(request.seed),
+        labels=request.train_labels,
+        agents=request.agents,
+        seed=request.seed,
+        test_labels=request.test_labels,
         fraction=request.fraction if fraction is None else fraction,
+        among=CLASSES,
     )
 
 
@@ -299,8 +302,7 @@ def test_iid_shares_are_even(request):
 @pytest.mark.parametrize("spelling", ["dirichlet:1e6", "quantity:1e6", "iid"])
 def test_labels_in_order_are_mixed_and_so_is_a_fraction(spelling, fraction):
     labels = np.repeat(np.arange(CLASSES), 200).astype(np.int32)
-    rng = np.random.default_rng(0)
-    made = partition.partition_by_name(spelling, labels, labels, CLASSES, 5, rng, fraction=fraction)
+    made = partition_of(spelling, labels=labels, agents=5, seed=0, test_labels=labels, fraction=fraction)
     # On average 40 samples of each class at fraction 1, and hardly less than a quarter of that.
     assert (counts_of(labels, made.train) > 10 * fraction).all()
 
@@ -324,8 +326,8 @@ def test_the_largest_concentration_shares_evenly(name, seed):
 def test_shares_that_leave_somebody_without_are_given_up_soon(spelling):
     # Five classes, or the whole data, in as many pieces: never enough for twelve.
     start = time.perf_counter()
-    drawn = f"none of {partition.DRAWS} draws of {spelling}"
-    message = f"{drawn} gave each of 12 agents a training sample: take a larger concentration"
+    drawn = f"none of {partition.DRAWS} draws at alpha {spelling.partition(':')[2]}"
+    message = f"{drawn} gave each of 12 agents a training sample: take a larger alpha"
     with pytest.raises(ValueError, match=re.escape(message)):
         by_name(spelling, 12)
     assert time.perf_counter() - start < 10
@@ -338,50 +340,73 @@ def test_a_single_agent_has_everything(spelling):
     np.testing.assert_array_equal(np.sort(made.tests[0]), np.arange(20 * CLASSES))
 
 
+KNOWN = "classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid"
+
+
 @pytest.mark.parametrize(
     ("spelling", "message"),
     [
-        ("class:4", "partition must be one of classes, dirichlet, quantity, iid, got 'class:4'; did you mean classes?"),
-        ("IID", "partition must be one of classes, dirichlet, quantity, iid, got 'IID'; did you mean iid?"),
-        ("zipf:2", "partition must be one of classes, dirichlet, quantity, iid, got 'zipf:2'"),
-        ("", "partition must be one of classes, dirichlet, quantity, iid, got ''"),
-        ("classes:0", "classes per agent must be a whole number in 1..5, the data's classes, got 0"),
-        ("classes:6", "classes per agent must be a whole number in 1..5, the data's classes, got 6"),
-        ("classes:2.5", "classes per agent must be a whole number in 1..5, the data's classes, got 2.5"),
-        ("classes:nan", "classes per agent must be a whole number in 1..5, the data's classes, got nan"),
-        ("classes:inf", "classes per agent must be a whole number in 1..5, the data's classes, got inf"),
-        ("classes:two", "classes takes one number, such as classes:4, got classes:two"),
-        ("classes:", "classes takes one number, such as classes:4, got classes:"),
-        ("classes:1:2", "classes takes one number, such as classes:4, got classes:1:2"),
-        ("dirichlet:x", "dirichlet takes one number, such as dirichlet:0.5, got dirichlet:x"),
-        ("dirichlet:0.1:2", "dirichlet takes one number, such as dirichlet:0.5, got dirichlet:0.1:2"),
-        ("dirichlet:0", "dirichlet needs a concentration in 1e-06..1e+06, got 0"),
-        ("dirichlet:-0.5", "dirichlet needs a concentration in 1e-06..1e+06, got -0.5"),
-        ("dirichlet:nan", "dirichlet needs a concentration in 1e-06..1e+06, got nan"),
-        ("dirichlet:1e7", "dirichlet needs a concentration in 1e-06..1e+06, got 1e+07"),
-        ("quantity:", "quantity takes one number, such as quantity:0.5, got quantity:"),
-        ("quantity:1e-7", "quantity needs a concentration in 1e-06..1e+06, got 1e-07"),
-        ("quantity:inf", "quantity needs a concentration in 1e-06..1e+06, got inf"),
+        ("class:4", f"must be one of {KNOWN}, got 'class:4'; did you mean classes?"),
+        ("IID", f"must be one of {KNOWN}, got 'IID'; did you mean iid?"),
+        ("zipf:2", f"must be one of {KNOWN}, got 'zipf:2'"),
+        ("", f"must be one of {KNOWN}, got ''"),
+        ("classes:0", "classes:0: per_agent must lie in 1..5, the classes that there are, got 0"),
+        ("classes:6", "classes:6: per_agent must lie in 1..5, the classes that there are, got 6"),
+        ("classes:2.5", "classes takes a whole number for PER_AGENT, got '2.5'"),
+        ("classes:nan", "classes takes a whole number for PER_AGENT, got 'nan'"),
+        ("classes:inf", "classes takes a whole number for PER_AGENT, got 'inf'"),
+        ("classes:", "classes takes a whole number for PER_AGENT, got ''"),
+        ("classes:1:2", "classes is spelled classes[:PER_AGENT], got classes:1:2"),
+        ("dirichlet:x", "dirichlet takes a number for ALPHA, got 'x'"),
+        ("dirichlet:0", "dirichlet:0: alpha must lie in 1e-06..1e+06, got 0"),
+        ("dirichlet:1e7", "dirichlet:1e7: alpha must lie in 1e-06..1e+06, got 1e+07"),
+        ("quantity:1e-7", "quantity:1e-7: alpha must lie in 1e-06..1e+06, got 1e-07"),
+        ("quantity:inf", "quantity:inf: alpha must lie in 1e-06..1e+06, got inf"),
         ("iid:3", "iid takes no number, got iid:3"),
-        ("iid:1:2", "iid takes no number, got iid:1:2"),
     ],
-)  # fmt: skip
+)
 def test_bad_spellings_are_refused_by_what_is_wrong(spelling, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^--partition {re.escape(message)}$"):
         by_name(spelling, 4)
 
 
-@pytest.mark.parametrize("agents", [0, -3])
-def test_there_is_at_least_one_agent(agents):
-    with pytest.raises(ValueError, match=f"^agents must be at least 1, got {agents}$"):
-        by_name("iid", agents)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"agents": 0}, "agents must be at least 1, got 0"),
+        ({"agents": 2, "fraction": 0.0}, r"fraction must lie in \(0, 1\], got 0.0"),
+        ({"agents": 2, "fraction": 1.01}, r"fraction must lie in \(0, 1\], got 1.01"),
+        ({"agents": 2, "fraction": float("nan")}, r"fraction must lie in \(0, 1\], got nan"),
+    ],
+)
+def test_the_library_speaks_of_arguments(name, arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        getattr(partition, name)(shuffled((9,) * CLASSES), **arguments)
 
 
-@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, float("nan")])
-@pytest.mark.parametrize("spelling", ["classes:2", "dirichlet:1", "quantity:1", "iid"])
-def test_a_fraction_lies_between_none_and_all(spelling, fraction):
-    with pytest.raises(ValueError, match=rf"^data fraction must lie in \(0, 1\], got {fraction}$"):
-        by_name(spelling, 4, fraction=fraction)
+@pytest.mark.parametrize("name", NAMES)
+def test_without_test_labels_nobody_is_tested_and_training_is_the_same(name):
+    labels = shuffled((40,) * CLASSES)
+    made, tested = (getattr(partition, name)(labels, 3, seed=2, test_labels=tests) for tests in (None, labels))
+    jax.tree.map(np.testing.assert_array_equal, made.train, tested.train)
+    assert (made.tests, made.ranks) == ([], [])
+
+
+def test_a_seed_is_whatever_numpy_takes_and_a_generator_goes_on_from_where_it_stands():
+    labels, rng = shuffled((40,) * CLASSES), np.random.default_rng([3, 1])
+    first, second = (partition.iid(labels, 2, rng) for _ in range(2))
+    np.testing.assert_array_equal(first.train[0], partition.iid(labels, 2, seed=[3, 1]).train[0])
+    assert (first.train[0] != second.train[0]).any()
+
+
+def test_a_partition_of_ones_own_is_spelled_after_one_line(monkeypatch):
+    def first_come(labels, agents: int, size: int = 3) -> partition.Partition:
+        return partition.Partition(np.split(np.arange(agents * size, dtype=np.int32), agents), [], [])
+
+    monkeypatch.setitem(PARTITIONS, "first-come", first_come)
+    made = partition_of("first-come:2", labels=shuffled((9,)), agents=2, seed=0, fraction=1.0)
+    assert [own.tolist() for own in made.train] == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +423,7 @@ def test_a_fraction_lies_between_none_and_all(spelling, fraction):
     ],
 )
 def test_more_agents_than_samples_are_refused(spelling, agents, fraction, beginning):
-    message = f"{beginning} are too few, each must get one: take fewer agents or more data"
+    message = f"--partition {spelling}: {beginning} are too few, each must get one: take fewer agents or more data"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         by_name(spelling, agents, (20,) * CLASSES, fraction=fraction)
 
@@ -418,7 +443,7 @@ def test_as_many_agents_as_samples_have_one_each(agents, fraction):
     ],
 )
 def test_agents_without_any_tests_are_refused(spelling, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^--partition {spelling}: {re.escape(message)}$"):
         by_name(spelling, 2, sizes=(9,) * CLASSES)
 
 
@@ -510,7 +535,7 @@ def test_an_agent_without_classes_is_refused():
 def test_classes_that_are_given_are_split_and_tested(population, fraction):
     labels, classes_of, seed = population
     tests = shuffled([3, 1, 4, 1, 5], seed)
-    made = partition.of_classes(classes_of, labels, tests, np.random.default_rng(seed), fraction)
+    made = partition.of_classes(labels, classes_of, seed, test_labels=tests, fraction=fraction)
     expected = (split(population, fraction), *partition.tests_by_class(tests, classes_of))
     for mine, same in zip(arrays(made), arrays(expected), strict=True):
         np.testing.assert_array_equal(mine, same)
@@ -530,7 +555,7 @@ def test_drawn_classes_differ_within_an_agent(classes_per_agent):
 def test_classes_are_read_line_by_line(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("6 9 4\n\n 0\t1\n02\n")
-    assert partition.read_classes(path, 3, 10) == [[6, 9, 4], [0, 1], [2]]
+    assert read_classes(path, 3, 10) == [[6, 9, 4], [0, 1], [2]]
 
 
 @pytest.mark.parametrize(
@@ -558,7 +583,7 @@ def test_bad_class_files_are_refused_by_line_and_word(tmp_path, content, message
     path = tmp_path / "classes.txt"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=f"^{re.escape(f'the class file {path} {message}')}"):
-        partition.read_classes(path, 2, CLASSES)
+        read_classes(path, 2, CLASSES)
 
 
 def test_class_files_that_cannot_be_read_are_refused(tmp_path):
@@ -571,7 +596,7 @@ def test_class_files_that_cannot_be_read_are_refused(tmp_path):
     ):
         message = f"the class file {path} must hold one line of class numbers an agent, and cannot be read: {reason}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            partition.read_classes(path, 2, CLASSES)
+            read_classes(path, 2, CLASSES)
 
 
 @hypothesis.settings(max_examples=50, deadline=None)
@@ -629,9 +654,9 @@ def test_stacking_pads_with_zero_and_tells_the_sizes():
 def test_the_papers_setup(shared):
     """Twenty agents of four classes, a fifth of each share: 499 images an agent on average, none of them twice."""
     labels = shuffled((5_000,) * 10)
-    classes_of = partition.read_classes(shared / "paper_setup" / "classes_per_agent_4.txt", 20, 10)
+    classes_of = read_classes(shared / "paper_setup" / "classes_per_agent_4.txt", 20, 10)
     assert all(len(row) == 4 for row in classes_of)
-    made = partition.of_classes(classes_of, labels, shuffled((1_000,) * 10), np.random.default_rng(0), 0.2)
+    made = partition.of_classes(labels, classes_of, test_labels=shuffled((1_000,) * 10), fraction=0.2)
     together = np.concatenate(made.train)
     assert round(len(together) / 20) == 499
     assert len(np.unique(together)) == len(together)

@@ -26,13 +26,21 @@ from dslth_jax.algorithms.mce_pl import (
     personal_model,
 )
 from dslth_jax.evaluation import evaluate
-from dslth_jax.graphs import Topology, adjacency_of, graph_of, metropolis, topology_by_name
+from dslth_jax.graphs import (
+    Topology,
+    adjacency_of,
+    changing_erdos_renyi,
+    changing_regular,
+    graph_of,
+    metropolis,
+)
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear, network_of
 from dslth_jax.networks.operations import elu
 from dslth_jax.population import Shares
-from dslth_jax.schedules import at_round, schedule_by_name
+from dslth_jax.schedules import at_round
 from dslth_jax.skew import Skew
+from dslth_jax.study.config.spellings import schedule_of
 
 AGENTS = 5
 BATCH = 6
@@ -266,14 +274,14 @@ def test_scheduled_rounds_equal_the_numpy_loops(x64):
         }[name]
 
     s = setting(group_lasso=0.01)
-    by_name = {name: schedule_by_name(spelling, 10) for name, spelling in spelled.items()}
+    by_name = {name: schedule_of(spelling, 10) for name, spelling in spelled.items()}
     schedules = Hyper(**{**by_name, "kept": jax.tree.map(lambda _: by_name["kept"], s.hyper.kept)})
     assert_rounds_equal(s, reference.Switches(), factors=factors, schedules=schedules)
 
 
 def test_weighted_rounds_equal_the_numpy_loops(x64):
     symmetric = ADJACENCY & ADJACENCY.T
-    graph = metropolis(graph_of(symmetric))
+    graph = metropolis(Topology(graph_of(symmetric))).graph
     weights = reference.metropolis(symmetric)
     state, _ = assert_rounds_equal(setting()._replace(graph=graph), reference.Switches(), mixing=weights)
     np.testing.assert_allclose(state.heard.degree, weights.sum(axis=1), rtol=1e-15)
@@ -281,7 +289,7 @@ def test_weighted_rounds_equal_the_numpy_loops(x64):
 
 def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
     """What agents heard last is the mean of what was sent over the links of the last round, and of no other."""
-    topology = topology_by_name("changing-regular:2", AGENTS, seed=0, directed=True)
+    topology = changing_regular(AGENTS, 2, directed=True)
     s = setting()._replace(graph=topology.graph)
     start, step = programs(mce_pl(NETWORK), s, redraw=topology.redraw)
     world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
@@ -648,7 +656,7 @@ def test_populations_are_mapped_over_like_anything_else(chunk):
 
 def test_one_program_serves_all_rounds_silent_or_not_over_links_that_change():
     """With settings, samples and the rounds between exchanges of another value in each."""
-    topology = topology_by_name("changing-erdos-renyi:0.5", AGENTS, seed=0)
+    topology = changing_erdos_renyi(AGENTS)
     s, key, algorithm = setting()._replace(graph=topology.graph), jax.random.key(0), mce_pl(NETWORK)
     traces = []
 

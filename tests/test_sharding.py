@@ -26,13 +26,13 @@ from tiny import TinyNet, assert_same_numbers, rows_of
 
 from dslth_jax import population, sharding
 from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
-from dslth_jax.graphs import topology_by_name
 from dslth_jax.networks.network import Linear, Network, network_of
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, over_devices
 from dslth_jax.study import commands as training_commands
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training import prepare, processes
 from experiments import cifar, sweep
 
@@ -284,7 +284,7 @@ def shares_of(agents: int, image_shape: tuple[int, int, int], samples: int = 60)
 
 def programs(network: Network, agents: int, on_device: int, chunk: int, axis: str | None) -> tuple[Any, Any]:
     """The start and the round from a seed, of a device that holds `on_device` of the agents."""
-    algorithm, graph = mce_pl(network), topology_by_name("erdos-renyi:0.6", agents, seed=1).graph
+    algorithm, graph = mce_pl(network), topology_of("erdos-renyi:0.6", agents, seed=1).graph
 
     def world(seed: Any, hyper: Hyper, round: Any) -> Any:
         return population.world_of(network, jax.random.key(seed), hyper, round, 10)

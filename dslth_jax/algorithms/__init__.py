@@ -1,1 +1,15 @@
-"""Algorithms in the common form, one file each: the paper's method and its rivals."""
+"""Algorithms in the common form, one module each, with a factory of its own name and the `Hyper` that it takes.
+
+mce_pl          the paper's method: masks, fused with the neighbours' mean
+mask_mean       masks by scores, averaged by majority
+independent     masks by scores, nobody heard
+dsgd            decentralized SGD: weights, averaged
+dis_pfl         sparse personal weights whose masks move
+fedpm           probabilistic masks, averaged
+local           weights, nobody heard
+descent         what several of them share: one local step of an optimizer
+"""
+
+from dslth_jax.algorithms import descent, dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl
+
+__all__ = ["descent", "dis_pfl", "dsgd", "fedpm", "independent", "local", "mask_mean", "mce_pl"]

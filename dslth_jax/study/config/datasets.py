@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from dslth_jax.files import expect_file
 from dslth_jax.naming import expect_choice
+from dslth_jax.study.config.files import expect_file
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dslth_jax.networks.zoo import MODULES
-from dslth_jax.schedules import Schedule, constant, schedule_by_name
+from dslth_jax.schedules import Schedule, constant
+from dslth_jax.study.config import spellings
 from dslth_jax.study.config.hints import choices, flag, is_of, kinds, parts, refusal
 from dslth_jax.study.config.methods import FLAGS, defaults_of, foreign_to, owners_of
 
@@ -423,7 +424,7 @@ def schedule_of(settings: Settings, name: str) -> Schedule:
     if at and not spelling:
         raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
     try:
-        return schedule_by_name(spelling, settings.rounds)
+        return spellings.schedule_of(spelling, settings.rounds)
     except ValueError as error:
         raise ValueError(f"{flag(name)}: {error}") from None
 

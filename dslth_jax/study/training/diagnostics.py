@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.graphs import CHANGING, GraphReport
+from dslth_jax.graphs import GraphReport
 from dslth_jax.study.config.methods import PRESETS
 from dslth_jax.study.config.settings import Settings
 
@@ -35,10 +35,11 @@ REASONS = {
 class Symptoms:
     """What a run of resolved `settings` has shown so far. Each method yields the sentences that are new.
 
-    `maskable` holds the shapes of all that has masks; `chance` is the accuracy of naming an agent's likeliest class.
+    `graph` is that of all rounds, None where it changes; `maskable` holds the shapes of all that has masks; `chance` is
+    the accuracy of naming an agent's likeliest class.
     """
 
-    def __init__(self, settings: Settings, graph: GraphReport, maskable: Any, chance: float) -> None:
+    def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
         self.chance, self.reasons = chance, REASONS.get(settings.algorithm)
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
@@ -134,14 +135,14 @@ class Symptoms:
             yield sentence
 
 
-def expected(settings: Settings, graph: GraphReport) -> Iterator[tuple[str, str]]:
+def expected(settings: Settings, graph: GraphReport | None) -> Iterator[tuple[str, str]]:
     """What resolved settings let expect: signatures and sentences."""
     step, fine_tuning = settings.lr, settings.fine_tune_lr
     usual = PRESETS[settings.preset]["fine_tune_lr"]
     if fine_tuning is not None and fine_tuning == usual and not same_step(step, fine_tuning):
         yield "steps", f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
     sends_nothing = settings.algorithm in ("local", "independent")
-    if sends_nothing or settings.agents == 1 or settings.topology.partition(":")[0] in CHANGING:
+    if sends_nothing or settings.agents == 1 or graph is None:
         return
     if alone := graph.isolated:
         listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")

@@ -70,7 +70,8 @@ class History:
         self.ledger = Ledger(entries, masks_alone=message.masks is not None and message.values is None)
         tested = held_by_class(prepared.tests, prepared.dataset.classes)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
-        self.symptoms = Symptoms(settings, prepared.graph_report, self.maskable, self.chance)
+        lasting = prepared.graph_report if prepared.topology.redraw is None else None
+        self.symptoms = Symptoms(settings, lasting, self.maskable, self.chance)
         self.rows: list[dict[str, Any]] = []
         self.evaluation: Evaluation | None = None  # the last
         self.evaluation_seconds = 0.0  # since this process began

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dslth_jax import partition, population
-from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, topology_by_name
+from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
-from dslth_jax.skew import skew_by_name
-from dslth_jax.study.config import datasets
+from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.algorithms import algorithm_of, population_hyper
+from dslth_jax.study.config.files import read_classes
 from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.settings import (
     OF_THE_MACHINE,
@@ -55,12 +55,12 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         elu_on_logits=bool(settings.elu_on_logits),
         precision=None if settings.precision == "float32" else settings.precision,
     )
-    skew = skew_by_name(settings.feature_skew, settings.agents)
+    skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held = who_holds_what(settings, dataset)
     capped = settings.test_samples
     # Draw the graph last: of a population too large for its data, that is said before its edges are drawn.
-    topology = topology_by_name(
-        settings.topology, settings.agents, settings.seed, directed=settings.directed, weighting=settings.mixing
+    topology = spellings.topology_of(
+        settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
     hyper, schedules = population_hyper(settings, network)
     first = graph_of_round(settings, network, topology, 0)
@@ -167,13 +167,16 @@ def digest_of(arrays: Any) -> str:
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:
     """The partition that the settings ask for."""
-    labels, rng = (dataset.train_labels, dataset.test_labels), np.random.default_rng([settings.seed, 1])
+    given: dict[str, Any] = {
+        "seed": np.random.default_rng([settings.seed, 1]),
+        "test_labels": dataset.test_labels,
+        "fraction": settings.data_fraction,
+    }
     if settings.class_file:
-        classes_of = partition.read_classes(settings.class_file, settings.agents, dataset.classes)
-        return partition.of_classes(classes_of, *labels, rng, settings.data_fraction)
-    return partition.partition_by_name(
-        str(settings.partition), *labels, dataset.classes, settings.agents, rng, fraction=settings.data_fraction
-    )
+        classes_of = read_classes(settings.class_file, settings.agents, dataset.classes)
+        return partition.of_classes(dataset.train_labels, classes_of, **given)
+    among = {"labels": dataset.train_labels, "agents": settings.agents, "among": dataset.classes}
+    return spellings.partition_of(str(settings.partition), **among, **given)
 
 
 def tests_below(held: partition.Partition, rank: int) -> np.ndarray:

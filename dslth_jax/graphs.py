@@ -116,9 +116,9 @@ def metropolis(topology: Topology) -> Topology:
     Links must go both ways. An agent listens less to one with many neighbours. What the weights of an agent's
     neighbours leave of 1 is the weight of its own value.
 
-    >>> weighted = metropolis(star(3)).graph
-    >>> weighted.weights.round(2).tolist(), weighted.own.round(2).tolist()
-    ([0.33, 0.33, 0.33, 0.33], [0.33, 0.67, 0.67])
+    >>> weighted = metropolis(star(4)).graph
+    >>> weighted.weights.tolist(), weighted.own.tolist()
+    ([0.25, 0.25, 0.25, 0.25, 0.25, 0.25], [0.25, 0.75, 0.75, 0.75])
     """
     graph, redraw = topology
     return Topology(_weigh(graph), redraw and (lambda key, graph: _weigh(redraw(key, graph))))

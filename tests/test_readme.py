@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import dslth_jax
-from dslth_jax import partition
 from dslth_jax.networks import zoo
 from dslth_jax.study.config import command, settings
 from dslth_jax.study.config.methods import FLAGS, PRESETS, RIVALS
@@ -118,16 +117,6 @@ def test_the_help_of_a_flag_says_what_presets_make_of_it(name):
     assert [float(value) if value[0].isdigit() and "@" not in value else value for value in values] == [
         float(value) if value[0].isdigit() and "@" not in value else value for value in spelled
     ]
-
-
-def test_the_lines_of_a_partition_are_those_named():
-    first, last, named = map(int, re.search(r"is lines (\d+) to (\d+) of `\S+`, and line (\d+)", README).groups())
-    lines = Path(partition.__file__).read_text().splitlines()
-    assert lines[first - 1].startswith("def iid(")
-    # The function ends where the next definition begins, two blank lines later.
-    assert lines[last : last + 2] == ["", ""]
-    assert not any(line and not line.startswith(" ") for line in lines[first:last])
-    assert lines[named - 1] == '    "iid": iid,'
 
 
 @pytest.mark.parametrize("name", dslth_jax.__all__)

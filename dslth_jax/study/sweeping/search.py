@@ -92,20 +92,16 @@ def search(
     Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
     is the sweep's folder; `write` writes its config.json.
     """
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = study_of(points.settings, path)
     earlier = (folders.read_config(path) or {}).get("members", [])  # in an order which the numbers of members follow
     add_members(points, [{axis: member[axis] for axis in points.axes} for member in earlier])
     write()  # which has the mark in it before any trial bears it
-    mark = folders.read_config(path)["id"]  # type: ignore[index]
-    check_study(points, path, study, mark)
+    trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
+    trials.check()
     while True:
         # A point that was asked must be in config.json before a signal is heard.
         stop.later = True
-        own = ask(points, study, mark)
-        add_members(points, [point_of(points, trial) for trial in own])
+        own = trials.ask()
+        add_members(points, [trials.point_of(trial) for trial in own])
         write()
         stop_if_asked(stop)
         open_ones = [trial for trial in own if not trial.state.is_finished()]
@@ -113,23 +109,87 @@ def search(
             return
         yield
         for trial in open_ones:
-            point = point_of(points, trial)
-            tell(study, trial.number, [outcomes[n] for n, own in enumerate(points.members) if own.point == point])
+            point = trials.point_of(trial)
+            came = [outcomes[number] for number, member in enumerate(points.members) if member.point == point]
+            failed = any(outcome.failure for outcome in came)
+            trials.tell(trial, None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came))
 
 
-def ask(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
-    """Ask for points until a batch of them is open, or there are all trials; returns all of this search's own."""
-    settings, spaces = points.settings, spaces_of(points.settings)
-    own = own_trials(points, study, mark)
-    while sum(not trial.state.is_finished() for trial in own) < settings.ask and len(own) < settings.trials:
-        study.sampler = sampler_of(settings, len(own))
-        asked = study.ask()
-        # Marked before it has its point, so that one which a kill cuts off here is found again.
-        asked.set_user_attr(MARK, mark)
-        for name, space in spaces.items():
-            draw(asked, name, space)
-        own = own_trials(points, study, mark)
-    return own
+def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
+    """Add a member for each seed of the points that are new: what is drawn twice is trained once."""
+    known = [member.point for member in points.members]
+    new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
+    points.members.extend(members_of(points.settings, new, points.seeds))
+
+
+class Trials:
+    """The trials of one search, each with its mark, in a study of Optuna's that several machines may share."""
+
+    def __init__(self, points: Points, path: Path, mark: str) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.points, self.path, self.mark, self.settings = points, path, mark, points.settings
+        self.spaces, self.alone = spaces_of(points.settings), points.settings.storage is None
+        self.study = study_of(
+            self.settings.storage or f"sqlite:///{(path / 'study.db').resolve()}", self.settings.study
+        )
+
+    def ask(self) -> list["optuna.trial.FrozenTrial"]:
+        """Ask for points until a batch of them is open, or there are all trials; returns all of this search's own."""
+        import optuna
+
+        own = self.whole()
+        while sum(not one.state.is_finished() for one in own) < self.settings.ask and len(own) < self.settings.trials:
+            # Machines that share a study must not ask for the same points: only one that is alone draws by the run's
+            # seed, and anew for each point, so that an interrupted search asks for what it would have asked for.
+            seed = int(np.random.SeedSequence([self.settings.seed, len(own)]).generate_state(1)[0])
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed if self.alone else None)
+            asked = self.study.ask()
+            # Marked before it has its point, so that one which a kill cuts off here is found again.
+            asked.set_user_attr(MARK, self.mark)
+            for name, space in self.spaces.items():
+                draw(asked, name, space)
+            own = self.whole()
+        return own
+
+    def marked(self) -> list["optuna.trial.FrozenTrial"]:
+        """The trials of this search; in a study of its own also one that was cut off before it was marked."""
+        unmarked = self.mark if self.alone else None
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.user_attrs.get(MARK, unmarked) == self.mark]
+
+    def whole(self) -> list["optuna.trial.FrozenTrial"]:
+        """Those of them that have a whole point."""
+        return [trial for trial in self.marked() if trial.params.keys() == self.points.axes.keys()]
+
+    def point_of(self, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
+        """A trial's point, in the order of the axes."""
+        return {axis: trial.params[axis] for axis in self.points.axes}
+
+    def tell(self, trial: "optuna.trial.FrozenTrial", accuracy: float | None) -> None:
+        """Tell what a trial came to, None that it failed."""
+        import optuna
+
+        if accuracy is None:
+            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        else:
+            self.study.tell(trial.number, accuracy)
+
+    def check(self) -> None:
+        """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""
+        own, known = self.whole(), [member.point for member in self.points.members]
+        had = [trial.params for trial in own]
+        lost = [point for point in known if point not in had]
+        if strange := lost or [one.params for one in own if one.state.is_finished() and one.params not in known]:
+            where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
+            raise ValueError(
+                f"the study {self.study.study_name} must have the trials of the search in {self.path}, and only one of "
+                f"them knows {where}: give it the storage it began with, or start anew in another --out"
+            )
+        for trial in self.marked():
+            if not trial.state.is_finished() and trial not in own:
+                self.tell(trial, None)
 
 
 def draw(trial: "optuna.Trial", name: str, space: "optuna.distributions.BaseDistribution") -> None:
@@ -144,83 +204,17 @@ def draw(trial: "optuna.Trial", name: str, space: "optuna.distributions.BaseDist
         trial.suggest_categorical(name, vars(space)["choices"])
 
 
-def sampler_of(settings: Sweep, asked: int) -> "optuna.samplers.BaseSampler":
-    """What draws the next point of a search that has asked for so many."""
-    import optuna
-
-    # Machines that share a study must not ask for the same points: only one that is alone draws by the run's seed, and
-    # anew for each point, so that a search that was interrupted asks for what it would have asked for.
-    seed = int(np.random.SeedSequence([settings.seed, asked]).generate_state(1)[0])
-    return optuna.samplers.TPESampler(seed=seed if settings.storage is None else None)
-
-
-# What a search has done so far --------------------------------------------------------------------------------------
-
-
-def marked(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
-    """The trials of this search; in a study of its own also one that was cut off before it was marked."""
-    unmarked = mark if points.settings.storage is None else None
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(MARK, unmarked) == mark]
-
-
-def own_trials(points: Points, study: "optuna.Study", mark: str) -> list["optuna.trial.FrozenTrial"]:
-    """Those of them that have a whole point."""
-    return [trial for trial in marked(points, study, mark) if trial.params.keys() == points.axes.keys()]
-
-
-def point_of(points: Points, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
-    """A trial's point, in the order of the axes."""
-    return {axis: trial.params[axis] for axis in points.axes}
-
-
-def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
-    """Add a member for each seed of the points that are new: what is drawn twice is trained once."""
-    known = [member.point for member in points.members]
-    new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
-    points.members.extend(members_of(points.settings, new, points.seeds))
-
-
-def check_study(points: Points, path: Path, study: "optuna.Study", mark: str) -> None:
-    """Tell that trials which a kill cut off in the asking failed; a ValueError unless the others are the members'."""
-    import optuna
-
-    own, known = own_trials(points, study, mark), [member.point for member in points.members]
-    had = [trial.params for trial in own]
-    lost = [point for point in known if point not in had]
-    if strange := lost or [trial.params for trial in own if trial.state.is_finished() and trial.params not in known]:
-        where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
-        raise ValueError(
-            f"the study {study.study_name} must have the trials of the search in {path}, and only one of them "
-            f"knows {where}: give it the storage it began with, or start anew in another --out"
-        )
-    for trial in marked(points, study, mark):
-        if not trial.state.is_finished() and trial.params.keys() != points.axes.keys():
-            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-
-
-def tell(study: "optuna.Study", number: int, came: Sequence[Outcome]) -> None:
-    """Tell a trial's accuracy, the mean of its seeds, or that it failed."""
-    import optuna
-
-    if any(outcome.failure for outcome in came):
-        study.tell(number, state=optuna.trial.TrialState.FAIL)
-    else:
-        study.tell(number, statistics.fmean(outcome.rows[-1]["accuracy_mean"] for outcome in came))
-
-
-def study_of(settings: Sweep, path: Path) -> "optuna.Study":
+def study_of(storage: str, name: str) -> "optuna.Study":
     """The study in its storage, made where there is none; a ValueError where the storage is none."""
     import optuna
 
-    storage = settings.storage or f"sqlite:///{(path / 'study.db').resolve()}"
-    for waiting in (0.1, 0.3, 1.0, 3.0, None):
+    for waiting in (0.1, 0.3, 1.0, None):
         try:
-            return optuna.create_study(
-                storage=storage, study_name=settings.study, direction="maximize", load_if_exists=True
-            )
+            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except Exception as error:
-            # Of two commands that make the tables of one storage at once, the slower one finds them made.
-            if waiting is None or "already exists" not in str(error):
+            # Of two commands that make the tables of one storage at the same moment, one finds them half made.
+            half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
+            if waiting is None or not half_made:
                 raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
             time.sleep(waiting)
     raise AssertionError("the last try returns or raises")

@@ -193,13 +193,13 @@ def unseal(folder: Path, thorough: bool = True) -> dict[str, Any]:
         raise ValueError("it has no manifest") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("its manifest cannot be read") from None
+    if digest != _digest(sealed):
+        raise ValueError("its manifest is damaged")
     if version != FORMAT:
         raise OldFormatError(
             f"the checkpoint {folder} is of another version of dslth_jax (format {version}, this one reads {FORMAT}): "
             f"go on with that version, or start anew in another folder"
         )
-    if digest != _digest(sealed):
-        raise ValueError("its manifest is damaged")
     for name, (size, digest) in sealed["files"].items():
         path = folder / name
         try:

@@ -143,6 +143,18 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
+def test_other_kinds_of_numbers_are_refused_by_name(tmp_path, capsys):
+    """What of JAX's environment changes them: how exact products of matrices are, and whether there are 64 bits."""
+    out = tmp_path / "cut"
+    stop_after(3, out)
+    assert json.loads((out / "config.json").read_text())["numerics"]["JAX_DEFAULT_MATMUL_PRECISION"] == "None"
+    capsys.readouterr()
+    with jax.default_matmul_precision("highest"):
+        assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 2
+    said = capsys.readouterr().err
+    assert "other numbers: JAX_DEFAULT_MATMUL_PRECISION was None and is highest: say the same again" in said
+
+
 def turned(dataset):
     """The same data set with one pixel changed."""
     images = dataset.train_images.copy()

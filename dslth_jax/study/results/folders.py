@@ -184,6 +184,7 @@ def circumstances() -> Row:
             "cpu_cores": os.cpu_count(),
         },
         "versions": versions(),
+        "numerics": numerics(),
     }
 
 
@@ -191,6 +192,12 @@ def versions() -> dict[str, str]:
     """Of Python, this library, and those it computes with."""
     own = {"python": platform.python_version(), "dslth_jax": dslth_jax.__version__}
     return own | {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def numerics() -> dict[str, str]:
+    """What the user has chosen for JAX's numbers, by the names of its variables."""
+    names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
+    return {name: str(jax.config.values[name.lower()]) for name in names}
 
 
 def now() -> str:

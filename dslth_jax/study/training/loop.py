@@ -131,7 +131,10 @@ def interrupted(study: Study, outcomes: Outcomes) -> tuple[checkpoint.Found | No
 
 
 def check(found: checkpoint.Found, members: Sequence[Member]) -> None:
-    """Raise a ValueError if a checkpoint is of other settings than the members', or of other data."""
+    """Raise a ValueError if a checkpoint is of other settings than the members', of other data or other numbers."""
+    if (then := found.notes["numerics"]) != (now := folders.numerics()):
+        differing = "; ".join(f"{name} was {then[name]} and is {now[name]}" for name in now if then[name] != now[name])
+        raise ValueError(f"the checkpoint {found.path} was trained with other numbers: {differing}: say the same again")
     for member, other in zip(members, found.notes["settings"], strict=True):
         folders.expect_same(member.prepared.settings, other, f"the checkpoint {found.path}")
     prepared = [member.prepared for member in members]
@@ -262,6 +265,7 @@ def save(checkpoints: Path, planned: Plan, histories: Sequence[History], state: 
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
         "versions": folders.versions(),
+        "numerics": folders.numerics(),
         "data": fingerprints(planned.members),
         "rows": count_of(state),
     }

@@ -29,6 +29,7 @@ from dslth_jax.study.config.settings import (
     check_together,
     resolve,
 )
+from dslth_jax.study.results import folders
 from dslth_jax.study.training import processes
 from dslth_jax.study.training.plan import Member, Prepared
 
@@ -137,7 +138,7 @@ def _identity(prepared: Prepared) -> dict[str, str]:
     # These two change no number, but when processes ask each other something.
     said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
     said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
-    return said | fingerprints([prepared])[0]
+    return said | folders.numerics() | fingerprints([prepared])[0]
 
 
 def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 _missing = [
     name
-    for name in ("constriction", "jinja2", "matplotlib", "networkx", "psutil", "rich", "sklearn", "tyro")
+    for name in ("constriction", "jinja2", "matplotlib", "networkx", "psutil", "rich", "sklearn")
     if find_spec(name) is None
 ]
 if _missing:

@@ -15,7 +15,7 @@ from functools import partial
 
 from dslth_jax.study.commands import compare
 from dslth_jax.study.config.command import leave
-from dslth_jax.study.config.hints import flag
+from dslth_jax.study.config.settings import flag
 from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
 from dslth_jax.study.sweeping.grid import Arms
 

@@ -26,9 +26,9 @@ from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.graphs import Topology, graph_of, metropolis
 from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
-from dslth_jax.study.config.algorithms import METHODS, algorithm_of, population_hyper
-from dslth_jax.study.config.methods import FLAGS, OF_SOME
-from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
+from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import report
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
 from dslth_jax.study.training import checkpoint, memory
@@ -778,15 +778,14 @@ def run(*flags: str, stop=None) -> int:
 
 
 def test_every_algorithm_is_a_method_with_flags_of_its_own():
-    assert METHODS.keys() == FLAGS.keys() == set(ALL) - {"dis-pfl, random", "dis-pfl, gradient"} | {"dis-pfl"}
-    for name, method in METHODS.items():
-        assert {*method.hyper._fields, *method.switches} - {"kept"} <= FLAGS[name]
+    assert ALGORITHMS.keys() == set(ALL) - {"dis-pfl, random", "dis-pfl, gradient"} | {"dis-pfl"}
+    for name, row in ALGORITHMS.items():
         resolved = resolve(Settings(algorithm=name))
         assert resolve(resolved) == resolved  # so that config.json runs again
-        for flag in OF_SOME - FLAGS[name]:
+        for flag in foreign_to(name):
             assert getattr(resolved, flag) == getattr(Settings(), flag)
         hyper, schedules = population_hyper(resolved, NETWORK)
-        assert type(hyper) is type(schedules) is method.hyper
+        assert type(hyper) is type(schedules) is row.hyper
         assert {leaf.shape for leaf in jax.tree.leaves(hyper)} == {(resolved.agents,)}
         assert isinstance(algorithm_of(resolved, NETWORK), Algorithm)
 
@@ -804,7 +803,7 @@ def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
         members = members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
         return len(list(groups_of(members, range(len(members)))))
 
-    assert groups(f"algorithm={','.join(FLAGS)}") == len(FLAGS) == 7
+    assert groups(f"algorithm={','.join(ALGORITHMS)}") == len(ALGORITHMS) == 7
     assert groups("algorithm=dsgd", "lr=0.01,0.1", "weight_decay=0,1e-3") == 1
     assert groups("algorithm=dis-pfl", "retention=0.2,0.5,0.1:0.9", "prune_rate=0.1,0.5") == 1
     assert groups("algorithm=dis-pfl", "regrow=random,gradient") == 2

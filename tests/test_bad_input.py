@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from dslth_jax.study import commands
+from dslth_jax.study.config import datasets
+from dslth_jax.study.config.algorithms import PRESETS, foreign_to
 from dslth_jax.study.config.command import parse
-from dslth_jax.study.config.hints import choices, flag, parts
-from dslth_jax.study.config.methods import PRESETS, foreign_to
-from dslth_jax.study.config.settings import HINTS, Settings, resolve
+from dslth_jax.study.config.resolve import resolve
+from dslth_jax.study.config.settings import SETTINGS, Settings, choices, flag, parts
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
@@ -246,11 +247,11 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "retention": [
         ("half", "--retention must be a number, a comma list or low:high, got 'half'", ""),
         ("0.1:0.2:0.3", "--retention must be a number, a comma list or low:high, got '0.1:0.2:0.3'", ""),
-        ("0", "--retention must lie in (0, 1], got 0 for agent 0", ""),
-        ("1.3", "--retention must lie in (0, 1], got 1.3 for agent 0", ""),
-        ("0.3,0.2,1.5,0.1", "--retention must lie in (0, 1], got 1.5 for agent 2", ""),
-        ("0.5:1.5", "--retention must lie in (0, 1], got 1.16667 for agent 2", ""),
-        ("inf:inf", "--retention must lie in (0, 1], got", ""),
+        ("0", "--retention must be in (0, 1], got 0 for agent 0", ""),
+        ("1.3", "--retention must be in (0, 1], got 1.3 for agent 0", ""),
+        ("0.3,0.2,1.5,0.1", "--retention must be in (0, 1], got 1.5 for agent 2", ""),
+        ("0.5:1.5", "--retention must be in (0, 1], got 1.16667 for agent 2", ""),
+        ("inf:inf", "--retention must be in (0, 1], got", ""),
         ("0.3,0.2", "--retention must give one number for each of 4 agents, got 2", ""),
         ("1e-17", "a retention of 1e-17 keeps nothing of a layer: take a larger one", ""),
         ("0.3@cosin", "--retention: schedule must be one of constant, cosine[:END], step:EVERY[:FACTOR], warm-up", ""),
@@ -258,7 +259,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "linear_retention": [
         ("shared", "--linear-retention must be a number, or one with a schedule such as 10@cosine, got 'shared'", ""),
-        ("2", "--linear-retention must be in (0, 1], got 2.0", ""),
+        ("2", "--linear-retention must be in (0, 1], got 2", ""),
         ("0.6@cosine:2", "--linear-retention must stay in (0, 1], and its schedule raises it to 1.2", ""),
     ],
     "algorithm": [
@@ -296,7 +297,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "lr": [
         ("fast", "--lr must be a number, or one with a schedule such as 10@cosine, got 'fast'", ""),
         ("same", "--lr must be a number, or one with a schedule such as 10@cosine, got 'same'", ""),
-        ("-1", "--lr must be in 0..3.4e+38, got -1.0", ""),
+        ("-1", "--lr must be in 0..3.4e+38, got -1", ""),
         ("nan", "--lr must be in 0..3.4e+38, got nan", ""),
         ("10@", "--lr must have a schedule behind its @, such as 10@cosine, got none: say one", ""),
         ("10@cosin", "got 'cosin'; did you mean cosine?", ""),
@@ -413,7 +414,7 @@ ILL_FORMED = {
 def nothing_trains_or_downloads(monkeypatch, tmp_path):
     """A row that is taken by mistake must not cost minutes; the network must not decide what is said."""
     monkeypatch.setattr(commands, "train", lambda *_: pytest.fail("this was taken and would be trained"))
-    monkeypatch.setattr(data, "reachable", lambda address: False)
+    monkeypatch.setattr(datasets, "reachable", lambda address: False)
     (tmp_path / "no-data").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no-data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -495,21 +496,21 @@ def test_words_that_are_no_flags_are_refused(words, said, refuses):
     refuses(["--dataset", "digits", *shlex.split(words)], said)
 
 
-@pytest.mark.parametrize("name", HINTS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_each_flag_that_is_misspelled_is_recognised(name, refuses):
     spelled = flag(name)
     refuses([f"{spelled[:-2]}{spelled[-1]}{spelled[-2]}x=3"], f"; did you mean {spelled}?")
 
 
-@pytest.mark.parametrize("name", [name for name in HINTS if bool not in parts(HINTS[name])])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if bool not in parts(SETTINGS[name].hint)])
 @pytest.mark.parametrize("behind", [[], ["--rounds", "3"]], ids=["nothing", "a flag"])
 def test_each_flag_misses_its_value(name, behind, refuses):
     refuses([flag(name), *behind], f"{flag(name)} needs a value behind it: ")
 
 
-@pytest.mark.parametrize("name", [name for name in HINTS if choices(HINTS[name])])
+@pytest.mark.parametrize("name", [name for name in SETTINGS if choices(SETTINGS[name].hint)])
 def test_each_choice_that_is_misspelled_is_recognised(name, refuses):
-    for choice in choices(HINTS[name]):
+    for choice in choices(SETTINGS[name].hint):
         misspelled = f"{choice[0]}{choice}"
         refuses([flag(name), misspelled], f"got {misspelled!r}; did you mean {choice}?")
 
@@ -545,9 +546,9 @@ STRANGE: list[Any] = [object(), [1], (0.5,), {}, b"4", 1j, np.zeros(2), 10**5000
 OF_NO_FIELD_BUT = {int: 4, float: 0.5, bool: True, str: "no such thing", type(None): None}
 
 
-@pytest.mark.parametrize("name", HINTS)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_python_values_of_a_wrong_type_are_refused(name):
-    taken = {part if isinstance(part, type) else str for part in parts(HINTS[name])}
+    taken = {part if isinstance(part, type) else str for part in parts(SETTINGS[name].hint)}
     taken |= ({int} if float in taken else set()) | ({str} if issubclass(Path, tuple(taken)) else set())
     wrong = [*STRANGE, *(value for kind, value in OF_NO_FIELD_BUT.items() if kind not in taken)]
     assert len(wrong) > len(STRANGE)

@@ -232,8 +232,8 @@ def test_a_given_folder_must_exist(tmp_path):
 def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given, tensorflow):
     import tensorflow_datasets  # noqa: F401, imported before the clock runs
 
-    monkeypatch.setattr(data, "find_spec", lambda name: tensorflow or None)
-    monkeypatch.setattr(data, "reachable", lambda address: False)
+    monkeypatch.setattr(datasets, "find_spec", lambda name: tensorflow or None)
+    monkeypatch.setattr(datasets, "reachable", lambda address: False)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     obstacle = "cannot be reached" if tensorflow else "TensorFlow, which is not installed"
     start = time.monotonic()

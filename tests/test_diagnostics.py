@@ -5,7 +5,8 @@ import pytest
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of, report
-from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.config.resolve import resolve
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training.diagnostics import PATIENCE, STRETCHES, WINDOW, Symptoms
 from experiments import cifar

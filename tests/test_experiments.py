@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from dslth_jax import population
-from dslth_jax.study.config.settings import Settings, resolve, retentions
+from dslth_jax.study.config.resolve import numbers_of, resolve
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.prepare import prepare
 from experiments import cifar
 
@@ -91,7 +92,7 @@ def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):
 def test_bits_are_what_crossed_the_links(rows):
     kept = [
         sum(n - int((1 - r) * n) for n in (288, 18_432)) + sum(n - int((1 - 0.9) * n) for n in (32_768, 1_280))
-        for r in retentions(Settings(agents=4, retention="0.1:0.4"))
+        for r in numbers_of(Settings(agents=4, retention="0.1:0.4"))["retention"].values
     ]
     for row in rows:
         # Four agents on a ring: each message travels two links.
@@ -249,7 +250,7 @@ def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
 
 
 def test_importing_the_library_brings_in_neither_the_engine_nor_heavy_extras():
-    heavy = {"tensorflow_datasets", "sklearn", "networkx", "matplotlib", "tyro", "rich", "tensorflow", "orbax"}
+    heavy = {"tensorflow_datasets", "sklearn", "networkx", "matplotlib", "rich", "tensorflow", "orbax"}
     heavy |= {"constriction", "pandas", "dslth_jax.study"}
     ended = in_a_process("-c", "import sys, dslth_jax; print(*sys.modules)")
     assert ended.returncode == 0, ended.stderr

@@ -12,8 +12,8 @@ import pytest
 
 import dslth_jax
 from dslth_jax.networks import zoo
-from dslth_jax.study.config import command, settings
-from dslth_jax.study.config.methods import FLAGS, PRESETS, RIVALS
+from dslth_jax.study.config import command
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
@@ -90,8 +90,8 @@ def test_no_figure_is_missing():
 
 def test_the_table_of_rivals_names_every_algorithm():
     section = README.partition("| `--algorithm` |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set(FLAGS)
-    for name, defaults in RIVALS.items():
+    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set(ALGORITHMS)
+    for name, defaults in ((name, row.defaults) for name, row in ALGORITHMS.items() if row.defaults):
         (row,) = re.findall(rf"^\| `{name}` \|.*$", section, re.MULTILINE)
         assert f"--lr {defaults['lr']}`" in row
 
@@ -106,17 +106,6 @@ def test_the_table_of_switches_is_that_of_the_presets():
     assert table.keys() == PRESETS["code"].keys()
     for name, values in table.items():
         assert values == [str(PRESETS[preset][name]) for preset in ("code", "paper", "tuned")]
-
-
-@pytest.mark.parametrize("name", PRESETS["code"])
-def test_the_help_of_a_flag_says_what_presets_make_of_it(name):
-    source = inspect.getsource(settings)
-    said = re.search(rf"^    {name}: [^\n]*\n    \"\"\"(.*?)\"\"\"", source, re.MULTILINE | re.DOTALL)[1]
-    values = [part.strip(" .") for part in " ".join(said.split()).partition("by preset ")[2].split(",")]
-    spelled = [str(PRESETS[preset][name]) for preset in ("code", "paper", "tuned")]
-    assert [float(value) if value[0].isdigit() and "@" not in value else value for value in values] == [
-        float(value) if value[0].isdigit() and "@" not in value else value for value in spelled
-    ]
 
 
 @pytest.mark.parametrize("name", dslth_jax.__all__)

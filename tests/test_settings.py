@@ -10,12 +10,12 @@ import pytest
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
-from dslth_jax.study.config import algorithms
-from dslth_jax.study.config.methods import PRESETS
-from dslth_jax.study.config.settings import Settings, resolve
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
+from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import prepare as preparing
 from dslth_jax.study.training import programs
-from dslth_jax.study.training.prepare import population_hyper, prepare
+from dslth_jax.study.training.prepare import prepare
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {
@@ -157,7 +157,8 @@ def test_a_class_file_gives_its_classes(tmp_path):
 
 def test_every_switch_reaches_the_algorithm(monkeypatch):
     seen = {}
-    monkeypatch.setattr(algorithms, "mce_pl", lambda network, **switches: seen.update(switches))
+    row = ALGORITHMS["mce-pl"]._replace(factory=lambda network, **switches: seen.update(switches))
+    monkeypatch.setitem(ALGORITHMS, "mce-pl", row)
     switches = {
         "order": "paper",
         "fine_tune_gradient": "recomputed",
@@ -166,12 +167,10 @@ def test_every_switch_reaches_the_algorithm(monkeypatch):
         "penalty_on": "scores",
         "start_scores": "personal",
     }
-    preparing.algorithm_of(
-        resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK
-    )
+    algorithm_of(resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK)
     assert {name: seen[name] for name in switches} == switches
     assert seen["mask_rule"] == MaskRule(smallest_filter=3, revive=True, scale_by_retention=True)
-    preparing.algorithm_of(resolve(Settings()), NETWORK)
+    algorithm_of(resolve(Settings()), NETWORK)
     assert seen["mask_rule"] == MaskRule()
 
 

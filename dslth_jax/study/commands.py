@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from dslth_jax.study.config.command import conduct, parse
-from dslth_jax.study.config.settings import Settings, check_each, check_resume
+from dslth_jax.study.config.resolve import check_each, check_resume
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.sweeping.comparison import Experiment, Panel, leave, shared_and_own
-from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, check_own, points_of
+from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
@@ -47,7 +48,6 @@ def whole(study: Study) -> Any:
 
 def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     """The study of a sweep's settings. Points that are no grid come as `arms`, and stand along one axis, "arm"."""
-    check_own(settings)
     check_each(settings)
     check_resume(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:

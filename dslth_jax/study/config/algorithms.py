@@ -1,86 +1,169 @@
-"""From settings to the algorithm they name, and to its traced settings of every agent."""
+"""The algorithms by name, one row each: what makes it, what it sends, which settings are its own, and their defaults.
 
-from collections.abc import Callable
+Another algorithm is one more row, which a script can add too: `ALGORITHMS["name"] = Row(...)`. A setting that no row
+has yet is one more field, of `settings.Method` or of a subclass of `Settings`.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-import optax
-
 from dslth_jax.algorithm import Algorithm
-from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
-from dslth_jax.algorithms import mce_pl as mcepl
-from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer, mce_pl
-from dslth_jax.keys import key_of
-from dslth_jax.networks.network import Network, map_layers
-from dslth_jax.study.config.settings import Settings, linear_retention, number_and_schedule, retentions, schedule_of
+from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl
+
+# What each preset says where a flag is left out.
+PRESETS: dict[str, dict[str, Any]] = {
+    "code": {
+        "order": "code",
+        "fine_tune_gradient": "reused",
+        "group_lasso": 0.0,
+        "elu_on_logits": True,
+        "weights": "uniform-by-fan-in",
+        "biases": "random",
+        "linear_retention": 0.9,
+        "optimizer": "sgd",
+        "lr": 10.0,
+        "weight_decay": 5e-4,
+        "fine_tune_lr": 10.0,
+    },
+}
+PRESETS["paper"] = PRESETS["code"] | {
+    "order": "paper",
+    "fine_tune_gradient": "recomputed",
+    "group_lasso": 1e-4,
+    "elu_on_logits": False,
+    "linear_retention": "same",
+}
+PRESETS["tuned"] = PRESETS["code"] | {
+    "elu_on_logits": False,
+    "weights": "signed-constant",
+    "biases": "zero",
+    "optimizer": "adam",
+    "lr": "0.0005@cosine",
+    "weight_decay": 0.0,
+    "fine_tune_lr": "same",
+}
+
+# What rivals take in the place of a preset's values: where theirs is no step for masks, and whatever the preset the
+# random network of `tuned`. The searches of both stand in experiments/README.md.
+_network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
+_trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
+_steps = ("optimizer", "momentum", "second_momentum")
+_filters, _coded = ("filter_rule", "revive"), ("key_every", "code_every")
 
 
-class Method(NamedTuple):
+class Row(NamedTuple):
     """An algorithm as the settings know it."""
 
     factory: Callable[..., Algorithm]  # of a network, an optimizer and switches
     hyper: Any  # the class of its traced settings; `kept` is from retentions, all others are settings of the same name
+    does: str  # what agents do, in a few words
+    sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
-    masks_by_scores: bool = False  # whether it takes a rule of masks
+    further: tuple[str, ...] = ()  # settings that mean something to it beside these and those of `hyper`
+    by_scores: bool = False  # whether masks are of the largest scores: it takes a rule of masks, and a linear retention
+    defaults: Mapping[str, Any] = {}  # in the place of the preset's
+
+    @property
+    def flags(self) -> set[str]:
+        """The settings that mean something to it and not to every algorithm."""
+        kept = ("retention", "linear_retention")[: 1 + self.by_scores] if "kept" in self.hyper._fields else ()
+        return {*_steps, *self.hyper._fields, *kept, *self.switches, *self.further} - {"kept"}
 
 
-METHODS = {
-    "mce-pl": Method(
-        # Looked up when it is called, as tests replace it.
-        lambda network, **switches: mce_pl(network, **switches),
-        mcepl.Hyper,
-        ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores"),
-        masks_by_scores=True,
+ALGORITHMS: dict[str, Row] = {
+    "mce-pl": Row(
+        mce_pl.mce_pl,
+        mce_pl.Hyper,
+        does="the paper's method",
+        sends="a mask",
+        switches=(
+            "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores",
+        ),
+        further=(*_filters, *_coded),
+        by_scores=True,
     ),
-    "independent": Method(
-        independent.independent, independent.Hyper, ("group_lasso_form", "start_scores"), masks_by_scores=True
+    "independent": Row(
+        independent.independent,
+        independent.Hyper,
+        does="its local step alone",
+        sends="nothing",
+        switches=("group_lasso_form", "start_scores"),
+        further=_filters,
+        by_scores=True,
     ),
-    "mask-mean": Method(mask_mean.mask_mean, mask_mean.Hyper, ("mask_sent", "start_scores"), masks_by_scores=True),
-    "dsgd": Method(dsgd.dsgd, dsgd.Hyper),
-    "dis-pfl": Method(dis_pfl.dis_pfl, dis_pfl.Hyper, ("regrow",)),
-    "fedpm": Method(fedpm.fedpm, fedpm.Hyper),
-    "local": Method(local.local, local.Hyper),
-}
+    "mask-mean": Row(
+        mask_mean.mask_mean,
+        mask_mean.Hyper,
+        does="the ablation: the majority of the masks seen is used",
+        sends="a mask",
+        switches=("mask_sent", "start_scores"),
+        further=_coded,
+        by_scores=True,
+    ),
+    "dsgd": Row(
+        dsgd.dsgd,
+        dsgd.Hyper,
+        does="decentralized SGD (Lian et al. 2017): weights averaged with neighbours', then trained",
+        sends="32 bits a weight",
+        defaults=_trained_weights | {"lr": 0.0125},
+    ),
+    "dis-pfl": Row(
+        dis_pfl.dis_pfl,
+        dis_pfl.Hyper,
+        does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
+        sends="32 bits a kept weight, and a bitmap",
+        switches=("regrow",),
+        defaults=_trained_weights | {"lr": "0.4@cosine"},
+    ),
+    "fedpm": Row(
+        fedpm.fedpm,
+        fedpm.Hyper,
+        does="FedPM (Isik et al. 2023), masks drawn from learned probabilities; without a server is our adaptation",
+        sends="a mask",
+        further=_coded,
+        defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
+    ),
+    "local": Row(
+        local.local,
+        local.Hyper,
+        does="weight training alone",
+        sends="nothing",
+        defaults=_trained_weights | {"lr": "0.0125@cosine"},
+    ),
+}  # fmt: skip
 
 
-def algorithm_of(settings: Settings, network: Network) -> Algorithm:
-    """The algorithm of resolved settings, with their switches."""
-    method = METHODS[settings.algorithm]
-    optimizers = {
-        "sgd": optax.identity(),
-        "momentum": optax.trace(settings.momentum),
-        "adam": optax.scale_by_adam(settings.momentum, settings.second_momentum),
-    }
-    switches = {name: getattr(settings, name) for name in method.switches}
-    if method.masks_by_scores:
-        rule = MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant")
-        switches["mask_rule"] = rule
-    return method.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
+def of_some() -> set[str]:
+    """The settings that not every algorithm has; all others, such as those of data and graph, are everybody's."""
+    return set().union(*(row.flags for row in ALGORITHMS.values()))
 
 
-def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
-    """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
-    kind = METHODS[settings.algorithm].hyper
-    names = [name for name in kind._fields if name != "kept"]
-    values: dict[str, Any] = {
-        name: np.full(settings.agents, number_and_schedule(settings, name)[0], np.float32) for name in names
-    }
-    schedules: dict[str, Any] = {name: schedule_of(settings, name) for name in names}
-    if "kept" in kind._fields:
-        kept, schedules["kept"] = population_kept(settings, network)
-        values["kept"] = jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept)
-    return kind(**values), kind(**schedules)
+def foreign_to(algorithm: str) -> set[str]:
+    """The settings that mean nothing to an algorithm."""
+    return of_some() - ALGORITHMS[algorithm].flags
 
 
-def population_kept(settings: Settings, network: Network) -> tuple[list[Any], Any]:
-    """How many entries of each layer every agent keeps, and the schedules of these numbers."""
-    weights, frozen = jax.eval_shape(network.init, key_of(0))
-    linear, others = schedule_of(settings, "linear_retention"), schedule_of(settings, "retention")
-    if settings.algorithm == "dis-pfl":
-        variables = {"params": weights, "frozen": frozen}
-        kept = {share: dis_pfl.erk_kept(variables, share) for share in set(retentions(settings))}
-        return [kept[share] for share in retentions(settings)], jax.tree.map(lambda _: others, variables)
-    roles, of_linear = network.roles, linear_retention(settings)
-    kept_by_agent = [kept_by_layer(weights, roles, share, of_linear) for share in retentions(settings)]
-    return kept_by_agent, map_layers(lambda role, _: linear if role == "linear" else others, roles, weights)
+def owners_of(name: str) -> list[str]:
+    """The algorithms that have a setting."""
+    return [algorithm for algorithm, row in ALGORITHMS.items() if name in row.flags]
+
+
+def defaults_of(algorithm: str, preset: str) -> dict[str, Any]:
+    """What an algorithm takes where a setting is left out; of those that are not its own, nothing."""
+    chosen = {**PRESETS[preset], **ALGORITHMS[algorithm].defaults}
+    return {name: value for name, value in chosen.items() if name not in foreign_to(algorithm)}
+
+
+def table() -> list[str]:
+    """The table of algorithms in Markdown."""
+    rows = ["| `--algorithm` | what it is | what it sends a link | flags of its own | defaults of its own |"]
+    for name, row in ALGORITHMS.items():
+        own = sorted(flag for flag in row.flags if len(owners_of(flag)) <= len(ALGORITHMS) // 2)
+        says = " ".join(f"--{flag.replace('_', '-')} {value}" for flag, value in row.defaults.items())
+        flags = ", ".join(f"`--{flag.replace('_', '-')}`" for flag in own)
+        rows.append(f"| `{name}` | {row.does} | {row.sends} | {flags} | {f'`{says}`' if says else ''} |")
+    return [rows[0], "|---" * 5 + "|", *rows[1:]]
+
+
+if __name__ == "__main__":
+    print(*table(), sep="\n")

@@ -1,24 +1,29 @@
 """What the commands share: flags as a dataclass, one sentence for what is wrong with them, and how a command ends."""
 
-import contextlib
-import io
+import argparse
+import ast
+import dataclasses
+import inspect
+import itertools
 import os
-import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from dslth_jax.naming import nearest
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of
 from dslth_jax.study.config.console import Stream, guard
-from dslth_jax.study.config.hints import choices, flag, kinds, parts, refusal
 from dslth_jax.study.config.machine import is_out_of_memory
+from dslth_jax.study.config.resolve import NAMES
+from dslth_jax.study.config.settings import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
 OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
-HELP, SWITCHED, NEGATIVE = ("-h", "--help"), ("True", "False", "None"), ("-inf", "-infinity", "-nan")
+HELP, NEGATIVE = ("-h", "--help"), ("-inf", "-infinity", "-nan")
 Kind = TypeVar("Kind")
 
 
@@ -103,112 +108,106 @@ def leave(main: Callable[..., int]) -> NoReturn:
     os._exit(code)
 
 
-def hints_of(kind: type) -> dict[str, Any]:
-    """The type of each flag's value; of a flag that may be said several times, that of one."""
-    hints = get_type_hints(kind)
-    return {name: get_args(hint)[0] if get_origin(hint) is tuple else hint for name, hint in hints.items()}
+# Flags ---------------------------------------------------------------------------------------------------------------
 
 
 def parse(arguments: Sequence[str], kind: type[Kind], program: str) -> Kind:
-    """The flags as settings of a kind; a ValueError of one line where they are wrong."""
-    import tyro
+    """The flags as settings of a kind; a ValueError of one line where they are wrong: what was expected, what came, and
+    what to do. --help shows all of them and ends the command.
 
-    hints = hints_of(kind)
-    if wrong := explain(arguments, hints, bool(positional_of(kind))):
-        raise ValueError(wrong)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=spell_out(arguments, hints), prog=f"python -m {program}")
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(condense(said.getvalue())) from None
-
-
-def spell_out(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
-    """The same arguments, where switches that a preset may set say their value: --no-x as --x False."""
-    words = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        name = word.removeprefix("--").replace("-", "_")
-        switch = name.removeprefix("no_")
-        if word.startswith("--") and is_open(hints.get(switch)) and not (switch == name and following in SWITCHED):
-            words += [flag(switch), str(switch == name)]
-        else:
-            words.append(word)
-    return words
-
-
-def positional_of(kind: type) -> list[str]:
-    """The fields whose values stand without a flag."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [name for name, hint in hints.items() if get_origin(hint) is Annotated]
-
-
-def explain(arguments: Sequence[str], hints: dict[str, Any], positional: bool = False) -> str | None:
-    """One sentence for the first flag that is wrong: what was expected, what came, what to do; where `positional`,
-    values may stand without a flag."""
-    words = list(arguments)
-    known = [flag(field) for field in hints]
+    What has no default must be said; where several such values can be, they stand without a flag.
+    """
+    known, words = described(kind), list(arguments)
+    needed = [name for name, own in known.items() if own.default is dataclasses.MISSING]
+    positional = next((name for name in needed if known[name].several), None)
+    flags, values = [flag(name) for name in known], dict[str, Any]()
     while words:
         word = words.pop(0)
         if word in HELP:
-            return None
+            print(help_of(kind, program))
+            raise SystemExit(0)
         if positional and not word.startswith("-"):
+            values[positional] = (*values.get(positional, ()), read(positional, word, known[positional].hint))
             continue
         if not word.startswith("--") or word == "--":
-            meant = nearest(word, known) if word.strip("-") else ""
-            return (
-                f"a flag was expected, got {word!r}: every value stands behind its flag{meant or '; --help lists all'}"
-            )
+            meant = nearest(word, flags) if word.strip("-") else ""
+            instead = meant or "; --help lists all"
+            raise ValueError(f"a flag was expected, got {word!r}: every value stands behind its flag{instead}")
         spelled, equals, value = word.partition("=")
         name = spelled[2:].replace("-", "_")
-        switch = name.removeprefix("no_") if name not in hints else name
+        said, name = name, name.removeprefix("no_") if name not in known else name
         if spelled in HELP:
-            return f"{spelled} takes no value, got {value!r}: say {spelled} alone"
-        if switch not in hints or (switch != name and bool not in parts(hints[switch])):
-            return f"there is no flag {spelled}{nearest(spelled, known) or '; --help lists all'}"
+            raise ValueError(f"{spelled} takes no value, got {value!r}: say {spelled} alone")
+        if name not in known or (name != said and bool not in parts(known[name].hint)):
+            raise ValueError(f"there is no flag {spelled}{nearest(spelled, flags) or '; --help lists all'}")
+        hint = known[name].hint
         if not equals and words and not is_like_flag(words[0]):
             equals, value = "=", words.pop(0)
-        if bool in parts(hints[switch]):
-            if equals and not (switch == name and is_open(hints[switch]) and value in SWITCHED):
-                opposite = flag(f"no_{switch}")
-                return f"{flag(switch)} takes no value, got {value!r}: say {flag(switch)} or {opposite}"
+        if bool in parts(hint):
+            # What a preset sets where it is left out may be said as a value too.
+            is_open = type(None) in parts(hint) and name == said and value in ("True", "False", "None")
+            if equals and not is_open:
+                opposite = flag(f"no_{name}")
+                raise ValueError(f"{flag(name)} takes no value, got {value!r}: say {flag(name)} or {opposite}")
+            values[name] = read(name, value, hint) if equals else name == said
         elif not equals:
             instead = f", got the flag {words[0]}" if words else ""
-            return f"{flag(name)} needs a value behind it: {kinds(hints[name])}{instead}"
-        elif not is_spelled(value, hints[name]):
-            return refusal(name, kinds(hints[name]), value, choices(hints[name]))
-    return None
+            raise ValueError(f"{flag(name)} needs a value behind it: {kinds(hint)}{instead}")
+        else:
+            one = read(name, value, hint)
+            values[name] = (*values.get(name, ()), one) if known[name].several else one
+    if missing := [name for name in needed if name not in values]:
+        said = missing[0] if missing[0] == positional else flag(missing[0])
+        raise ValueError(f"{said} must be said, {kinds(known[missing[0]].hint)}; --help says more")
+    return kind(**values)
 
 
 def is_like_flag(word: str) -> bool:
-    """Whether a word is read as a flag where a value is expected, as the parser does: what starts with dashes and a
-    letter, but for -inf and -nan."""
+    """Whether a word is no value: what starts with a dash and a letter, but for -inf and -nan."""
     start = word.partition("=")[0]
     return word == "--" or (start.lstrip("-")[:1].isalpha() and start[:1] == "-" and start.lower() not in NEGATIVE)
 
 
-def is_open(hint: Any) -> bool:
-    """Whether a field is a switch that a preset sets where it is left out."""
-    return parts(hint) == (bool, type(None))
+def help_of(kind: type, program: str) -> str:
+    """What --help says: every flag in its group, with default, unit and bounds, and whose it is."""
+    parser = argparse.ArgumentParser(
+        f"python -m {program}", "%(prog)s [--FLAG VALUE ...]", inspect.getdoc(kind), add_help=False
+    )
+    described_in, groups = documents_of(kind), dict[str, Any]()
+    for name, known in described(kind).items():
+        group = groups.setdefault(known.group, None) or parser.add_argument_group(known.group)
+        groups[known.group] = group
+        among = choices(known.hint) or list(NAMES.get(name, ()))
+        value = "{" + ",".join(among) + "}" if among else (known.unit or kinds(known.hint).split()[-1]).upper()
+        text = f"{described_in.get(name, '')} {said_of(known)}".replace("%", "%%")
+        more: dict[str, Any] = {"action": "store_true"} if bool in parts(known.hint) else {"metavar": value}
+        group.add_argument(flag(name), help=text, **more)
+    return parser.format_help()
 
 
-def is_spelled(text: str, hint: Any) -> bool:
-    """Whether `text` spells a value of one of the types that a hint allows."""
-    if text in choices(hint) or str in parts(hint) or Path in parts(hint):
-        return True
-    if text == "None":
-        return type(None) in parts(hint)
-    for number in (int, float):
-        if number in parts(hint):
-            with contextlib.suppress(ValueError):
-                number(text)
-                return True
-    return False
+def said_of(known: Setting) -> str:
+    """What else there is to say of a flag: bounds, default, what presets and algorithms make of it, and whose it is."""
+    said = [f"(default: {known.default})"]
+    if known.bounds and known.bounds[0] in "[(":
+        said.insert(0, f"In {known.bounds}.")
+    if known.name in PRESETS["code"]:
+        said.append(f"By preset: {', '.join(f'{name} {own[known.name]}' for name, own in PRESETS.items())}.")
+        own = {name: row.defaults[known.name] for name, row in ALGORITHMS.items() if known.name in row.defaults}
+        said += [f"By algorithm: {', '.join(f'{name} {value}' for name, value in own.items())}."] if own else []
+    if known.name == "algorithm":
+        said.append("; ".join(f"{name}: {row.does}, sends {row.sends}" for name, row in ALGORITHMS.items()) + ".")
+    owners = owners_of(known.name)
+    said += [f"For {', '.join(owners)}."] if 0 < len(owners) < len(ALGORITHMS) else []
+    return " ".join(said)
 
 
-def condense(boxed: str) -> str:
-    """One line from the parser's boxed message, which says what was wrong, what is expected, and where help is."""
-    lines = (re.sub(r"[╭╮╰╯│─]", " ", line).strip() for line in boxed.splitlines()[1:])
-    return " ".join(line for line in lines if line)
+def documents_of(kind: type) -> dict[str, str]:
+    """The docstring below each field, of a class and of those that it is made of."""
+    found: dict[str, str] = {}
+    for one in (one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, text in itertools.pairwise(tree.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return found

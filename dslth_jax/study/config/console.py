@@ -4,11 +4,12 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from dslth_jax.study.config.stopping import Stop
+if TYPE_CHECKING:
+    from dslth_jax.study.config.stopping import Stop
 
 
 class Stream(io.TextIOBase):
@@ -18,7 +19,7 @@ class Stream(io.TextIOBase):
     is asked to end the run.
     """
 
-    def __init__(self, over: Any, stop: Stop | None = None) -> None:
+    def __init__(self, over: Any, stop: "Stop | None" = None) -> None:
         self.over, self.stop = over, stop
 
     @property
@@ -64,7 +65,7 @@ class Stream(io.TextIOBase):
         return True
 
 
-def console(stop: Stop | None = None, *, quiet: bool = False) -> Console:
+def console(stop: "Stop | None" = None, *, quiet: bool = False) -> Console:
     """The console on which a command, or a function called from Python, says how it goes."""
     file: Any = Stream(sys.stdout, stop)
     return Console(file=file, quiet=quiet)
@@ -75,7 +76,7 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=Stream(sys.stderr))
 
 
-def guard(stop: Stop) -> None:
+def guard(stop: "Stop") -> None:
     """Let no word of this process end it: also those of libraries, of --help, and where a stream was closed."""
     for descriptor in (0, 1, 2):
         try:

@@ -4,6 +4,7 @@ Reading needs no TensorFlow; tensorflow-datasets prepares with it what it downlo
 they are used; what they read is cached as one file.
 """
 
+import functools
 import hashlib
 import http.client
 import logging
@@ -46,27 +47,31 @@ TFDS_HOSTS = {
     "mnist": "https://storage.googleapis.com",
     "svhn_cropped": "http://ufldl.stanford.edu",
 }
-NAMES = (*TFDS_HOSTS, "digits")
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set called `name`: "digits" (embedded in scikit-learn) or one that tensorflow-datasets knows.
+    """The data set of a name in `READERS`.
 
     Args:
-        name: "digits" or a key of `TFDS_HOSTS`.
+        name: "digits", which scikit-learn holds, one that tensorflow-datasets prepares, or one that a script has added.
         data_dir: where tensorflow-datasets keeps its data; None is its own default.
 
     Raises:
         ValueError: an unknown name, a folder that does not exist, or data that is neither there nor to be had.
     """
-    if name == "digits":
-        return digits()
-    expect_choice("dataset", name, NAMES)
+    expect_choice("dataset", name, list(READERS))
+    return READERS[name](data_dir)
+
+
+def of_tfds(name: str, data_dir: Path | None) -> Dataset:
+    """A data set that tensorflow-datasets has prepared, or prepares."""
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     try:
         folder = folder.expanduser().resolve()
         exists = folder.is_dir()
     except (OSError, RuntimeError, ValueError):  # a name too long, somebody unknown's home, a loop of links
+        if data_dir is None:
+            raise ValueError(f"the data folder {folder} is none of this user's: give --data-dir another") from None
         exists = False
     if data_dir is not None and not exists:
         raise ValueError(f"the data folder {folder} does not exist or is no folder: create it, or leave --data-dir out")
@@ -75,8 +80,9 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     return cached(folder / name, lambda: read_tfds(name, folder))
 
 
-def digits() -> Dataset:
+def digits(data_dir: Path | None = None) -> Dataset:
     """scikit-learn's 8x8 handwritten digits (1,797 samples); a fixed stratified fifth is the test set."""
+    del data_dir  # they are embedded
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -87,6 +93,13 @@ def digits() -> Dataset:
         images, labels, test_size=0.2, stratify=labels, random_state=0
     )
     return Dataset(train_images, train_labels, test_images, test_labels, classes=10)
+
+
+# By name; a script may add to them.
+READERS: dict[str, Callable[[Path | None], Dataset]] = {
+    **{name: functools.partial(of_tfds, name) for name in TFDS_HOSTS},
+    "digits": digits,
+}
 
 
 def read_tfds(name: str, folder: Path) -> Dataset:
@@ -167,22 +180,30 @@ def reachable(address: str, seconds: float = 2.0) -> bool:
     return answered.is_set()
 
 
-def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+def cache_folder(*, make: bool = True) -> Path | None:
+    """Where this user's programs keep what can be made again; None where there can be no such folder."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+        if not folder.is_absolute():  # it would be part of the current folder
+            return None
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder if os.access(folder, os.W_OK) or not make else None
+    except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
+        return None
 
 
 def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
     """What `read` returns, kept in the user's cache folder for as long as the files under `prepared` stay the same.
 
-    A folder that cannot be written to costs the cache and nothing else.
+    Where there is no such folder, or it cannot be written to, that costs the cache and nothing else.
     """
     files = sorted(path for path in prepared.rglob("*") if path.is_file()) if prepared.is_dir() else []
-    if not files:
+    cache = cache_folder(make=False)
+    if not files or cache is None:
         return read()
     signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
-    cache = cache_folder()
     path = cache / f"{prepared.name}-{digest}.npz"
     try:
         return load_file(path)

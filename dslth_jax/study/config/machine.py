@@ -4,6 +4,8 @@ import os
 
 import jax
 
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that numbers depend on
+
 
 def check_machine() -> None:
     """Raise a ValueError where JAX finds no device, or may compile nothing."""

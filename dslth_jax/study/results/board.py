@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tyro
-
 from dslth_jax.study.config.command import conduct, parse
 from dslth_jax.study.config.console import console
 from dslth_jax.study.config.stopping import Stop
@@ -28,7 +26,7 @@ PROGRAM = "experiments.board"
 class Board:
     """Metrics of run folders as TensorBoard event files."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: tuple[Path, ...]
     """Run folders."""
     log_dir: Path
     """Gets a folder for each run."""

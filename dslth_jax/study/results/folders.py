@@ -25,8 +25,8 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax import masks
-from dslth_jax.study.config.hints import flag
-from dslth_jax.study.config.settings import OF_THE_MACHINE, PACKAGES, Settings
+from dslth_jax.study.config.machine import PACKAGES
+from dslth_jax.study.config.settings import Settings, described, flag
 
 try:
     import fcntl
@@ -133,7 +133,7 @@ def expect_same(settings: Settings, other: Row, whose: str) -> None:
     differing = [
         f"{flag(name)} was {other.get(name)} and is {own[name]}"
         for name in own
-        if name not in OF_THE_MACHINE and other.get(name) != own[name]
+        if not described(type(settings))[name].machine and other.get(name) != own[name]
     ]
     if differing:
         raise ValueError(f"{whose} has other settings: {'; '.join(differing)}: say the same, or name another --out")

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
-import tyro
 from markupsafe import Markup
 
 from dslth_jax.study.config.command import conduct, parse
@@ -51,7 +50,7 @@ PICTURES = {
 class Report:
     """A page of HTML that shows runs, in one file."""
 
-    folders: tyro.conf.Positional[tuple[Path, ...]]
+    folders: tuple[Path, ...]
     """Run folders, or one folder of a sweep."""
     out: Path = Path("report.html")
     """File of the page."""

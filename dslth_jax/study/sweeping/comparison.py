@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dslth_jax.study.config.hints import flag
-from dslth_jax.study.config.methods import FLAGS, OF_SOME
-from dslth_jax.study.config.settings import DEFAULTS, Settings
+from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
+from dslth_jax.study.config.settings import SETTINGS, Settings, flag
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, line_of_seeds
 from dslth_jax.study.results.points import DONE, Point, mean_of
@@ -45,20 +44,21 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     A ValueError if a flag says what the arms are there to say, or means nothing to any.
     """
     differing = {"algorithm"}.union(*arms.values())
-    said = {name: getattr(settings, name) for name in DEFAULTS if getattr(settings, name) != DEFAULTS[name]}
+    said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}
     for name in said.keys() & differing:
         raise ValueError(f"{flag(name)} is what arms differ in, or have in common already: leave it out")
     steps = steps_of(settings.lr, {arm["algorithm"] for arm in arms.values()})
-    of_some = {name: value for name, value in said.items() if name in OF_SOME - {"lr"}}
-    for name in of_some.keys() - set().union(*(FLAGS[arm["algorithm"]] for arm in arms.values())):
+    shared = {name: value for name, value in said.items() if name in of_some() - {"lr"}}
+    for name in shared.keys() - set().union(*(ALGORITHMS[arm["algorithm"]].flags for arm in arms.values())):
         raise ValueError(f"{flag(name)} means nothing to any arm: leave it out")
 
     def own(arm: Mapping[str, Any]) -> dict[str, Any]:
-        flags = {"code_every": 1, **of_some}
+        flags = ALGORITHMS[arm["algorithm"]].flags
         step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
-        return {name: value for name, value in flags.items() if name in FLAGS[arm["algorithm"]]} | step | {**arm}
+        said = {name: value for name, value in {"code_every": 1, **shared}.items() if name in flags}
+        return {**said, **step, **arm}
 
-    common = {name: value for name, value in said.items() if name not in OF_SOME}
+    common = {name: value for name, value in said.items() if name not in of_some()}
     return Sweep(**common, seeds=settings.seeds), {name: own(arm) for name, arm in arms.items()}
 
 

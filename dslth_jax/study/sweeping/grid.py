@@ -7,23 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from dslth_jax.naming import nearest
-from dslth_jax.study.config import command
-from dslth_jax.study.config.hints import choices, flag, is_of, kinds, parts, refusal
-from dslth_jax.study.config.settings import DEFAULTS, HINTS, OF_THE_MACHINE, Settings
+from dslth_jax.study.config.settings import SETTINGS, Settings, flag, parts, read
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import Member, Prepared, TooLargeError, batch_of, plan
-
-# Settings that are traced, or decide only about what is: they may differ between members of one program. What they
-# decide beside, such as how many samples a batch can have, `statics_of` looks at itself.
-TRACED = (
-    "seed", "partition", "classes_per_agent", "class_file", "dirichlet_alpha", "data_fraction", "feature_skew",
-    "topology", "directed", "mixing", "retention", "linear_retention", "lr", "fine_tune_lr", "weight_decay",
-    "amplitude", "group_lasso", "prune_rate", "clamp", "preset", "batch_size",
-)  # fmt: skip
-SCHEDULED = ("retention", "linear_retention", "lr", "fine_tune_lr", "weight_decay", "amplitude", "group_lasso")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +20,13 @@ class Sweep(Settings):
     All other flags are those of experiments.cifar, and hold for every point.
     """
 
-    grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    grid: tuple[str, ...] = ()
     """An axis of the grid as NAME=VALUE,VALUE,... where NAME is any other flag; say it once for each axis."""
     seeds: int = 1
     """Seeds of each point: --seed and the numbers behind it."""
     run_folders: bool = False
     """Leave the run folder of each point and seed, under runs/."""
-    search: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    search: tuple[str, ...] = ()
     """Instead of a grid, what Optuna searches: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,..."""
     trials: int = 64
     """Points that this command tries in a search."""
@@ -50,13 +37,6 @@ class Sweep(Settings):
     storage: str | None = None
     """Optuna's storage as a URL, which several machines may share (each with an --out of its own); None is a file in
     the sweep's folder."""
-
-    def __post_init__(self) -> None:
-        """Take a single axis without a list too."""
-        super().__post_init__()
-        for name in ("grid", "search"):
-            if isinstance(value := getattr(self, name), str):
-                object.__setattr__(self, name, (value,))
 
 
 Arms = Mapping[str, Mapping[str, Any]]  # of a comparison, the settings of each by its name
@@ -73,15 +53,6 @@ class Points:
     seeds: int
     run_folders: bool
     members: list[Member] = dataclasses.field(default_factory=list)  # a search adds to them
-
-
-def check_own(settings: Sweep) -> None:
-    """Raise a ValueError if a field that only a sweep has is of another type than it says."""
-    for name, hint in command.hints_of(Sweep).items():
-        value = getattr(settings, name)
-        for one in value if isinstance(value, list | tuple) and name in ("grid", "search") else [value]:
-            if name not in HINTS and not is_of(one, hint):
-                raise ValueError(refusal(name, kinds(hint), one))
 
 
 def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
@@ -104,29 +75,21 @@ def axis_of(flag_name: str, spelled: str, form: str, known: Mapping[str, Any], s
         raise ValueError(f"{flag_name} must be {form}, got {spelled!r}")
     if name == "seed":
         raise ValueError(f"{flag_name} takes no seeds: say --seeds, how many there are of each point")
-    if name not in HINTS or name in OF_THE_MACHINE:
-        raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, HINTS)}")
+    if name not in SETTINGS or SETTINGS[name].machine:
+        raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, SETTINGS)}")
     if name in known:
         raise ValueError(f"{flag_name} names {name} twice: give all its values at once")
-    if getattr(settings, name) != DEFAULTS[name]:
+    if getattr(settings, name) != SETTINGS[name].default:
         raise ValueError(f"{flag(name)} and {flag_name} {name}=... contradict each other: leave one of them out")
     return name, values
 
 
 def value_of(name: str, word: str) -> Any:
     """A field's value from its spelling."""
-    hint = HINTS[name]
-    if word == "None" and type(None) in parts(hint):
-        return None
-    if bool in parts(hint) and word in ("True", "False"):
-        return word == "True"
-    for number in (int, float):
-        # Where a number may be spelled with a schedule, a whole one reads better as it is.
-        if (number in parts(hint) or {float, str} <= set(parts(hint))) and command.is_spelled(word, number):
-            return number(word)
-    if word in choices(hint) or str in parts(hint) or Path in parts(hint):
-        return word
-    raise ValueError(refusal(name, kinds(hint), word, choices(hint)))
+    hint = SETTINGS[name].hint
+    # Where a number may be spelled with a schedule, a whole one reads better as it is.
+    value = read(name, word, int | hint if {float, str} <= {*parts(hint)} else hint)
+    return word if isinstance(value, Path) else value
 
 
 def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -137,9 +100,10 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in, or sets a shape, in words: members of which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    fixed = {name: value for name, value in folders.as_json(settings).items() if name not in (*TRACED, *OF_THE_MACHINE)}
+    described = [(SETTINGS[name], value) for name, value in folders.as_json(settings).items()]
+    fixed = {known.name: value for known, value in described if not (known.traced or known.machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
-    schedules = {name: str(getattr(settings, name)).partition("@")[2] for name in SCHEDULED}
+    schedules = {known.name: str(value).partition("@")[2] for known, value in described if known.scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))

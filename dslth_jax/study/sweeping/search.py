@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dslth_jax.study.config.hints import parts
-from dslth_jax.study.config.settings import HINTS
+from dslth_jax.study.config.settings import SETTINGS, parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, value_of
@@ -62,9 +61,9 @@ def space_of(name: str, values: str) -> "optuna.distributions.BaseDistribution":
 
     words = [word.strip() for word in values.split(",")]
     ends = values.split(":")
-    if len(words) > 1 or not {int, float} & set(parts(HINTS[name])) or len(ends) == 1:
+    if len(words) > 1 or not {int, float} & set(parts(SETTINGS[name].hint)) or len(ends) == 1:
         return CategoricalDistribution([value_of(name, word) for word in words])
-    kind: type = float if float in parts(HINTS[name]) else int
+    kind: type = float if float in parts(SETTINGS[name].hint) else int
     try:
         low, high = map(kind, ends[:2])
         if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):

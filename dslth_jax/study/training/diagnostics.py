@@ -8,7 +8,7 @@ import numpy as np
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import GraphReport
-from dslth_jax.study.config.methods import PRESETS
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
 from dslth_jax.study.config.settings import Settings
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
@@ -141,7 +141,7 @@ def expected(settings: Settings, graph: GraphReport | None) -> Iterator[tuple[st
     usual = PRESETS[settings.preset]["fine_tune_lr"]
     if fine_tuning is not None and fine_tuning == usual and not same_step(step, fine_tuning):
         yield "steps", f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
-    sends_nothing = settings.algorithm in ("local", "independent")
+    sends_nothing = ALGORITHMS[settings.algorithm].sends == "nothing"
     if sends_nothing or settings.agents == 1 or graph is None:
         return
     if alone := graph.isolated:

@@ -13,8 +13,7 @@ from dslth_jax.exchange import silence, unpacked_like
 from dslth_jax.keys import key_of
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares, world_of
-from dslth_jax.study.config.methods import FLAGS
-from dslth_jax.study.config.settings import retentions
+from dslth_jax.study.config.resolve import numbers_of
 from dslth_jax.study.training.diagnostics import Symptoms
 from dslth_jax.study.training.ledger import Ledger, is_key_frame, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -142,19 +141,20 @@ class History:
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
         held = held_by_class(prepared.train, prepared.dataset.classes)
-        keeps = "retention" in FLAGS[prepared.settings.algorithm]
+        kept = numbers_of(prepared.settings).get("retention")
+        retentions = kept.values.tolist() if kept else [""] * len(neighbours)
         return [
             {
                 "agent": agent,
                 "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
-                "retention": retention if keeps else "",
+                "retention": retention,
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
                 "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
             }
-            for agent, retention in enumerate(retentions(prepared.settings))
+            for agent, retention in enumerate(retentions)
         ]
 
 

@@ -1,6 +1,5 @@
 """The compiled programs of a plan: start, evaluate, one round. Everything in them has a leading axis of members."""
 
-import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from dslth_jax.population import Shares, State
 from dslth_jax.schedules import at_round
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config import datasets
+from dslth_jax.study.config.console import warn
 from dslth_jax.study.training.plan import Plan, batch_of
 
 # Where things belong that every member has its own of.
@@ -189,11 +189,10 @@ def keep_programs(wanted: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", wanted and not forbidden)
     told: Any = jax.config
     if wanted and not told.jax_compilation_cache_dir:
-        folder = datasets.cache_folder() / "programs"
-        # A folder that cannot be made costs the cache and nothing else.
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(folder))
+        if folder := datasets.cache_folder():
+            jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        else:
+            warn("there is no folder of this user's to keep compiled programs in: name one in XDG_CACHE_HOME")
     # JAX looks at these settings once, when it first compiles: let it look again.
     compilation_cache.reset_cache()

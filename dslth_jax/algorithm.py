@@ -1,116 +1,198 @@
-"""The form every algorithm takes: four pure functions of one agent's world, and what they exchange.
+"""The form of every algorithm: four pure functions of one agent's world, and what they exchange.
 
 An algorithm is a factory that checks and closes over what is static and returns an `Algorithm`. Its functions see one
-agent; `population.round` maps them over all.
+agent; `population.round` maps them over all. A layer goes by its name, which is its key path in the pytree that the
+algorithm sends leaves of, such as "conv1/kernel".
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
 
 class World(NamedTuple):
-    """What an agent knows beside its own state and what it heard.
-
-    In the population's world `hyper` carries a leading agents axis; everything else is common to all.
-    """
+    """What all agents know alike in one round."""
 
     weights: PyTree[Float[Array, "..."]]  # random, shared, never trained, never sent: known from the seed
     frozen: PyTree[Float[Array, "..."]]  # biases and the like, as fixed as the weights, but not masked
-    hyper: Any  # this round's values of all traced settings
     key: Key[Array, ""]  # common to all agents
     round: Int[Array, ""]
     rounds: Int[Array, ""]  # how many the run is to have
 
 
-class Batches(NamedTuple):
-    """Minibatches of one agent. Leading axes: steps, batch (or batch alone)."""
+class Batch(NamedTuple):
+    """A minibatch of one agent; several have leading axes."""
 
-    images: UInt8[Array, "*axes height width channels"]
-    labels: Int[Array, "*axes"]
-    present: Bool[Array, "*axes"]  # False where an agent with fewer samples than the batch has none
+    images: UInt8[Array, "*axes batch height width channels"]
+    labels: Int[Array, "*axes batch"]
+    present: Bool[Array, "*axes batch"]  # False where an agent with fewer samples than the batch has none
+
+
+class Batches(NamedTuple):
+    """The minibatches of one agent in one round."""
+
+    steps: Batch  # of the local steps, along a leading axis
+    extra: Batch  # one more, for a gradient that is computed anew
 
 
 class Message(NamedTuple):
-    """What one agent sends where it is not masks alone; those go as they are, a pytree of packed bits.
+    """What one agent sends, layer by layer; who sends nothing sends an empty one.
 
-    Bits beside values are masks of these values, entry by entry; else they are masks of the shared weights. Sending
-    nothing is None, or neither.
+    Every agent's message has the same names. A layer that nobody ever sends is no name. Bits need not be the mask in
+    use. Where a name has bits and values, values are sent where the bits are 1, and nowhere else.
     """
 
-    masks: PyTree[UInt8[Array, "..."]] = None  # packed bits, one leaf a layer
-    values: PyTree[Float[Array, "..."]] = None
+    masks: Mapping[str, UInt8[Array, "..."]] = {}  # packed bits
+    values: Mapping[str, Float[Array, "..."]] = {}
+    has: Mapping[str, Bool[Array, ""]] | None = None  # whether this message holds the layer; None says all
 
 
 class Heard(NamedTuple):
-    """What one agent has of its neighbours, itself never included.
+    """What one agent has of its neighbours, itself never included: sums over those whose message of a layer arrived.
 
-    Of masks: how many of `degree` neighbours keep each entry. Whole numbers sum exactly in any order. Of values: their
-    sum over neighbours, edge after edge. Where links have weights of their own all are floats: the weight of those that
-    keep the entry, and of all, and the weighted sum of values. What nobody sends is None.
+    Where links weigh 0 or 1 in uint8, masks are counted in whole numbers, which sum exactly in any order. Other weights
+    are floats, and sums are of weighted masks; sums of values are always weighted, edge after edge.
     """
 
-    counts: PyTree[Array]
-    degree: Int[Array, ""] | Float[Array, ""]
-    sums: PyTree[Float[Array, "..."]] = None
+    masks: Mapping[str, Shaped[Array, "..."]]  # how many neighbours keep each entry, or their weight
+    values: Mapping[str, Float[Array, "..."]]
+    weight: Mapping[str, Shaped[Array, ""]]  # of all neighbours that were heard, layer by layer
+    own: Float[Array, ""]  # the weight of one's own value in a mean
+    spoke: Bool[Array, ""]  # whether this was a round of exchange; hearing nobody in one is something else
+
+
+class Init(Protocol):
+    """The start of one agent."""
+
+    def __call__(self, key: Key[Array, ""], world: World, hyper: Any) -> tuple[Any, Message]:
+        """What the agent carries, and its start message, which is known from the seed and costs nothing.
+
+        Args:
+            key: the agent's own.
+            world: of the first round.
+            hyper: the agent's traced settings of the first round.
+        """
+        ...
+
+
+class Send(Protocol):
+    """The work of one agent before the exchange."""
+
+    def __call__(
+        self, key: Key[Array, ""], world: World, hyper: Any, agent: Any, heard: Heard, batches: Batches
+    ) -> tuple[Any, Any, Message, dict[str, Array]]:
+        """The agent anew, what it carries over the exchange, its message, and diagnostics.
+
+        Args:
+            key: the agent's own, of this round and phase.
+            world: of this round.
+            hyper: the agent's traced settings of this round.
+            agent: what it carries from round to round.
+            heard: what it heard in the last round of exchange.
+            batches: its minibatches of this round; `receive` gets the same ones.
+        """
+        ...
+
+
+class Receive(Protocol):
+    """The work of one agent after the exchange."""
+
+    def __call__(
+        self, key: Key[Array, ""], world: World, hyper: Any, agent: Any, carry: Any, heard: Heard, batches: Batches
+    ) -> tuple[Any, dict[str, Array]]:
+        """The agent anew, and diagnostics, which are never carried.
+
+        Arguments as in `Send`, but for `carry`, which `send` returned, and `heard`, which is of this round: in a silent
+        one all sums are zero and `heard.spoke` is False.
+        """
+        ...
+
+
+class Model(Protocol):
+    """What one agent predicts with."""
+
+    def __call__(self, world: World, hyper: Any, agent: Any, heard: Heard) -> tuple[Any, Any]:
+        """The variables for `Network.apply`, and the masks in use, a pytree of 0 and 1; None of weight methods.
+
+        `heard` is what the agent heard in the last round of exchange.
+        """
+        ...
 
 
 class Algorithm(NamedTuple):
-    """Four functions of one agent's world; `info` is diagnostics and never carried.
+    """Four functions of one agent's world."""
 
-    - `init(key, world) -> agent, message`: what the agent carries, and the start message, which costs nothing;
-    - `send(key, world, agent, heard, batches) -> agent, carry, message, info`: the work before the exchange;
-    - `receive(key, world, agent, carry, heard, batches) -> agent, info`: the work after it;
-    - `model(world, agent, heard) -> variables, masks`: what the agent predicts with (masks None for weight methods).
+    init: Init
+    send: Send
+    receive: Receive
+    model: Model
 
-    A message is a pytree of packed bits of masks, one uint8 leaf a layer, or a `Message` where values go with them or
-    instead, or None where nothing is sent; always of one structure. `batches` holds (local steps + 1) minibatches; the
-    last serves a gradient that is computed anew, for fine-tuning or for growing entries.
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """A layer's name from its key path in a pytree."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def by_name(tree: PyTree[Array]) -> dict[str, Any]:
+    """The leaves of a pytree by their names.
+
+    >>> by_name({"conv": {"kernel": 1}, "linear": {"kernel": 2}})
+    {'conv/kernel': 1, 'linear/kernel': 2}
     """
-
-    init: Callable[..., tuple[Any, Any]]
-    send: Callable[..., tuple[Any, Any, Any, dict[str, Array]]]
-    receive: Callable[..., tuple[Any, dict[str, Array]]]
-    model: Callable[..., tuple[Any, Any]]
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def neighbour_mean(heard: Heard, dtype: Any = jnp.float32) -> PyTree[Float[Array, "..."]]:
-    """m̄ = counts / degree, entry by entry, in `dtype`; 0 where nobody was heard.
+def with_names(function: Callable[..., Any], tree: PyTree[Array], *rest: PyTree[Array]) -> PyTree[Any]:
+    """`function(name, leaf, ...)` of every leaf, as a pytree like `tree`."""
+    return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)
 
-    >>> neighbour_mean(Heard(jnp.array([0, 1, 2], jnp.uint8), jnp.int32(2))).tolist()
+
+def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
+    """m̄, the mean of the neighbours' masks, as a pytree of the shapes and dtypes of `like`.
+
+    0 where nobody was heard, and in layers that nobody sends.
+
+    >>> heard = Heard({"w": jnp.array([0, 1, 2], jnp.uint8)}, {}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
+    >>> neighbour_mean(heard, {"w": jnp.zeros(3), "head": jnp.zeros(1)})["w"].tolist()
     [0.0, 0.5, 1.0]
     """
-    degree = jnp.where(heard.degree > 0, heard.degree, 1).astype(dtype)
-    return jax.tree.map(lambda counts: counts.astype(dtype) / degree, heard.counts)
+
+    def one(name: str, leaf: Array) -> Array:
+        if name not in heard.masks:
+            return jnp.zeros_like(leaf)
+        weight = heard.weight[name]
+        return heard.masks[name].astype(leaf.dtype) / jnp.where(weight > 0, weight, 1).astype(leaf.dtype)
+
+    return with_names(one, like)
 
 
-def parts_of(message: Any) -> Message:
-    """A message as masks and values, whichever of the three forms it has."""
-    return message if isinstance(message, Message) else Message(masks=message)
+def mean_with_own(
+    own: PyTree[Array], of_others: Mapping[str, Shaped[Array, "..."]], heard: Heard
+) -> PyTree[Float[Array, "..."]]:
+    """The mean over neighbours and oneself, of values (`of_others` is `heard.values`) or of masks (`heard.masks`).
 
+    Where nobody weighs anything, and in layers that nobody sends, it is one's own value.
 
-def own_weight(heard: Heard, dtype: Any = jnp.float32) -> Float[Array, ""]:
-    """The weight of one's own value in a mean over neighbours and oneself, that of all together being more by `degree`.
-
-    1 as every neighbour's, or where links have weights of their own what these leave of 1.
-
-    >>> float(own_weight(Heard(None, jnp.int32(3)))), float(own_weight(Heard(None, jnp.float32(0.75))))
-    (1.0, 0.25)
-    """
-    degree = heard.degree.astype(dtype)
-    return 1 - degree if jnp.issubdtype(heard.degree.dtype, jnp.floating) else jnp.ones_like(degree)
-
-
-def mean_with_own(own: PyTree[Array], of_others: PyTree[Array], heard: Heard) -> PyTree[Float[Array, "..."]]:
-    """The mean over neighbours and oneself, of values (`heard.sums` are of others) or of masks (`heard.counts`).
-
-    >>> mean_with_own(jnp.array([4.0]), jnp.array([8.0]), Heard(None, jnp.int32(2))).tolist()
+    >>> heard = Heard({}, {"w": jnp.array([8.0])}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
+    >>> mean_with_own({"w": jnp.array([4.0])}, heard.values, heard)["w"].tolist()
     [4.0]
     """
-    dtype = jax.tree.leaves(own)[0].dtype
-    weight = own_weight(heard, dtype)
-    whole = weight + heard.degree.astype(dtype)
-    return jax.tree.map(lambda one, others: (weight * one + others.astype(dtype)) / whole, own, of_others)
+
+    def one(name: str, value: Array) -> Array:
+        if name not in of_others:
+            return value
+        weight = heard.own.astype(value.dtype)
+        whole = weight + heard.weight[name].astype(value.dtype)
+        mean = (weight * value + of_others[name].astype(value.dtype)) / jnp.where(whole > 0, whole, 1)
+        return jnp.where(whole > 0, mean, value)
+
+    return with_names(one, own)
+
+
+def heard_anybody(heard: Heard) -> Bool[Array, ""]:
+    """Whether any layer of any neighbour has arrived."""
+    return reduce(jnp.logical_or, [weight > 0 for weight in heard.weight.values()], jnp.array(False))

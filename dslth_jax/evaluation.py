@@ -35,12 +35,12 @@ def evaluate(
     batch_size: int = BATCH,
     chunk: int | None = None,
 ) -> Evaluation:
-    """The population's accuracies, from its scores and what it heard last.
+    """The population's accuracies, from its scores, what it heard last, and the settings of the round that ran last.
 
     Args:
         network: whose `apply` predicts with what the algorithm's `model` gives.
         algorithm: whose agents these are.
-        world: the population's world.
+        world: of any round.
         state: of the population.
         tests: test samples; only the first `sizes` of each agent count, and sizes may be traced.
         batch_size: test samples a forward pass; static.
@@ -48,7 +48,7 @@ def evaluate(
     """
 
     def one(hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array, skew: Skew) -> Evaluation:
-        variables, masks_in_use = algorithm.model(world._replace(hyper=hyper), agent, heard)
+        variables, masks_in_use = algorithm.model(world, hyper, agent, heard)
         capacity = indices.shape[0]
 
         def count(step: Array, right: Array) -> Array:
@@ -63,4 +63,4 @@ def evaluate(
         return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use))
 
     own = (tests.indices, tests.sizes, tests.skew)
-    return over_agents(one, world.hyper, state.agents, state.heard, *own, chunk=chunk)
+    return over_agents(one, state.control.used, state.agents, state.heard, *own, chunk=chunk)

@@ -1,77 +1,111 @@
 """The exchange: a sparse mixing matrix times the stacked messages, which are masks, floats, or both."""
 
 import math
+from collections.abc import Mapping
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, Shaped, UInt8
 
-from dslth_jax.algorithm import Heard, Message, parts_of
+from dslth_jax.algorithm import Heard, Message, by_name
 from dslth_jax.graphs import Graph
 from dslth_jax.masks import unpack
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
 
 
-def hear(sent: Any, graph: Graph, receiver: Int[Array, ""], like: Any) -> Heard:
-    """One row of the product: what `receiver` has of its neighbours' masks and values.
+def hear(
+    messages: Message, graph: Graph, receiver: Int[Array, ""], like: Message, weights: Mapping[str, Array] | None = None
+) -> Heard:
+    """One row of the product: what `receiver` has of its neighbours' masks and values, in a round of exchange.
 
-    One agent's world on the receiving side; map it over receivers. `sent` stacks everybody's messages along a leading
-    agents axis, `like` is one of them with masks unpacked, to give the layers' shapes. The cost grows with the edges,
-    and masks stay bits until the moment they are counted. Over edges of weight 0 and 1 in uint8 masks are counted, in
-    the smallest type that holds the count; over others, as values always, they are summed as floats in the order of the
-    edges.
+    One agent's world on the receiving side; map it over receivers. The cost grows with the edges, and masks stay bits
+    until the moment they are counted: in the smallest type that holds the count where edges weigh 0 or 1 in uint8, else
+    as sums of floats in the order of the edges, as values always are.
+
+    Args:
+        messages: everybody's, stacked along a leading agents axis.
+        graph: its edges lie sorted by receiver.
+        receiver: an agent's number.
+        like: one message with its masks unpacked, to give the layers' shapes.
+        weights: of the edges, layer by layer, from `edge_weights`; None computes them.
 
     >>> import numpy as np
     >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8), np.ones(3, np.float32))
     >>> sent = jnp.array([[0b000], [0b011], [0b110]], jnp.uint8)  # three agents' masks of three entries
-    >>> heard = hear(sent, graph, jnp.int32(0), jnp.zeros(3))
-    >>> heard.counts.tolist(), int(heard.degree)
+    >>> heard = hear(Message({"w": sent}), graph, jnp.int32(0), Message({"w": jnp.zeros(3)}))
+    >>> heard.masks["w"].tolist(), int(heard.weight["w"])
     ([1, 2, 1], 2)
     """
-    agents = jax.tree.leaves(sent)[0].shape[0]
-    bits, values = parts_of(sent)
+    agents = jax.tree.leaves(messages)[0].shape[0]
     graph = jax.tree.map(jnp.asarray, graph)
-    nothing = silence(like, agents, graph)
+    nothing = silence(like, agents, graph)._replace(own=graph.own[receiver], spoke=jnp.array(True))
     if graph.receivers.shape[0] == 0:
         return nothing
+    weights = edge_weights(messages, graph) if weights is None else weights
     # Edges lie sorted by receiver, so its own are one stretch of them.
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
+    edges = Edges(jnp.asarray(graph.senders), weights, first, end)
     form = weighted_sum if jnp.issubdtype(graph.weights.dtype, jnp.floating) else count
-    return Heard(
-        None if bits is None else form(nothing.counts, bits, graph, first, end),
-        degree(nothing.degree, graph, first, end),
-        None if values is None else sum_of_values(nothing.sums, values, graph, first, end),
+    return nothing._replace(
+        masks=form(nothing.masks, messages.masks, edges) if messages.masks else nothing.masks,
+        values=sum_of_values(nothing.values, messages.values, edges) if messages.values else nothing.values,
+        weight=total_weight(nothing.weight, edges),
     )
 
 
+class Edges(NamedTuple):
+    """The edges that lead to one receiver: those from `first` to `end`."""
+
+    senders: Int[Array, "edges"]
+    weights: Mapping[str, Shaped[Array, "edges"]]  # 0 where the sender lacks the layer
+    first: Int[Array, ""]
+    end: Int[Array, ""]
+
+    def several(self, step: Int[Array, ""]) -> tuple[Int[Array, "at_once"], dict[str, Shaped[Array, "at_once"]]]:
+        """The senders and weights of the edges of one step, `AT_ONCE` of them; beyond the end the weight is 0."""
+        edges = self.first + step * AT_ONCE + lax.iota(jnp.int32, AT_ONCE)
+        inside = jnp.minimum(edges, self.end - 1)
+        weights = {name: jnp.where(edges < self.end, weight[inside], 0) for name, weight in self.weights.items()}
+        return self.senders[inside], weights
+
+    @property
+    def steps(self) -> Int[Array, ""]:
+        """How many steps take all edges."""
+        return (self.end - self.first + AT_ONCE - 1) // AT_ONCE
+
+
+def edge_weights(messages: Message, graph: Graph) -> dict[str, Shaped[Array, "edges"]]:
+    """The weight of every edge, layer by layer: that of the graph, or 0 where the sender's message lacks the layer."""
+    names = [*messages.masks, *(name for name in messages.values if name not in messages.masks)]
+    weights = jnp.asarray(graph.weights)
+    if messages.has is None:
+        return dict.fromkeys(names, weights)
+    return {name: jnp.where(messages.has[name][graph.senders], weights, 0).astype(weights.dtype) for name in names}
+
+
 def count(
-    zeros: PyTree[Integer[Array, "..."]],
-    sent: PyTree[UInt8[Array, "agents _"]],
-    graph: Graph,
-    first: Int[Array, ""],
-    end: Int[Array, ""],
-) -> PyTree[Integer[Array, "..."]]:
-    """How many senders of the edges from `first` to `end` keep each entry, in arrays like `zeros`.
+    zeros: Mapping[str, Integer[Array, "..."]], sent: Mapping[str, UInt8[Array, "agents _"]], edges: Edges
+) -> dict[str, Integer[Array, "..."]]:
+    """How many senders of the edges keep each entry, in arrays like `zeros`.
 
     Several neighbours at a time, all but the first of them in a loop: so what few neighbours keep is written once, to
     where it belongs.
     """
-    hears_any, hears_more = first < end, end - first > AT_ONCE
+    hears_any, hears_more = edges.first < edges.end, edges.end - edges.first > AT_ONCE
 
-    def add_neighbours(step: Array, planes: PyTree) -> PyTree:
-        senders, weights = several_edges(graph, first, end, step)
-        halves = jax.tree.map(lambda bits: in_halves(bits, senders, weights, hears_any), sent)
-        return jax.tree.map(lambda plane, half: plane + in_planes(half).astype(plane.dtype), planes, halves)
+    def add_neighbours(step: Array, planes: dict[str, Array]) -> dict[str, Array]:
+        senders, weights = edges.several(step)
+        halves = {name: in_halves(bits, senders, weights[name], hears_any) for name, bits in sent.items()}
+        return {name: plane + in_planes(halves[name]).astype(plane.dtype) for name, plane in planes.items()}
 
-    nothing = jax.tree.map(lambda leaf, bits: jnp.zeros((8, bits.shape[1]), leaf.dtype), zeros, sent)
-    steps = steps_of(first, end)
-    more = lax.cond(hears_more, lambda: lax.fori_loop(1, steps, add_neighbours, nothing), lambda: nothing)
-    # Asked once more, so that what is nothing is not even read.
+    nothing = {name: jnp.zeros((8, sent[name].shape[1]), leaf.dtype) for name, leaf in zeros.items()}
+    more = lax.cond(hears_more, lambda: lax.fori_loop(1, edges.steps, add_neighbours, nothing), lambda: nothing)
+    # Ask once more, so that the compiler reads no zeros where there were no more neighbours.
     more = jax.tree.map(lambda leaf: jnp.where(hears_more, leaf, 0), more)
     planes = add_neighbours(jnp.int32(0), more)
     return jax.tree.map(lambda leaf, plane: plane.reshape(-1)[: leaf.size].reshape(leaf.shape), zeros, planes)
@@ -112,99 +146,80 @@ def as_planes(counts: Shaped[Array, "agents *shape"]) -> Shaped[Array, "agents *
     return counts if size % 8 else counts.reshape(agents, 8, size // 8)
 
 
-def degree(zero: Array, graph: Graph, first: Int[Array, ""], end: Int[Array, ""]) -> Array:
-    """The weights of the edges from `first` to `end`, added to `zero`."""
+def total_weight(zeros: Mapping[str, Array], edges: Edges) -> dict[str, Array]:
+    """The weights of the edges, layer by layer, added to `zeros`."""
 
-    def add_weights(step: Array, total: Array) -> Array:
-        return total + jnp.sum(several_edges(graph, first, end, step)[1], dtype=zero.dtype)
+    def add_weights(step: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        _, weights = edges.several(step)
+        return {name: total + jnp.sum(weights[name], dtype=total.dtype) for name, total in totals.items()}
 
-    return lax.fori_loop(0, steps_of(first, end), add_weights, zero)
-
-
-def steps_of(first: Int[Array, ""], end: Int[Array, ""]) -> Int[Array, ""]:
-    """How many steps take all edges from `first` to `end`, `AT_ONCE` at a time."""
-    return (end - first + AT_ONCE - 1) // AT_ONCE
-
-
-def several_edges(
-    graph: Graph, first: Int[Array, ""], end: Int[Array, ""], step: Int[Array, ""]
-) -> tuple[Int[Array, "at_once"], Shaped[Array, "at_once"]]:
-    """The senders and weights of the edges of one step; beyond the end the weight is 0."""
-    edges = first + step * AT_ONCE + lax.iota(jnp.int32, AT_ONCE)
-    inside = jnp.minimum(edges, end - 1)
-    return graph.senders[inside], jnp.where(edges < end, graph.weights[inside], 0)
+    return lax.fori_loop(0, edges.steps, add_weights, dict(zeros))
 
 
 def weighted_sum(
-    zeros: PyTree[Float[Array, "..."]],
-    sent: PyTree[UInt8[Array, "agents _"]],
-    graph: Graph,
-    first: Int[Array, ""],
-    end: Int[Array, ""],
-) -> PyTree[Float[Array, "..."]]:
+    zeros: Mapping[str, Float[Array, "..."]], sent: Mapping[str, UInt8[Array, "agents _"]], edges: Edges
+) -> dict[str, Float[Array, "..."]]:
     """The weight of the senders that keep each entry, edge after edge."""
 
-    def add(edge: Array, totals: PyTree) -> PyTree:
-        sender, weight = graph.senders[edge], graph.weights[edge]
+    def add(edge: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        def add_layer(name: str, total: Array) -> Array:
+            kept = unpack(sent[name][edges.senders[edge]], total.shape)
+            return total + edges.weights[name][edge] * kept.astype(total.dtype)
 
-        def add_layer(total: Array, bits: Array) -> Array:
-            return total + weight * unpack(bits[sender], total.shape).astype(total.dtype)
+        return {name: add_layer(name, total) for name, total in totals.items()}
 
-        return jax.tree.map(add_layer, totals, sent)
-
-    return lax.fori_loop(first, end, add, zeros)
+    return lax.fori_loop(edges.first, edges.end, add, dict(zeros))
 
 
 def sum_of_values(
-    zeros: PyTree[Float[Array, "..."]],
-    sent: PyTree[Float[Array, "agents ..."]],
-    graph: Graph,
-    first: Int[Array, ""],
-    end: Int[Array, ""],
-) -> PyTree[Float[Array, "..."]]:
+    zeros: Mapping[str, Float[Array, "..."]], sent: Mapping[str, Float[Array, "agents ..."]], edges: Edges
+) -> dict[str, Float[Array, "..."]]:
     """The weighted sum of the senders' values, edge after edge; several of them at a time, so that sums are written
     once for all of these."""
 
-    def add_several(step: Array, totals: PyTree) -> PyTree:
-        senders, weights = several_edges(graph, first, end, step)
+    def add_several(step: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        senders, weights = edges.several(step)
 
-        def add_layer(total: Array, values: Array) -> Array:
+        def add_layer(name: str, total: Array) -> Array:
             for i in range(AT_ONCE):
-                total = total + weights[i].astype(total.dtype) * values[senders[i]]
+                total = total + weights[name][i].astype(total.dtype) * sent[name][senders[i]]
             return total
 
-        return jax.tree.map(add_layer, totals, sent)
+        return {name: add_layer(name, total) for name, total in totals.items()}
 
-    return lax.fori_loop(0, steps_of(first, end), add_several, zeros)
+    return lax.fori_loop(0, edges.steps, add_several, dict(zeros))
 
 
 def present_first(graph: Graph, agents: int) -> Graph:
-    """The same graph with its absent edges behind all others, under a receiver that nobody is: they cost nothing."""
+    """The same graph with its absent edges last, with receiver index `agents`, so that no agent visits them."""
     graph = jax.tree.map(jnp.asarray, graph)
     receivers = jnp.where(graph.weights != 0, graph.receivers, agents)
     order = jnp.argsort(receivers, stable=True)
     return graph._replace(senders=graph.senders[order], receivers=receivers[order], weights=graph.weights[order])
 
 
-def silence(like: Any, agents: int, graph: Graph) -> Heard:
-    """What an agent of a population of `agents` has heard over edges like those of `graph` when nobody spoke.
+def silence(like: Message, senders: int, graph: Graph) -> Heard:
+    """What an agent has heard of `senders` agents, over edges like those of `graph`, in a round without exchange.
 
-    `like` is a message with masks unpacked: only its shapes count, and of values their types.
+    `like` is a message with its masks unpacked: only its shapes count, and of values their types.
     """
-    masks, values = parts_of(like)
-    weight = jnp.result_type(graph.weights)
-    dtype, degree = (weight, weight) if jnp.issubdtype(weight, jnp.floating) else (counting_dtype(agents), jnp.int32)
+    dtype = jnp.result_type(graph.weights)
+    floats = jnp.issubdtype(dtype, jnp.floating)
+    counts, weight = (dtype, dtype) if floats else (counting_dtype(senders), jnp.int32)
     return Heard(
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, dtype), masks),
-        jnp.zeros((), degree),
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), values),
+        masks={name: jnp.zeros(leaf.shape, counts) for name, leaf in like.masks.items()},
+        values={name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in like.values.items()},
+        weight={name: jnp.zeros((), weight) for name in {**like.masks, **like.values}},
+        own=jnp.ones((), jnp.result_type(graph.own)),
+        spoke=jnp.array(False),
     )
 
 
-def unpacked_like(message: Any, weights: PyTree[Array]) -> Message:
-    """What gives the shapes of one agent's message: bits are masks of the values beside them, else of the weights."""
-    bits, values = parts_of(message)
-    return Message(None if bits is None else weights if values is None else values, values)
+def unpacked(message: Message, weights: PyTree[Array]) -> Message:
+    """Arrays of the shapes of one agent's message: bits are of the entries of the values of the same name, else of the
+    weights."""
+    shapes = {**by_name(weights), **message.values}
+    return Message({name: shapes[name] for name in message.masks}, message.values)
 
 
 def counting_dtype(agents: int) -> Any:

@@ -10,19 +10,23 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt8
 
-from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, parts_of
-from dslth_jax.exchange import as_planes, hear, present_first, silence, unpacked_like
-from dslth_jax.graphs import Graph, Topology, listeners
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
+from dslth_jax.control import Control, Controller, constant
+from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
+from dslth_jax.graphs import Graph, Topology
+from dslth_jax.links import Link, perfect
 from dslth_jax.networks.network import Network
 from dslth_jax.skew import Skew, see
 
 
 class State(NamedTuple):
-    """Everything that goes from round to round. Leaves of the first three carry a leading agents axis."""
+    """Everything that goes from round to round. All leaves but those of links and round have a leading agents axis."""
 
     agents: Any  # what each agent carries
-    heard: Heard  # what each heard last
-    sent: Any  # what each sent last: masks as packed bits, values as floats
+    heard: Heard  # what each heard in the last round of exchange
+    sent: Message  # what each sent last
+    links: Any  # what the links remember
+    control: Control  # the settings of the round that ran last, and of the next
     round: Int[Array, ""]
 
 
@@ -36,9 +40,9 @@ class Shares(NamedTuple):
     skew: Skew = Skew()  # leaves with an agents axis
 
 
-# One number for each use of an agent's key in a round, and two that set agents' and graphs' keys apart from the rest.
+# One number for each use of an agent's key in a round, and three that set the keys of agents, graphs and links apart.
 INIT, SEND, RECEIVE, DRAW = range(4)
-AGENTS, GRAPHS = 2**31, 2**31 + 1
+AGENTS, GRAPHS, LINKS = 2**31, 2**31 + 1, 2**31 + 2
 
 
 def over_agents(function: Callable[..., Any], *stacked: Any, chunk: int | None = None) -> Any:
@@ -119,49 +123,72 @@ def draw_weights(network: Network, key: Key[Array, ""]) -> tuple[Any, Any]:
     return network.init(jax.random.split(key)[0])
 
 
-def world_of(network: Network, key: Key[Array, ""], hyper: Any, round: Any, rounds: int, drawn: Any = None) -> World:
-    """The population's world of one round.
+def world_of(network: Network, key: Key[Array, ""], round: Any, rounds: int, drawn: Any = None) -> World:
+    """The world of one round.
 
-    Leaves of `hyper` carry a leading agents axis. `drawn` is what `draw_weights` makes of the key: drawn once and
-    handed to every program they compile faster; None draws anew.
+    `drawn` is what `draw_weights` makes of the key: drawn once and handed to every program they compile faster; None
+    draws anew.
     """
     weights, frozen = draw_weights(network, key) if drawn is None else drawn
     common_key = jax.random.split(key)[1]
-    return World(weights, frozen, hyper, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
+    return World(weights, frozen, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
 
 
 def graph_in(world: World, topology: Topology) -> Graph:
     """The graph of the world's round."""
     if topology.redraw is None:
         return topology.graph
-    key = jax.random.fold_in(jax.random.fold_in(world.key, GRAPHS), world.round)
-    return topology.redraw(key, topology.graph)
+    return topology.redraw(round_key(world, GRAPHS), topology.graph)
 
 
 def init(
-    algorithm: Algorithm, world: World, graph: Graph, *, agents: int, chunk: int | None = None, axis: str | None = None
+    algorithm: Algorithm,
+    world: World,
+    hyper: Any,
+    graph: Graph,
+    *,
+    agents: int,
+    link: Link | None = None,
+    controller: Controller | None = None,
+    chunk: int | None = None,
+    axis: str | None = None,
 ) -> State:
     """The state before the first round, in which everybody has heard its neighbours' start messages.
 
-    `agents` says how many there are, `chunk` and `axis` are those of `round`; inside `jax.shard_map` how many there are
-    on each device.
+    `agents` says how many there are; all else is as in `round`. Inside `jax.shard_map` it is how many there are on each
+    device.
     """
-    numbers = agent_numbers(agents, axis)
+    link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(agents, axis)
+    memory, first = controller.init(hyper)
 
-    def start(number: Array, hyper: Any) -> tuple[Any, Any]:
-        return algorithm.init(agent_key(world, number, INIT), world._replace(hyper=hyper))
+    def start(number: Array, hyper: Any) -> tuple[Any, Message]:
+        return algorithm.init(agent_key(world, number, INIT), world, hyper)
 
-    started, sent = over_agents(start, numbers, world.hyper, chunk=chunk)
+    started, sent = over_agents(start, numbers, first, chunk=chunk)
     everybody = from_all_devices(sent, axis)
-    one = jax.tree.map(lambda leaf: leaf[0], sent)
-    nothing = silence(unpacked_like(one, world.weights), agents * devices_of(axis), graph)
+    links = link.init(everybody) if holds_anything(sent) else None
+    nothing, graph = nothing_heard(link, links, graph, everybody, world)
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
-    return State(started, exchange(everybody, graph, numbers, nothing, chunk), sent, jnp.int32(0))
+    heard = exchange(everybody, graph, numbers, nothing, chunk)
+    return State(started, heard, sent, links, Control(memory, first, first), jnp.int32(0))
+
+
+def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, world: World) -> tuple[Heard, Graph]:
+    """What one agent has heard before anybody spoke, of the types behind the link; and the graph with weights of that
+    type, for start messages, which pass through no link."""
+    one = jax.tree.map(lambda leaf: leaf[0], everybody)
+    if not holds_anything(everybody):
+        return silence(one, 1, graph), graph
+    key = round_key(world, LINKS)
+    _, behind, arriving, _ = jax.eval_shape(link.transmit, key, memory, jax.tree.map(jnp.asarray, graph), everybody)
+    nothing = silence(unpacked(one, world.weights), count_of(arriving), behind)
+    return nothing, graph._replace(weights=jnp.asarray(graph.weights).astype(behind.weights.dtype))
 
 
 def round(
     algorithm: Algorithm,
     world: World,
+    hyper: Any,
     state: State,
     shares: Shares,
     graph: Graph,
@@ -169,6 +196,8 @@ def round(
     batch_size: int,
     local_steps: int = 1,
     exchange_every: int | Int[Array, ""] = 1,
+    link: Link | None = None,
+    controller: Controller | None = None,
     chunk: int | None = None,
     axis: str | None = None,
 ) -> tuple[State, dict[str, Any]]:
@@ -176,95 +205,120 @@ def round(
 
     Args:
         algorithm: the four functions of one agent's world.
-        world: the population's world of this round; its `hyper` has a leading agents axis.
+        world: of this round.
+        hyper: the run's own values of all traced settings, leaves with a leading agents axis; what a round takes of
+            them is the controller's to say.
         state: from `init` or the round before; donate it when jitting.
         shares: training samples.
         graph: who hears whom in this round.
         batch_size: samples a minibatch, `local_steps` minibatches (and one more) a round: both static.
         exchange_every: rounds from one exchange to the next, which is the last of each such stretch. In a silent
-            round nothing is sent, `receive` hears nobody, and the state keeps what was sent and heard last.
+            round nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
+        link: what happens to messages on their way; None is `links.perfect()`.
+        controller: what sets the settings of each round; None is `control.constant()`.
         chunk: see `over_agents`.
         axis: inside `jax.shard_map`, the mesh axis over which agents are spread: `hyper`, `state` and what is an
             agent's of `shares` are then those of this device's agents, all else is the same everywhere. Messages are
             all that crosses.
 
-    Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; of the masks in the
-    agent's new message (None without any) `kept`, a pytree of how many entries of each layer they keep, and `flipped`,
-    how many entries differ from what the agent last sent; `floats`, how many values it has to send, those that masks
-    beside them keep (None without any); `listeners`, over how many links it travelled this round.
+    Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; of the agent's new
+    message what `sizes_of` says; `listeners`, over how many links it was sent this round.
     """
-    numbers = agent_numbers(shares.sizes.shape[0], axis)
+    link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
+    now = state.control.next
 
     # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
-        def batch(key: Array) -> Batches:
+        def batch(key: Array) -> Batch:
             drawn, present = draw(key, indices, size, batch_size)
-            return Batches(see(shares.images[drawn], drawn, skew), shares.labels[drawn], present)
+            return Batch(see(shares.images[drawn], drawn, skew), shares.labels[drawn], present)
 
-        return jax.vmap(batch)(jax.random.split(agent_key(world, number, DRAW), local_steps + 1))
+        keys = jax.random.split(agent_key(world, number, DRAW), local_steps + 1)
+        return Batches(jax.vmap(batch)(keys[:-1]), batch(keys[-1]))
 
     def send(agent: Any, number: Array, hyper: Any, heard: Heard, *own: Any) -> Any:
-        key, own_world = agent_key(world, number, SEND), world._replace(hyper=hyper)
-        agent, *results = algorithm.send(key, own_world, agent, heard, batches_of(number, *own))
+        key = agent_key(world, number, SEND)
+        agent, *results = algorithm.send(key, world, hyper, agent, heard, batches_of(number, *own))
         return agent, results
 
     def receive(agent: Any, number: Array, hyper: Any, carry: Any, heard: Heard, *own: Any) -> Any:
-        key, own_world = agent_key(world, number, RECEIVE), world._replace(hyper=hyper)
-        return algorithm.receive(key, own_world, agent, carry, heard, batches_of(number, *own))
+        key = agent_key(world, number, RECEIVE)
+        return algorithm.receive(key, world, hyper, agent, carry, heard, batches_of(number, *own))
 
     own = (shares.indices, shares.sizes, shares.skew)
     agents, (carry, message, sent_info) = update_agents(
-        send, state.agents, numbers, world.hyper, state.heard, *own, chunk=chunk
+        send, state.agents, numbers, now, state.heard, *own, chunk=chunk
     )
 
-    def speak() -> tuple[Heard, Heard, Any, Array]:
+    def speak() -> tuple[Heard, Heard, Message, Any, Array]:
         everybody = from_all_devices(message, axis)
-        heard = exchange(everybody, graph, numbers, state.heard, chunk)
-        return heard, heard, message, listeners(graph)[numbers]
+        memory, behind, arriving, sent = link.transmit(round_key(world, LINKS), state.links, graph, everybody)
+        heard = exchange(arriving, behind, numbers, state.heard, chunk)
+        return heard, heard, message, memory, sent[numbers]
 
-    def stay_silent() -> tuple[Heard, Heard, Any, Array]:
-        nothing = jax.tree.map(jnp.zeros_like, state.heard)
-        return nothing, state.heard, state.sent, jnp.zeros(numbers.size, jnp.int32)
+    def stay_silent() -> tuple[Heard, Heard, Message, Any, Array]:
+        nothing = jax.tree.map(jnp.zeros_like, state.heard)._replace(own=state.heard.own)
+        return nothing, state.heard, state.sent, state.links, jnp.zeros(numbers.size, jnp.int32)
 
     always = isinstance(exchange_every, int) and exchange_every == 1
     due = (state.round + 1) % exchange_every == 0
-    if not jax.tree.leaves(message):
-        heard_now, heard, sent, links = stay_silent()
+    if not holds_anything(message):
+        heard_now, heard, sent, memory, links = stay_silent()
     else:
-        heard_now, heard, sent, links = speak() if always else lax.cond(due, speak, stay_silent)
-    agents, received_info = update_agents(receive, agents, numbers, world.hyper, carry, heard_now, *own, chunk=chunk)
+        heard_now, heard, sent, memory, links = speak() if always else lax.cond(due, speak, stay_silent)
+    agents, received_info = update_agents(receive, agents, numbers, now, carry, heard_now, *own, chunk=chunk)
     info = {**sent_info, **received_info, **sizes_of(message, state.sent), "listeners": links}
-    return State(agents, heard, sent, state.round + 1), info
+    remembered, to_come = controller.update(state.control.memory, hyper, state.round, info, None, axis)
+    return State(agents, heard, sent, memory, Control(remembered, now, to_come), state.round + 1), info
 
 
-def sizes_of(message: Any, before: Any) -> dict[str, Any]:
-    """How much is in everybody's messages, and how many bits of their masks differ from those sent before."""
-    (bits, values), (bits_before, _) = parts_of(message), parts_of(before)
-    kept = jax.tree.map(ones, bits)
-    flipped = floats = None
-    if bits is not None:
-        changed = jax.tree.map(jnp.bitwise_xor, bits, bits_before)
-        flipped = reduce(jnp.add, map(ones, jax.tree.leaves(changed)))
-    if values is not None:
-        every = jax.tree.map(lambda leaf: jnp.full(leaf.shape[0], leaf[0].size, jnp.int32), values)
-        floats = reduce(jnp.add, jax.tree.leaves(every if bits is None else kept))
-    return {"kept": kept, "flipped": flipped, "floats": floats}
+def holds_anything(message: Message) -> bool:
+    """Whether messages of this form have any layer at all."""
+    return bool(message.masks or message.values)
+
+
+def sizes_of(message: Message, before: Message) -> dict[str, Any]:
+    """How much is in everybody's messages, and how many of their bits differ from those sent before.
+
+    `kept`: of each agent's bits how many are 1, by layer; `flipped`: how many differ from what the agent sent last;
+    `floats`: how many values there are, where bits go with them only those that the bits keep; both None where no
+    message has any. A layer that a message lacks counts nothing; `has` says which it holds, None all of them.
+    """
+
+    def held(name: str, counts: Array) -> Array:
+        return counts if message.has is None else jnp.where(message.has[name], counts, 0)
+
+    kept = {name: held(name, ones(bits)) for name, bits in message.masks.items()}
+    flips = [held(name, ones(bits ^ before.masks[name])) for name, bits in message.masks.items()]
+    floats = [kept.get(name, held(name, every(values))) for name, values in message.values.items()]
+    return {
+        "kept": kept,
+        "flipped": reduce(jnp.add, flips) if flips else None,
+        "floats": reduce(jnp.add, floats) if floats else None,
+        "has": message.has,
+    }
+
+
+def every(values: Array) -> Int[Array, "agents"]:
+    """How many entries each agent has in an array with a leading agents axis."""
+    return jnp.full(values.shape[0], values[0].size, jnp.int32)
 
 
 def exchange(
-    sent: Any, graph: Graph, receivers: Int[Array, "receivers"], heard: Heard, chunk: int | None = None
+    messages: Message, graph: Graph, receivers: Int[Array, "receivers"], heard: Heard, chunk: int | None = None
 ) -> Heard:
     """What `receivers` hear when everybody's messages travel along all edges of `graph`, in the place of `heard`."""
-    if not jax.tree.leaves(sent):
+    if not holds_anything(messages):
         return heard
-    graph = present_first(graph, count_of(sent))
+    graph = present_first(graph, count_of(messages))
+    weights = edge_weights(messages, graph)
 
     # As planes, in the order in which bits are packed: so counts are written at once to where they belong.
-    planes = heard._replace(counts=jax.tree.map(as_planes, heard.counts))
-    like = jax.tree.map(lambda leaf: leaf[0], Message(planes.counts, planes.sums))
+    planes = heard._replace(masks={name: as_planes(counts) for name, counts in heard.masks.items()})
+    like = jax.tree.map(lambda leaf: leaf[0], Message(planes.masks, planes.values))
 
     def listen(_: Heard, number: Array) -> tuple[Heard, None]:
-        return hear(sent, graph, number, like), None
+        return hear(messages, graph, number, like, weights), None
 
     new = update_agents(listen, planes, receivers, chunk=chunk)[0]
     return jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), new, heard)
@@ -285,10 +339,15 @@ def from_all_devices(message: Any, axis: str | None) -> Any:
     return message if axis is None else lax.all_gather(message, axis, tiled=True)
 
 
+def round_key(world: World, use: int) -> Key[Array, ""]:
+    """The key of one use in the world's round, the same for all agents."""
+    return jax.random.fold_in(jax.random.fold_in(world.key, use), world.round)
+
+
 def agent_key(world: World, number: Int[Array, ""], phase: int) -> Key[Array, ""]:
     """The key of one agent in one phase of one round: no other agent, chunk or interruption changes it."""
-    key = jax.random.fold_in(world.key, AGENTS)
-    for part in (world.round, number, phase):
+    key = round_key(world, AGENTS)
+    for part in (number, phase):
         key = jax.random.fold_in(key, part)
     return key
 

@@ -17,10 +17,10 @@ import reference
 import reference_algorithms as oracles
 from flax import linen as nn
 from test_sweep import StopAfter
-from tiny import assert_same_numbers, rows_of, use_tiny_network
+from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
 from dslth_jax import masks, population
-from dslth_jax.algorithm import Algorithm, Heard, mean_with_own, own_weight
+from dslth_jax.algorithm import Algorithm, by_name, mean_with_own
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.graphs import Topology, graph_of, metropolis
@@ -147,8 +147,8 @@ class Programs(NamedTuple):
 def built(name: str, *, chunk=1, optimizer=None, switches=(), **settings) -> Programs:
     algorithm, traces = ALL[name].make(optimizer=optimizer, **dict(switches)), []
 
-    def world(hyper, round, seed):
-        return population.world_of(NETWORK, jax.random.key(seed), hyper, round, ROUNDS)
+    def world(round, seed):
+        return population.world_of(NETWORK, jax.random.key(seed), round, ROUNDS)
 
     def called(names):
         """Agents draw by these names instead of by their places."""
@@ -157,14 +157,14 @@ def built(name: str, *, chunk=1, optimizer=None, switches=(), **settings) -> Pro
     @functools.partial(jax.jit, compiler_options=HASTY)
     def start(hyper, graph, names, seed=0):
         with called(names):
-            return population.init(algorithm, world(hyper, 0, seed), graph, agents=AGENTS, chunk=chunk)
+            return population.init(algorithm, world(0, seed), hyper, graph, agents=AGENTS, chunk=chunk)
 
     def step(state, hyper, shares, graph, names, seed=0, every=1):
         traces.append(1)
         with called(names):
-            own = world(hyper, state.round, seed)
             fixed = {"batch_size": BATCH, "chunk": chunk, **settings}
-            return population.round(algorithm, own, state, shares, graph, exchange_every=every, **fixed)
+            now = world(state.round, seed)
+            return population.round(algorithm, now, hyper, state, shares, graph, exchange_every=every, **fixed)
 
     return Programs(start, jax.jit(step, compiler_options=HASTY), algorithm, step, traces)
 
@@ -308,8 +308,8 @@ def test_one_entry_of_a_layer_and_all_of_them(name, all_of_them, programs):
     hyper = hyper_of(name)._replace(kept=kept)
     state, info = played(own, hyper, shares, graph, rounds=3)
     assert np.isfinite(info["loss"]).all()
-    world = population.world_of(NETWORK, jax.random.key(0), hyper, 2, ROUNDS)
-    model = lambda hyper, *held: own.algorithm.model(world._replace(hyper=hyper), *held)[1]  # noqa: E731
+    world = population.world_of(NETWORK, jax.random.key(0), 2, ROUNDS)
+    model = lambda *held: own.algorithm.model(world, *held)[1]  # noqa: E731
     everybody = jax.device_get(jax.jit(jax.vmap(model))(hyper, state.agents, state.heard))
     for agent in range(AGENTS):
         in_use = agent_of(everybody, agent)
@@ -353,7 +353,7 @@ class Case:
         programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
         self.step = lambda state: programs.step(state, self.hyper, self.shares, self.graph, NAMES)
-        self.world = population.world_of(NETWORK, jax.random.key(0), self.hyper, 0, ROUNDS)
+        self.world = population.world_of(NETWORK, jax.random.key(0), 0, ROUNDS)
         self.weights = flat(self.world.weights)
         self.settings = [
             {key: float(getattr(self.hyper, key)[i]) for key in ALL[name].settings}
@@ -425,9 +425,11 @@ class Case:
         return [flat(agent_of(jax.device_get(stacked), agent)) for agent in range(AGENTS)]
 
     def unpacked(self, bits, like):
+        """Every agent's masks, layers by their names, of a message's bits or of a pytree of bits."""
         of_layer = lambda own, w: jax.vmap(lambda bits: masks.unpack(bits, w.shape))(own)  # noqa: E731
-        every = jax.jit(lambda bits: jax.tree.map(of_layer, bits, like))
-        return self.all_of(every(bits))
+        shapes = by_name(like)
+        every = jax.jit(lambda bits: {name: of_layer(leaf, shapes[name]) for name, leaf in bits.items()})
+        return self.all_of(every(by_name(bits)))
 
 
 def assert_close(found, expected):
@@ -514,13 +516,13 @@ def test_independent_masks_are_their_formula(x64):
 def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
     case = Case("mask-mean", mask_sent=mask_sent)
     state, gradient_fn = case.start(), case.of_masks()
-    zs, sent = case.all_of(state.agents.scores), case.unpacked(state.sent, case.world.weights)
+    zs, sent = case.all_of(state.agents.scores), case.unpacked(state.sent.masks, case.world.weights)
     for round in range(4):
         arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn, mask_sent == "majority")
         zs, sent, losses = oracles.mask_mean_round(case.weights, zs, sent, *arguments)
         state, info = case.step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
-        for found, expected in zip(case.unpacked(state.sent, case.world.weights), sent, strict=True):
+        for found, expected in zip(case.unpacked(state.sent.masks, case.world.weights), sent, strict=True):
             chex.assert_trees_all_equal(found, expected)
         assert_close(case.all_of(state.agents.scores), zs)
 
@@ -540,7 +542,7 @@ def test_fedpm_is_its_formulas(x64):
         ss = oracles.fedpm_average([s for s, *_ in pairs], sent, case.settings, case.own, case.links)
         state, info = case.step(state)
         np.testing.assert_allclose(info["loss"], [loss for *_, loss in pairs], rtol=1e-11)
-        for found, expected in zip(case.unpacked(state.sent, case.world.weights), sent, strict=True):
+        for found, expected in zip(case.unpacked(state.sent.masks, case.world.weights), sent, strict=True):
             chex.assert_trees_all_equal(found, expected)
         assert_close(case.all_of(state.agents.scores), ss)
     assert np.unique(ss[0]["first/kernel"]).size <= 4  # means over three agents' masks have four values
@@ -560,18 +562,23 @@ def test_independent_masks_are_those_of_agents_without_links(programs):
     )
     chex.assert_trees_all_equal(own[0].agents, by_mce_pl[0].agents)
     np.testing.assert_array_equal(own[1]["loss"], by_mce_pl[1]["loss"])
-    assert own[0].sent is None
+    assert not jax.tree.leaves(own[0].sent)
     assert not own[1]["listeners"].any()
 
 
 # What is known of each.
 
 
-def test_a_weight_of_ones_own():
-    assert own_weight(Heard(None, jnp.int32(0))) == 1
-    assert own_weight(Heard(None, jnp.float32(0))) == 1
-    alone = mean_with_own(jnp.array([3.0]), jnp.array([0.0]), Heard(None, jnp.int32(0)))
-    assert alone.tolist() == [3.0]
+def test_a_mean_with_ones_own_value():
+    """Of own 4 and three neighbours' 8 it is 7, whether links are counted or weigh as floats; alone it is one's own."""
+    own, others = jnp.array([4.0]), jnp.array([24.0])
+    for weight in (jnp.int32(3), jnp.float32(3)):
+        assert mean_with_own(own, {"": others}, heard_of(weight, values=others)).tolist() == [7.0]
+    silence = heard_of(0.0, values=jnp.array([0.0]))
+    assert mean_with_own(own, silence.values, silence).tolist() == [4.0]
+    nobody_weighs_anything = heard_of(0.0, values=jnp.array([0.0]), own=0.0)
+    assert mean_with_own(own, nobody_weighs_anything.values, nobody_weighs_anything).tolist() == [4.0]
+    assert mean_with_own(own, {}, silence).tolist() == [4.0]  # a layer that nobody sends
 
 
 def test_doubly_stochastic_mixing_preserves_the_mean(x64, programs):
@@ -636,10 +643,8 @@ def test_two_layers_by_hand():
 
 def test_dis_pfl_prunes_along_half_a_cosine():
     def share(round):
-        world = population.world_of(
-            NETWORK, jax.random.key(0), dis_pfl.Hyper(None, prune_rate=jnp.float32(0.5)), round, 4
-        )
-        return float(dis_pfl.prune_share(world))
+        world = population.world_of(NETWORK, jax.random.key(0), round, 4)
+        return float(dis_pfl.prune_share(world, dis_pfl.Hyper(None, prune_rate=jnp.float32(0.5))))
 
     expected = [0, 0.5, 0.25 * (1 + math.cos(math.pi / 4)), 0.25, 0.25 * (1 + math.cos(3 * math.pi / 4))]
     assert [share(round) for round in range(5)] == pytest.approx(expected, abs=1e-7)
@@ -651,19 +656,19 @@ def test_entries_that_were_dropped_may_grow_again_and_others_may():
     mask = {"layer": jnp.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)}
     growth = {"layer": jnp.array([0.5, 9, 9, 0.3, 0.1, 0, 0.7, 0, 0, 0.2])}
     hyper = dis_pfl.Hyper({"layer": jnp.int32(4)}, prune_rate=jnp.float32(0.5))
-    world = population.world_of(NETWORK, jax.random.key(0), hyper, 1, 10)
-    new = dis_pfl.pruned_and_regrown(world, weights, mask, growth)["layer"]
+    world = population.world_of(NETWORK, jax.random.key(0), 1, 10)
+    new = dis_pfl.pruned_and_regrown(world, hyper, weights, mask, growth)["layer"]
     assert np.flatnonzero(new).tolist() == [0, 1, 2, 6]
-    more = world._replace(hyper=hyper._replace(kept={"layer": jnp.int32(5)}))
-    new = dis_pfl.pruned_and_regrown(more, weights, mask, growth)["layer"]
+    more = hyper._replace(kept={"layer": jnp.int32(5)})
+    new = dis_pfl.pruned_and_regrown(world, more, weights, mask, growth)["layer"]
     assert np.flatnonzero(new).tolist() == [0, 1, 2, 3, 6]
-    fewer = world._replace(hyper=hyper._replace(kept={"layer": jnp.int32(1)}))
-    new = dis_pfl.pruned_and_regrown(fewer, weights, mask, growth)["layer"]
+    fewer = hyper._replace(kept={"layer": jnp.int32(1)})
+    new = dis_pfl.pruned_and_regrown(world, fewer, weights, mask, growth)["layer"]
     assert np.flatnonzero(new).tolist() == [1]
 
 
 def test_an_average_of_entries_that_nobody_has_is_nothing():
-    heard = Heard(jnp.array([0, 2, 1], jnp.uint8), jnp.int32(2), jnp.array([0.0, 6.0, 4.0]))
+    heard = heard_of(jnp.int32(2), jnp.array([0, 2, 1], jnp.uint8), jnp.array([0.0, 6.0, 4.0]))
     found = dis_pfl.average(jnp.array([0.0, 3.0, 0.0]), jnp.array([False, True, False]), heard)
     assert found.tolist() == [0.0, 3.0, 4.0]
 
@@ -681,11 +686,10 @@ def test_drawn_masks_are_unbiased_and_gradients_pass_to_the_probability():
 
 def test_nothing_flows_into_what_others_sent():
     """The gradient of what is made of a majority is the own mask's, which is that of the scores' magnitudes."""
-    counts, kept = jnp.array([2.0, 0, 1, 1, 2, 0]), mask_mean.Hyper(jnp.int32(3))
-    world = population.world_of(NETWORK, jax.random.key(0), kept, 0, 1)
+    counts, hyper = jnp.array([2.0, 0, 1, 1, 2, 0]), mask_mean.Hyper(jnp.int32(3))
 
     def total(scores, counts):
-        return jnp.sum(jnp.arange(6.0) * mask_mean.majority(world, scores, Heard(counts, jnp.int32(2))))
+        return jnp.sum(jnp.arange(6.0) * mask_mean.majority(hyper, scores, heard_of(jnp.int32(2), counts)))
 
     scores = jnp.array([-3.0, 2, -1, 0.5, 0.1, -0.2])
     to_scores, to_counts = jax.grad(total, argnums=(0, 1))(scores, counts)
@@ -696,9 +700,10 @@ def test_nothing_flows_into_what_others_sent():
 def test_the_majority_of_eleven_sparse_masks_is_sparser():
     """Of density 0.3 each: at least six of eleven keep an entry with a chance of 0.078."""
     size, rng = 40_000, np.random.default_rng(0)
-    world = population.world_of(NETWORK, jax.random.key(0), mask_mean.Hyper(jnp.int32(0.3 * size)), 0, 1)
+    hyper = mask_mean.Hyper(jnp.int32(0.3 * size))
     counts = jnp.asarray((rng.uniform(size=(10, size)) < 0.3).sum(axis=0), jnp.uint8)
-    found = mask_mean.majority(world, jnp.asarray(rng.normal(size=size), jnp.float32), Heard(counts, jnp.int32(10)))
+    scores = jnp.asarray(rng.normal(size=size), jnp.float32)
+    found = mask_mean.majority(hyper, scores, heard_of(jnp.int32(10), counts))
     chance = sum(math.comb(11, k) * 0.3**k * 0.7 ** (11 - k) for k in range(6, 12))
     assert chance == pytest.approx(0.08, abs=0.005)
     assert float(found.mean()) == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / size))
@@ -707,11 +712,11 @@ def test_the_majority_of_eleven_sparse_masks_is_sparser():
 def test_weights_are_scaled_by_what_the_majority_keeps():
     """And not by what was asked for; nor is a layer of which nothing is left nan."""
     method = mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(scale_by_retention=True))
-    world = population.world_of(NETWORK, jax.random.key(0), agent_of(hyper_of("mask-mean"), 0), 0, 1)
-    agent, _ = method.init(jax.random.key(1), world)
+    world, hyper = population.world_of(NETWORK, jax.random.key(0), 0, 1), agent_of(hyper_of("mask-mean"), 0)
+    agent, _ = method.init(jax.random.key(1), world, hyper)
     for others in (0, 10):  # of whom none keeps anything
         counts = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights)
-        variables, in_use = method.model(world, agent, Heard(counts, jnp.int32(others)))
+        variables, in_use = method.model(world, hyper, agent, heard_of(jnp.int32(others), counts))
         for w, scaled, mask in zip(*map(jax.tree.leaves, (world.weights, variables["params"], in_use)), strict=True):
             kept = int(mask.sum())
             assert (kept > 0) == (others == 0)
@@ -730,7 +735,7 @@ def test_what_is_sent_is_counted(programs):
         sends = name not in ("local", "independent")
         np.testing.assert_array_equal(info["listeners"], links * sends)
         has_masks = sends and name != "dsgd"
-        assert (info["kept"] is not None) == (info["flipped"] is not None) == has_masks
+        assert bool(info["kept"]) == (info["flipped"] is not None) == has_masks
     kept = sum(np.asarray(leaf) for leaf in jax.tree.leaves(kept_of("dis-pfl"))).tolist()
     wanted = {"dsgd": [ENTRIES + BIASES] * AGENTS, "dis-pfl, random": kept, "dis-pfl, gradient": kept}
     assert floats == dict.fromkeys(ALL) | wanted
@@ -750,15 +755,17 @@ def test_the_footprint_of_floats_is_what_one_counts_by_hand(devices):
     own = agents // devices
     found = parts("dsgd", dsgd.Hyper())
     assert found["variables"] == found["sums"] == own * every
-    assert (found["counts"], found["bits"], found["values"]) == (own * 4, 0, copies * every)
+    # The weight of each of four layers, one's own, and whether anybody spoke.
+    layers, common = 4, 5
+    assert (found["counts"], found["bits"], found["values"]) == (own * (4 * layers + common), 0, copies * every)
     found = parts("dis-pfl, random", dis_pfl.Hyper(agent_of(kept, 0)))
     bits = sum(-(-n // 8) for n in (45, 20, 5, 4))
     assert (found["masks"], found["bits"]) == (own * bits, copies * bits)
-    assert found["counts"] == own * (ENTRIES + BIASES + 4)
+    assert found["counts"] == own * (ENTRIES + BIASES + 4 * layers + common)
     assert (found["sums"], found["values"]) == (own * every, copies * every)
     found = parts("local", local.Hyper())
     assert found["variables"] == own * every
-    assert (found["counts"], found["bits"]) == (own * 4, 0)
+    assert (found["counts"], found["bits"]) == (own * common, 0)
     assert not {"sums", "values"} & found.keys()
 
 

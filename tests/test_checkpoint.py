@@ -21,8 +21,9 @@ import pytest
 from test_sharding import FOUR, PATIENCE, begin, free_port, succeed
 
 from dslth_jax import sharding
-from dslth_jax.algorithm import Heard
+from dslth_jax.algorithm import Heard, Message
 from dslth_jax.algorithms.mce_pl import Agent
+from dslth_jax.control import Control
 from dslth_jax.population import State
 from dslth_jax.sharding import EVERYWHERE, SPREAD, STATE
 from dslth_jax.study.training import checkpoint, processes
@@ -51,8 +52,10 @@ def state_of(agents: int = 8, seed: int = 0) -> State:
     zeros = {"zeros": jnp.zeros((agents, 2)), "of no entries": jnp.zeros((agents, 0))}
     adam = optax.ScaleByAdamState(bits(np.int32, agents), mu=small, nu=zeros)
     agent = Agent(scores, (optax.EmptyState(), adam, optax.TraceState([bits(np.float16, agents, 2), None])))
-    heard = Heard({"conv": bits(np.uint8, agents, 30)}, bits(np.uint16, agents))
-    return State(agent, heard, {"conv": bits(np.uint8, agents, 11), "silent": None}, jnp.int32(50))
+    weight, own = {"conv": bits(np.uint16, agents)}, bits(np.float32, agents)
+    heard = Heard({"conv": bits(np.uint8, agents, 30)}, {}, weight, own, bits(bool, agents))
+    sent = Message({"conv": bits(np.uint8, agents, 11)})
+    return State(agent, heard, sent, None, Control(None, bits(np.float32, agents), ()), jnp.int32(50))
 
 
 def shapes(state: Any) -> Any:

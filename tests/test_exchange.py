@@ -9,22 +9,24 @@ import numpy as np
 import pytest
 
 from dslth_jax import exchange, graphs, masks, population
+from dslth_jax.algorithm import Message
 from dslth_jax.graphs import Graph, adjacency_of, graph_of, metropolis
 
 # Layers whose bits fill whole bytes, and some that do not.
-LIKE = {"conv": {"kernel": jnp.zeros((3, 2, 2, 3))}, "linear": {"kernel": jnp.zeros((8, 4))}}
+SHAPES = {"conv/kernel": jnp.zeros((3, 2, 2, 3)), "linear/kernel": jnp.zeros((8, 4))}
+LIKE = Message(SHAPES)
 AGENTS = 6
 COMPLETE = graph_of(~np.eye(AGENTS, dtype=bool))
 
 
 def drawn_masks(agents, seed=0):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: rng.integers(0, 2, (agents, *leaf.shape), dtype=np.uint8), LIKE)
+    return {name: rng.integers(0, 2, (agents, *leaf.shape), dtype=np.uint8) for name, leaf in SHAPES.items()}
 
 
 @jax.jit
 def packed(stacked):
-    return jax.tree.map(jax.vmap(masks.pack), stacked)
+    return Message(jax.tree.map(jax.vmap(masks.pack), stacked))
 
 
 def hear_all(sent, graph, agents, over=jax.vmap):
@@ -49,8 +51,10 @@ def assert_heard(heard, mixing, stacked, rtol=0.0):
         expected = np.tensordot(mixing.astype(float), leaf.astype(float), axes=1)
         np.testing.assert_allclose(counts, expected, rtol=rtol, atol=0)
 
-    jax.tree.map(check, heard.counts, stacked)
-    np.testing.assert_allclose(heard.degree, mixing.sum(1), rtol=rtol, atol=0)
+    jax.tree.map(check, heard.masks, stacked)
+    assert heard.weight.keys() == stacked.keys()
+    for weight in heard.weight.values():
+        np.testing.assert_allclose(weight, mixing.sum(1), rtol=rtol, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,7 @@ def test_weighted_sums_follow_float64(seed, x64):
     weights = rng.uniform(size=len(COMPLETE.senders)) * (rng.uniform(size=len(COMPLETE.senders)) < 0.7)
     graph, stacked = COMPLETE._replace(weights=weights), drawn_masks(AGENTS, seed)
     heard = hear_six(packed(stacked), graph)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(heard)} == {"float64"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((heard.masks, heard.weight))} == {"float64"}
     assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
 
 
@@ -106,21 +110,23 @@ def test_metropolis_weights_mix_masks_that_all_keep_into_one_less_ones_own_weigh
     heard = hear_six(packed(stacked), graph)
     assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
     everything = hear_six(packed(jax.tree.map(np.ones_like, stacked)), graph)
-    for counts in jax.tree.leaves(everything.counts):
-        np.testing.assert_array_equal(counts.reshape(AGENTS, -1), np.tile(heard.degree, (counts[0].size, 1)).T)
-    assert (heard.degree < 1).all()
+    for name, counts in everything.masks.items():
+        weight = heard.weight[name]
+        np.testing.assert_array_equal(counts.reshape(AGENTS, -1), np.tile(weight, (counts[0].size, 1)).T)
+        np.testing.assert_allclose(weight + heard.own, 1, rtol=1e-15)
+        assert (weight < 1).all()
 
 
 def test_weights_are_summed_in_the_order_of_the_edges():
     """One and two halves of its last place: behind it each is rounded off, before it both together are not."""
     tiny = 2.0**-24
     everything = jnp.ones(3)
-    sent = jnp.tile(masks.pack(everything)[None], (4, 1))
+    sent, like = Message({"layer": jnp.tile(masks.pack(everything)[None], (4, 1))}), Message({"layer": everything})
     for weights, expected in (([1, tiny, tiny], 1), ([tiny, tiny, 1], 1 + 2 * tiny)):
         edges = Graph(np.int32([1, 2, 3]), np.int32([0, 0, 0]), np.float32(weights), np.ones(4, np.float32))
-        heard = exchange.hear(sent, edges, jnp.int32(0), everything)
-        np.testing.assert_array_equal(heard.counts, np.full(3, expected, np.float32))
-        assert heard.degree == np.float32(expected)
+        heard = exchange.hear(sent, edges, jnp.int32(0), like)
+        np.testing.assert_array_equal(heard.masks["layer"], np.full(3, expected, np.float32))
+        assert heard.weight["layer"] == np.float32(expected)
 
 
 @pytest.mark.parametrize("directed", [False, True])
@@ -140,8 +146,9 @@ def test_who_has_no_neighbours_hears_nothing():
     adjacency[3] = False
     stacked = jax.tree.map(np.ones_like, drawn_masks(AGENTS))
     heard = hear_six(packed(stacked), graph_of(adjacency))
-    assert heard.degree[3] == 0
-    assert not any(np.any(counts[3]) for counts in jax.tree.leaves(heard.counts))
+    assert {int(weight[3]) for weight in heard.weight.values()} == {0}
+    assert not any(np.any(counts[3]) for counts in heard.masks.values())
+    assert heard.spoke.all()
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
@@ -157,7 +164,7 @@ def test_alone_is_silent(dtype):
     graph = graph._replace(weights=graph.weights.astype(dtype))
     heard = exchange.hear(packed(stacked), graph, jnp.int32(0), LIKE)
     silence = exchange.silence(LIKE, 1, graph)
-    jax.tree.map(np.testing.assert_array_equal, heard, silence)
+    jax.tree.map(np.testing.assert_array_equal, heard, silence._replace(spoke=True))
     assert [leaf.dtype for leaf in jax.tree.leaves(heard)] == [leaf.dtype for leaf in jax.tree.leaves(silence)]
 
 
@@ -181,8 +188,8 @@ def test_all_at_once_is_one_after_another(weighted):
 def test_counts_take_the_smallest_type_that_holds_all_neighbours(agents, dtype):
     silence = exchange.silence(LIKE, agents, COMPLETE)
     assert jnp.dtype(exchange.counting_dtype(agents)) == dtype
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(silence.counts)} == {dtype}
-    assert silence.degree.dtype == jnp.int32
+    assert {leaf.dtype.name for leaf in silence.masks.values()} == {dtype}
+    assert {leaf.dtype.name for leaf in silence.weight.values()} == {"int32"}
     assert_silent(silence)
 
 
@@ -191,14 +198,14 @@ def test_weighted_sums_are_of_the_type_of_the_weights(dtype, x64):
     graph = COMPLETE._replace(weights=COMPLETE.weights.astype(dtype))
     silence = exchange.silence(LIKE, AGENTS, graph)
     heard = hear_six(packed(drawn_masks(AGENTS)), graph)
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((silence, heard))} == {dtype}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves([own[:3] for own in (silence, heard)])} == {dtype}
     assert_silent(silence)
 
 
 def assert_silent(silence):
-    assert jax.tree.map(np.shape, silence.counts) == jax.tree.map(np.shape, LIKE)
-    assert silence.degree.shape == ()
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(silence))
+    assert jax.tree.map(np.shape, silence.masks) == jax.tree.map(np.shape, SHAPES)
+    assert {leaf.shape for leaf in silence.weight.values()} == {()}
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((silence.masks, silence.weight, silence.spoke)))
 
 
 def test_what_is_heard_is_of_the_type_of_silence():
@@ -224,7 +231,7 @@ def test_few_and_many_neighbours_are_heard_in_the_place_of_the_last(share, chunk
     graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(np.uint8))
     stacked = drawn_masks(agents)
     last = exchange.silence(LIKE, agents, graph)
-    last = jax.tree.map(lambda leaf: jnp.full((agents, *leaf.shape), 7, leaf.dtype), last)
+    last = jax.tree.map(lambda leaf: jnp.full((agents, *leaf.shape), 7).astype(leaf.dtype), last)
     receivers = jnp.arange(agents, dtype=jnp.int32)
     heard = jax.jit(population.exchange, static_argnums=4)(packed(stacked), graph, receivers, last, chunk)
     assert_heard(heard, adjacency & present, stacked)
@@ -237,7 +244,18 @@ def test_a_count_of_all_neighbours_does_not_wrap(agents):
     adjacency = np.zeros((agents, agents), bool)
     adjacency[0, 1:] = True
     everything = jnp.ones(11)
-    sent = jnp.tile(masks.pack(everything)[None], (agents, 1))
-    heard = exchange.hear(sent, graph_of(adjacency), jnp.int32(0), everything)
-    np.testing.assert_array_equal(heard.counts, agents - 1)
-    assert heard.degree == agents - 1
+    sent = Message({"layer": jnp.tile(masks.pack(everything)[None], (agents, 1))})
+    heard = exchange.hear(sent, graph_of(adjacency), jnp.int32(0), Message({"layer": everything}))
+    np.testing.assert_array_equal(heard.masks["layer"], agents - 1)
+    assert heard.weight["layer"] == agents - 1
+
+
+def test_a_layer_that_a_message_lacks_counts_for_nobody():
+    """Neither among masks nor in the weight of the mean; other layers of the same message are heard."""
+    stacked, lacking = drawn_masks(AGENTS), np.array([True, False, True, False, True, True])
+    has = {"conv/kernel": ~lacking, "linear/kernel": np.ones(AGENTS, bool)}
+    heard = hear_six(packed(stacked)._replace(has=has), COMPLETE)
+    adjacency = adjacency_of(COMPLETE).astype(float)
+    for name, mixing in (("conv/kernel", adjacency * ~lacking), ("linear/kernel", adjacency)):
+        np.testing.assert_array_equal(heard.masks[name], np.tensordot(mixing, stacked[name].astype(float), 1))
+        np.testing.assert_array_equal(heard.weight[name], mixing.sum(1))

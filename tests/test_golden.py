@@ -6,8 +6,9 @@ import numpy as np
 import optax
 
 from dslth_jax import masks, population
-from dslth_jax.algorithm import Batches, Heard, World
+from dslth_jax.algorithm import Batch, Batches, Heard, Message, World, by_name
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, kept_by_layer, mce_pl
+from dslth_jax.control import Control
 from dslth_jax.graphs import graph_of
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares, State
@@ -56,7 +57,7 @@ def replay(trace):
     frozen = {LAYERS[layer]: {"bias": jnp.asarray(trace[f"b/{layer}"].astype(np.float64))} for layer in ("fc1", "fc2")}
     kept = [jax.tree.map(jnp.int32, kept_by_layer(weights, network.roles, float(r), 0.9)) for r in trace["keep_conv"]]
     hyper = stacked([jax.tree.map(jnp.asarray, Hyper(k)) for k in kept])
-    world = World(weights, frozen, hyper, jax.random.key(0), jnp.int32(0), jnp.int32(3))
+    world = World(weights, frozen, jax.random.key(0), jnp.int32(0), jnp.int32(3))
 
     def unpacked(layer):
         shape = trace[f"w/{layer}"].shape
@@ -64,10 +65,13 @@ def replay(trace):
 
     start, scores = tree_of(unpacked), tree_of(lambda layer: trace[f"z0/0/{layer}"].astype(np.float64))
     degree = jnp.asarray(adjacency.sum(1), jnp.int32)
-    heard = Heard(jax.tree.map(lambda m: jnp.multiply.outer(degree, m).astype(jnp.uint8), start), degree)
-    one = Agent(scores, optax.EmptyState()), jax.tree.map(masks.pack, start)
+    counts = {name: jnp.multiply.outer(degree, m).astype(jnp.uint8) for name, m in by_name(start).items()}
+    always = jnp.ones(len(adjacency))
+    heard = Heard(counts, {}, dict.fromkeys(counts, degree), always.astype(jnp.float32), always.astype(bool))
+    one = Agent(scores, optax.EmptyState()), Message(by_name(jax.tree.map(masks.pack, start)))
     agents, sent = stacked([one] * len(adjacency))
-    return network, algorithm, world, State(agents, heard, sent, jnp.int32(0)), graph_of(adjacency)
+    state = State(agents, heard, sent, None, Control(None, hyper, hyper), jnp.int32(0))
+    return network, algorithm, world, hyper, state, graph_of(adjacency)
 
 
 def shares_of(images, labels):
@@ -80,29 +84,29 @@ def shares_of(images, labels):
 
 def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
     trace = np.load(shared / "golden" / "trace_a.npz")
-    network, algorithm, world, state, graph = replay(trace)
+    network, algorithm, world, hyper, state, graph = replay(trace)
     batch = trace["labels"].shape[2]
 
     @jax.jit
     def local_gradients(state, shares):
         def one(hyper, agent, heard, indices):
-            present = jnp.ones((2, batch), bool)
-            twice = Batches(*(jnp.stack([x[indices]] * 2) for x in (shares.images, shares.labels)), present)
-            return algorithm.send(world.key, world._replace(hyper=hyper), agent, heard, twice)[1]
+            own = Batch(shares.images[indices], shares.labels[indices], jnp.ones(batch, bool))
+            batches = Batches(jax.tree.map(lambda leaf: leaf[None], own), own)
+            return algorithm.send(world.key, world, hyper, agent, heard, batches)[1]
 
-        return population.over_agents(one, world.hyper, state.agents, state.heard, shares.indices)
+        return population.over_agents(one, hyper, state.agents, state.heard, shares.indices)
 
     @jax.jit
     def step(state, shares):
-        return population.round(algorithm, world, state, shares, graph, batch_size=batch)
+        return population.round(algorithm, world, hyper, state, shares, graph, batch_size=batch)
 
     @jax.jit
     def probe(state):
         def one(hyper, agent, heard):
-            variables, _ = algorithm.model(world._replace(hyper=hyper), agent, heard)
+            variables, _ = algorithm.model(world, hyper, agent, heard)
             return network.apply(variables, jnp.asarray(trace["probe_images"]))
 
-        return population.over_agents(one, world.hyper, state.agents, state.heard)
+        return population.over_agents(one, hyper, state.agents, state.heard)
 
     for r, (images, labels) in enumerate(zip(trace["images"], trace["labels"], strict=True)):
         shares = shares_of(images, labels)
@@ -114,7 +118,7 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
             assert_close(logits[i], trace[f"logits/{r}/{i}"], trace[f"logits/{r}/{i}"])
             for theirs, ours in LAYERS.items():
                 shape, suffix = world.weights[ours]["kernel"].shape, f"{r}/{i}/{theirs}"
-                mask = np.asarray(masks.unpack(state.sent[ours]["kernel"][i], shape))
+                mask = np.asarray(masks.unpack(state.sent.masks[f"{ours}/kernel"][i], shape))
                 np.testing.assert_array_equal(np.packbits(to_torch(theirs, mask)), trace[f"mask/{suffix}"])
                 scores = to_torch(theirs, np.asarray(state.agents.scores[ours]["kernel"][i]))
                 gradient = to_torch(theirs, np.asarray(gradients[ours]["kernel"][i]))
@@ -128,15 +132,15 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
 def test_float32_agrees_in_the_first_round(shared, as_users_compile):
     """Later rounds part in float32, for a step of 10 amplifies rounding."""
     trace = np.load(shared / "golden" / "trace_a.npz")
-    _, algorithm, world, state, graph = replay(trace)
+    _, algorithm, world, hyper, state, graph = replay(trace)
     shares = shares_of(trace["images"][0], trace["labels"][0])
-    step = jax.jit(lambda state: population.round(algorithm, world, state, shares, graph, batch_size=16))
+    step = jax.jit(lambda state: population.round(algorithm, world, hyper, state, shares, graph, batch_size=16))
     state, info = step(state)
     np.testing.assert_allclose(info["loss"], trace["loss"][0], rtol=1e-5)
     for i in range(len(trace["adjacency"])):
         differing = 0
         for theirs, ours in LAYERS.items():
-            mask = np.asarray(masks.unpack(state.sent[ours]["kernel"][i], world.weights[ours]["kernel"].shape))
+            mask = np.asarray(masks.unpack(state.sent.masks[f"{ours}/kernel"][i], world.weights[ours]["kernel"].shape))
             theirs_unpacked = np.unpackbits(trace[f"mask/0/{i}/{theirs}"], count=mask.size)
             differing += int((to_torch(theirs, mask).reshape(-1) != theirs_unpacked).sum())
         assert differing <= 1_227_328 // 10_000

@@ -91,7 +91,7 @@ def test_between_encoded_rounds_lengths_change_evenly():
     """Where they really do, over links that change, the sum is exact; and a key frame stands for itself alone."""
     listeners = np.random.default_rng(0).integers(0, 5, (12, 3))
     lengths = [[1000 - 10 * number, 400 + 8 * number, 96] for number in range(12)]
-    sparse, exact = Ledger(100), Ledger(100)
+    sparse, exact = Ledger({"layer": 100}), Ledger({"layer": 100})
     for number, (links, own) in enumerate(zip(listeners, lengths, strict=True)):
         key_frame = number in (0, 6)
         own = [2000, 2000, 1600] if key_frame else own

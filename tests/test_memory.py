@@ -141,15 +141,15 @@ class Analysis:
         hyper, shares = shapes_of(WIDE, agents, (8, 8, 1))
         algorithm, graph = mce_pl(WIDE, optimizer=optimizer), topology_of("ring", agents, seed=0).graph
 
-        def world(hyper, round):
-            return population.world_of(WIDE, jax.random.key(0), hyper, round, 10)
+        def world(round):
+            return population.world_of(WIDE, jax.random.key(0), round, 10)
 
         def start(hyper):
-            return population.init(algorithm, world(hyper, 0), graph, agents=agents, chunk=chunk)
+            return population.init(algorithm, world(0), hyper, graph, agents=agents, chunk=chunk)
 
         def step(state, hyper, shares):
-            own = world(hyper, state.round)
-            return population.round(algorithm, own, state, shares, graph, batch_size=BATCH, chunk=chunk)
+            now = world(state.round)
+            return population.round(algorithm, now, hyper, state, shares, graph, batch_size=BATCH, chunk=chunk)
 
         state = jax.eval_shape(start, hyper)
         # What the compiler makes fast decides nothing about memory.

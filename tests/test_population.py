@@ -13,9 +13,10 @@ import optax
 import pytest
 import reference
 from flax import linen as nn
+from tiny import heard_of
 
-from dslth_jax import masks, population
-from dslth_jax.algorithm import Batches, Heard
+from dslth_jax import control, links, masks, population
+from dslth_jax.algorithm import Batch, Batches, by_name
 from dslth_jax.algorithms.mce_pl import (
     Hyper,
     MaskRule,
@@ -38,7 +39,6 @@ from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear, network_of
 from dslth_jax.networks.operations import elu
 from dslth_jax.population import Shares
-from dslth_jax.schedules import at_round
 from dslth_jax.skew import Skew
 from dslth_jax.study.config.spellings import schedule_of
 
@@ -92,25 +92,30 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
     )
 
 
-def programs(algorithm, s, *, chunk=None, key=0, schedules=None, redraw=None, **settings):
+def programs(algorithm, s, *, chunk=None, key=0, redraw=None, **settings):
     """The compiled start and round of one setting; `settings` are those of `population.round`."""
     key, topology = jax.random.key(key), Topology(s.graph, redraw)
+    ways = {name: settings[name] for name in ("link", "controller") if name in settings} | {"chunk": chunk}
 
-    def world_at(hyper, round):
-        return population.world_of(NETWORK, key, at_round(hyper, schedules, round) if schedules else hyper, round, 10)
+    def world_at(round):
+        return population.world_of(NETWORK, key, round, 10)
 
     @jax.jit
     def start(hyper):
-        world = world_at(hyper, jnp.int32(0))
-        return population.init(algorithm, world, population.graph_in(world, topology), agents=AGENTS, chunk=chunk)
+        world = world_at(jnp.int32(0))
+        return population.init(algorithm, world, hyper, population.graph_in(world, topology), agents=AGENTS, **ways)
 
     @functools.partial(jax.jit, donate_argnames="state")
     def step(state, hyper, shares):
-        world = world_at(hyper, state.round)
+        world = world_at(state.round)
         graph = population.graph_in(world, topology)
-        return population.round(algorithm, world, state, shares, graph, batch_size=BATCH, chunk=chunk, **settings)
+        fixed = {"batch_size": BATCH, "chunk": chunk, **settings}
+        return population.round(algorithm, world, hyper, state, shares, graph, **fixed)
 
     return lambda: start(s.hyper), lambda state: step(state, s.hyper, s.shares)
+
+
+WORLD = population.world_of(NETWORK, jax.random.key(0), 0, 10)
 
 
 def layers(tree):
@@ -160,10 +165,13 @@ def optimizer_of(switches):
     }[switches.optimizer]
 
 
-def assert_rounds_equal(s, switches, *, rounds=4, local_steps=1, factors=None, schedules=None, mixing=None):
+def assert_rounds_equal(
+    s, switches, *, rounds=4, local_steps=1, factors=None, mixing=None, arrived=lambda round: 1, **ways
+):
     """The compiled rounds, and the numpy loops, with the same start, minibatches and settings.
 
-    `factors(name, round)` is what a schedule makes of a setting, `mixing` the weight of every link.
+    `factors(name, round)` is what a schedule makes of a setting, `mixing` the weight of every link, `arrived(round)` a
+    matrix of 0 and 1 that says over which links messages arrive; `ways` are the link and the controller.
     """
     algorithm = mce_pl(
         NETWORK,
@@ -171,14 +179,15 @@ def assert_rounds_equal(s, switches, *, rounds=4, local_steps=1, factors=None, s
         mask_rule=MaskRule(**{name: getattr(switches, name) for name in MaskRule._fields}),
         optimizer=optimizer_of(switches),
     )
-    settings = {"local_steps": local_steps, "exchange_every": switches.exchange_every, "schedules": schedules}
-    start, step = programs(algorithm, s, **settings)
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    start, step = programs(algorithm, s, local_steps=local_steps, exchange_every=switches.exchange_every, **ways)
+    # In float64, where the test asks for it.
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     state = start()
     shapes = {name: kernel.shape for name, kernel in layers(world.weights).items()}
 
-    def unpacked(bits, agent):
-        return {name: np.float64(masks.unpack(bits[name]["kernel"][agent], shape)) for name, shape in shapes.items()}
+    def unpacked(sent, agent):
+        bits = {name: sent.masks[f"{name}/kernel"][agent] for name in shapes}
+        return {name: np.float64(masks.unpack(bits[name], shape)) for name, shape in shapes.items()}
 
     def settings_of(agent, number):
         scale = lambda name: factors(name, number) if factors else 1.0  # noqa: E731
@@ -197,7 +206,7 @@ def assert_rounds_equal(s, switches, *, rounds=4, local_steps=1, factors=None, s
     )
     for number in range(rounds):
         batches = [drawn_batches(world._replace(round=number), s.shares, i, local_steps) for i in range(AGENTS)]
-        losses = oracle.round(batches, [settings_of(i, number) for i in range(AGENTS)], mixing)
+        losses = oracle.round(batches, [settings_of(i, number) for i in range(AGENTS)], mixing * arrived(number))
         state, info = step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
         for i in range(AGENTS):
@@ -249,7 +258,7 @@ def test_several_rounds_equal_the_numpy_loops(x64, case):
     switches = reference.Switches(**{name: value for name, value in case.items() if name in names})
     s = setting(**{name: value for name, value in case.items() if name in Hyper._fields})
     state, oracle = assert_rounds_equal(s, switches, local_steps=case.get("local_steps", 1))
-    assert int(state.heard.degree[3]) == 0
+    assert int(state.heard.weight["conv/kernel"][3]) == 0
     zeros = sum(int((z == 0).sum()) for own in oracle.scores for z in own.values())
     if case.get("group_lasso", 0) > 0.1:
         assert zeros > 0
@@ -274,9 +283,13 @@ def test_scheduled_rounds_equal_the_numpy_loops(x64):
         }[name]
 
     s = setting(group_lasso=0.01)
-    by_name = {name: schedule_of(spelling, 10) for name, spelling in spelled.items()}
-    schedules = Hyper(**{**by_name, "kept": jax.tree.map(lambda _: by_name["kept"], s.hyper.kept)})
-    assert_rounds_equal(s, reference.Switches(), factors=factors, schedules=schedules)
+    factor = {name: schedule_of(spelling, 10) for name, spelling in spelled.items()}
+    schedules = Hyper(**{**factor, "kept": jax.tree.map(lambda _: factor["kept"], s.hyper.kept)})
+    controller = control.scheduled(schedules)
+    state, _ = assert_rounds_equal(s, reference.Switches(), factors=factors, controller=controller)
+    # What is evaluated is the round that ran last, and what comes next is there already.
+    for settings, number in ((state.control.used, 3), (state.control.next, 4)):
+        np.testing.assert_allclose(settings.lr, s.hyper.lr * factors("lr", number), rtol=1e-12)
 
 
 def test_weighted_rounds_equal_the_numpy_loops(x64):
@@ -284,7 +297,48 @@ def test_weighted_rounds_equal_the_numpy_loops(x64):
     graph = metropolis(Topology(graph_of(symmetric))).graph
     weights = reference.metropolis(symmetric)
     state, _ = assert_rounds_equal(setting()._replace(graph=graph), reference.Switches(), mixing=weights)
-    np.testing.assert_allclose(state.heard.degree, weights.sum(axis=1), rtol=1e-15)
+    np.testing.assert_allclose(state.heard.weight["conv/kernel"], weights.sum(axis=1), rtol=1e-15)
+    np.testing.assert_allclose(state.heard.own, 1 - weights.sum(axis=1), rtol=1e-15)
+
+
+def arrivals(rate, round):
+    """Over which links messages arrive, as agent i hears agent j: drawn by who sends to whom, and in which round."""
+    key = population.round_key(WORLD._replace(round=round), population.LINKS)
+    arrived = np.zeros((AGENTS, AGENTS))
+    for receiver, sender in np.ndindex(AGENTS, AGENTS):
+        own = jax.random.fold_in(jax.random.fold_in(key, sender), receiver)
+        arrived[receiver, sender] = jax.random.uniform(own, dtype=jnp.float32) < np.float32(1 - rate)
+    return arrived
+
+
+@pytest.mark.parametrize("case", [{}, {"order": "paper", "exchange_every": 2}], ids=["every round", "silent rounds"])
+def test_rounds_over_links_that_drop_equal_the_numpy_loops(case, x64):
+    """Each directed link on its own, with a rate that is traced; what was lost was sent all the same."""
+    s, rate = setting(), 0.4
+    lost = [int((ADJACENCY * (1 - arrivals(rate, number))).sum()) for number in range(4)]
+    assert min(lost) > 0
+    assert len({arrivals(rate, number).tobytes() for number in range(4)}) == 4
+    ways = {"link": links.dropped(jnp.float32(rate)), "arrived": lambda number: arrivals(rate, number)}
+    state, _ = assert_rounds_equal(s, reference.Switches(**case), **ways)
+    heard = (ADJACENCY * arrivals(rate, 3)).sum(axis=1)
+    np.testing.assert_array_equal(state.heard.weight["linear/kernel"], heard)
+    np.testing.assert_array_equal(state.heard.own, np.ones(AGENTS))
+
+
+def test_messages_are_counted_as_sent_whether_they_arrive_or_not():
+    start, step = programs(mce_pl(NETWORK), setting(), link=links.chain(links.dropped(1.0), links.perfect()))
+    state, info = step(start())
+    np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((state.heard.masks, state.heard.weight)))
+    assert state.heard.spoke.all()  # hearing nobody is no silent round
+
+
+def test_links_that_drop_nothing_are_perfect_bit_for_bit():
+    states = []
+    for link in (links.perfect(), links.dropped(jnp.float32(0.0))):
+        start, step = programs(mce_pl(NETWORK), setting(), link=link)
+        states.append(jax.device_get(step(start())[0]._replace(links=None)))
+    chex.assert_trees_all_equal(*states)
 
 
 def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
@@ -292,7 +346,7 @@ def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
     topology = changing_regular(AGENTS, 2, directed=True)
     s = setting()._replace(graph=topology.graph)
     start, step = programs(mce_pl(NETWORK), s, redraw=topology.redraw)
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     state, seen = start(), set()
     for number in range(4):
         state, info = step(state)
@@ -300,11 +354,9 @@ def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
         adjacency = adjacency_of(graph)
         seen.add(adjacency.tobytes())
         np.testing.assert_array_equal(info["listeners"], adjacency.sum(axis=0))
-        shape = state.heard.counts["conv"]["kernel"].shape[1:]
-        sent = np.stack([masks.unpack(bits, shape) for bits in state.sent["conv"]["kernel"]])
-        np.testing.assert_array_equal(
-            state.heard.counts["conv"]["kernel"], np.tensordot(adjacency.astype(int), sent, 1)
-        )
+        counts = state.heard.masks["conv/kernel"]
+        sent = np.stack([masks.unpack(bits, counts.shape[1:]) for bits in state.sent.masks["conv/kernel"]])
+        np.testing.assert_array_equal(counts, np.tensordot(adjacency.astype(int), sent, 1))
     assert len(seen) > 1
 
 
@@ -324,12 +376,12 @@ def test_nothing_is_sent_in_a_silent_round():
     chex.assert_trees_all_equal(jax.device_get((state.heard, state.sent)), before)
     assert not info["listeners"].any()
     # What is counted is the mask that the round made, against the one that was sent last.
-    chex.assert_trees_all_equal(info["kept"], s.hyper.kept)
+    chex.assert_trees_all_equal(info["kept"], by_name(s.hyper.kept))
     np.testing.assert_array_equal(info["flipped"], (bits_of(would_be) != bits_of(before[1])).sum(1))
     assert info["flipped"].all()
     state, info = step(state)
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
-    assert not np.array_equal(state.sent["conv"]["kernel"], before[1]["conv"]["kernel"])
+    assert not np.array_equal(state.sent.masks["conv/kernel"], before[1].masks["conv/kernel"])
 
 
 def test_how_often_agents_exchange_may_be_traced():
@@ -373,9 +425,9 @@ def test_an_agents_loss_has_zero_gradient_to_others():
     """Even where the neighbours' masks are differentiable functions of their scores, nothing flows into them."""
     s = setting()
     algorithm = mce_pl(NETWORK)
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     scores = programs(algorithm, s)[0]().agents.scores
-    batch = Batches(s.shares.images[:BATCH], s.shares.labels[:BATCH], jnp.ones(BATCH, bool))
+    batch = Batch(s.shares.images[:BATCH], s.shares.labels[:BATCH], jnp.ones(BATCH, bool))
     adjacency = jnp.asarray(ADJACENCY, jnp.float32)
 
     @jax.jit
@@ -384,12 +436,14 @@ def test_an_agents_loss_has_zero_gradient_to_others():
         """Rows: whose loss; columns: whose scores are scaled."""
         scaled = jax.tree.map(lambda z: z * scales.reshape(-1, *[1] * (z.ndim - 1)), scores)
         sent = jax.tree.map(jax.vmap(masks.threshold), scaled, s.hyper.kept)
-        heard = Heard(jax.tree.map(lambda m: jnp.tensordot(adjacency, m, 1), sent), jnp.sum(adjacency, axis=1))
+        counts, degrees = jax.tree.map(lambda m: jnp.tensordot(adjacency, m, 1), sent), jnp.sum(adjacency, axis=1)
 
-        def loss(hyper, own, heard):
-            return batch_loss(NETWORK, personal_model(world._replace(hyper=hyper), own, heard, NETWORK.roles)[0], batch)
+        def loss(hyper, own, counts, degree):
+            return batch_loss(
+                NETWORK, personal_model(world, hyper, own, heard_of(degree, counts), NETWORK.roles)[0], batch
+            )
 
-        return population.over_agents(loss, s.hyper, scaled, heard)
+        return population.over_agents(loss, s.hyper, scaled, counts, degrees)
 
     jacobian = np.asarray(derivative(jnp.ones(AGENTS)))
     assert (np.abs(np.diag(jacobian)) > 0).all()
@@ -429,13 +483,13 @@ def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population(as_users_compile):
     s = setting(adjacency=pair)
     start, step = programs(mce_pl(NETWORK), s, chunk=1)
     few = jax.tree.map(lambda leaf: leaf[:2], (s.hyper, s.shares.indices, s.shares.sizes))
-    world = population.world_of(NETWORK, jax.random.key(0), few[0], 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     shares, graph = Shares(s.shares.images, s.shares.labels, few[1], few[2]), graph_of(pair[:2, :2])
     algorithm = mce_pl(NETWORK)
-    small = jax.jit(lambda: population.init(algorithm, world, graph, agents=2, chunk=1))()
+    small = jax.jit(lambda: population.init(algorithm, world, few[0], graph, agents=2, chunk=1))()
     advance = jax.jit(
         lambda state: population.round(
-            algorithm, world._replace(round=state.round), state, shares, graph, batch_size=BATCH, chunk=1
+            algorithm, world._replace(round=state.round), few[0], state, shares, graph, batch_size=BATCH, chunk=1
         )
     )
     large = start()
@@ -466,8 +520,8 @@ def test_the_second_round_compiles_nothing():
     @jax.jit
     @chex.assert_max_traces(n=1)
     def step(state, hyper, shares):
-        world = population.world_of(NETWORK, key, hyper, state.round, 10)
-        return population.round(algorithm, world, state, shares, s.graph, batch_size=BATCH)
+        world = population.world_of(NETWORK, key, state.round, 10)
+        return population.round(algorithm, world, hyper, state, shares, s.graph, batch_size=BATCH)
 
     chex.clear_trace_counter()
     state = programs(algorithm, s)[0]()
@@ -485,7 +539,7 @@ def test_the_second_round_compiles_nothing():
 
 def test_rounds_do_not_repeat_their_minibatches():
     s = setting()
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     drawn = [drawn_batches(world._replace(round=r), s.shares, agent, 1)[0].tolist() for r in (0, 1) for agent in (0, 4)]
     assert len({tuple(batch) for batch in drawn}) == 4
     for agent, batch in zip((0, 4, 0, 4), drawn, strict=True):
@@ -502,7 +556,7 @@ def test_all_agents_start_alike():
         assert (z == z[:1]).all()
         assert np.abs(z).max() <= 1 / np.sqrt(np.prod(z.shape[1:-1]))
     shape = state.agents.scores["conv"]["kernel"].shape[1:]
-    start = np.stack([masks.unpack(bits, shape) for bits in state.sent["conv"]["kernel"]])
+    start = np.stack([masks.unpack(bits, shape) for bits in state.sent.masks["conv/kernel"]])
     by_retention = np.argsort(RETENTION)
     for fewer, more in itertools.pairwise(by_retention):
         assert (start[fewer] <= start[more]).all()
@@ -518,13 +572,12 @@ def test_agents_start_with_scores_of_their_own_where_that_is_asked():
 
 def test_the_filter_rule_is_for_convolutions_alone():
     s = setting()
-    world = population.world_of(NETWORK, jax.random.key(0), agent_of(s.hyper, 0), 0, 10)
-    silent = Heard(jax.tree.map(jnp.zeros_like, world.weights), jnp.int32(0))
+    world, hyper, silent = WORLD, agent_of(s.hyper, 0), heard_of(0)
     # One entry of the linear layer's first row is large, all others of its output are small.
     scores = jax.tree.map(lambda w: jnp.linspace(1, 2, w.size).reshape(w.shape), world.weights)
     scores["linear"]["kernel"] = scores["linear"]["kernel"].at[:, 0].mul(1e-3).at[0, 0].set(9.0)
     scores["conv"]["kernel"] = scores["conv"]["kernel"].at[..., 0].mul(1e-3).at[0, 0, 0, 0].set(9.0)
-    plain, ruled = (personal_masks(world, scores, silent, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
+    plain, ruled = (personal_masks(hyper, scores, silent, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
     assert plain["conv"]["kernel"][..., 0].sum() == 1
     assert ruled["conv"]["kernel"][..., 0].sum() == 0
     np.testing.assert_array_equal(ruled["linear"]["kernel"], plain["linear"]["kernel"])
@@ -551,7 +604,7 @@ def test_agents_are_evaluated_on_what_they_see():
     """With a network that names the quarter of the range in which the first pixel lies."""
     s, algorithm = setting(), mce_pl(NETWORK)
     named = NETWORK._replace(apply=lambda variables, images: jax.nn.one_hot(images[:, 0, 0, 0] // 64, 4))
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     state = programs(algorithm, s)[0]()
     tests = s.shares._replace(labels=jnp.asarray(s.shares.images[:, -1, -1, 0] // 64, jnp.int32))
     score = jax.jit(lambda tests: evaluate(named, algorithm, world, state, tests).accuracy)
@@ -562,9 +615,9 @@ def test_agents_are_evaluated_on_what_they_see():
 def test_evaluation_counts_each_agents_own_samples():
     s = setting()
     algorithm = mce_pl(NETWORK)
-    world = population.world_of(NETWORK, jax.random.key(0), s.hyper, 0, 10)
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10)
     state = programs(algorithm, s)[0]()
-    model = jax.jit(lambda hyper, agent, heard: algorithm.model(world._replace(hyper=hyper), agent, heard))
+    model = jax.jit(lambda hyper, agent, heard: algorithm.model(world, hyper, agent, heard))
     score = jax.jit(lambda tests: evaluate(NETWORK, algorithm, world, state, tests, batch_size=4))
     for sizes in (SIZES, [1, 2, 3, 1, 5]):
         tests = s.shares._replace(sizes=jnp.asarray(sizes, jnp.int32))
@@ -586,7 +639,7 @@ def test_diagnostics_count_kept_and_flipped_entries():
     state = start()
     before = jax.device_get(state.sent)
     state, info = step(state)
-    chex.assert_trees_all_equal(info["kept"], s.hyper.kept)
+    chex.assert_trees_all_equal(info["kept"], by_name(s.hyper.kept))
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
     np.testing.assert_array_equal(info["flipped"], (bits_of(before) != bits_of(state.sent)).sum(1))
 
@@ -664,21 +717,23 @@ def test_one_program_serves_all_rounds_silent_or_not_over_links_that_change():
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(state, hyper, shares, every):
         traces.append(1)
-        world = population.world_of(NETWORK, key, hyper, state.round, 10)
+        world = population.world_of(NETWORK, key, state.round, 10)
         graph = population.graph_in(world, topology)
         settings = {"batch_size": BATCH, "exchange_every": every}
-        return population.round(algorithm, world, state, shares, graph, **settings)
+        return population.round(algorithm, world, hyper, state, shares, graph, **settings)
 
-    world = population.world_of(NETWORK, key, s.hyper, 0, 10)
-    state = population.init(algorithm, world, population.graph_in(world, topology), agents=AGENTS)
-    spoke, over = [], set()
+    world = population.world_of(NETWORK, key, 0, 10)
+    state = population.init(algorithm, world, s.hyper, population.graph_in(world, topology), agents=AGENTS)
+    spoke, over, now = [], set(), s.hyper
     for number in range(4):
         hyper = s.hyper._replace(
             lr=s.hyper.lr / (1 + number), kept=jax.tree.map(lambda k, n=number: k - n, s.hyper.kept)
         )
         shares = s.shares._replace(sizes=jnp.maximum(s.shares.sizes - number, 1))
         state, info = step(state, hyper, shares, jnp.int32(2 if number < 3 else 4))
-        chex.assert_trees_all_equal(info["kept"], hyper.kept)
+        # Settings that are said in a round hold from the next one on.
+        chex.assert_trees_all_equal(info["kept"], by_name(now.kept))
+        now = hyper
         spoke.append(bool(info["listeners"].any()))
         over.add(np.asarray(info["listeners"]).tobytes())
     assert spoke == [False, True, False, True]
@@ -706,18 +761,17 @@ def test_logits_in_bfloat16_are_those_of_float32_but_for_its_rounding():
 
 def test_agents_of_a_bfloat16_network_keep_float32_scores_and_exact_counts():
     s = setting()
-    world = population.world_of(NETWORK, jax.random.key(0), agent_of(s.hyper, 0), 0, 10)
-    silent = Heard(jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights), jnp.int32(0))
-    batches = Batches(s.shares.images[None, :BATCH].repeat(2, 0), s.shares.labels[None, :BATCH].repeat(2, 0), None)
-    batches = batches._replace(present=jnp.ones((2, BATCH), bool))
+    world, hyper, silent = WORLD, agent_of(s.hyper, 0), heard_of(0)
+    batch = Batch(s.shares.images[:BATCH], s.shares.labels[:BATCH], jnp.ones(BATCH, bool))
+    batches = Batches(jax.tree.map(lambda leaf: leaf[None], batch), batch)
     gradients = []
     for network in (NETWORK, BFLOAT16):
         algorithm = mce_pl(network)
-        agent, _ = algorithm.init(jax.random.key(0), world)
-        new, gradient, message, _ = jax.jit(algorithm.send)(jax.random.key(0), world, agent, silent, batches)
+        agent, _ = algorithm.init(jax.random.key(0), world, hyper)
+        new, gradient, message, _ = jax.jit(algorithm.send)(jax.random.key(0), world, hyper, agent, silent, batches)
         assert {leaf.dtype.name for leaf in jax.tree.leaves((new.scores, gradient))} == {"float32"}
-        kept = jax.tree.map(lambda bits: int(np.bitwise_count(np.asarray(bits)).sum()), message)
-        assert kept == jax.tree.map(int, world.hyper.kept)
+        kept = jax.tree.map(lambda bits: int(np.bitwise_count(np.asarray(bits)).sum()), message.masks)
+        assert kept == jax.tree.map(int, by_name(hyper.kept))
         gradients.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradient)]))
     # Rounded, a pooling may choose another winner.
     error = np.linalg.norm(gradients[1] - gradients[0]) / np.linalg.norm(gradients[0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dslth_jax import masks, population
+from dslth_jax.algorithm import with_names
 from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
 from dslth_jax.graphs import graph_of
 from dslth_jax.networks.zoo import network_by_name
@@ -39,20 +40,21 @@ def ours():
         kept = jax.tree.map(lambda k: jnp.full(AGENTS, k, jnp.int32), kept_by_layer(weights, NETWORK.roles, 0.3, 0.9))
         hyper = Hyper(kept, *(jnp.full(AGENTS, value) for value in list(Hyper._field_defaults.values())))
         algorithm, graph = mce_pl(NETWORK), graph_of(ADJACENCY)
-        world = population.world_of(NETWORK, jax.random.key(KEY), hyper, 0, ROUNDS)
-        state = population.init(algorithm, world, graph, agents=AGENTS)
+        world = population.world_of(NETWORK, jax.random.key(KEY), 0, ROUNDS)
+        state = population.init(algorithm, world, hyper, graph, agents=AGENTS)
         # Everybody's whole share is one minibatch, so that the driver draws just that.
         indices = jnp.arange(AGENTS * BATCH, dtype=jnp.int32).reshape(AGENTS, BATCH)
 
         @functools.partial(jax.jit, donate_argnames="state")
         def step(state, images, labels):
             shares = Shares(images, labels, indices, jnp.full(AGENTS, BATCH, jnp.int32))
-            return population.round(algorithm, world, state, shares, graph, batch_size=BATCH)[0]
+            return population.round(algorithm, world, hyper, state, shares, graph, batch_size=BATCH)[0]
 
         after = []
         for images, labels in zip(*minibatches(), strict=True):
             state = step(state, jnp.asarray(images.reshape(-1, 32, 32, 3)), jnp.asarray(labels.reshape(-1)))
-            sent = jax.tree.map(lambda w, bits: jax.vmap(lambda b: masks.unpack(b, w.shape))(bits), weights, state.sent)
+            unpacked = lambda name, w: jax.vmap(lambda bits: masks.unpack(bits, w.shape))(state.sent.masks[name])  # noqa: B023, E731
+            sent = with_names(unpacked, weights)
             after.append((by_agent(state.agents.scores), by_agent(sent)))
         return after
 

@@ -286,15 +286,15 @@ def programs(network: Network, agents: int, on_device: int, chunk: int, axis: st
     """The start and the round from a seed, of a device that holds `on_device` of the agents."""
     algorithm, graph = mce_pl(network), topology_of("erdos-renyi:0.6", agents, seed=1).graph
 
-    def world(seed: Any, hyper: Hyper, round: Any) -> Any:
-        return population.world_of(network, jax.random.key(seed), hyper, round, 10)
+    def world(seed: Any, round: Any) -> Any:
+        return population.world_of(network, jax.random.key(seed), round, 10)
 
     def start(seed: Any, hyper: Hyper) -> State:
-        return population.init(algorithm, world(seed, hyper, 0), graph, agents=on_device, chunk=chunk, axis=axis)
+        return population.init(algorithm, world(seed, 0), hyper, graph, agents=on_device, chunk=chunk, axis=axis)
 
     def step(state: State, seed: Any, hyper: Hyper, shares: Shares) -> tuple[State, Any]:
-        own = world(seed, hyper, state.round)
-        return population.round(algorithm, own, state, shares, graph, batch_size=6, chunk=chunk, axis=axis)
+        now = world(seed, state.round)
+        return population.round(algorithm, now, hyper, state, shares, graph, batch_size=6, chunk=chunk, axis=axis)
 
     return start, step
 

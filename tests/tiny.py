@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
+from dslth_jax.algorithm import Heard, by_name
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear
 from dslth_jax.networks.operations import elu
@@ -45,3 +47,10 @@ def assert_same_numbers(one: Path, other: Path) -> None:
 def use_tiny_network(patch: pytest.MonkeyPatch) -> None:
     """Let it be `--model tiny`."""
     patch.setitem(MODULES, "tiny", TinyNet)
+
+
+def heard_of(weight: Any, masks: Any = None, values: Any = None, own: float = 1.0) -> Heard:
+    """What an agent has heard, as trees of counts and sums, of neighbours of so much weight together."""
+    named = [{} if tree is None else by_name(tree) for tree in (masks, values)]
+    total = dict.fromkeys({**named[0], **named[1]}, jnp.asarray(weight))
+    return Heard(*named, total, jnp.asarray(own, jnp.result_type(float)), jnp.array(True))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from dslth_jax.algorithm import Batches
+from dslth_jax.algorithm import Batch
 from dslth_jax.networks.network import Network
 
 Parameters: TypeAlias = PyTree[Float[Array, "..."]]
@@ -17,7 +17,7 @@ Number: TypeAlias = float | Float[Array, ""]
 Loss: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
-def batch_loss(network: Network, variables: Any, batch: Batches) -> Float[Array, ""]:
+def batch_loss(network: Network, variables: Any, batch: Batch) -> Float[Array, ""]:
     """Cross-entropy of one minibatch in nats, the mean over the samples that are present."""
     logits = network.apply(variables, batch.images)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
@@ -59,8 +59,3 @@ def local_steps(
     start = (parameters, state, jax.tree.map(jnp.zeros_like, parameters))
     (parameters, state, step), losses = jax.lax.scan(one, start, samples)
     return parameters, state, step, jnp.mean(losses)
-
-
-def all_but_last(batches: Batches) -> Batches:
-    """The minibatches of the local steps: the last serves a gradient that is computed anew."""
-    return jax.tree.map(lambda leaf: leaf[:-1], batches)

@@ -14,7 +14,7 @@ In the authors' program an agent prunes and regrows at the end of a round what i
 stands at the next one's beginning, which is the same, and what is evaluated is w under the mask it was trained with.
 Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels, see `erk_densities`;
 each agent draws a start mask of its own at random, as in the authors' scripts.
-Where links have weights of their own, sums are weighted and an agent's own part has what they leave of 1.
+Where links have weights of their own, sums are weighted, an agent's own part by its own weight.
 """
 
 import math
@@ -26,8 +26,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, own_weight
-from dslth_jax.algorithms.descent import all_but_last, batch_loss, direction, local_steps
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, by_name, with_names
+from dslth_jax.algorithms.descent import batch_loss, direction, local_steps
 from dslth_jax.algorithms.local import start_variables
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, draw_like
@@ -68,70 +68,70 @@ def dis_pfl(
     expect_choice("regrow", regrow, ("random", "gradient"))
     rule = optax.chain(optax.clip_by_global_norm(GRADIENT_NORM), optimizer or optax.identity())
 
-    def loss_fn(variables: Any, batch: Batches) -> tuple[Array, Array]:
+    def loss_fn(variables: Any, batch: Batch) -> tuple[Array, Array]:
         loss = batch_loss(network, variables, batch)
         return loss, loss
 
-    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Message]:
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         start = start_variables(world)
-        mask = masks.largest(above_zero(draw_like(key, start, jax.random.uniform)), world.hyper.kept)
+        mask = masks.largest(above_zero(draw_like(key, start, jax.random.uniform)), hyper.kept)
         bits, variables = jax.tree.map(masks.pack, mask), jax.tree.map(jnp.multiply, start, mask)
-        return Agent(variables, bits, rule.init(variables)), Message(bits, variables)
+        return Agent(variables, bits, rule.init(variables)), Message(by_name(bits), by_name(variables))
 
     def send(
-        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
     ) -> tuple[Agent, None, Message, dict[str, Array]]:
-        del key, world, heard, batches
-        return agent, None, Message(agent.masks, agent.variables), {}
+        del key, world, hyper, heard, batches
+        return agent, None, Message(by_name(agent.masks), by_name(agent.variables)), {}
 
     def growth(key: Key[Array, ""], agent: Agent, batches: Batches) -> PyTree[Array]:
         """By what entries are chosen to grow."""
         if regrow == "random":
             return draw_like(key, agent.variables, jax.random.uniform)
-        last = jax.tree.map(lambda leaf: leaf[-1], batches)
-        return jax.tree.map(jnp.abs, direction(loss_fn, optax.identity(), agent.variables, optax.EmptyState(), last)[0])
+        gradient, *_ = direction(loss_fn, optax.identity(), agent.variables, optax.EmptyState(), batches.extra)
+        return jax.tree.map(jnp.abs, gradient)
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: None, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: None, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
         del carry
         trained = jax.tree.map(lambda bits, w: masks.unpack(bits, w.shape) != 0, agent.masks, agent.variables)
-        mask = pruned_and_regrown(world, agent.variables, trained, growth(key, agent, batches))
+        mask = pruned_and_regrown(world, hyper, agent.variables, trained, growth(key, agent, batches))
         averaged = where_kept(average(agent.variables, trained, heard), mask)
         variables, state, _, loss = local_steps(
             loss_fn,
             rule,
             averaged,
             agent.optimizer,
-            all_but_last(batches),
-            lr=world.hyper.lr,
-            weight_decay=world.hyper.weight_decay,
+            batches.steps,
+            lr=hyper.lr,
+            weight_decay=hyper.weight_decay,
             after=lambda w: where_kept(w, mask),
         )
         info = {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
         return Agent(variables, jax.tree.map(masks.pack, mask), state), info
 
-    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        del world, heard
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        del world, hyper, heard
         return agent.variables, jax.tree.map(lambda bits, w: masks.unpack(bits, w.shape), agent.masks, agent.variables)
 
     return Algorithm(init, send, receive, model)
 
 
-def prune_share(world: World) -> Float[Array, ""]:
+def prune_share(world: World, hyper: Hyper) -> Float[Array, ""]:
     """f, the share of a mask's entries that is dropped and regrown before this round's training; 0 in the first."""
     trained = world.round - 1
     dtype = jnp.result_type(float)
     falling = 1 + jnp.cos(jnp.pi * trained.astype(dtype) / world.rounds.astype(dtype))
-    return jnp.where(trained >= 0, world.hyper.prune_rate / 2 * falling, 0).astype(dtype)
+    return jnp.where(trained >= 0, hyper.prune_rate / 2 * falling, 0).astype(dtype)
 
 
 def pruned_and_regrown(
-    world: World, variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], growth: PyTree[Array]
+    world: World, hyper: Hyper, variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], growth: PyTree[Array]
 ) -> PyTree[Bool[Array, "..."]]:
     """The mask of which each layer's smallest weights are dropped, and which grows where `growth` is largest, dropped
     entries included, until it has as many entries as are to be kept."""
-    share, kept = prune_share(world), world.hyper.kept
+    share, kept = prune_share(world, hyper), hyper.kept
 
     def staying(kept: Array, mask: Array) -> Array:
         before = jnp.sum(mask, dtype=jnp.int32)
@@ -147,13 +147,15 @@ def pruned_and_regrown(
 
 def average(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], heard: Heard) -> PyTree[Array]:
     """Each entry's mean over those of an agent's neighbours and itself that have it; 0 where nobody has."""
-    own = own_weight(heard, jax.tree.leaves(variables)[0].dtype)
 
-    def one(w: Array, m: Array, total: Array, count: Array) -> Array:
-        have = own * m.astype(w.dtype) + count.astype(w.dtype)
-        return jnp.where(have > 0, (own * w + total) / jnp.where(have > 0, have, 1), 0)
+    def one(name: str, w: Array, m: Array) -> Array:
+        if name not in heard.values:
+            return w
+        own = heard.own.astype(w.dtype)
+        have = own * m.astype(w.dtype) + heard.masks[name].astype(w.dtype)
+        return jnp.where(have > 0, (own * w + heard.values[name]) / jnp.where(have > 0, have, 1), 0)
 
-    return jax.tree.map(one, variables, mask, heard.sums, heard.counts)
+    return with_names(one, variables, mask)
 
 
 def where_kept(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]]) -> PyTree[Array]:

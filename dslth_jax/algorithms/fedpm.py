@@ -21,9 +21,9 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World, mean_with_own
-from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
-from dslth_jax.algorithms.mce_pl import Agent, Scores, masked_model
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, mean_with_own, with_names
+from dslth_jax.algorithms.descent import batch_loss, local_steps
+from dslth_jax.algorithms.mce_pl import Agent, Scores, masked_model, packed
 from dslth_jax.networks.network import Network, draw_like
 
 
@@ -38,46 +38,47 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
     """Decentralized FedPM on `network`; `optimizer` None is Adam, as in the paper."""
     rule = optimizer or optax.scale_by_adam()
 
-    def loss_fn(world: World, scores: Scores, sample: tuple[Array, Batches]) -> tuple[Array, Array]:
+    def loss_fn(world: World, scores: Scores, sample: tuple[Array, Batch]) -> tuple[Array, Array]:
         key, batch = sample
-        loss = batch_loss(network, masked_model(world, drawn(key, scores)), batch)
+        loss = batch_loss(network, masked_model(world, None, drawn(key, scores)), batch)
         return loss, loss
 
-    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
-        del key
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
+        del key, hyper
         scores_key, masks_key = jax.random.split(world.key)
         scores = draw_like(scores_key, world.weights, jax.random.normal)
-        return Agent(scores, rule.init(scores)), jax.tree.map(masks.pack, drawn(masks_key, scores))
+        return Agent(scores, rule.init(scores)), packed(drawn(masks_key, scores))
 
     def send(
-        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, Any, Any, dict[str, Array]]:
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, Any, Message, dict[str, Array]]:
         del heard
-        keys = jax.random.split(key, batches.labels.shape[0])
-        samples = (keys[:-1], all_but_last(batches))
+        keys = jax.random.split(key, batches.steps.labels.shape[0] + 1)
+        samples = (keys[:-1], batches.steps)
         objective = lambda scores, sample: loss_fn(world, scores, sample)  # noqa: E731
-        scores, state, _, loss = local_steps(objective, rule, *agent, samples, lr=world.hyper.lr)
-        message = jax.tree.map(masks.pack, drawn(keys[-1], scores))
-        return Agent(scores, state), message, message, {"loss": loss}
+        scores, state, _, loss = local_steps(objective, rule, *agent, samples, lr=hyper.lr)
+        message = packed(drawn(keys[-1], scores))
+        return Agent(scores, state), message.masks, message, {"loss": loss}
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: Any, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Any, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
-        del key, batches
-        own = jax.tree.map(lambda bits, s: masks.unpack(bits, s.shape).astype(s.dtype), carry, agent.scores)
-        clamp = world.hyper.clamp
+        del key, world, batches
+        own = with_names(lambda name, s: masks.unpack(carry[name], s.shape).astype(s.dtype), agent.scores)
+        clamp = hyper.clamp
 
-        def averaged(share: Array, before: Array) -> Array:
-            return jnp.where(heard.degree > 0, jax.scipy.special.logit(jnp.clip(share, clamp, 1 - clamp)), before)
+        def averaged(name: str, share: Array, before: Array) -> Array:
+            after = jax.scipy.special.logit(jnp.clip(share, clamp, 1 - clamp))
+            return jnp.where(heard.weight[name] > 0, after, before)
 
-        scores = jax.tree.map(averaged, mean_with_own(own, heard.counts, heard), agent.scores)
+        scores = with_names(averaged, mean_with_own(own, heard.masks, heard), agent.scores)
         # Masks hide scores that have run away: the loss stays finite, this does not.
         return agent._replace(scores=scores), {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
-    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        del heard
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        del hyper, heard
         likely = jax.tree.map(lambda s: (s >= 0).astype(s.dtype), agent.scores)
-        return masked_model(world, likely), likely
+        return masked_model(world, None, likely), likely
 
     return Algorithm(init, send, receive, model)
 

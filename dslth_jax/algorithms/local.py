@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World
-from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
+from dslth_jax.algorithms.descent import batch_loss, local_steps
 from dslth_jax.networks.network import Network
 
 
@@ -38,31 +38,32 @@ def local(network: Network, *, optimizer: optax.GradientTransformation | None = 
     """
     rule = optimizer or optax.identity()
 
-    def loss_fn(variables: Any, batch: Batches) -> tuple[Array, Array]:
+    def loss_fn(variables: Any, batch: Batch) -> tuple[Array, Array]:
         loss = batch_loss(network, variables, batch)
         return loss, loss
 
-    def init(key: Key[Array, ""], world: World) -> tuple[Agent, None]:
-        del key
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
+        del key, hyper
         variables = start_variables(world)
-        return Agent(variables, rule.init(variables)), None
+        return Agent(variables, rule.init(variables)), Message()
 
     def send(
-        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, None, None, dict[str, Array]]:
-        del key, world, heard, batches
-        return agent, None, None, {}
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, None, Message, dict[str, Array]]:
+        del key, world, hyper, heard, batches
+        return agent, None, Message(), {}
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: None, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: None, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
-        del key, carry, heard
-        steps = {"lr": world.hyper.lr, "weight_decay": world.hyper.weight_decay}
-        variables, state, _, loss = local_steps(loss_fn, rule, *agent, all_but_last(batches), **steps)
+        del key, world, carry, heard
+        variables, state, _, loss = local_steps(
+            loss_fn, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+        )
         return Agent(variables, state), {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
 
-    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, None]:
-        del world, heard
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, None]:
+        del world, hyper, heard
         return agent.variables, None
 
     return Algorithm(init, send, receive, model)

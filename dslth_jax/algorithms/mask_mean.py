@@ -1,7 +1,7 @@
 """Masks averaged directly: the ablation of MCE-PL's aggregation tensor. One agent's world.
 
 Tian et al., arXiv 2504.17520: instead of fusing the neighbours' masks into the scores, what is used is the majority of
-the masks seen, gradients straight through to the scores. One round, with the symbols of `mcepl`, of an agent's
+the masks seen, gradients straight through to the scores. One round, with the symbols of `mce_pl`, of an agent's
 neighbours N and what it heard of them last:
 
     own mask      m = Thres(|z|; r)
@@ -26,9 +26,9 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World, mean_with_own
-from dslth_jax.algorithms.descent import all_but_last, batch_loss, local_steps
-from dslth_jax.algorithms.mce_pl import AS_IN_CODE, Agent, MaskRule, Scores, masked_model, mce_pl
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, mean_with_own
+from dslth_jax.algorithms.descent import batch_loss, local_steps
+from dslth_jax.algorithms.mce_pl import AS_IN_CODE, Agent, MaskRule, Scores, masked_model, packed, scores_at_start
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 
@@ -36,7 +36,7 @@ from dslth_jax.networks.network import Network
 class Hyper(NamedTuple):
     """The traced settings of one agent in one round; the population's carry a leading agents axis."""
 
-    kept: PyTree[Int[Array, ""]]  # entries that the own mask keeps, one number a layer: see `mcepl.kept_by_layer`
+    kept: PyTree[Int[Array, ""]]  # entries that the own mask keeps, one number a layer: see `mce_pl.kept_by_layer`
     lr: float | Float[Array, ""] = 10.0  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
 
@@ -57,50 +57,49 @@ def mask_mean(
         start_scores: as MCE-PL's, and `mask_rule` and `optimizer` as well. What an agent starts with counts as sent.
     """
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
-    start = mce_pl(network, start_scores=start_scores, optimizer=optimizer).init
+    expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
 
-    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
-        agent, _ = start(key, world)
-        return agent, jax.tree.map(masks.pack, masks.threshold(agent.scores, world.hyper.kept))
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
+        scores = scores_at_start(key, world, start_scores)
+        return Agent(scores, rule.init(scores)), packed(masks.threshold(scores, hyper.kept))
 
     def majority_model(world: World, in_use: Scores) -> dict[str, Any]:
-        # A layer of which nothing is left is one of zeros, whatever it is scaled by.
-        kept = jax.tree.map(lambda mask: jnp.maximum(1, jax.lax.stop_gradient(mask).sum().astype(jnp.int32)), in_use)
-        return masked_model(world._replace(hyper=world.hyper._replace(kept=kept)), in_use, mask_rule)
+        kept = jax.tree.map(lambda mask: jax.lax.stop_gradient(mask).sum().astype(jnp.int32), in_use)
+        return masked_model(world, kept, in_use, mask_rule)
 
     def send(
-        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, None, Any, dict[str, Array]]:
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, None, Message, dict[str, Array]]:
         del key
 
-        def loss_fn(scores: Scores, batch: Batches) -> tuple[Array, Array]:
-            loss = batch_loss(network, majority_model(world, majority(world, scores, heard)), batch)
+        def loss_fn(scores: Scores, batch: Batch) -> tuple[Array, Array]:
+            loss = batch_loss(network, majority_model(world, majority(hyper, scores, heard)), batch)
             return loss, loss
 
-        steps = {"lr": world.hyper.lr, "weight_decay": world.hyper.weight_decay}
-        scores, state, _, loss = local_steps(loss_fn, rule, *agent, all_but_last(batches), **steps)
-        mask = masks.threshold(scores, world.hyper.kept) if mask_sent == "own" else majority(world, scores, heard)
-        message = jax.tree.map(masks.pack, mask)
-        return Agent(scores, state), None, message, {"loss": loss}
+        scores, state, _, loss = local_steps(
+            loss_fn, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+        )
+        mask = masks.threshold(scores, hyper.kept) if mask_sent == "own" else majority(hyper, scores, heard)
+        return Agent(scores, state), None, packed(mask), {"loss": loss}
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: None, heard: Heard, batches: Batches
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: None, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
-        del key, world, carry, heard, batches
+        del key, world, hyper, carry, heard, batches
         return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
-    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        in_use = majority(world, agent.scores, heard)
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        in_use = majority(hyper, agent.scores, heard)
         return majority_model(world, in_use), in_use
 
     return Algorithm(init, send, receive, model)
 
 
-def majority(world: World, scores: Scores, heard: Heard) -> Scores:
+def majority(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:
     """M of every layer: where at least half of an agent's own mask and those it heard keep an entry."""
-    own = masks.threshold(scores, world.hyper.kept)
-    shares = mean_with_own(own, heard.counts, heard)
+    own = masks.threshold(scores, hyper.kept)
+    shares = mean_with_own(own, heard.masks, heard)
 
     # Straight through: the gradient of the own mask is that of the majority.
     def decided(mask: Array, share: Array) -> Array:

@@ -25,12 +25,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import group_lasso, masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, World, neighbour_mean
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, by_name, heard_anybody, neighbour_mean
 from dslth_jax.algorithms import descent
 from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.naming import expect_choice
@@ -46,11 +45,11 @@ class Hyper(NamedTuple):
     """
 
     kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `kept_by_layer`
-    lr: float | Float[Array | np.ndarray, ""] = 10.0  # η, the local step
-    fine_tune_lr: float | Float[Array | np.ndarray, ""] = 10.0  # η', the fine-tuning step
-    weight_decay: float | Float[Array | np.ndarray, ""] = 5e-4  # wd, part of the local step alone
-    group_lasso: float | Float[Array | np.ndarray, ""] = 0.0  # λ
-    amplitude: float | Float[Array | np.ndarray, ""] = 1.0  # a factor on the adaptive amplitude a
+    lr: float | Float[Array, ""] = 10.0  # η, the local step
+    fine_tune_lr: float | Float[Array, ""] = 10.0  # η', the fine-tuning step
+    weight_decay: float | Float[Array, ""] = 5e-4  # wd, part of the local step alone
+    group_lasso: float | Float[Array, ""] = 0.0  # λ
+    amplitude: float | Float[Array, ""] = 1.0  # a factor on the adaptive amplitude a
 
 
 class Agent(NamedTuple):
@@ -106,81 +105,102 @@ def mce_pl(
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule, roles = optimizer or optax.identity(), network.roles
 
-    def loss_fn(scores: Scores, world: World, heard: Heard, batch: Batches) -> tuple[Array, Array]:
-        variables, _ = personal_model(world, scores, heard, roles, mask_rule)
+    def loss_fn(scores: Scores, world: World, hyper: Hyper, heard: Heard, batch: Batch) -> tuple[Array, Array]:
+        variables, _ = personal_model(world, hyper, scores, heard, roles, mask_rule)
         data_loss = batch_loss(network, variables, batch)
         if group_lasso_form == "proximal":
             return data_loss, data_loss
-        kernels = scores if penalty_on == "scores" else fused_scores(world, scores, heard, mask_rule)
-        return data_loss + world.hyper.group_lasso * group_lasso.penalty(kernels), data_loss
+        kernels = scores if penalty_on == "scores" else fused_scores(hyper, scores, heard, mask_rule)
+        return data_loss + hyper.group_lasso * group_lasso.penalty(kernels), data_loss
 
-    def local_steps(world: World, agent: Agent, heard: Heard, batches: Batches) -> tuple[Agent, Scores, Array]:
+    def local_steps(
+        world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, Scores, Array]:
         """Descend each minibatch's loss on z, then the proximal step; returns the last direction and the mean loss."""
-        hyper = world.hyper
-        objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
-        steps = {"lr": hyper.lr, "weight_decay": hyper.weight_decay}
-        scores, state, step, loss = descent.local_steps(objective, rule, *agent, descent.all_but_last(batches), **steps)
+        objective = lambda scores, batch: loss_fn(scores, world, hyper, heard, batch)  # noqa: E731
+        scores, state, step, loss = descent.local_steps(
+            objective, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+        )
         if group_lasso_form == "proximal":
             strength = hyper.lr * hyper.group_lasso
             scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
         return Agent(scores, state), step, loss
 
-    def fine_tuned(world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches) -> Agent:
+    def fine_tuned(
+        world: World, hyper: Hyper, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
+    ) -> Agent:
         """After fine-tuning, with the direction in `carry` or with one computed anew."""
         step = carry
         if fine_tune_gradient == "recomputed":
-            objective = lambda scores, batch: loss_fn(scores, world, heard, batch)  # noqa: E731
-            step, moved, _ = descent.direction(objective, rule, *agent, jax.tree.map(lambda x: x[-1], batches))
+            objective = lambda scores, batch: loss_fn(scores, world, hyper, heard, batch)  # noqa: E731
+            step, moved, _ = descent.direction(objective, rule, *agent, batches.extra)
             # Who heard nobody has nothing to fine-tune, and its optimizer has not moved either.
-            state = jax.tree.map(lambda new, old: jnp.where(heard.degree > 0, new, old), moved, agent.optimizer)
+            anybody = heard_anybody(heard)
+            state = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), moved, agent.optimizer)
             agent = agent._replace(optimizer=state)
-        return agent._replace(scores=fine_tune(world, agent.scores, step, heard, fine_tune_weight))
+        return agent._replace(scores=fine_tune(hyper, agent.scores, step, heard, fine_tune_weight))
 
-    def init(key: Key[Array, ""], world: World) -> tuple[Agent, Any]:
-        common_scores_key, masks_key = jax.random.split(world.key)
-        scores = draw_like(key if start_scores == "personal" else common_scores_key, world.weights, uniform_by_fan_in)
-        message = draw_like(masks_key, world.weights, jax.random.uniform)
-        start = jax.tree.map(lambda u, kept: masks.pack(u < kept / u.size), message, world.hyper.kept)
-        return Agent(scores, rule.init(scores)), start
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
+        scores = scores_at_start(key, world, start_scores)
+        _, masks_key = jax.random.split(world.key)
+        drawn = draw_like(masks_key, world.weights, jax.random.uniform)
+        return Agent(scores, rule.init(scores)), packed(
+            jax.tree.map(lambda u, kept: u < kept / u.size, drawn, hyper.kept)
+        )
 
     def send(
-        key: Key[Array, ""], world: World, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, Scores | None, Any, dict[str, Array]]:
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, Scores | None, Message, dict[str, Array]]:
         del key
-        agent, step, loss = local_steps(world, agent, heard, batches)
+        agent, step, loss = local_steps(world, hyper, agent, heard, batches)
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
-            agent, carry = fine_tuned(world, agent, carry, heard, batches), None
-        message = jax.tree.map(masks.pack, personal_masks(world, agent.scores, heard, roles, mask_rule))
-        return agent, carry, message, {"loss": loss}
+            agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
+        return agent, carry, packed(personal_masks(hyper, agent.scores, heard, roles, mask_rule)), {"loss": loss}
 
     def receive(
-        key: Key[Array, ""], world: World, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
+        key: Key[Array, ""],
+        world: World,
+        hyper: Hyper,
+        agent: Agent,
+        carry: Scores | None,
+        heard: Heard,
+        batches: Batches,
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if order == "code":
-            agent = fine_tuned(world, agent, carry, heard, batches)
+            agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
         return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
-    def model(world: World, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        return personal_model(world, agent.scores, heard, roles, mask_rule)
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        return personal_model(world, hyper, agent.scores, heard, roles, mask_rule)
 
     return Algorithm(init, send, receive, model)
 
 
-def fused_scores(world: World, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
+def scores_at_start(key: Key[Array, ""], world: World, start_scores: Literal["shared", "personal"]) -> Scores:
+    """U(±1/√fan_in) by the agent's own `key`, or by one that is common to all agents."""
+    common_key, _ = jax.random.split(world.key)
+    return draw_like(key if start_scores == "personal" else common_key, world.weights, uniform_by_fan_in)
+
+
+def packed(masks_of_layers: PyTree[Array]) -> Message:
+    """A message of masks, one a layer."""
+    return Message(by_name(jax.tree.map(masks.pack, masks_of_layers)))
+
+
+def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """y of every layer, from an agent's scores and what it heard last."""
-    mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
     alive = jax.tree.map(masks.revive, scores) if rule.revive else scores
-    return jax.tree.map(lambda z, m: masks.fuse(z, m, world.hyper.amplitude), alive, mean)
+    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude), alive, neighbour_mean(heard, scores))
 
 
 def personal_masks(
-    world: World, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
+    hyper: Hyper, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
     """m = Thres(|y|; r) of every layer, and after it, of convolutions, the filter rule where there is one."""
-    personal = masks.threshold(fused_scores(world, scores, heard, rule), world.hyper.kept)
+    personal = masks.threshold(fused_scores(hyper, scores, heard, rule), hyper.kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal
@@ -188,33 +208,39 @@ def personal_masks(
 
 
 def personal_model(
-    world: World, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
+    world: World, hyper: Hyper, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> tuple[dict[str, Any], Scores]:
     """The variables of v = w ⊙ m, and the masks m."""
-    personal = personal_masks(world, scores, heard, roles, rule)
-    return masked_model(world, personal, rule), personal
+    personal = personal_masks(hyper, scores, heard, roles, rule)
+    return masked_model(world, hyper.kept, personal, rule), personal
 
 
-def masked_model(world: World, personal: Scores, rule: MaskRule = AS_IN_CODE) -> dict[str, Any]:
-    """The variables of v = w ⊙ m, for masks m."""
+def masked_model(
+    world: World, kept: PyTree[Int[Array, ""]] | None, personal: Scores, rule: MaskRule = AS_IN_CODE
+) -> dict[str, Any]:
+    """The variables of v = w ⊙ m, for masks m that keep so many entries of each layer.
+
+    `kept` matters to a rule that scales alone, and may be None for others. A layer that keeps nothing is one of zeros.
+    """
     weights = world.weights
     if rule.scale_by_retention:
         # What is left of a layer then has the variance of the whole: ±√(2 / fan_in) becomes ±√(2 / (fan_in · r)).
-        weights = jax.tree.map(lambda w, kept: w * jnp.sqrt(w.size / kept.astype(w.dtype)), weights, world.hyper.kept)
+        some = jax.tree.map(lambda count: jnp.maximum(count, 1), kept)
+        weights = jax.tree.map(lambda w, count: w * jnp.sqrt(w.size / count.astype(w.dtype)), weights, some)
     return {"params": jax.tree.map(jnp.multiply, weights, personal), "frozen": world.frozen}
 
 
 def fine_tune(
-    world: World, scores: Scores, step: Scores, heard: Heard, weight: Literal["mean", "touched"] = "mean"
+    hyper: Hyper, scores: Scores, step: Scores, heard: Heard, weight: Literal["mean", "touched"] = "mean"
 ) -> Scores:
     """z ← z − η' · g ⊙ m̄: the more neighbours keep an entry, the further it goes (paper, personalized fine-tuning).
 
-    With the weight "touched" g ⊙ [m̄ > 0]. Nobody heard, nothing moves.
+    With the weight "touched" g ⊙ [m̄ > 0]. Where nobody is heard, nothing moves.
     """
-    mean = neighbour_mean(heard, jax.tree.leaves(scores)[0].dtype)
+    mean = neighbour_mean(heard, scores)
     if weight == "touched":
         mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
-    return jax.tree.map(lambda z, g, m: z - world.hyper.fine_tune_lr * g * m, scores, step, mean)
+    return jax.tree.map(lambda z, g, m: z - hyper.fine_tune_lr * g * m, scores, step, mean)
 
 
 def kept_by_layer(

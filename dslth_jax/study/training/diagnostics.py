@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
+from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import GraphReport
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
@@ -42,8 +42,7 @@ class Symptoms:
     def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
         self.chance, self.reasons = chance, REASONS.get(settings.algorithm)
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
-        self.sizes = {layer_name(path): leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(maskable)}
-        self.entries = sum(self.sizes.values())
+        self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.flip_rates: list[float] = []
         self.at_chance = 0
         self.said: set[str] = set()
@@ -53,20 +52,20 @@ class Symptoms:
         """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
         if self.reasons is None:
             return
-        for (path, kept), wanted in zip(
-            jax.tree_util.tree_leaves_with_path(info["kept"]), jax.tree.leaves(info["wanted"]), strict=True
-        ):
-            yield from self.of_layer(round, layer_name(path), kept, wanted, *self.reasons)
+        wanted = by_name(info["wanted"])
+        for name, kept in info["kept"].items():
+            yield from self.of_layer(round, name, kept, wanted[name], *self.reasons)
         if info["listeners"].any() or self.alone:
             # The first exchange replaces the random start masks.
-            self.flip_rates.append(float(info["flipped"].mean()) / self.entries)
+            self.flip_rates.append(float(info["flipped"].mean()) / sum(self.sizes.values()))
             yield from self.of_flips(round)
 
     def of_layer(
-        self, round: int, layer: str, kept: np.ndarray, wanted: np.ndarray, why_zero: str, why_other: str
+        self, round: int, name: str, kept: np.ndarray, wanted: np.ndarray, why_zero: str, why_other: str
     ) -> Iterator[str]:
         """Whether a layer's filters are all zero, or it keeps another number than its retention asks for."""
-        wanted = np.minimum(wanted, self.sizes[layer])
+        layer, size = layer_name(name), self.sizes[name]
+        wanted = np.minimum(wanted, size)
         if (kept == 0).any():
             sentence = (
                 f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
@@ -76,7 +75,6 @@ class Symptoms:
         off = np.abs(kept - wanted) > OFF_RETENTION * wanted
         if off.any() and not (kept == 0).any() and not self.filtered:
             agent = int(np.argmax(off))
-            size = self.sizes[layer]
             sentence = (
                 f"agent {agent} keeps {kept[agent] / size:.1%} of {layer} in round {round}, its retention asks for "
                 f"{wanted[agent] / size:.1%}: {why_other}"
@@ -160,6 +158,6 @@ def same_step(one: float | str | None, other: float | str) -> bool:
         return str(one) == str(other)
 
 
-def layer_name(path: Any) -> str:
+def layer_name(name: str) -> str:
     """What a user calls a layer: its module, without the kernel's own name."""
-    return jax.tree_util.keystr(path[:-1] or path, simple=True, separator="/")
+    return name.rpartition("/")[0] or name

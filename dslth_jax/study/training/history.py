@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares, world_of
@@ -27,12 +28,12 @@ class Tally:
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
     flip_rate: float | None = None
 
-    def add(self, info: dict[str, Any], entries: int, seconds: float) -> None:
-        """Count one round; masks have so many entries."""
+    def add(self, info: dict[str, Any], bits: Int[np.ndarray, "agents"], seconds: float) -> None:
+        """Count one round, in which agents had so many bits to send."""
         self.seconds += seconds
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
         if info["flipped"] is not None:
-            self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / entries
+            self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / max(float(bits.mean()), 1.0)
 
     def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew."""
@@ -63,10 +64,10 @@ class History:
 
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
-        settings, (self.maskable, message) = prepared.settings, maskable_of(prepared)
-        entries = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.maskable))
+        settings, (self.maskable, self.message) = prepared.settings, maskable_of(prepared)
+        sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         self.tally = Tally()
-        self.ledger = Ledger(entries, masks_alone=message.masks is not None and message.values is None)
+        self.ledger = Ledger(sizes, masks_alone=bool(sizes) and not self.message.values)
         tested = held_by_class(prepared.tests, prepared.dataset.classes)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         lasting = prepared.graph_report if prepared.topology.redraw is None else None
@@ -91,12 +92,12 @@ class History:
             self.failure = not_finite(info, round)
             self.warnings += [self.failure] if self.failure else []
         if self.failure is None:
-            self.tally.add(info, self.ledger.entries, seconds)
+            self.tally.add(info, self.ledger.bits_of_each(info), seconds)
             self.ledger.add(info)
             if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
                 key_frame = is_key_frame(self.prepared.settings, round)
                 alone = key_frame or self.prepared.topology.redraw is not None
-                lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.maskable, round)
+                lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
                 self.ledger.add_coded(info["listeners"], lengths, key_frame)
             self.warnings += self.symptoms.after_round(round, info)
 
@@ -164,14 +165,14 @@ def held_by_class(shares: Shares, classes: int) -> np.ndarray:
 
 
 def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
-    """The shapes of all that an agent has masks of, None where it has none, and of its message."""
+    """The shapes of all that an agent has masks of, None where it has none, and of its message, bits unpacked."""
 
     def look(hyper: Any) -> tuple[Any, Any]:
-        world = world_of(prepared.network, key_of(0), hyper, 0, 1)
-        agent, message = prepared.algorithm.init(key_of(0), world)
-        like = unpacked_like(message, world.weights)
+        world = world_of(prepared.network, key_of(0), 0, 1)
+        agent, message = prepared.algorithm.init(key_of(0), world, hyper)
+        like = unpacked(message, world.weights)
         heard = silence(like, prepared.settings.agents, prepared.topology.graph)
-        return prepared.algorithm.model(world, agent, heard)[1], like
+        return prepared.algorithm.model(world, hyper, agent, heard)[1], like
 
     return jax.eval_shape(look, jax.tree.map(lambda leaf: leaf[0], prepared.hyper))
 

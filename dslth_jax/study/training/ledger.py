@@ -7,14 +7,13 @@ stands for itself.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Int, PyTree, UInt8
+from jaxtyping import Int
 
+from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
 from dslth_jax.study.config.settings import Settings
 
@@ -23,8 +22,8 @@ from dslth_jax.study.config.settings import Settings
 class Ledger:
     """The bits of one run so far, in Python's numbers: a round's overflow 32 bits."""
 
-    entries: int  # of one agent's mask
-    masks_alone: bool = True  # whether messages are that; bits of masks are counted of no others
+    entries: dict[str, int]  # of the bits of each layer of a message
+    masks_alone: bool = True  # whether messages hold no values; bits of masks are counted of no others
     kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
     bitmap_bits: int = 0
     float32_bits: int = 0
@@ -40,14 +39,22 @@ class Ledger:
     def add(self, info: dict[str, Any]) -> None:
         """Count the bitmaps and floats of one round; `info` is that of `population.round`."""
         listeners = info["listeners"].astype(np.int64)
+        of_each = self.bits_of_each(info) * listeners
         if self.masks_alone:
-            self.kept_bits += sum(int(kept @ listeners) for kept in jax.tree.leaves(info["kept"]))
-            self.bitmap_bits += self.entries * int(listeners.sum())
-            self.sent_bits = added(self.sent_bits, self.entries * listeners)
-        else:
-            of_each = float_bits(info, self.entries) * listeners
+            self.kept_bits += sum(int(kept @ listeners) for kept in info["kept"].values())
+            self.bitmap_bits += int(of_each.sum())
+        elif info["floats"] is not None:
+            of_each += 32 * info["floats"].astype(np.int64) * listeners
             self.float32_bits += int(of_each.sum())
-            self.sent_bits = added(self.sent_bits, of_each)
+        self.sent_bits = added(self.sent_bits, of_each)
+
+    def bits_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
+        """How many bits, 0 and 1, each agent's message of a round holds, whether it is sent or not."""
+        agents, has = len(info["listeners"]), info["has"]
+        bits = np.zeros(agents, np.int64)
+        for name, size in self.entries.items():
+            bits += size * (np.ones(agents, np.int64) if has is None else has[name])
+        return bits
 
     def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
         """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
@@ -88,14 +95,6 @@ class Ledger:
         return self.bitmap_bits + self.float32_bits
 
 
-def float_bits(info: dict[str, Any], entries: int) -> Int[np.ndarray, "agents"]:
-    """The bits of each agent's message in a round, if it holds values: 32 for each, and a bitmap of the mask of
-    `entries` that says which they are, where one goes with them."""
-    if info["floats"] is None:
-        return np.zeros_like(info["listeners"], np.int64)
-    return 32 * info["floats"].astype(np.int64) + (0 if info["kept"] is None else entries)
-
-
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
     """The sum by agents; a list, for it must go into a checkpoint's notes."""
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
@@ -122,21 +121,24 @@ def is_encoded(settings: Settings, round: int) -> bool:
     return is_key_frame(settings, round) or number.bit_count() == 1 or round + every > next_row or as_asked
 
 
-def lengths_of(
-    sent: PyTree[UInt8[np.ndarray, "agents _"]],
-    past: PyTree[UInt8[np.ndarray, "agents _"]] | None,
-    weights: PyTree,
-    round: int,
-) -> list[int]:
-    """The bits of every agent's message, encoded against what it sent before; past None, so that it stands alone."""
-    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(weights)]
-    layers = jax.tree.leaves(sent)
-    earlier = None if past is None else jax.tree.leaves(past)
+def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:
+    """The bits of every agent's message of a round, encoded against what it sent before.
 
-    def message(agent: int) -> bytes:
-        mask = SentMask(agent, round, [bits[agent] for bits in layers])
-        known = None if earlier is None else SentMask(agent, round - 1, [bits[agent] for bits in earlier])
-        return encode(mask, shapes, past=known)
+    `sent` and `past` stack everybody's, `like` has the layers' shapes. A message stands alone where `past` is None or
+    lacks one of its layers.
+    """
 
-    assert all(math.prod(shape) <= 8 * bits.shape[1] for shape, bits in zip(shapes, layers, strict=True))
-    return [8 * len(message(agent)) for agent in range(len(layers[0]))]
+    def layers_of(messages: Message, agent: int) -> list[str]:
+        return [name for name in like.masks if messages.has is None or messages.has[name][agent]]
+
+    def mask_of(messages: Message, agent: int, names: list[str], round: int) -> SentMask:
+        return SentMask(agent, round, [np.asarray(messages.masks[name][agent]) for name in names])
+
+    def length(agent: int) -> int:
+        names = layers_of(sent, agent)
+        known = past is not None and {*names} <= {*layers_of(past, agent)}
+        earlier = mask_of(past, agent, names, round - 1) if past is not None and known else None
+        shapes = [like.masks[name].shape for name in names]
+        return 8 * len(encode(mask_of(sent, agent, names, round), shapes, past=earlier))
+
+    return [length(agent) for agent in range(len(next(iter(sent.masks.values()))))]

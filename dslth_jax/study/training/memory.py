@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import psutil
 from jaxtyping import PyTree
 
-from dslth_jax.algorithm import Algorithm, Batches, parts_of
-from dslth_jax.exchange import silence, unpacked_like
+from dslth_jax.algorithm import Algorithm, Batch, Batches
+from dslth_jax.exchange import silence, unpacked
 from dslth_jax.graphs import Graph
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
@@ -68,29 +68,31 @@ def footprint(
     """
     image_shape = shares.images.shape[1:]
 
+    def samples(*axes: int) -> Batch:
+        images = jnp.zeros((*axes, *image_shape), jnp.uint8)
+        return Batch(images, jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
+
     def one_round(hyper: Any) -> Any:
         """One agent's phase before the exchange, to see the shapes of what it holds."""
         key = key_of(0)
-        world, steps = world_of(network, key, hyper, 0, 1), (local_steps + 1, batch_size)
-        batches = Batches(
-            jnp.zeros((*steps, *image_shape), jnp.uint8), jnp.zeros(steps, jnp.int32), jnp.zeros(steps, bool)
-        )
-        agent, message = algorithm.init(key, world)
-        heard = silence(unpacked_like(message, world.weights), agents, graph)
-        agent, carry, message, _ = algorithm.send(key, world, agent, heard, batches)
+        world = world_of(network, key, 0, 1)
+        batches = Batches(samples(local_steps, batch_size), samples(batch_size))
+        agent, message = algorithm.init(key, world, hyper)
+        heard = silence(unpacked(message, world.weights), agents, graph)
+        agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
         return world, agent, carry, message, heard
 
     world, agent, carry, message, heard = jax.eval_shape(one_round, hyper)
-    own, sent = agents // devices, parts_of(message)
+    own = agents // devices
     per_agent = {**{name: bytes_of(part) for name, part in agent._asdict().items()}, "gradient": bytes_of(carry)}
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
-    floats = {"sums": own * bytes_of(heard.sums), "values": copies * bytes_of(sent.values)}
+    floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
     return {
         "weights": bytes_of((world.weights, world.frozen)),
         **{name: own * size for name, size in per_agent.items()},
-        "counts": own * bytes_of(heard._replace(sums=None)),
-        "bits": copies * bytes_of(sent.masks),
+        "counts": own * bytes_of(heard._replace(values={})),
+        "bits": copies * bytes_of((message.masks, message.has)),
         **{name: size for name, size in floats.items() if size},
         "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
         "data": bytes_of_samples(shares, devices),

@@ -183,7 +183,7 @@ def graph_of_round(settings: Settings, network: Network, topology: Topology, rou
 
     @jax.jit
     def draw(key: jax.Array, round: jax.Array) -> Graph:
-        return population.graph_in(population.world_of(network, key, None, round, settings.rounds), topology)
+        return population.graph_in(population.world_of(network, key, round, settings.rounds), topology)
 
     graph = topology.graph if topology.redraw is None else draw(key_of(settings.seed), jnp.int32(round))
     return adjacency_of(graph)

@@ -12,13 +12,12 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, UInt32
 
-from dslth_jax import population, sharding
-from dslth_jax.algorithm import World
+from dslth_jax import control, population, sharding
+from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.graphs import Graph, Topology, with_edges
 from dslth_jax.keys import key_of
 from dslth_jax.population import Shares, State
-from dslth_jax.schedules import at_round
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config import datasets
 from dslth_jax.study.config.console import warn
@@ -47,7 +46,7 @@ class Programs(NamedTuple):
     start: Callable[[], State]
     evaluate: Callable[[State, np.ndarray], Evaluation]  # with how many test samples count, (members, agents)
     step: Callable[[State], tuple[State, dict[str, Any]]]
-    sent: Callable[[State], Any]  # what everybody sent last, packed bits
+    sent: Callable[[State], Message]  # what everybody sent last
     compiled: Callable[[], float]  # waits for all of them; the seconds from the first's begin to the last's end
     state: State  # shapes, and where they lie
 
@@ -56,6 +55,7 @@ def compile_programs(plan: Plan) -> Programs:
     """Trace everything ahead of the first round and begin to compile it, in the order of need."""
     first, mesh = plan.members[0], plan.mesh
     settings, network, algorithm = first.settings, first.network, first.algorithm
+    controller = control.scheduled(first.schedules)
     agents = settings.agents // mesh.shape[AXIS]
     keep_programs(settings.compilation_cache)
 
@@ -64,8 +64,7 @@ def compile_programs(plan: Plan) -> Programs:
         return population.over_agents(function, *stacked, chunk=plan.together)
 
     def world_at(own: Own, round: Any) -> World:
-        hyper, key = at_round(own.hyper, first.schedules, round), key_of(own.seed)
-        return population.world_of(network, key, hyper, round, settings.rounds, own.drawn)
+        return population.world_of(network, key_of(own.seed), round, settings.rounds, own.drawn)
 
     def graph_at(world: World, graph: Graph) -> Graph:
         return population.graph_in(world, Topology(graph, first.topology.redraw))
@@ -76,8 +75,16 @@ def compile_programs(plan: Plan) -> Programs:
     def start(owns: Own) -> State:
         def one(own: Own) -> State:
             world = world_at(own, 0)
-            graph = graph_at(world, own.graph)
-            return population.init(algorithm, world, graph, agents=agents, chunk=plan.chunk, axis=AXIS)
+            return population.init(
+                algorithm,
+                world,
+                own.hyper,
+                graph_at(world, own.graph),
+                agents=agents,
+                controller=controller,
+                chunk=plan.chunk,
+                axis=AXIS,
+            )
 
         return for_each(one, owns)
 
@@ -87,22 +94,23 @@ def compile_programs(plan: Plan) -> Programs:
             state, info = population.round(
                 algorithm,
                 world,
+                own.hyper,
                 state,
                 Shares(train.images, train.labels, *held),
                 graph_at(world, own.graph),
                 batch_size=batch_of(first),
                 local_steps=settings.local_steps,
                 exchange_every=settings.exchange_every,
+                controller=controller,
                 chunk=plan.chunk,
                 axis=AXIS,
             )
-            return state, {**info, "wanted": getattr(world.hyper, "kept", None)}
+            return state, {**info, "wanted": getattr(state.control.used, "kept", None)}
 
         return population.update_agents(one, states, owns, train[2:], chunk=plan.together)
 
     def score(states: State, owns: Own, tests: Shares) -> Evaluation:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> Evaluation:
-            # In the world of the round that ran last, so that what is evaluated is what was trained.
             world = world_at(own, jnp.maximum(state.round - 1, 0))
             shares = Shares(tests.images, tests.labels, *held)
             return evaluate(network, algorithm, world, state, shares, chunk=plan.chunk)
@@ -150,7 +158,7 @@ def compile_programs(plan: Plan) -> Programs:
     def all_compiled() -> float:
         return max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began
 
-    def sent(state: State) -> Any:
+    def sent(state: State) -> Message:
         return sharding.fetch(state.sent)
 
     return Programs(lambda: starting.result()[0](owns), evaluated, stepped, sent, all_compiled, state)

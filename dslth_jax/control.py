@@ -1,0 +1,89 @@
+"""Budgets from round to round: what sets every agent's traced settings. The population's world.
+
+A `Controller` is two pure functions inside the compiled program. The settings that it is handed are always the run's
+own values, so that what it makes of them does not compound; counts and step sizes are traced, and nothing recompiles.
+To add one, write its factory here.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, Int, PyTree
+
+from dslth_jax.schedules import at_round
+
+
+class Control(NamedTuple):
+    """What a controller has said. Leaves carry a leading agents axis."""
+
+    memory: Any
+    used: Any  # the settings of the round that ran last; of the first round before it
+    next: Any  # those of the round to come
+
+
+class Start(Protocol):
+    """What a controller begins with."""
+
+    def __call__(self, hyper: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
+        """Its memory, and the settings of the first round, from the run's own values; leading agents axis."""
+        ...
+
+
+class Update(Protocol):
+    """What a controller does at the end of a round."""
+
+    def __call__(
+        self,
+        memory: Any,
+        hyper: PyTree[Array],
+        round: Int[Array, ""],
+        info: dict[str, Any],
+        seconds: Float[Array, "agents"] | None,
+        axis: str | None,
+    ) -> tuple[Any, PyTree[Array]]:
+        """Its memory anew, and the settings of the next round.
+
+        Args:
+            memory: from the round before.
+            hyper: the run's own values, leaves with a leading agents axis.
+            round: the number of the round that ends, from 0.
+            info: that round's diagnostics, as `population.round` returns them.
+            seconds: what the round took each agent, simulated; None where nobody simulates time.
+            axis: the mesh axis over which agents are spread, None on one device.
+        """
+        ...
+
+
+class Controller(NamedTuple):
+    """Two functions of the population's world."""
+
+    init: Start
+    update: Update
+
+
+def constant() -> Controller:
+    """The run's own values in every round."""
+    return scheduled(None)
+
+
+def scheduled(schedules: PyTree[Any] | None) -> Controller:
+    """Each setting times the factor of its own schedule; `schedules` has the structure of the settings, None leaves all
+    as they are."""
+
+    def at(hyper: PyTree[Array], round: Any) -> PyTree[Array]:
+        return hyper if schedules is None else at_round(hyper, schedules, round)
+
+    def init(hyper: PyTree[Array]) -> tuple[None, PyTree[Array]]:
+        return None, at(hyper, 0)
+
+    def update(
+        memory: None,
+        hyper: PyTree[Array],
+        round: Int[Array, ""],
+        info: dict[str, Any],
+        seconds: Float[Array, "agents"] | None,
+        axis: str | None,
+    ) -> tuple[None, PyTree[Array]]:
+        del memory, info, seconds, axis
+        return None, at(hyper, round + 1)
+
+    return Controller(init, update)

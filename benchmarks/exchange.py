@@ -29,8 +29,8 @@ from rich.table import Table
 from benchmarks.measure import conditions, copy_rate, timed, timed_in_place
 from benchmarks.threshold import ALEXNET
 from dslth_jax import masks, population
-from dslth_jax.algorithm import Heard
-from dslth_jax.exchange import counting_dtype, hear, present_first
+from dslth_jax.algorithm import Heard, Message
+from dslth_jax.exchange import counting_dtype, hear, present_first, silence
 from dslth_jax.graphs import Graph, adjacency_of
 from dslth_jax.population import over_agents
 from dslth_jax.study.config.spellings import topology_of
@@ -63,21 +63,26 @@ class Form(NamedTuple):
 
 def as_the_round_runs_it(case: Case, sent: Sent, graph: Graph) -> Counts:
     """The population's exchange, alone."""
-    return population.exchange(list(sent), graph, receivers(case), nothing_heard(case)).counts
+    return [*population.exchange(message_of(sent), graph, receivers(case), nothing_heard(case, graph)).masks.values()]
 
 
-def nothing_heard(case: Case) -> Heard:
+def message_of(layers: Sequence[jax.Array]) -> Message:
+    """Layers by their numbers."""
+    return Message({str(number): layer for number, layer in enumerate(layers)})
+
+
+def nothing_heard(case: Case, graph: Graph) -> Heard:
     """What everybody has heard before the first exchange."""
-    dtype = counting_dtype(case.agents)
-    counts = [jnp.zeros((case.agents, size), dtype) for size in case.sizes]
-    return Heard(counts, jnp.zeros(case.agents, jnp.int32))
+    nothing = silence(message_of([jnp.zeros(size) for size in case.sizes]), case.agents, graph)
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (case.agents, *leaf.shape)), nothing)
 
 
 def half_bytes(case: Case, sent: Sent, graph: Graph) -> Counts:
     """`hear`, mapped over receivers."""
-    like = [jnp.zeros(size) for size in case.sizes]
+    messages, like = message_of(sent), message_of([jnp.zeros(size) for size in case.sizes])
     graph = present_first(graph, case.agents)
-    return over_agents(lambda receiver: hear(list(sent), graph, receiver, like).counts, receivers(case))
+    heard = over_agents(lambda receiver: hear(messages, graph, receiver, like).masks, receivers(case))
+    return [*heard.values()]
 
 
 def one_neighbour_after_another(case: Case, sent: Sent, graph: Graph) -> Counts:
@@ -339,11 +344,11 @@ def seconds_of(name: str, case: Case, sent: Sent, graph: Graph, repeats: int) ->
 
     def again(state: tuple[Heard, Sent, Graph]) -> tuple[Heard, Sent, Graph]:
         heard, sent, graph = state
-        return population.exchange(list(sent), graph, receivers(case), heard), sent, graph
+        return population.exchange(message_of(sent), graph, receivers(case), heard), sent, graph
 
     # Others still need the bits and the graph that are given up here.
     own = jax.tree.map(jnp.array, (sent, graph))
-    return timed_in_place(again, (nothing_heard(case), *own), repeats=repeats).median
+    return timed_in_place(again, (nothing_heard(case, graph), *own), repeats=repeats).median
 
 
 def shared_sizes(agents: int, share: float | None) -> list[int]:

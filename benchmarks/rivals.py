@@ -24,6 +24,7 @@ import torch.nn.functional as F  # noqa: N812 - the name it goes by
 from torch import nn
 
 from dslth_jax import graphs, masks, population
+from dslth_jax.algorithm import with_names
 from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import network_by_name
@@ -76,9 +77,10 @@ def start_of(
 
     @jax.jit
     def draw(key: jax.Array) -> tuple[Any, Any, Any, Any]:
-        world = population.world_of(network, key, Hyper(jax.tree.map(jnp.int32, kept)), 0, 1)
-        agent, message = mce_pl(network).init(population.agent_key(world, jnp.int32(0), population.INIT), world)
-        unpacked = jax.tree.map(lambda bits, like: masks.unpack(bits, like.shape), message, shapes)
+        world, hyper = population.world_of(network, key, 0, 1), Hyper(jax.tree.map(jnp.int32, kept))
+        own_key = population.agent_key(world, jnp.int32(0), population.INIT)
+        agent, message = mce_pl(network).init(own_key, world, hyper)
+        unpacked = with_names(lambda name, like: masks.unpack(message.masks[name], like.shape), shapes)
         return world.weights, world.frozen, agent.scores, unpacked
 
     weights, frozen, scores, start_masks = jax.tree.map(np.asarray, draw(key))

@@ -52,13 +52,13 @@ def round_timing(
     drawn = jax.jit(population.draw_weights, static_argnums=0)(network, key)
 
     def world_at(round: Any) -> Any:
-        return population.world_of(network, key, hyper, round, 1, drawn)
+        return population.world_of(network, key, round, 1, drawn)
 
     def one_round(state: population.State) -> population.State:
         world = world_at(state.round)
-        return population.round(algorithm, world, state, shares, graph, batch_size=batch, chunk=chunk)[0]
+        return population.round(algorithm, world, hyper, state, shares, graph, batch_size=batch, chunk=chunk)[0]
 
-    state = jax.jit(lambda: population.init(algorithm, world_at(0), graph, agents=agents, chunk=chunk))()
+    state = jax.jit(lambda: population.init(algorithm, world_at(0), hyper, graph, agents=agents, chunk=chunk))()
     return timed_in_place(one_round, state, repeats), 2 * agents * batch * (3 * FORWARD - FIRST)
 
 

@@ -137,7 +137,7 @@ def name_of(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def by_name(tree: PyTree[Array]) -> dict[str, Any]:
+def by_name(tree: PyTree) -> dict[str, Any]:
     """The leaves of a pytree by their names.
 
     >>> by_name({"conv": {"kernel": 1}, "linear": {"kernel": 2}})
@@ -146,7 +146,7 @@ def by_name(tree: PyTree[Array]) -> dict[str, Any]:
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def with_names(function: Callable[..., Any], tree: PyTree[Array], *rest: PyTree[Array]) -> PyTree[Any]:
+def with_names(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`function(name, leaf, ...)` of every leaf, as a pytree like `tree`."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)
 

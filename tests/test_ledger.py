@@ -131,8 +131,15 @@ def test_which_rounds_are_encoded():
 
 
 def test_bits_go_through_a_checkpoint_as_they_are():
-    ledger = Ledger(10)
-    ledger.add({"listeners": np.array([2, 1]), "kept": {"a": np.array([3, 4])}})
+    ledger = Ledger({"a": 10, "b": 6})
+    ledger.add(
+        {
+            "listeners": np.array([2, 1]),
+            "kept": {"a": np.array([3, 4])},
+            "has": {"a": np.array([True, True]), "b": np.array([False, True])},
+        }
+    )
+    assert (ledger.kept_bits, ledger.bitmap_bits, ledger.sent_bits) == (10, 36, [20, 16])  # of b one sent its six bits
     ledger.add_coded(np.array([2, 1]), [800, 96], True)
     ledger.add_coded(np.array([2, 1]), None, False)
     again = Ledger(**json.loads(json.dumps(ledger.__dict__)))

@@ -146,7 +146,7 @@ def test_bits_go_through_a_checkpoint_as_they_are():
     assert again == ledger
     assert again.row() == {
         "kept_bits": 10,
-        "bitmap_bits": 30,
+        "bitmap_bits": 36,
         "coded_bits": 1696,
         "float32_bits": 0,
         "busiest_agent_bits": 20,

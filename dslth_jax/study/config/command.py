@@ -10,11 +10,11 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of
-from dslth_jax.study.config.console import Stream, guard
+from dslth_jax.study.config.console import Stream, console, guard
 from dslth_jax.study.config.machine import is_out_of_memory
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.settings import Setting, choices, described, flag, kinds, parts, read
@@ -91,6 +91,26 @@ def conduct(
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return complained(f"{OUT_OF_MEMORY} ({reason[:200]})", BAD_INPUT)
     return 0
+
+
+class Asked(NamedTuple):
+    """What a command that trains nothing begins with."""
+
+    settings: Any
+    finished: str = ""
+    path: None = None  # nothing is kept that could go on
+
+
+def act(
+    program: str, kind: type[Kind], do: Callable[[Kind], str], arguments: Sequence[str] | None, stop: Stop | None
+) -> int:
+    """Run a command that trains nothing: `do` takes its flags, and returns what is said at its end."""
+    words = sys.argv[1:] if arguments is None else arguments
+
+    def finish(asked: Asked, stop: Stop) -> None:
+        console(stop).print(do(asked.settings), highlight=False, markup=False, soft_wrap=True)
+
+    return conduct(program, lambda: Asked(parse(words, kind, program)), finish, stop)
 
 
 def leave(main: Callable[..., int]) -> NoReturn:

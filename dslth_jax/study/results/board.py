@@ -8,18 +8,14 @@ Needs `pip install -e '.[tensorboard]'`. Every metric is a scalar by round, bits
 import dataclasses
 import datetime
 import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from dslth_jax.study.config.command import conduct, parse
-from dslth_jax.study.config.console import console
+from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results.folders import METRICS, Run
 from dslth_jax.study.results.points import Sweep, read_all
-
-PROGRAM = "experiments.board"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,35 +28,23 @@ class Board:
     """Gets a folder for each run."""
 
 
-class Asked(NamedTuple):
-    """What is asked for and has been read."""
-
-    folder: Path  # of all event files
-    runs: list[Run]
-    finished: str = ""
-    path: None = None  # nothing is kept that could go on
-
-
 def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return command.act("experiments.board", Board, write_all, arguments, stop)
 
-    def begin() -> Asked:
-        settings = parse(sys.argv[1:] if arguments is None else arguments, Board, PROGRAM)
-        if importlib.util.find_spec("tensorboardX") is None:
-            raise ValueError("event files need tensorboardX: pip install -e '.[tensorboard]'")
-        runs = read_all(settings.folders)
-        if isinstance(runs, Sweep):
-            raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use experiments.report")
-        if taken := [run.name for run in runs if (settings.log_dir / run.name).exists()]:
-            raise ValueError(f"--log-dir {settings.log_dir} has {', '.join(taken)} already: name another, or remove it")
-        return Asked(settings.log_dir, runs)
 
-    def finish(asked: Asked, stop: Stop) -> None:
-        for run in asked.runs:
-            write(run, asked.folder / run.name)
-        console(stop).print(f"event files: {asked.folder}", highlight=False, markup=False, soft_wrap=True)
-
-    return conduct(PROGRAM, begin, finish, stop)
+def write_all(settings: Board) -> str:
+    """Write an event file for each run; returns where they are, in words."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError("event files need tensorboardX: pip install -e '.[tensorboard]'")
+    runs, logs = read_all(settings.folders), settings.log_dir
+    if isinstance(runs, Sweep):
+        raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use experiments.report")
+    if taken := [run.name for run in runs if (logs / run.name).exists()]:
+        raise ValueError(f"--log-dir {logs} has {', '.join(taken)} already: name another, or remove it")
+    for run in runs:
+        write(run, logs / run.name)
+    return f"event files: {logs}"
 
 
 def write(run: Run, folder: Path) -> None:

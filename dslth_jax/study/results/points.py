@@ -133,15 +133,15 @@ def read(folder: Path, name: str) -> Run | Sweep:
 
 def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     """A sweep, whether it has come to its end or not."""
-    path, axes, members = folder / "config.json", config.get("axes"), config.get("members")
-    done = config.get("done", {})
-    # Of a search that has only begun they are empty.
-    if not isinstance(axes, dict) or not all(isinstance(x, list) and (x or not members) for x in axes.values()):
-        raise ValueError(f"the axes in {path} must be an object of lists of values, and are not")
-    if not isinstance(done, dict):
-        raise ValueError(f"what is done in {path} must be an object of members and their failures, and is not")
-    if not isinstance(members, list) or not all(isinstance(x, dict) and axes.keys() <= x.keys() for x in members):
-        raise ValueError(f"the members in {path} must be objects with a value for each of {', '.join(axes)}")
+    axes: Any = config.get("axes")
+    members: Any = config.get("members")
+    done: Any = config.get("done", {})
+    fits = isinstance(axes, dict) and isinstance(done, dict) and isinstance(members, list)
+    # Of a search that has only begun axes are empty.
+    fits = fits and all(isinstance(values, list) and (values or not members) for values in axes.values())
+    if not fits or not all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members):
+        what = "the axes of a sweep, lists of values, its members, a value of each axis, and which of them are done"
+        raise ValueError(f"{folder / 'config.json'} must hold {what}, and does not: {WHAT_TO_DO}")
     missing: list[str] = []
     by_member = read_members(folder / "metrics.jsonl", len(members), missing)
     points: dict[tuple[str, ...], list[int]] = {}  # the numbers of their members

@@ -8,17 +8,15 @@ Two seconds for a run of 16 agents on two cores. Open the file in any browser, o
 import base64
 import dataclasses
 import itertools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from dslth_jax.study.config.command import conduct, parse
-from dslth_jax.study.config.console import console
+from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import plots, similarity
 from dslth_jax.study.results.folders import Run, replace
@@ -37,9 +35,9 @@ from dslth_jax.study.results.tables import (
     written,
 )
 
-PROGRAM = "experiments.report"
 MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
+EMPTY: dict[str, Any] = {"table": None, "tiles": [], "lines": [], "grid": [], "missing": []}  # of a page's parts
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
     "topology.png": "The graph, its agents coloured by accuracy",
@@ -56,31 +54,19 @@ class Report:
     """File of the page."""
 
 
-class Asked(NamedTuple):
-    """What is asked for and has been looked at."""
-
-    settings: Report
-    finished: str = ""
-    path: None = None  # nothing is kept that could go on
-
-
 def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
+    return command.act("experiments.report", Report, write, arguments, stop)
 
-    def begin() -> Asked:
-        settings = parse(sys.argv[1:] if arguments is None else arguments, Report, PROGRAM)
-        out = settings.out
-        # Look before the work, and let nobody lose a file of another kind by a slip of the command.
-        if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
-            raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
-        return Asked(settings)
 
-    def finish(asked: Asked, stop: Stop) -> None:
-        page = render(read_all(asked.settings.folders))
-        replace(asked.settings.out, page.encode("utf-8", "replace"))
-        console(stop).print(f"report: {asked.settings.out}", highlight=False, markup=False, soft_wrap=True)
-
-    return conduct(PROGRAM, begin, finish, stop)
+def write(settings: Report) -> str:
+    """Write the page; returns where it is, in words."""
+    out = settings.out
+    # Look before the work, and let nobody lose a file of another kind by a slip of the command.
+    if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
+        raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
+    replace(out, render(read_all(settings.folders)).encode("utf-8", "replace"))
+    return f"report: {out}"
 
 
 def render(found: list[Run] | Sweep) -> str:
@@ -106,6 +92,7 @@ def view_of_runs(runs: list[Run]) -> dict[str, Any]:
     lines = [line_of_run(run.name, run.rows) for run in runs]
     several = len(runs) > 1
     return {
+        **EMPTY,
         "kind": "runs" if several else "run",
         "title": f"{len(runs)} runs compared" if several else runs[0].name,
         "facts": shared,
@@ -113,10 +100,8 @@ def view_of_runs(runs: list[Run]) -> dict[str, Any]:
         "tiles": [] if several else tiles(last_row(runs[0])),
         "lines": lines if several else [],
         "named": plots.named(len(lines)),
-        "grid": [],
         "curves": curves(lines, "worst to best agent"),
         "runs": [view_of_run(run, f"run-{place}", shared if several else []) for place, run in enumerate(runs, 1)],
-        "missing": [],
     }
 
 
@@ -133,6 +118,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     columns = [(axis, axis, "shown") for axis in sweep.axes] + OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
+        **EMPTY,
         "kind": "sweep",
         "title": f"Sweep {sweep.name}",
         "facts": [
@@ -141,7 +127,6 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             *facts(config),
         ],
         "table": {"caption": "Points of the grid, best first", "columns": columns, "rows": rows, "left_out": []},
-        "tiles": [],
         "lines": best,
         "named": len(best),
         "curves": curves(best, "lowest to highest seed"),

@@ -1,7 +1,7 @@
 """Words and tables: on the screen while a run starts and ends, and on the page of a report."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.partition import class_counts
-from dslth_jax.study.results.folders import Row, Run
-from dslth_jax.study.results.points import SIZES
 from dslth_jax.study.training.progress import sent
 
 if TYPE_CHECKING:
+    from dslth_jax.study.results.folders import Run
     from dslth_jax.study.training.plan import Plan
 
+Row = dict[str, Any]
+Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
-OF_SIZES = ("bitmaps, MB", "coded, MB", "float32, MB")
+OF_SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}  # in what messages are counted, in words
 
 # On the screen --------------------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
     more = f", the best {len(shown)}" if len(results) > len(shown) else ""
     forms = [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
     forms += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
-    forms += [(f"{size}_mb", words, ",.4g") for size, words in zip(SIZES, OF_SIZES, strict=True)]
+    forms += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in OF_SIZES.items()]
 
     def cells(row: Row) -> list[str]:
         values = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in names)
@@ -120,45 +121,37 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
 
 # On the page ----------------------------------------------------------------------------------------------------------
 
-# Columns of tables: key, head, and how a value is written.
-Column = tuple[str, str, str]
-OUTCOME: list[Column] = [
-    ("round", "after round", "whole"),
-    ("accuracy_mean", "mean accuracy, %", "percent"),
-    ("accuracy_worst", "worst agent, %", "percent"),
-    ("accuracy_std", "spread (std), %", "percent"),
-    ("loss", "loss, nats", "number"),
-    ("density", "density", "number"),
-    ("bitmap_bits", "sent as bitmaps, MB", "megabytes"),
-    ("kept_bits", "kept entries (the authors' count), MB", "megabytes"),
-    ("coded_bits", "entropy-coded, MB", "megabytes"),
-    ("float32_bits", "sent as float32, MB", "megabytes"),
-    ("seconds", "training, s", "number"),
-]
-EVERY_ROW: list[Column] = [
-    *OUTCOME[:3],
-    ("accuracy_best", "best agent, %", "percent"),
-    *OUTCOME[3:6],
-    ("flip_rate", "bits changed, %", "percent"),
-    *OUTCOME[6:10],
-    ("busiest_agent_bits", "busiest agent, MB", "megabytes"),
-    ("exchanges", "exchanges", "whole"),
-    ("coded_rounds", "of them really coded", "whole"),
-    OUTCOME[10],
-]
-OF_A_POINT: list[Column] = [
+# What a table's column says of rows: its head, and how a value is written.
+COLUMNS = {
+    "round": ("after round", "whole"),
+    "accuracy_mean": ("mean accuracy, %", "percent"),
+    "accuracy_worst": ("worst agent, %", "percent"),
+    "accuracy_best": ("best agent, %", "percent"),
+    "accuracy_std": ("spread (std), %", "percent"),
+    "loss": ("loss, nats", "number"),
+    "density": ("density", "number"),
+    "flip_rate": ("bits changed, %", "percent"),
+    "bitmap_bits": ("sent as bitmaps, MB", "megabytes"),
+    "kept_bits": ("kept entries (the authors' count), MB", "megabytes"),
+    "coded_bits": ("entropy-coded, MB", "megabytes"),
+    "float32_bits": ("sent as float32, MB", "megabytes"),
+    "busiest_agent_bits": ("busiest agent, MB", "megabytes"),
+    "exchanges": ("exchanges", "whole"),
+    "coded_rounds": ("of them really coded", "whole"),
+    "seconds": ("training, s", "number"),
+}
+EVERY_ROW = [(key, *column) for key, column in COLUMNS.items()]
+IN_DETAIL = ("accuracy_best", "flip_rate", "busiest_agent_bits", "exchanges", "coded_rounds")
+OUTCOME = [column for column in EVERY_ROW if column[0] not in IN_DETAIL]
+OF_A_POINT = [
     ("seeds", "seeds", "whole"),
-    ("accuracy_mean", "mean accuracy, %", "percent"),
+    ("accuracy_mean", *COLUMNS["accuracy_mean"]),
     ("accuracy_std", "std over seeds, %", "percent"),
-    ("accuracy_worst", "worst agent, %", "percent"),
-    ("loss", "loss, nats", "number"),
-    ("density", "density", "number"),
-    ("bitmap_mb", "sent as bitmaps, MB", "number"),
-    ("coded_mb", "entropy-coded, MB", "number"),
-    ("float32_mb", "sent as float32, MB", "number"),
+    *((key, *COLUMNS[key]) for key in ("accuracy_worst", "loss", "density")),
+    *((f"{size}_mb", COLUMNS[f"{size}_bits"][0], "number") for size in OF_SIZES),
     ("status", "status", "shown"),
 ]
-OF_AN_AGENT: list[Column] = [
+OF_AN_AGENT = [
     ("samples", "training samples", "whole"),
     ("test_samples", "test samples", "whole"),
     ("retention", "retention", "number"),
@@ -201,12 +194,12 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[
     return {"caption": caption, "columns": kept, "rows": rows, "left_out": empty}
 
 
-def last_row(run: Run) -> Row:
+def last_row(run: "Run") -> Row:
     """A run's last row of metrics; of nothing where there is none."""
     return run.rows[-1] if run.rows else dict.fromkeys(key for key, *_ in EVERY_ROW)
 
 
-def comparison(runs: Sequence[Run]) -> dict[str, Any]:
+def comparison(runs: Sequence["Run"]) -> dict[str, Any]:
     """The settings that differ between runs, and what came of them."""
     settings = [run.config["settings"] for run in runs]
     names = [name for name in dict.fromkeys(itertools.chain(*settings)) if name != "out"]
@@ -239,45 +232,31 @@ def tiles(row: Row) -> list[tuple[str, str]]:
 def facts(config: Row) -> list[tuple[str, str]]:
     """What was run, in words; what a configuration does not say is left out."""
     get = config["settings"].get
-    graph, device, versions = (as_object(config.get(name)) for name in ("graph", "device", "versions"))
+    graph, device, versions = (
+        own if isinstance(own := config.get(name), dict) else {} for name in ("graph", "device", "versions")
+    )
 
-    def called(word: str, value: Any) -> str | None:
-        return None if value is None else f"{word} {shown(value)}"
+    def said(before: str, value: Any, behind: str = "") -> str | None:
+        return None if value is None else f"{before}{shown(value)}{behind}"
 
+    linked = {"True": "connected", "False": "not connected"}.get(str(graph.get("connected")))
+    gap = graph.get("spectral_gap")
+    of_graph = [said("", graph.get("links"), " one-way links"), linked]
+    of_graph.append(f"spectral gap {gap:.3g}" if isinstance(gap, float) else None)
+    of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
+    of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition")]),
-        ("agents", [get("agents"), called("retention", get("retention"))]),
-        ("graph", [get("topology"), "directed" if get("directed") is True else None, *of_graph(graph)]),
-        ("algorithm", [get("algorithm"), called("preset", get("preset"))]),
+        ("agents", [get("agents"), said("retention ", get("retention"))]),
+        ("graph", [get("topology"), "directed" if get("directed") is True else None, *of_graph]),
+        ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),
         ("network", [get("model")]),
-        ("step sizes", [get("lr"), called("fine-tuning", get("fine_tune_lr")), called("by", get("optimizer"))]),
-        ("rounds", [get("rounds"), called("seed", get("seed"))]),
-        ("device", of_device(device) if device else [config.get("device")]),
-        ("versions", [called(name, version) for name, version in versions.items()]),
+        ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),
+        ("rounds", [get("rounds"), said("seed ", get("seed"))]),
+        ("device", of_device if device else [config.get("device")]),
+        ("versions", [said(f"{name} ", version) for name, version in versions.items()]),
         ("started", [config.get("started")]),
         ("command", [config.get("command")]),
     ]
     words = [(name, ", ".join(str(shown(part)) for part in parts if part is not None)) for name, parts in told]
-    return [(name, said) for name, said in words if said]
-
-
-def as_object(value: Any) -> Mapping[str, Any]:
-    """A value that should be an object, or an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def of_graph(graph: Mapping[str, Any]) -> list[str]:
-    """What is said of a graph."""
-    said = [f"{shown(graph['links'])} one-way links"] if "links" in graph else []
-    if "connected" in graph:
-        said.append("connected" if graph["connected"] is True else "not connected")
-    gap = graph.get("spectral_gap")
-    return [*said, f"spectral gap {gap:.3g}"] if isinstance(gap, float) else said
-
-
-def of_device(device: Mapping[str, Any]) -> list[str]:
-    """What is said of the device of a run."""
-    said = [f"{shown(device.get('count'))} \u00d7 {shown(device.get('kind'))}"]
-    if "cpu_cores" in device:
-        said.append(f"a machine of {shown(device['cpu_cores'])} cores")
-    return [*said, str(shown(device["machine"]))] if "machine" in device else said
+    return [(name, sentence) for name, sentence in words if sentence]

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from markupsafe import Markup, escape
 
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
@@ -83,6 +84,25 @@ def shown(*folders: Path, out: Path) -> Page:
     assert page.tags.count("svg") == sum(value == "img" for name, value in page.attributes if name == "role")
     assert page.tags.count("table") == page.tags.count("caption")
     return page
+
+
+@pytest.fixture
+def whole_charts():
+    """Asks for charts as they are."""
+
+
+@pytest.fixture(autouse=True)
+def charts_without_svg(request, monkeypatch):
+    """Draw into axes and write no SVG, which takes most of the time, for tests that look at no chart."""
+
+    def chart(title, label, draw, *what, height=0, note="", **how):
+        with plots.new_figure(5, 4) as figure:
+            draw(figure.subplots(), *what, **how)
+        return plots.Chart(title, Markup(f'<svg role="img" aria-label="{escape(label)}"></svg>'), note)
+
+    if "whole_charts" not in request.fixturenames:
+        monkeypatch.setattr(plots, "chart", chart)
+        monkeypatch.setattr(report, "chart", chart)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +184,7 @@ def sweep_folder(out: Path, axes: dict, **more) -> Path:
     return out
 
 
-def test_a_run_is_shown_with_all_it_has(folder, tmp_path):
+def test_a_run_is_shown_with_all_it_has(folder, tmp_path, whole_charts):
     page = shown(folder, out=tmp_path / "page.html")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((folder / "config.json").read_text())
@@ -179,7 +199,7 @@ def test_a_run_is_shown_with_all_it_has(folder, tmp_path):
         assert f"{100 * float(agent['accuracy']):.1f} {agent['classes']} {agent['samples']}" in page.words
 
 
-def test_the_page_is_the_same_every_time(folder, tmp_path):
+def test_the_page_is_the_same_every_time(folder, tmp_path, whole_charts):
     shown(folder, out=tmp_path / "one.html")
     shown(folder, out=tmp_path / "two.html")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
@@ -247,7 +267,7 @@ def test_weights_instead_of_masks_and_numbers_that_are_none(copy, tmp_path):
     assert "logarithmic" in shown(run, copy("masks"), out=tmp_path / "page.html").words
 
 
-def test_hostile_names_are_harmless(folder, copy, tmp_path):
+def test_hostile_names_are_harmless(folder, copy, tmp_path, whole_charts):
     run = copy("<script>", topology=HOSTILE, dataset="\ud800", partition={"x": None}, **{HOSTILE: HOSTILE})
     agents = (run / "agents.csv").read_text().splitlines()
     agents[1] = ",".join([f'"{HOSTILE.replace(chr(34), chr(34) * 2)}"', *agents[1].split(",")[1:]])

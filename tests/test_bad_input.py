@@ -138,7 +138,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{fewer.npz}", "must be one whole number above every label, of which 2 is the largest", ""),
         ("{many.npz}", "of which 2 is the largest, and at most 100000, got int64 of (2, 2)", ""),
         ("{untested.npz}", "has no test samples of its classes", "--classes-per-agent 1"),
-        ("{good.npz}", "classes per agent must be a whole number in 1..3, the data's classes, got 4", ""),
+        ("{good.npz}", "per_agent must lie in 1..3, the classes that there are, got 4", ""),
         ("{good.npz}", "--data-file and --dataset contradict each other: leave one of them out", "--dataset mnist"),
         ("{good.npz}", "--data-file and --data-dir contradict each other", "--data-dir {folder}"),
     ],

@@ -1,6 +1,7 @@
 """What a run holds in memory: by hand, against XLA's own analysis, and what is refused for it."""
 
 import dataclasses
+import resource
 import types
 from typing import Any
 from unittest import mock
@@ -220,6 +221,14 @@ def test_a_control_group_may_have_less_left(system):
     assert memory.available(CPU) == 3 * GIB
     system(max=f"{50 * GIB}\n")
     assert memory.available(CPU) == 8 * GIB
+
+
+def test_a_limited_address_space_leaves_what_is_not_reserved_yet(system, monkeypatch):
+    taken = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(vms=2 * GIB))
+    monkeypatch.setattr(memory.psutil, "Process", lambda: taken)
+    for limit, left in ((4 * GIB, 2 * GIB - memory.RESERVED), (2 * GIB, 0), (40 * GIB, 8 * GIB)):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limit=limit: (limit, limit))
+        assert memory.available(CPU) == left
 
 
 def test_a_control_group_without_a_limit_limits_nothing(system):

@@ -1,18 +1,21 @@
 """Settings: what presets stand for, what flags beside them do, and the numbers that the compiled round gets."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dslth_jax.algorithms import local
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
-from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table
+from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
 from dslth_jax.study.training import prepare as preparing
 from dslth_jax.study.training import programs
 from dslth_jax.study.training.prepare import prepare
@@ -197,3 +200,65 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
     assert isinstance(seen["lr"], jax.core.Tracer)
     assert isinstance(seen["weights"], jax.core.Tracer)
     assert np.issubdtype(seen["weights"].dtype, np.floating)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sharper(Settings):
+    """The settings of a script that adds an algorithm with a flag of its own: one file, one row, one field."""
+
+    sharpness: float = setting(1.0, bounds="(0, 4]", scheduled=True)
+    """How sharp."""
+
+
+class SharpHyper(NamedTuple):
+    lr: float
+    sharpness: float
+
+
+@pytest.fixture
+def sharp(monkeypatch):
+    row = Row(lambda network, optimizer: local.local(network), SharpHyper, "sharpens", "nothing", defaults={"lr": 0.5})
+    monkeypatch.setitem(ALGORITHMS, "sharp", row)
+
+
+def test_an_algorithm_with_a_flag_of_its_own_is_a_row_and_a_field(sharp):
+    words = ["--algorithm", "sharp", "--sharpness", "2", "--dataset", "digits", "--agents", "3"]
+    prepared = prepare(parse(words, Sharper, "experiments.sharp"))
+    assert prepared.hyper.sharpness.tolist() == [2, 2, 2]
+    assert prepared.hyper.lr.tolist() == [0.5] * 3
+    assert help_of(Sharper, "experiments.sharp").endswith("How sharp. In (0, 4]. (default: 1.0) For sharp.\n")
+    assert any(line.startswith("| `sharp` | sharpens | nothing | `--sharpness` |") for line in table())
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        (
+            {"algorithm": "dsgd", "sharpness": 2.0},
+            "--sharpness means nothing to --algorithm dsgd, only to sharp",
+        ),
+        ({"algorithm": "sharp", "sharpness": 5.0}, r"--sharpness must be in \(0, 4\], got 5"),
+        ({"algorithm": "sharp", "retention": 0.5}, "--retention means nothing to --algorithm sharp, only to mce-pl"),
+        ({"algorithm": "sharpp"}, "did you mean sharp?"),
+    ],
+)
+def test_refusals_know_an_algorithm_from_outside(sharp, own, said):
+    with pytest.raises(ValueError, match=said):
+        resolve(Sharper(dataset="digits", **own))
+
+
+def test_help_says_of_every_flag_what_presets_and_algorithms_make_of_it():
+    shown = " ".join(help_of(Settings, "experiments.cifar").split())
+    for name in PRESETS["code"]:
+        values = ", ".join(f"{preset} {own[name]}" for preset, own in PRESETS.items())
+        assert f"By preset: {values}." in shown.replace("- ", "-")
+    assert "By algorithm: dsgd 0.0125, dis-pfl 0.4@cosine, fedpm 0.1@cosine, local 0.0125@cosine." in shown
+    assert [shown.index(f" {group}: ") for group in ("data", "population", "method", "run")] == sorted(
+        shown.index(f" {group}: ") for group in ("data", "population", "method", "run")
+    )
+
+
+def test_every_bound_of_a_field_is_readable_and_holds_its_default():
+    for name, known in SETTINGS.items():
+        if known.bounds and known.default is not None:
+            assert within(known.default, known.bounds), name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.settings import SETTINGS, Settings, flag, parts, read
+from dslth_jax.study.config.settings import SETTINGS, Settings, described, flag, parts, read
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import Member, Prepared, TooLargeError, batch_of, plan
 
@@ -100,10 +100,11 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in, or sets a shape, in words: members of which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    described = [(SETTINGS[name], value) for name, value in folders.as_json(settings).items()]
-    fixed = {known.name: value for known, value in described if not (known.traced or known.machine)}
+    known_of = described(type(settings))
+    values = [(known_of[name], value) for name, value in folders.as_json(settings).items()]
+    fixed = {known.name: value for known, value in values if not (known.traced or known.machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
-    schedules = {known.name: str(value).partition("@")[2] for known, value in described if known.scheduled}
+    schedules = {known.name: str(value).partition("@")[2] for known, value in values if known.scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))

@@ -21,6 +21,8 @@ from dslth_jax.population import Shares, world_of
 
 # What XLA's compiler holds at most while a CPU's programs are made (seen for the AlexNet, by benchmarks/scaling.py).
 COMPILER = {"cpu": 7 * 10**8}
+# Of an address space, what threads that compile and compute reserve and hardly use.
+RESERVED = 5 * 10**8
 # Of the largest activation, how many the gradient works with beside what the forward pass keeps for it (as XLA's own
 # analysis says for the AlexNet; see benchmarks/scaling.py).
 WORKING_COPIES = 5
@@ -133,7 +135,17 @@ def available(device: jax.Device, sharing: int = 1) -> int | None:
     if device.platform != "cpu":
         said = device.memory_stats() or {}
         return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None
-    return min([psutil.virtual_memory().available, *_of_control_groups()]) // sharing
+    return min([psutil.virtual_memory().available, *_of_control_groups(), *_of_addresses()]) // sharing
+
+
+def _of_addresses() -> Iterator[int]:
+    """What a limit of this process's address space (ulimit -v, batch systems) leaves beside what threads reserve."""
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            yield max(limit - psutil.Process().memory_info().vms - RESERVED, 0)
 
 
 def _of_control_groups() -> Iterator[int]:

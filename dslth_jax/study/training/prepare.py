@@ -21,7 +21,7 @@ from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.files import read_classes
 from dslth_jax.study.config.machine import PACKAGES, check_machine
 from dslth_jax.study.config.resolve import algorithm_of, check_each, check_together, population_hyper, resolve
-from dslth_jax.study.config.settings import SETTINGS, Settings
+from dslth_jax.study.config.settings import Settings, described
 from dslth_jax.study.results import folders
 from dslth_jax.study.training import processes
 from dslth_jax.study.training.plan import Member, Prepared
@@ -125,9 +125,9 @@ def identity(members: Sequence[Member]) -> dict[str, str]:
 
 
 def _identity(prepared: Prepared) -> dict[str, str]:
-    settings = dataclasses.asdict(prepared.settings)
+    known, settings = described(type(prepared.settings)), dataclasses.asdict(prepared.settings)
     files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
-    said = {name: str(value) for name, value in (settings | files).items() if not SETTINGS[name].machine}
+    said = {name: str(value) for name, value in (settings | files).items() if not known[name].machine}
     # These two change no number, but when processes ask each other something.
     said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
     said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}

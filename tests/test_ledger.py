@@ -65,9 +65,11 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
     assert row["density"] == evaluation.density.mean(dtype=np.float64)
 
 
-def test_where_links_change_every_message_can_be_read_by_who_has_heard_nothing_before(tmp_path):
+@pytest.mark.parametrize("links", [{"topology": "changing-regular:1"}, {"link_drop": 0.5}], ids=["change", "drop"])
+def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links, tmp_path):
+    """And what was lost on the way is counted as sent."""
     settings = Settings(
-        **TINY | {"agents": 4, "topology": "changing-regular:1", "rounds": 4},
+        **TINY | {"agents": 4, "rounds": 4} | links,
         code_every=1,
         eval_every=4,
         out=tmp_path / "run",

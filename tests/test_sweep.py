@@ -109,7 +109,7 @@ def test_a_sweep_leaves_its_pictures(folder):
         (("batch_size=16,32",), 2),
         (("batch_size=1000,2000", "partition=iid,classes:2"), 2),  # nobody has so many; each partition its own most
         (("order=code,paper", "lr=1,2"), 2),
-        (("topology=ring,star,complete,erdos-renyi:0.5",), 1),
+        (("topology=ring,star,complete,erdos-renyi:0.5", "link_drop=0,0.2,1"), 1),
         (("topology=changing-erdos-renyi:0.5,changing-regular:2",), 2),
         (("retention=0.2:0.6@cosine,0.1@cosine", "lr=3,10"), 1),
         (("feature_skew=none,rotation:90,rotation:45",), 2),

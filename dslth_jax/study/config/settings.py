@@ -103,6 +103,8 @@ class Population:
     """Whether an agent may hear another that does not hear it."""
     mixing: Literal["uniform", "metropolis"] = setting("uniform", traced=True)
     """Weights of neighbours in the mean of their masks."""
+    link_drop: float = setting(0.0, bounds="[0, 1]", traced=True)
+    """Probability that a message is lost: each directed link fails on its own in each round, and the receiver knows."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
     (0.1,0.3,...) or low:high."""

@@ -59,6 +59,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
         rows.append(("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%")))
     anew = "; of its first round:" if prepared.topology.redraw else ""
     name = Path(settings.topology).name + (", directed" if settings.directed else "")
+    name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
     rows += [
         ("graph", f"{name}{anew}"),

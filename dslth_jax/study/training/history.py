@@ -96,7 +96,9 @@ class History:
             self.ledger.add(info)
             if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
                 key_frame = is_key_frame(self.prepared.settings, round)
-                alone = key_frame or self.prepared.topology.redraw is not None
+                # Where a listener may lack the mask sent last, every message stands for itself.
+                may_lack = self.prepared.topology.redraw is not None or self.prepared.settings.link_drop > 0
+                alone = key_frame or may_lack
                 lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
                 self.ledger.add_coded(info["listeners"], lengths, key_frame)
             self.warnings += self.symptoms.after_round(round, info)

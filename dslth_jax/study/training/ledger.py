@@ -2,8 +2,8 @@
 
 How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
 flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
-grow or shrink evenly. Where links change from round to round a listener lacks the mask sent last, and every message
-stands for itself.
+grow or shrink evenly. Where links change from round to round, or may lose messages, a listener may lack the mask sent
+last, and every message stands for itself. What is lost was sent all the same, and counts.
 """
 
 import dataclasses

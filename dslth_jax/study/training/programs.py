@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
-from jaxtyping import Array, UInt32
+from jaxtyping import Array, Float, UInt32
 
 from dslth_jax import control, population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.graphs import Graph, Topology, with_edges
 from dslth_jax.keys import key_of
+from dslth_jax.links import Link, dropped, perfect
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config import datasets
@@ -34,6 +35,7 @@ class Own(NamedTuple):
     seed: UInt32[Array | np.ndarray, "*members"]
     drawn: Any  # the shared weights and frozen parameters, from the seed
     graph: Graph
+    link_drop: Float[Array | np.ndarray, "*members"]  # how often a message is lost
     hyper: Any  # leaves with an agents axis
 
 
@@ -63,6 +65,13 @@ def compile_programs(plan: Plan) -> Programs:
         """`function` of every member: a sweep is one more axis of what maps over agents."""
         return population.over_agents(function, *stacked, chunk=plan.together)
 
+    def link_of(own: Own) -> Link:
+        return (
+            dropped(jnp.asarray(own.link_drop))
+            if any(member.settings.link_drop for member in plan.members)
+            else perfect()
+        )
+
     def world_at(own: Own, round: Any) -> World:
         return population.world_of(network, key_of(own.seed), round, settings.rounds, own.drawn)
 
@@ -81,6 +90,7 @@ def compile_programs(plan: Plan) -> Programs:
                 own.hyper,
                 graph_at(world, own.graph),
                 agents=agents,
+                link=link_of(own),
                 controller=controller,
                 chunk=plan.chunk,
                 axis=AXIS,
@@ -101,6 +111,7 @@ def compile_programs(plan: Plan) -> Programs:
                 batch_size=batch_of(first),
                 local_steps=settings.local_steps,
                 exchange_every=settings.exchange_every,
+                link=link_of(own),
                 controller=controller,
                 chunk=plan.chunk,
                 axis=AXIS,
@@ -117,13 +128,13 @@ def compile_programs(plan: Plan) -> Programs:
 
         return for_each(one, states, owns, tests[2:])
 
-    owned: Any = Own(EACH, EACH, EACH, AGENTS_OF_EACH)
+    owned: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH)
     start = sharding.over_devices(start, mesh, (owned,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, owned, HELD), (STATES, AGENTS_OF_EACH))
     score = sharding.over_devices(score, mesh, (STATES, owned, HELD), AGENTS_OF_EACH)
     began = time.perf_counter()
-    seeds, graph, hyper, train, tests = stacked(plan)
-    seeds, graph = sharding.put((seeds, graph), EACH, mesh)
+    seeds, graph, rates, hyper, train, tests = stacked(plan)
+    seeds, graph, rates = sharding.put((seeds, graph, rates), EACH, mesh)
     hyper = sharding.put(hyper, AGENTS_OF_EACH, mesh)
     train, tests = (sharding.put(shares, HELD, mesh) for shares in (train, tests))
     # What runs once need not be made as fast as what runs in every round.
@@ -138,7 +149,7 @@ def compile_programs(plan: Plan) -> Programs:
     draw = sharding.over_devices(draw, mesh, (EACH,), EACH)
     traced_draw = jax.jit(draw).trace(seeds)
     drawing = compiled(traced_draw, hasty)
-    owns = Own(seeds, sharding.placed_shapes(traced_draw.out_info, EACH, mesh), graph, hyper)
+    owns = Own(seeds, sharding.placed_shapes(traced_draw.out_info, EACH, mesh), graph, rates, hyper)
     traced_start = jax.jit(start).trace(owns)
     starting = compiled(traced_start, hasty)
     state = sharding.placed_shapes(traced_start.out_info, STATES, mesh)
@@ -164,9 +175,9 @@ def compile_programs(plan: Plan) -> Programs:
     return Programs(lambda: starting.result()[0](owns), evaluated, stepped, sent, all_compiled, state)
 
 
-def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Any, Shares, Shares]:
-    """Seeds, graphs, settings, training and test samples of all members, along a leading axis; edges and samples are
-    padded to the most that any has."""
+def stacked(plan: Plan) -> tuple[np.ndarray, Graph, np.ndarray, Any, Shares, Shares]:
+    """Seeds, graphs, rates of lost messages, settings, training and test samples of all members, along a leading axis;
+    edges and samples are padded to the most that any has."""
     members = [*plan.members]
     edges = max(len(member.topology.graph.senders) for member in members)
 
@@ -181,8 +192,9 @@ def stacked(plan: Plan) -> tuple[np.ndarray, Graph, Any, Shares, Shares]:
 
     seeds = stack([np.uint32(member.settings.seed) for member in members])
     graph = stack([with_edges(member.topology.graph, edges) for member in members])
+    rates = stack([np.float32(member.settings.link_drop) for member in members])
     hyper = stack([member.hyper for member in members])
-    return seeds, graph, hyper, samples([m.train for m in members]), samples([m.tests for m in members])
+    return seeds, graph, rates, hyper, samples([m.train for m in members]), samples([m.tests for m in members])
 
 
 def filled(of_members: np.ndarray, plan: Plan) -> np.ndarray:

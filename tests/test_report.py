@@ -417,6 +417,15 @@ def test_a_damaged_folder_is_one_sentence_and_leaves_nothing(kind, copy, tmp_pat
     assert [(path.name, path.read_text()) for path in out.iterdir()] == [("page.html", "an older page")]
 
 
+def test_help_says_what_stands_without_a_flag(capsys):
+    with pytest.raises(SystemExit):
+        board.main(["--help"])
+    said = capsys.readouterr().out
+    assert "--folders" not in said
+    assert "Run folders. (must be said)" in " ".join(said.split())
+    assert "--log-dir PATH" in said
+
+
 def test_other_mistakes_are_one_sentence(folder, tmp_path, capsys):
     sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
     for arguments in (

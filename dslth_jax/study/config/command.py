@@ -201,13 +201,14 @@ def help_of(kind: type, program: str) -> str:
         value = "{" + ",".join(among) + "}" if among else (known.unit or kinds(known.hint).split()[-1]).upper()
         text = f"{described_in.get(name, '')} {said_of(known)}".replace("%", "%%")
         more: dict[str, Any] = {"action": "store_true"} if bool in parts(known.hint) else {"metavar": value}
-        group.add_argument(flag(name), help=text, **more)
+        alone = known.several and known.default is dataclasses.MISSING  # values that stand without a flag
+        group.add_argument(name if alone else flag(name), help=text, **more)
     return parser.format_help()
 
 
 def said_of(known: Setting) -> str:
     """What else there is to say of a flag: bounds, default, what presets and algorithms make of it, and whose it is."""
-    said = [f"(default: {known.default})"]
+    said = ["(must be said)" if known.default is dataclasses.MISSING else f"(default: {known.default})"]
     if known.bounds and known.bounds[0] in "[(":
         said.insert(0, f"In {known.bounds}.")
     if known.name in PRESETS["code"]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 NOTICE = b"stopping when this round is saved; a second signal stops at once\n"
@@ -49,6 +50,12 @@ class Stop:
         """Ask for an end after this round, because nobody reads what is said any more."""
         if self.asked is None:
             self.asked = signal.SIGPIPE
+
+    def obey(self, anywhere: Callable[[bool], bool]) -> None:
+        """Raise a StoppedError if a signal came meanwhile, or `anywhere` knows of one: all that is to be saved is."""
+        self.later = False
+        if anywhere(self.asked is not None):
+            raise StoppedError(self.asked or signal.SIGTERM)
 
     def listen(self) -> None:
         """Take the signals of this process, but for a SIGHUP that whoever started it (nohup) has it ignore."""

@@ -16,7 +16,7 @@ from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, value_of
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
-from dslth_jax.study.training.processes import stop_if_asked
+from dslth_jax.study.training.processes import anywhere
 
 if TYPE_CHECKING:
     import optuna
@@ -102,7 +102,7 @@ def search(
         own = trials.ask()
         add_members(points, [trials.point_of(trial) for trial in own])
         write()
-        stop_if_asked(stop)
+        stop.obey(anywhere)
         open_ones = [trial for trial in own if not trial.state.is_finished()]
         if not open_ones and len(outcomes) == len(points.members):
             return

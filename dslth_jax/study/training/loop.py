@@ -4,11 +4,10 @@ A study says what it is made of and what it leaves in its folder (see `records`)
 with, trained round by round, saved and stopped is the same for all, and stands here.
 """
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +16,8 @@ from rich.console import Console
 
 from dslth_jax.population import State, count_of
 from dslth_jax.study.config.console import console
-from dslth_jax.study.config.stopping import Stop, StoppedError
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
@@ -31,26 +31,37 @@ from dslth_jax.study.training.progress import ProgressLine
 Outcomes = dict[int, Outcome]  # what members came to, by their numbers
 
 
-class Study(Protocol):
-    """Members, and the folder in which they are recorded."""
+class Study:
+    """Members, and the folder in which they are recorded; what it makes of either is for its kinds to say."""
 
-    members: list[Member]  # a search adds to them
-    resume: bool
-    folder: folders.Folder | None  # None in all processes but the first, which writes
-    path: Path  # of the folder, in every process
-    finished: str  # what to say of a study that has nothing left to do, else empty
+    folder: folders.Folder | None = None  # None in all processes but the first, which writes
+    path = Path()  # of the folder, in every process
+    finished = ""  # what to say of a study that has nothing left to do
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.resume = settings, settings.resume
+        self.members: list[Member] = []  # a search adds to them
+
+    def keep(self, write: Callable[..., None], *what: Any) -> None:
+        """Write into the folder, in the process that has it."""
+        if self.folder is not None:
+            write(self.path, *what)
 
     def prepare(self) -> list[Member]:
         """Check everything, and load what the members need."""
+        raise NotImplementedError
 
     def claim(self, members: list[Member]) -> folders.Folder:
         """Make the folder this process's own."""
+        raise NotImplementedError
 
     def known(self) -> Outcomes:
         """What the members came to that an interrupted command was done with."""
+        return {}
 
     def batches(self, outcomes: Outcomes, stop: Stop) -> Iterator[None]:
         """Come up with members, batch after batch; whoever asks for the next one has trained those that are there."""
+        yield
 
     def begins(self, planned: Plan, found: checkpoint.Found | None, heading: str, said: Console) -> None:
         """A group is about to be compiled."""
@@ -73,10 +84,7 @@ class Study(Protocol):
         """All members have been trained; returns what the whole study came to."""
 
 
-Any_Study = TypeVar("Any_Study", bound=Study)
-
-
-def ready(study: Any_Study) -> Any_Study:
+def ready(study: Study) -> Study:
     """The study, with everything done but the training. Of several processes all are ready or none, and nothing is left
     behind where one is not.
 
@@ -113,7 +121,7 @@ def train_members(study: Study, outcomes: Outcomes, said: Console, stop: Stop) -
     groups = [*([first] if first else []), *groups_of(study.members, left)]
     for number, group in enumerate(groups, 1):
         if number > 1:
-            processes.stop_if_asked(stop)
+            stop.obey(processes.anywhere)
         heading = f"group {number} of {len(groups)}, " if len(groups) > 1 else ""
         train_group(study, group, found if number == 1 else None, outcomes, heading, said, stop)
 
@@ -206,7 +214,7 @@ def follow(
         if asked or (every is not None and round > done and round % every == 0):
             save(checkpoints, planned, histories, now, round)
         if asked:
-            raise StoppedError(stop.asked or signal.SIGTERM)
+            stop.obey(lambda _: True)
 
 
 def play(

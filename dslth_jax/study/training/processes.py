@@ -2,15 +2,12 @@
 
 import hashlib
 import json
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-
-from dslth_jax.study.config.stopping import Stop, StoppedError
 
 Result = TypeVar("Result")
 # Bytes of a complaint, and of a digest, that processes tell each other, and how many digests they compare.
@@ -116,13 +113,6 @@ def anywhere(holds: bool) -> bool:
     if not jax.distributed.is_initialized():
         return holds
     return bool(np.asarray(multihost_utils.process_allgather(np.int32(holds))).any())
-
-
-def stop_if_asked(stop: Stop) -> None:
-    """Everything is saved: hear a signal that came meanwhile, in every process; all must call it."""
-    stop.later = False
-    if anywhere(stop.asked is not None):
-        raise StoppedError(stop.asked or signal.SIGTERM)
 
 
 def together(action: Callable[[], Any], kind: type[Exception], sentence: str, *, first_alone: bool = False) -> Any:

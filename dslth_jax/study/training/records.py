@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
-from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results import folders, pictures, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, place_of, summary
@@ -19,6 +18,7 @@ from dslth_jax.study.sweeping.grid import Arms, Points
 from dslth_jax.study.training import memory
 from dslth_jax.study.training.checkpoint import Found
 from dslth_jax.study.training.history import History, Outcome
+from dslth_jax.study.training.loop import Outcomes, Study
 from dslth_jax.study.training.plan import Member, Plan, Prepared
 from dslth_jax.study.training.prepare import graph_of_round, members_of, prepare
 
@@ -31,23 +31,7 @@ class Result(NamedTuple):
     agents: list[dict[str, Any]]  # the rows of agents.csv
 
 
-class Recorded:
-    """Members, and the folder in which they are recorded."""
-
-    folder: folders.Folder | None = None
-    path = Path()
-    finished = ""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.resume, self.members = settings, settings.resume, list[Member]()
-
-    def keep(self, write: Callable[..., None], *what: Any) -> None:
-        """Write into the folder, in the process that has it."""
-        if self.folder is not None:
-            write(self.path, *what)
-
-
-class Run(Recorded):
+class Run(Study):
     """A single run, in a run folder. One that does not stay finite ends in a NotFiniteError."""
 
     def prepare(self) -> list[Member]:
@@ -60,14 +44,6 @@ class Run(Recorded):
         settings = members[0].prepared.settings
         return folders.open_folder(settings, settings.algorithm)
 
-    def known(self) -> dict[int, Outcome]:
-        """Nothing: the folder of a run that has come to its end is finished."""
-        return {}
-
-    def batches(self, outcomes: Mapping[int, Outcome], stop: Stop) -> Iterator[None]:
-        """The one member."""
-        yield
-
     def begins(self, planned: Plan, found: Found | None, heading: str, said: Console) -> None:
         """Say what the run is."""
         self.keep(write_config, planned, planned.members[0], found)
@@ -77,7 +53,7 @@ class Run(Recorded):
         """Draw what is known before training."""
         self.keep(pictures.partition_picture, histories[0].prepared)
 
-    def has_rows(self, outcomes: Mapping[int, Outcome]) -> None:
+    def has_rows(self, outcomes: Outcomes) -> None:
         """Write metrics.jsonl."""
         self.keep(folders.write_metrics, outcomes[0].rows)
 
@@ -86,12 +62,7 @@ class Run(Recorded):
         self.keep(pictures.curves_picture, histories[0].rows, histories[0].chance)
 
     def ends(
-        self,
-        planned: Plan,
-        histories: Sequence[History],
-        outcomes: Mapping[int, Outcome],
-        seconds: float,
-        said: Console,
+        self, planned: Plan, histories: Sequence[History], outcomes: Outcomes, seconds: float, said: Console
     ) -> None:
         """Write what is known at the end, and say it."""
         (history,) = histories
@@ -101,7 +72,7 @@ class Run(Recorded):
         self.result = Result(self.path if self.folder else None, rows, leave(self.path, history, bool(self.folder)))
         tables.show_outcome(said, rows[-1], history.chance, rounds, seconds, history.evaluation_seconds)
 
-    def concludes(self, outcomes: Mapping[int, Outcome], said: Console) -> Result:
+    def concludes(self, outcomes: Outcomes, said: Console) -> Result:
         """The run has nothing left to do."""
         self.keep(folders.finish)
         said.print(f"run folder: {self.path}", highlight=False, markup=False, soft_wrap=True)
@@ -129,7 +100,7 @@ def leave(folder: Path, history: History, writing: bool = True) -> list[dict[str
     return agents
 
 
-class Sweep(Recorded):
+class Sweep(Study):
     """Points of a grid, of a search or of a comparison, each with several seeds, in a sweep's folder."""
 
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
@@ -152,7 +123,7 @@ class Sweep(Recorded):
 
         return folders.open_folder(self.settings, "sweep", "sweep", expect)
 
-    def known(self) -> dict[int, Outcome]:
+    def known(self) -> Outcomes:
         """What the members that an interrupted sweep was done with came to, by number; in every process."""
         config = (self.resume and folders.read_config(self.path)) or {}
         outcomes = {int(number): Outcome([], failure) for number, failure in config.get("done", {}).items()}
@@ -176,7 +147,7 @@ class Sweep(Recorded):
         left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
         return not self.points.run_folders or any("finished" in config for config in left)
 
-    def batches(self, outcomes: dict[int, Outcome], stop: Stop) -> Iterator[None]:
+    def batches(self, outcomes: Outcomes, stop: Stop) -> Iterator[None]:
         """All points of a grid at once, or those that a search asks for."""
         write = lambda: self.write_config(outcomes)  # noqa: E731
         if self.ask:
@@ -185,7 +156,7 @@ class Sweep(Recorded):
             write()
             yield
 
-    def write_config(self, outcomes: Mapping[int, Outcome]) -> None:
+    def write_config(self, outcomes: Outcomes) -> None:
         """config.json: what all points have in common, the axes, the members, and which of them are done."""
         if self.folder is None:
             return
@@ -210,24 +181,13 @@ class Sweep(Recorded):
         """Say how large the group is."""
         said.print(f"{heading}{len(planned.members)} settings of {planned.settings.agents} agents in one program")
 
-    def compiles(self, histories: Sequence[History]) -> None:
-        """Nothing is left meanwhile."""
-
-    def has_rows(self, outcomes: Mapping[int, Outcome]) -> None:
+    def has_rows(self, outcomes: Outcomes) -> None:
         """Write metrics.jsonl: the rows of every member, in order."""
         rows = [{"member": number, **row} for number, outcome in sorted(outcomes.items()) for row in outcome.rows]
         self.keep(folders.write_metrics, rows)
 
-    def pauses(self, histories: Sequence[History]) -> None:
-        """Nothing is drawn before the end."""
-
     def ends(
-        self,
-        planned: Plan,
-        histories: Sequence[History],
-        outcomes: Mapping[int, Outcome],
-        seconds: float,
-        said: Console,
+        self, planned: Plan, histories: Sequence[History], outcomes: Outcomes, seconds: float, said: Console
     ) -> None:
         """Write down that the group is done, and the run folders of its members."""
         self.has_rows(outcomes)
@@ -241,7 +201,7 @@ class Sweep(Recorded):
         # Only now: who is killed above goes on from them to the run folders that are missing.
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
-    def concludes(self, outcomes: Mapping[int, Outcome], said: Console) -> list[dict[str, Any]]:
+    def concludes(self, outcomes: Outcomes, said: Console) -> list[dict[str, Any]]:
         """Write and show what all members came to; returns the rows of results.csv, best first."""
         by_point: dict[str, list[Outcome]] = {}
         for number, member in enumerate(self.members):

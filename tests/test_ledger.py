@@ -10,7 +10,7 @@ from tiny import use_tiny_network
 
 from dslth_jax import population
 from dslth_jax.codec import Receiver, Sender
-from dslth_jax.study.training.ledger import Ledger, is_encoded, is_key_frame
+from dslth_jax.study.training.ledger import Course, Ledger
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
 from dslth_jax.study.training.programs import compile_programs
@@ -127,9 +127,9 @@ def test_the_busiest_agent_has_the_most_listeners(tmp_path):
 
 
 def test_which_rounds_are_encoded():
-    settings = Settings(rounds=22, eval_every=10, exchange_every=3, key_every=4)
-    assert [number for number in range(1, 23) if is_encoded(settings, number)] == [3, 6, 9, 12, 15, 18, 21]
-    assert [number for number in range(3, 23, 3) if is_key_frame(settings, number)] == [3, 15]
+    course = Course.of(Settings(rounds=22, eval_every=10, exchange_every=3, key_every=4))
+    assert [number for number in range(1, 23) if course.is_encoded(number)] == [3, 6, 9, 12, 15, 18, 21]
+    assert [number for number in range(3, 23, 3) if course.is_key_frame(number)] == [3, 15]
 
 
 def test_bits_go_through_a_checkpoint_as_they_are():

@@ -1,4 +1,4 @@
-"""Faults of the machine that show before anything is computed, each as one sentence."""
+"""Faults of the machine that show before anything is computed, each as one sentence; and what numbers depend on."""
 
 import os
 
@@ -18,6 +18,12 @@ def check_machine() -> None:
         wish = f"the JAX_PLATFORMS={asked} asks for" if asked else "works"
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"JAX finds no device that {wish} ({reason}): say JAX_PLATFORMS=cpu, or mend it") from None
+
+
+def numerics() -> dict[str, str]:
+    """What the user has chosen for JAX's numbers, by the names of its variables."""
+    names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
+    return {name: str(jax.config.values[name.lower()]) for name in names}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax import masks
-from dslth_jax.study.config.machine import PACKAGES
+from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings, described, flag
 
 try:
@@ -192,12 +192,6 @@ def versions() -> dict[str, str]:
     """Of Python, this library, and those it computes with."""
     own = {"python": platform.python_version(), "dslth_jax": dslth_jax.__version__}
     return own | {package: importlib.metadata.version(package) for package in PACKAGES}
-
-
-def numerics() -> dict[str, str]:
-    """What the user has chosen for JAX's numbers, by the names of its variables."""
-    names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
-    return {name: str(jax.config.values[name.lower()]) for name in names}
 
 
 def now() -> str:

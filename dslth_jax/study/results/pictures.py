@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dslth_jax.partition import class_counts
 from dslth_jax.study.config.console import warn
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
@@ -81,7 +80,7 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
     def draw(figure: "Figure") -> None:
         sides = (prepared.train, "training samples"), (prepared.tests, "test samples")
         for axes, (shares, title) in zip(figure.subplots(1, 2), sides, strict=True):
-            counts = class_counts(shares.labels, shares.indices, shares.sizes, prepared.dataset.classes)
+            counts = prepared.held(shares)
             table = pd.DataFrame(counts).rename_axis(index="agent", columns="class")
             plots.draw_heat_map(axes, table, colours="Blues", words="samples", vmin=0, aspect="auto")
             axes.set_title(title)

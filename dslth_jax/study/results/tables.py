@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dslth_jax.partition import class_counts
 from dslth_jax.study.training.progress import sent
 
 if TYPE_CHECKING:
@@ -44,18 +43,14 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     """What starts a run: who holds what, training and test apart, the graph, and in words what memory it takes; of a
     plan's first member."""
     prepared, devices = plan.members[0], plan.mesh.devices.flat
-    settings, graph, dataset = prepared.settings, prepared.graph_report, prepared.dataset
+    settings, graph = prepared.settings, prepared.graph_report
     source = settings.data_file.name if settings.data_file else settings.dataset
-    shape = "x".join(map(str, dataset.train_images.shape[1:]))
+    shape = "x".join(map(str, prepared.train.images.shape[1:]))
     rows = [("images, network", f"{shape} (height, width, channels), {settings.model}")]
-    sides = (
-        (prepared.train, len(dataset.train_labels), "training"),
-        (prepared.tests, len(dataset.test_labels), "test"),
-    )
-    for shares, samples, name in sides:
-        held = class_counts(shares.labels, shares.indices, shares.sizes, dataset.classes)
-        rows.append((f"{name} samples an agent, of {samples:,}", span(np.asarray(shares.sizes))))
-        rows.append((f"{name} classes an agent, of {dataset.classes}", span((held > 0).sum(axis=1))))
+    for shares, name in ((prepared.train, "training"), (prepared.tests, "test")):
+        held = prepared.held(shares)
+        rows.append((f"{name} samples an agent, of {len(shares.labels):,}", span(np.asarray(shares.sizes))))
+        rows.append((f"{name} classes an agent, of {prepared.classes}", span((held > 0).sum(axis=1))))
         rows.append(("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%")))
     anew = "; of its first round:" if prepared.topology.redraw else ""
     name = Path(settings.topology).name + (", directed" if settings.directed else "")

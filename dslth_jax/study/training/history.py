@@ -12,11 +12,9 @@ from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
-from dslth_jax.partition import class_counts
-from dslth_jax.population import Shares, world_of
-from dslth_jax.study.config.resolve import numbers_of
+from dslth_jax.population import world_of
 from dslth_jax.study.training.diagnostics import Symptoms
-from dslth_jax.study.training.ledger import Ledger, is_key_frame, lengths_of
+from dslth_jax.study.training.ledger import Course, Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
 
 
@@ -66,9 +64,9 @@ class History:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
         settings, (self.maskable, self.message) = prepared.settings, maskable_of(prepared)
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
-        self.tally = Tally()
+        self.course, self.tally = Course.of(settings), Tally()
         self.ledger = Ledger(sizes, masks_alone=bool(sizes) and not self.message.values)
-        tested = held_by_class(prepared.tests, prepared.dataset.classes)
+        tested = prepared.held(prepared.tests)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         lasting = prepared.graph_report if prepared.topology.redraw is None else None
         self.symptoms = Symptoms(settings, lasting, self.maskable, self.chance)
@@ -80,7 +78,7 @@ class History:
 
     def tests_that_count(self, round: int) -> np.ndarray:
         """How many test samples of each agent an evaluation after `round` takes."""
-        at_the_end = round == self.prepared.settings.rounds
+        at_the_end = round == self.course.rounds
         return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
 
     def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
@@ -94,8 +92,8 @@ class History:
         if self.failure is None:
             self.tally.add(info, self.ledger.bits_of_each(info), seconds)
             self.ledger.add(info)
-            if self.ledger.masks_alone and round % self.prepared.settings.exchange_every == 0:
-                key_frame = is_key_frame(self.prepared.settings, round)
+            if self.ledger.masks_alone and self.course.has_exchange(round):
+                key_frame = self.course.is_key_frame(round)
                 # Where a listener may lack the mask sent last, every message stands for itself.
                 may_lack = self.prepared.topology.redraw is not None or self.prepared.settings.link_drop > 0
                 alone = key_frame or may_lack
@@ -143,27 +141,20 @@ class History:
         prepared, evaluation = self.prepared, self.evaluation
         assert evaluation is not None
         neighbours = adjacency.sum(axis=1)
-        held = held_by_class(prepared.train, prepared.dataset.classes)
-        kept = numbers_of(prepared.settings).get("retention")
-        retentions = kept.values.tolist() if kept else [""] * len(neighbours)
+        held = prepared.held(prepared.train)
         return [
             {
                 "agent": agent,
                 "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
-                "retention": retention,
+                "retention": "" if retention is None else retention,
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
                 "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
             }
-            for agent, retention in enumerate(retentions)
+            for agent, retention in enumerate(prepared.retentions)
         ]
-
-
-def held_by_class(shares: Shares, classes: int) -> np.ndarray:
-    """How many samples of each class every agent holds: (agents, classes)."""
-    return class_counts(shares.labels, shares.indices, shares.sizes, classes)
 
 
 def maskable_of(prepared: Prepared) -> tuple[Any, Message]:

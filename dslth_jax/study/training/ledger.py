@@ -8,7 +8,7 @@ last, and every message stands for itself. What is lost was sent all the same, a
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +16,48 @@ from jaxtyping import Int
 from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
 from dslth_jax.study.config.settings import Settings
+
+
+class Course(NamedTuple):
+    """In which rounds of a run what happens, as the settings of these names say."""
+
+    rounds: int
+    eval_every: int
+    exchange_every: int
+    key_every: int
+    code_every: int | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Course":
+        """That of resolved settings."""
+        return cls(*(getattr(settings, name) for name in cls._fields))
+
+    def is_evaluated(self, round: int) -> bool:
+        """Whether there is an evaluation behind a round."""
+        return round % self.eval_every == 0 or round == self.rounds
+
+    def has_exchange(self, round: int) -> bool:
+        """Whether messages are sent in a round."""
+        return round % self.exchange_every == 0
+
+    def is_key_frame(self, round: int) -> bool:
+        """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
+        number = round // self.exchange_every
+        return number == 1 or (self.key_every > 0 and (number - 1) % self.key_every == 0)
+
+    def is_encoded(self, round: int) -> bool:
+        """Whether the messages of a round are really encoded.
+
+        Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th,
+        16th..., for flips grow fewer as if over the logarithm of time.
+        """
+        if not self.has_exchange(round):
+            return False
+        number = round // self.exchange_every
+        next_row = min(-(-round // self.eval_every) * self.eval_every, self.rounds)
+        as_asked = self.code_every is not None and number % self.code_every == 0
+        last = round + self.exchange_every > next_row
+        return self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
 
 
 @dataclasses.dataclass
@@ -98,27 +140,6 @@ class Ledger:
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
     """The sum by agents; a list, for it must go into a checkpoint's notes."""
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
-
-
-def is_key_frame(settings: Settings, round: int) -> bool:
-    """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
-    number = round // settings.exchange_every
-    return number == 1 or (settings.key_every > 0 and (number - 1) % settings.key_every == 0)
-
-
-def is_encoded(settings: Settings, round: int) -> bool:
-    """Whether the messages of a round are really encoded.
-
-    Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th, 16th...,
-    for flips grow fewer as if over the logarithm of time.
-    """
-    every = settings.exchange_every
-    if round % every:
-        return False
-    number = round // every
-    next_row = min(-(-round // settings.eval_every) * settings.eval_every, settings.rounds)
-    as_asked = settings.code_every is not None and number % settings.code_every == 0
-    return is_key_frame(settings, round) or number.bit_count() == 1 or round + every > next_row or as_asked
 
 
 def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:

@@ -16,15 +16,14 @@ from rich.console import Console
 
 from dslth_jax.population import State, count_of
 from dslth_jax.study.config.console import console
+from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.history import History, Outcome
-from dslth_jax.study.training.ledger import is_encoded
-from dslth_jax.study.training.plan import Member, Plan, plan
-from dslth_jax.study.training.prepare import fingerprints, identity
+from dslth_jax.study.training.plan import Member, Plan, fingerprints, identity, plan
 from dslth_jax.study.training.programs import Programs, compile_programs
 from dslth_jax.study.training.progress import ProgressLine
 
@@ -140,7 +139,7 @@ def interrupted(study: Study, outcomes: Outcomes) -> tuple[checkpoint.Found | No
 
 def check(found: checkpoint.Found, members: Sequence[Member]) -> None:
     """Raise a ValueError if a checkpoint is of other settings than the members', of other data or other numbers."""
-    if (then := found.notes["numerics"]) != (now := folders.numerics()):
+    if (then := found.notes["numerics"]) != (now := numerics()):
         differing = "; ".join(f"{name} was {then[name]} and is {now[name]}" for name in now if then[name] != now[name])
         raise ValueError(f"the checkpoint {found.path} was trained with other numbers: {differing}: say the same again")
     for member, other in zip(members, found.notes["settings"], strict=True):
@@ -225,7 +224,7 @@ def play(
     Yields after the start, and after each round, its number, the state (whose memory the next round takes) and whether
     histories got a row. It ends early where every member has failed.
     """
-    settings = planned.settings
+    course = histories[0].course
 
     def assess(round: int) -> None:
         began = time.perf_counter()
@@ -241,8 +240,8 @@ def play(
     # No time of a round holds any of the compilation.
     programs.compiled()
     yield done, state, starting
-    for round in range(done + 1, settings.rounds + 1):
-        encoded = histories[0].ledger.masks_alone and is_encoded(settings, round)
+    for round in range(done + 1, course.rounds + 1):
+        encoded = histories[0].ledger.masks_alone and course.is_encoded(round)
         before = programs.sent(state) if encoded else None
         began = time.perf_counter()
         state, info = programs.step(state)
@@ -252,8 +251,7 @@ def play(
             history.after_round(round, member_of(info, number), seconds, member_of(sent, number))
         if all(history.failure for history in histories):
             return
-        due = round % settings.eval_every == 0 or round == settings.rounds
-        if due:
+        if due := course.is_evaluated(round):
             assess(round)
         yield round, state, due
 
@@ -273,7 +271,7 @@ def save(checkpoints: Path, planned: Plan, histories: Sequence[History], state: 
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
         "versions": folders.versions(),
-        "numerics": folders.numerics(),
+        "numerics": numerics(),
         "data": fingerprints(planned.members),
         "rows": count_of(state),
     }

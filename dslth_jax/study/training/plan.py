@@ -1,5 +1,9 @@
 """What a run needs, resolved once; and how many runs, and agents of each, a machine computes at once."""
 
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +16,10 @@ from dslth_jax.algorithm import Algorithm
 from dslth_jax.evaluation import BATCH
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
 from dslth_jax.networks.network import Network
+from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
-from dslth_jax.study.config import datasets
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.machine import PACKAGES, numerics
+from dslth_jax.study.config.settings import Settings, described
 from dslth_jax.study.training import memory, processes
 
 BATCHES = 16  # below the batch that is asked for, batches are a multiple of this
@@ -24,7 +29,8 @@ class Prepared(NamedTuple):
     """Everything a run needs, checked; nothing has been written yet."""
 
     settings: Settings  # resolved
-    dataset: datasets.Dataset
+    retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
+    classes: int
     train: Shares
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)
@@ -35,6 +41,10 @@ class Prepared(NamedTuple):
     algorithm: Algorithm
     hyper: Any  # the algorithm's traced settings; leaves with an agents axis
     schedules: Any  # of the same structure: the schedule of each
+
+    def held(self, shares: Shares) -> np.ndarray:
+        """How many samples of each class every agent holds of `train` or `tests`: (agents, classes)."""
+        return class_counts(shares.labels, shares.indices, shares.sizes, self.classes)
 
 
 class Member(NamedTuple):
@@ -144,3 +154,43 @@ def batch_of(prepared: Prepared) -> int:
     """
     capacity = prepared.train.indices.shape[1]
     return min(prepared.settings.batch_size, -(-capacity // BATCHES) * BATCHES)
+
+
+def identity(members: Sequence[Member]) -> dict[str, str]:
+    """What must be the same in every process of a study, by name."""
+    said = [_identity(member.prepared) for member in members]
+    return {name: str([own[name] for own in said]) for name in said[0]}
+
+
+def _identity(prepared: Prepared) -> dict[str, str]:
+    known, settings = described(type(prepared.settings)), dataclasses.asdict(prepared.settings)
+    files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
+    said = {name: str(value) for name, value in (settings | files).items() if not known[name].machine}
+    # These two change no number, but when processes ask each other something.
+    said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
+    said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
+    return said | numerics() | fingerprints([prepared])[0]
+
+
+def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
+    """A short name of all data that each member learns from, part by part; images are common to all of them."""
+    images = digest_of([members[0].train[:2], members[0].tests[:2]])
+    return [
+        {
+            "the images and labels": images,
+            "the training samples": digest_of(member.train[2:]),
+            "the test samples": digest_of(member.tests[2:]),
+            "the graph": digest_of(member.topology.graph),
+        }
+        for member in members
+    ]
+
+
+def digest_of(arrays: Any) -> str:
+    """A short name of what arrays hold."""
+    digest = hashlib.blake2b(digest_size=16)
+    for leaf in jax.tree.leaves(arrays):
+        array = np.ascontiguousarray(leaf)
+        digest.update(json.dumps([array.shape, str(array.dtype)]).encode())
+        digest.update(array.data if array.size else b"")
+    return digest.hexdigest()

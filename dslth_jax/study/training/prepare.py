@@ -1,9 +1,6 @@
 """From settings to everything that a run needs, checked: data, partition, graph, network, algorithm."""
 
 import dataclasses
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +16,16 @@ from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.files import read_classes
-from dslth_jax.study.config.machine import PACKAGES, check_machine
-from dslth_jax.study.config.resolve import algorithm_of, check_each, check_together, population_hyper, resolve
-from dslth_jax.study.config.settings import Settings, described
-from dslth_jax.study.results import folders
+from dslth_jax.study.config.machine import check_machine
+from dslth_jax.study.config.resolve import (
+    algorithm_of,
+    check_each,
+    check_together,
+    numbers_of,
+    population_hyper,
+    resolve,
+)
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import processes
 from dslth_jax.study.training.plan import Member, Prepared
 
@@ -57,6 +60,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
     hyper, schedules = population_hyper(settings, network)
+    kept = numbers_of(settings).get("retention")
     first = graph_of_round(settings, network, topology, 0)
     train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew)
     tests = Shares(
@@ -68,9 +72,10 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     )
     return Prepared(
         settings,
-        dataset,
-        train,
-        tests,
+        retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
+        classes=dataset.classes,
+        train=train,
+        tests=tests,
         tests_while_running=tests_below(held, capped or TEST_SAMPLES_WHILE_RUNNING),
         topology=topology,
         adjacency=first,
@@ -116,47 +121,6 @@ def load(settings: Settings) -> datasets.Dataset:
         if settings.data_file
         else datasets.load(settings.dataset, settings.data_dir)
     )
-
-
-def identity(members: Sequence[Member]) -> dict[str, str]:
-    """What must be the same in every process of a study, by name."""
-    said = [_identity(member.prepared) for member in members]
-    return {name: str([own[name] for own in said]) for name in said[0]}
-
-
-def _identity(prepared: Prepared) -> dict[str, str]:
-    known, settings = described(type(prepared.settings)), dataclasses.asdict(prepared.settings)
-    files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
-    said = {name: str(value) for name, value in (settings | files).items() if not known[name].machine}
-    # These two change no number, but when processes ask each other something.
-    said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
-    said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
-    return said | folders.numerics() | fingerprints([prepared])[0]
-
-
-def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
-    """A short name of all data that each member learns from, part by part; images are common to all of them."""
-    dataset = members[0].dataset
-    images = digest_of([dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels])
-    return [
-        {
-            "the images and labels": images,
-            "the training samples": digest_of(member.train[2:]),
-            "the test samples": digest_of(member.tests[2:]),
-            "the graph": digest_of(member.topology.graph),
-        }
-        for member in members
-    ]
-
-
-def digest_of(arrays: Any) -> str:
-    """A short name of what arrays hold."""
-    digest = hashlib.blake2b(digest_size=16)
-    for leaf in jax.tree.leaves(arrays):
-        array = np.ascontiguousarray(leaf)
-        digest.update(json.dumps([array.shape, str(array.dtype)]).encode())
-        digest.update(array.data if array.size else b"")
-    return digest.hexdigest()
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:

@@ -17,6 +17,7 @@ import pytest
 from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of
+from dslth_jax.study.results import pictures
 from dslth_jax.study.training import loop
 from dslth_jax.study.training.plan import Plan
 from dslth_jax.study.training.programs import Programs, filled
@@ -25,8 +26,9 @@ Layers = dict[str, np.ndarray]  # by name; (members, agents, entries)
 
 
 def use_fakes(patch: pytest.MonkeyPatch) -> None:
-    """Train with fakes from here on."""
+    """Train with fakes from here on, and draw nothing."""
     patch.setattr(loop, "compile_programs", FakePrograms.of)
+    patch.setattr(pictures, "save", lambda path, *_: path.write_bytes(b""))
 
 
 class FakePrograms:
@@ -35,10 +37,11 @@ class FakePrograms:
     def __init__(self, plan: Plan) -> None:
         self.plan, first = plan, plan.members[0]
         self.settings, self.number = first.settings, len(plan.members)
-        weights = by_name(jax.eval_shape(first.network.init, jax.random.key(0))[0])
-        self.sizes = {layer: int(np.prod(leaf.shape)) for layer, leaf in weights.items()}
+        weights, frozen = jax.eval_shape(first.network.init, jax.random.key(0))
+        self.sizes = {layer: leaf.size for layer, leaf in by_name(weights).items()}
+        self.floats = sum(leaf.size for leaf in jax.tree.leaves((weights, frozen)))
         self.keeps_masks = self.settings.algorithm not in ("dsgd", "local")
-        self.steps = 10 * self.of_each(lambda member: np.float32(member.hyper.lr))[..., None]
+        self.steps = self.of_each(lambda member: np.float32(member.hyper.lr))[..., None]
         graphs = self.of_each(lambda member: adjacency_of(member.topology.graph).sum(axis=0))
         self.listeners = graphs * (self.settings.algorithm not in ("local", "independent"))
         self.wanted = {layer: self.of_each(lambda one, layer=layer: self.kept(one, layer)) for layer in self.sizes}
@@ -89,17 +92,16 @@ class FakePrograms:
         before, round = self.scores(state), int(state["round"][0]) + 1
         noise = self.noise(round)
         with np.errstate(all="ignore"):
-            scores = {layer: before[layer] + self.steps * noise[layer] / np.float32(round) for layer in before}
+            scores = {layer: before[layer] + self.steps * (noise[layer] / np.float32(round)) for layer in before}
             loss = np.float32(sum(np.square(own).mean(axis=-1) for own in scores.values()))
         masks, earlier = self.masks(scores), self.masks(before)
         silent = round % self.settings.exchange_every != 0
-        floats = np.full(loss.shape, sum(self.sizes.values()))
         info = {
             "loss": loss,
             "kept": {layer: mask.sum(axis=-1) for layer, mask in masks.items()},
             "wanted": self.wanted,
             "flipped": sum((masks[layer] != earlier[layer]).sum(axis=-1) for layer in masks),
-            "floats": floats if self.settings.algorithm in ("dsgd", "dis-pfl") else None,
+            "floats": np.full(loss.shape, self.floats) if self.settings.algorithm in ("dsgd", "dis-pfl") else None,
             "has": None,
             "listeners": self.listeners * (not silent),
         }

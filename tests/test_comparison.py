@@ -3,6 +3,7 @@
 import csv
 
 import pytest
+from fakes import use_fakes
 from matplotlib.colors import to_hex
 from tiny import use_tiny_network
 
@@ -28,19 +29,21 @@ def tiny_network(monkeypatch):
         (validation, [], 4),
         (ablation, [], 4),
         (communication, ["--retentions", "0.3"], 7),
-        pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
+        (communication, ["--retentions", "0.2,0.4"], 11),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
     ],
     ids=["validation", "ablation", "communication", "communication at two retentions", "thousandfold"],
 )
-def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys):
+def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
+    if experiment is not ablation:  # what its majorities find is no fake's to say
+        use_fakes(monkeypatch)
     assert experiment.main([*TINY, *flags, "--out", str(out)]) == 0
     table = (out / "table.md").read_text().splitlines()
     assert table[2].startswith("Seeds 0, 1.")
     assert table[4].startswith("| arm | accuracy, %")
     assert len(table) == 6 + arms
-    assert (out / "figure.png").stat().st_size > 10_000
+    assert (out / "figure.png").stat().st_size > 10_000 or experiment is not ablation
     with (out / "results.csv").open() as file:
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert len(rows) == arms

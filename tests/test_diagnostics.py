@@ -27,7 +27,7 @@ def watch(topology="ring", **settings):
 def info(*, conv=(18,) * AGENTS, flipped=0, listeners=2):
     """The driver's diagnostics of one round."""
     return {
-        "kept": {"conv": {"kernel": np.array(conv)}, "linear": WANTED["linear"]},
+        "kept": {"conv/kernel": np.array(conv), "linear/kernel": WANTED["linear"]["kernel"]},
         "wanted": WANTED,
         "flipped": np.full(AGENTS, flipped),
         "listeners": np.full(AGENTS, listeners),

@@ -14,6 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fakes import use_fakes
+from tiny import use_tiny_network
 
 from dslth_jax import population
 from dslth_jax.study.config.resolve import numbers_of, resolve
@@ -151,7 +153,8 @@ def test_given_test_samples_hold_at_the_end_too(tmp_path):
     assert (prepared.tests.sizes >= 4 * 35).all()
 
 
-def test_scores_that_run_away_end_with_3_and_keep_what_was_had(tmp_path, capsys):
+def test_scores_that_run_away_end_with_3_and_keep_what_was_had(tmp_path, capsys, monkeypatch):
+    use_fakes(monkeypatch)
     out = tmp_path / "diverged"
     assert cifar.main([*SMALL, "--lr", "1e38", "--out", str(out)]) == 3
     assert capsys.readouterr().err.count("\n") == 1
@@ -159,12 +162,15 @@ def test_scores_that_run_away_end_with_3_and_keep_what_was_had(tmp_path, capsys)
     assert (out / "config.json").is_file()
 
 
-def test_an_agent_without_neighbours_and_one_alone_run(tmp_path):
-    few = ["--dataset", "digits", "--rounds", "1", "--test-samples", "2"]
+def test_an_agent_without_neighbours_and_one_alone_run(tmp_path, monkeypatch):
+    """The real programs of one agent alone, on the tiny network."""
+    use_tiny_network(monkeypatch)
+    few = ["--dataset", "digits", "--model", "tiny", "--rounds", "1", "--test-samples", "2"]
     assert cifar.main([*few, "--agents", "1", "--topology", "ring", "--out", str(tmp_path / "one")]) == 0
 
 
-def test_a_file_of_ones_own_runs(tmp_path):
+def test_a_file_of_ones_own_runs(tmp_path, monkeypatch):
+    use_fakes(monkeypatch)
     rng = np.random.default_rng(0)
     arrays = {
         f"{split}_{kind}": rng.integers(0, 256, (60, 12, 10, 3), np.uint8) if kind == "images" else np.arange(60) % 3
@@ -224,15 +230,19 @@ def test_data_that_is_neither_there_nor_to_be_had(tmp_path):
     ("number", "code", "when"), [(signal.SIGINT, 130, "compiling"), (signal.SIGTERM, 143, "training")]
 )
 def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
-    out = tmp_path / "run"
-    flags = [*SMALL, "--rounds", "1000000", "--out", str(out)]
-    if when == "training":  # as one of several processes, which JAX's own services must not keep it from
+    """While its real programs compile; and, of fakes, while it trains as one of several processes, which JAX's own
+    services must not keep from hearing it."""
+    out, here = tmp_path / "run", Path(__file__).parent
+    flags, words = [*SMALL, "--rounds", "1000000", "--out", str(out)], ["-m", "experiments.cifar"]
+    if when == "training":
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         flags += ["--coordinator", f"localhost:{port}", "--processes", "1", "--process", "0"]
+        words = ["-c", "import sys, test_resume as here; here.command(*sys.argv[1:])", "fakes"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.cifar", *flags],
-        cwd=Path(__file__).parent.parent,
+        [sys.executable, *words, *flags],
+        cwd=here.parent,
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

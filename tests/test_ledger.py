@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax import population
@@ -24,7 +25,9 @@ def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
 
 
-@pytest.mark.parametrize("case", [{}, {"exchange_every": 2, "key_every": 2}], ids=str)
+@pytest.mark.parametrize(
+    "case", [pytest.param({}, marks=pytest.mark.slow), {"exchange_every": 2, "key_every": 2}], ids=str
+)
 def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(case, tmp_path):
     """Every mask takes the trip, is put in the place of the one that was sent, and is what the next round goes on
     from; the run, which sends none, comes to the same numbers."""
@@ -119,7 +122,8 @@ def test_what_is_interpolated_is_near_what_is_encoded(tmp_path):
     assert [row["coded_rounds"] for row in rows[1]] == [row["exchanges"] for row in rows[0]] == [0, 10, 20, 30, 40]
 
 
-def test_the_busiest_agent_has_the_most_listeners(tmp_path):
+def test_the_busiest_agent_has_the_most_listeners(tmp_path, monkeypatch):
+    use_fakes(monkeypatch)
     rows = run(Settings(**TINY | {"agents": 4, "topology": "star", "rounds": 2}, out=tmp_path / "run")).metrics
     entries = rows[-1]["bitmap_bits"] // (2 * 6)
     # The centre of a star sends to three others, each of which sends to it alone.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import optimized
+from fakes import use_fakes
 from jax.sharding import NamedSharding, PartitionSpec
 from test_sweep import StopAfter
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
@@ -45,12 +46,19 @@ def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
 
 
+@pytest.fixture
+def fakes(monkeypatch):
+    """What is stopped and resumed are fakes of compiled programs, whose whole state is in their checkpoints."""
+    use_fakes(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A run that nothing stopped."""
+    """A run, with fakes, that nothing stopped."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_network(patch)
+        use_fakes(patch)
         assert cifar.main([*FLAGS, "--out", str(out)]) == 0
     return out
 
@@ -82,14 +90,15 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, rounds, tmp_pat
     assert_same_numbers(tmp_path / "whole", out)
 
 
-def test_a_run_goes_on_with_other_chunks_and_other_intervals(whole, tmp_path):
-    out = tmp_path / "cut"
+def test_a_run_goes_on_with_other_chunks_and_other_intervals(tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    assert cifar.main([*FLAGS, "--out", str(whole)]) == 0
     stop_after(5, out, "--checkpoint-every", "2", "--agent-chunk", "2")
     assert cifar.main([*FLAGS, "--out", str(out), "--resume", "--checkpoint-every", "3", "--agent-chunk", "1"]) == 0
     assert_same_numbers(whole, out)
 
 
-def test_a_run_may_be_stopped_again_and_again(whole, tmp_path):
+def test_a_run_may_be_stopped_again_and_again(whole, tmp_path, fakes):
     out = tmp_path / "cut"
     stop_after(2, out)
     for _ in range(2):
@@ -100,7 +109,7 @@ def test_a_run_may_be_stopped_again_and_again(whole, tmp_path):
     assert [again["from_round"] for again in config["resumed"]] == [2, 4, 6]
 
 
-def test_without_a_checkpoint_a_run_starts_anew(whole, tmp_path):
+def test_without_a_checkpoint_a_run_starts_anew(whole, tmp_path, fakes):
     out = tmp_path / "cut"
     assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 0
     assert_same_numbers(whole, out)
@@ -114,7 +123,7 @@ def test_without_a_checkpoint_a_run_starts_anew(whole, tmp_path):
     assert_same_numbers(whole, out)
 
 
-def test_a_finished_run_says_so(tmp_path, capsys):
+def test_a_finished_run_says_so(tmp_path, capsys, fakes):
     out = tmp_path / "run"
     assert cifar.main([*FLAGS, "--out", str(out)]) == 0
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -123,7 +132,7 @@ def test_a_finished_run_says_so(tmp_path, capsys):
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
-def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, monkeypatch):
+def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, monkeypatch, fakes):
     out = tmp_path / "cut"
     stop_after(3, out)
     capsys.readouterr()
@@ -143,7 +152,7 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_other_kinds_of_numbers_are_refused_by_name(tmp_path, capsys):
+def test_other_kinds_of_numbers_are_refused_by_name(tmp_path, capsys, fakes):
     """What of JAX's environment changes them: how exact products of matrices are, and whether there are 64 bits."""
     out = tmp_path / "cut"
     stop_after(3, out)
@@ -179,7 +188,7 @@ def test_other_devices_pad_members_to_another_number(rows, tmp_path):
     assert came["scores"].sharding == spread
 
 
-def test_a_finished_run_is_not_kept_from_others(tmp_path):
+def test_a_finished_run_is_not_kept_from_others(tmp_path, fakes):
     settings = Settings(dataset="digits", model="tiny", agents=2, rounds=1, out=tmp_path / "run")
     run(settings)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -189,7 +198,7 @@ def test_a_finished_run_is_not_kept_from_others(tmp_path):
     assert config["settings"]["resume"] is False
 
 
-def test_a_folder_belongs_to_one_process(tmp_path, capsys):
+def test_a_folder_belongs_to_one_process(tmp_path, capsys, fakes):
     out = tmp_path / "run"
     held = folders.open_folder(parse([*FLAGS, "--out", str(out)], Settings, "experiments.cifar"), "held")
     for more in ([], ["--resume"]):
@@ -201,7 +210,7 @@ def test_a_folder_belongs_to_one_process(tmp_path, capsys):
     assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 0
 
 
-def test_a_checkpoint_that_is_not_whole_is_passed_over(whole, tmp_path, capsys):
+def test_a_checkpoint_that_is_not_whole_is_passed_over(whole, tmp_path, capsys, fakes):
     out = tmp_path / "cut"
     stop_after(6, out, "--checkpoint-every", "2")
     newest = max((out / "checkpoint").iterdir())
@@ -214,7 +223,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(whole, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("when", ["a row", "a checkpoint"])
-def test_a_full_disk_loses_nothing_before_it(when, whole, tmp_path, capsys):
+def test_a_full_disk_loses_nothing_before_it(when, whole, tmp_path, capsys, fakes):
     out, full = tmp_path / "cut", OSError(errno.ENOSPC, "No space left on device")
     real, calls = folders.write_metrics, []
 
@@ -242,20 +251,22 @@ def test_a_full_disk_loses_nothing_before_it(when, whole, tmp_path, capsys):
 
 
 def command(*flags: str) -> None:
-    """The command as a shell runs it, with the tiny network."""
+    """The command as a shell runs it, with the tiny network, and with fakes of its programs if so is said first."""
     import runpy
 
     MODULES["tiny"] = TinyNet
-    sys.argv[1:] = flags
+    if faked := flags[0] == "fakes":
+        use_fakes(pytest.MonkeyPatch())
+    sys.argv[1:] = flags[faked:]
     del sys.modules["experiments.cifar"]
     runpy.run_module("experiments.cifar", run_name="__main__", alter_sys=True)
 
 
-def begin(*flags: str) -> subprocess.Popen:
+def begin(*flags: str, fakes: bool = False) -> subprocess.Popen:
     here = Path(__file__).parent
     words = "import sys, test_resume as here; here.command(*sys.argv[1:])"
     return subprocess.Popen(
-        [sys.executable, "-c", words, *FLAGS, *flags],
+        [sys.executable, "-c", words, *(["fakes"] * fakes), *FLAGS, *flags],
         cwd=here.parent,
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
         stdout=subprocess.DEVNULL,
@@ -284,7 +295,7 @@ def long(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
 )
 def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path):
     """It goes on in this one, and ends as a run that was let be: SIGKILL loses the rounds since the last checkpoint."""
@@ -301,7 +312,7 @@ def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path):
 
 def test_a_second_signal_ends_at_once(tmp_path):
     """While a round, or here a save, takes its time."""
-    process = begin("--rounds", "100000", "--eval-every", "100000", "--out", str(tmp_path / "run"))
+    process = begin("--rounds", "100000", "--eval-every", "100000", "--out", str(tmp_path / "run"), fakes=True)
     wait_for(process, lambda: (tmp_path / "run" / "metrics.jsonl").is_file() and rows_of(tmp_path / "run"))
     for _ in range(2):
         process.send_signal(signal.SIGTERM)

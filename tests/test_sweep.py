@@ -11,6 +11,7 @@ import chex
 import numpy as np
 import pytest
 from conftest import optimized
+from fakes import use_fakes
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.study.commands import sweep_of
@@ -32,6 +33,12 @@ GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-r
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """Sweeps and searches are of fakes of compiled programs."""
+    use_fakes(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ def members(**settings) -> list[Member]:
     return members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
 
 
-@pytest.mark.parametrize("number", [0, 3, 6])
+@pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.slow), 3, 6])
 def test_a_member_is_the_run_of_its_settings_alone(number, folder, tmp_path, as_users_compile):
     """Whose edges and samples are not padded to those of others."""
     (own,) = (folder / "runs").glob(f"{number:03d}_*")
@@ -124,7 +131,7 @@ def test_what_is_traced_is_one_program(grid, programs):
     assert len(groups) == programs
 
 
-def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path):
+def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path, fakes):
     """With the same numbers."""
     settings = {**BASE, "grid": ("lr=3,10,20",), "seeds": 2}
     sweep.sweep(Sweep(**settings, out=tmp_path / "together"))
@@ -169,8 +176,8 @@ class StopAfter(Stop):
         self.given = given
 
 
-@pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 8])
-def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
+@pytest.mark.parametrize("looks", [1, 8])
+def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path, fakes):
     """In either of two groups, behind the first evaluation or between two."""
     settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}
     sweep.sweep(Sweep(**settings, out=tmp_path / "whole"))
@@ -187,9 +194,10 @@ def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path):
             sweep.sweep(Sweep(**settings, out=tmp_path / "cut", resume=True))
 
 
-def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, monkeypatch):
-    """What is missing all the same, a run folder or rows, is made again."""
-    settings = {**BASE, "agents": 2, "rounds": 2, "grid": ("lr=3,10,20",), "run_folders": True, "out": tmp_path / "cut"}
+def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, monkeypatch, fakes):
+    """Before the next group. What is missing all the same, a run folder or rows, is made again."""
+    grid = ("order=code,paper", "lr=3,10,20")
+    settings = {**BASE, "agents": 2, "rounds": 2, "grid": grid, "run_folders": True, "out": tmp_path / "cut"}
     stop, leave_run, left = Stop(), records.leave_run, []
 
     def signal_and_leave(path, *rest) -> None:
@@ -209,12 +217,12 @@ def test_a_signal_while_run_folders_are_written_is_heard_behind_them(tmp_path, m
     shutil.rmtree(tmp_path / "cut" / "runs" / left[1])
     (tmp_path / "cut" / "metrics.jsonl").write_text("".join(lines[:5]))
     sweep.sweep(Sweep(**settings, resume=True))
-    assert left[3:] == left[1:3]
-    assert rows_of(tmp_path / "cut") == rows
-    assert sorted(path.parent.name for path in tmp_path.glob("cut/runs/*/masks.npz")) == left[:3]
+    assert left[3:5] == left[1:3]
+    assert rows_of(tmp_path / "cut")[: len(rows)] == rows
+    assert sorted(path.parent.name for path in tmp_path.glob("cut/runs/*/masks.npz")) == [*left[:3], *left[5:]]
 
 
-def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path):
+def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path, fakes):
     settings = {**BASE, "grid": ("lr=3,10",), "out": tmp_path / "cut"}
     with pytest.raises(StoppedError):
         train(ready(sweep_of(Sweep(**settings))), StopAfter(1))
@@ -291,7 +299,7 @@ def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
     assert sorted([10, "same", 9.5, "0.1:0.8", 100], key=place_of) == [9.5, 10, 100, "0.1:0.8", "same"]
 
 
-def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys):
+def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys, fakes):
     flags = ["--dataset", "digits", "--model", "tiny", "--rounds", "3", "--grid", "lr=1e38", "--grid", "agents=2"]
     assert sweep.main([*flags, "--out", str(tmp_path / "run")]) == 3
     came = capsys.readouterr()
@@ -320,11 +328,12 @@ def searched(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("searches") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_network(patch)
+        use_fakes(patch)
         sweep.sweep(Sweep(**SEARCH, out=out))
     return out
 
 
-def test_a_search_tells_every_trial(searched, tmp_path):
+def test_a_search_tells_every_trial(searched, tmp_path, fakes):
     trials = trials_of(searched)
     with (searched / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -338,14 +347,14 @@ def test_a_search_tells_every_trial(searched, tmp_path):
     assert alone.metrics[-1]["accuracy_mean"] == one.value
 
 
-def test_trials_that_diverge_are_told_as_failed(tmp_path):
+def test_trials_that_diverge_are_told_as_failed(tmp_path, fakes):
     pytest.importorskip("optuna", reason="only a search needs Optuna")
     sweep.sweep(Sweep(**{**SEARCH, "search": ("lr=1,1e38",), "rounds": 3}, out=tmp_path / "search"))
     states = {trial.params["lr"]: trial.state.name for trial in trials_of(tmp_path / "search")}
     assert states == {1: "COMPLETE", 1e38: "FAIL"}
 
 
-def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, tmp_path):
+def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, tmp_path, fakes):
     """In a folder that was moved, and with a trial that a kill had cut off in the asking."""
     settings = {**SEARCH, "out": tmp_path / "search"}
     with pytest.raises(StoppedError):
@@ -361,7 +370,7 @@ def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, t
     assert (tmp_path / "moved" / "results.csv").read_bytes() == (searched / "results.csv").read_bytes()
 
 
-def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a_moved_folder(tmp_path):
+def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a_moved_folder(tmp_path, fakes):
     optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     shared = optuna.create_study(study_name="dslth_jax", storage=storage, direction="maximize")
@@ -389,3 +398,23 @@ def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a
     (moved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="only one of them knows lr=5: give it the storage it began with"):
         sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True}))
+
+
+def test_two_searches_may_make_their_storage_at_the_same_moment(monkeypatch, tmp_path):
+    """The slower one finds tables that are there already, and tries again."""
+    optuna = pytest.importorskip("optuna", reason="only a search needs Optuna")
+    from dslth_jax.study.sweeping import search
+
+    make, tried = optuna.create_study, []
+
+    def make_too_late(**how):
+        tried.append(how)
+        if len(tried) == 1:
+            raise RuntimeError("(sqlite3.OperationalError) table studies already exists")
+        return make(**how)
+
+    monkeypatch.setattr(optuna, "create_study", make_too_late)
+    assert search.study_of(f"sqlite:///{tmp_path / 's.db'}", "s").study_name == "s"
+    with pytest.raises(ValueError, match=r"^--storage nowhere cannot be used: "):
+        search.study_of("nowhere", "s")
+    assert len(tried) == 3

@@ -83,20 +83,6 @@ def graph_of(
     return Graph(senders.astype(np.int32), receivers.astype(np.int32), of_edges, of_own)
 
 
-def with_edges(graph: Graph, edges: int) -> Graph:
-    """The same graph with `edges` edges: those it lacks are absent ones, behind all others. Host side.
-
-    >>> with_edges(graph_of(np.array([[False, True], [True, False]])), 3).weights.tolist()
-    [1, 1, 0]
-    """
-    more = (0, edges - len(graph.senders))
-    return graph._replace(
-        senders=np.pad(graph.senders, more),
-        receivers=np.pad(graph.receivers, more, constant_values=len(graph.own) - 1),
-        weights=np.pad(graph.weights, more),
-    )
-
-
 def adjacency_of(graph: Graph) -> Adjacency:
     """The matrix again: who hears whom over edges that are present. Host side."""
     adjacency = np.zeros((len(graph.own), len(graph.own)), bool)
@@ -220,7 +206,11 @@ def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False)
     _expect_degree(degree, agents)
     rng = np.random.default_rng(seed)
     if directed:
-        return _fixed(_hearing_others(rng, agents, degree), directed)
+        # Order all others by random numbers, oneself behind them, and take the first.
+        drawn = rng.random((agents, agents)) + 2 * np.eye(agents)
+        adjacency = np.zeros((agents, agents), bool)
+        np.put_along_axis(adjacency, np.argsort(drawn, axis=1)[:, :degree], True, axis=1)
+        return _fixed(adjacency, directed)
     if degree * agents % 2:
         raise ValueError(f"degree {degree} needs an even number of agents, or take an even degree, got {agents} agents")
     # Where fewer are not heard than heard, draw those: the fewer links, the sooner they are found.
@@ -229,9 +219,7 @@ def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False)
     if fewer > MOST_NEIGHBOURS:
         adjacency = _by_switching(rng, agents, fewer)
     else:
-        import networkx  # imported where it is used: no import of the library pays for it
-
-        adjacency = _matrix(networkx.random_regular_graph(fewer, agents, seed=seed), agents)
+        adjacency = _drawn("random_regular_graph", agents, fewer, agents, seed=seed)
     return _fixed(~adjacency if dense else adjacency)
 
 
@@ -244,19 +232,14 @@ def small_world(agents: int, degree: int = 4, probability: float = 0.1, seed: in
     if degree % 2:
         raise ValueError(f"degree must be even, half of it on either side, got {degree}")
     _expect_probability(probability)
-    import networkx
-
-    return _fixed(_matrix(networkx.watts_strogatz_graph(agents, degree, probability, seed=seed), agents))
+    return _fixed(_drawn("watts_strogatz_graph", agents, agents, degree, probability, seed=seed))
 
 
 def erdos_renyi(agents: int, probability: float = 0.5, seed: int = 0, directed: bool = False) -> Topology:
     """Every two agents hear each other with `probability`, independently; directed, each of both ways by itself."""
     _expect_agents(agents)
     _expect_probability(probability)
-    import networkx
-
-    drawn = networkx.gnp_random_graph(agents, probability, seed=seed, directed=directed)
-    return _fixed(_matrix(drawn, agents), directed)
+    return _fixed(_drawn("gnp_random_graph", agents, agents, probability, seed=seed, directed=directed), directed)
 
 
 def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool = False) -> Topology:
@@ -313,25 +296,16 @@ def _fixed(heard: Adjacency, directed: bool = False) -> Topology:
     return Topology(graph_of(heard & ~np.eye(len(heard), dtype=bool)))
 
 
-def _hearing_others(rng: np.random.Generator, agents: int, degree: int) -> Adjacency:
-    """Everybody hears `degree` others, drawn at random."""
-    drawn = rng.random((agents, agents)) + 2 * np.eye(agents)
-    adjacency = np.zeros((agents, agents), bool)
-    np.put_along_axis(adjacency, np.argsort(drawn, axis=1)[:, :degree], True, axis=1)
-    return adjacency
-
-
 def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacency:
     """A regular graph whose links have exchanged ends at random.
 
     It begins with agents in random order on a circle, each beside its nearest (and for an odd degree the opposite one).
     In each pass all links come in pairs (a, b), (c, d), which become (a, d), (c, b) where that is possible.
     """
-    order, place = rng.permutation(agents), np.arange(agents)
-    away = [np.full(agents, step) for step in range(1, degree // 2 + 1)]
-    starts = np.concatenate([place] * len(away) + [place[: agents // 2]] * (degree % 2))
-    steps = np.concatenate([*away, *[np.full(agents // 2, agents // 2)] * (degree % 2)])
-    links = np.stack([order[starts], order[(starts + steps) % agents]], axis=1)
+    order = rng.permutation(agents)
+    beside = [(order, np.roll(order, -away)) for away in range(1, degree // 2 + 1)]
+    opposite = [np.split(order, 2)] if degree % 2 else []
+    links = np.concatenate([np.stack(ends, axis=1) for ends in beside + opposite])
     adjacency = np.zeros((agents, agents), bool)
     adjacency[links[:, 0], links[:, 1]] = adjacency[links[:, 1], links[:, 0]] = True
     pairs, claimed_by = len(links) // 2, np.empty((agents, agents), np.int32)
@@ -347,16 +321,16 @@ def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacen
         pair = pair[(claimed_by[wanted[:, 0], wanted[:, 1]] == pair).all(axis=0)]
         links = np.concatenate([np.stack([a, b], axis=1), np.stack([c, d], axis=1), links[2 * pairs :]])
         links[pair, 1], links[pairs + pair, 1] = d[pair], b[pair]
-        adjacency[a[pair], b[pair]] = adjacency[b[pair], a[pair]] = False
-        adjacency[c[pair], d[pair]] = adjacency[d[pair], c[pair]] = False
-        adjacency[a[pair], d[pair]] = adjacency[d[pair], a[pair]] = True
-        adjacency[c[pair], b[pair]] = adjacency[b[pair], c[pair]] = True
+        for one, other, present in ((a, b, False), (c, d, False), (a, d, True), (c, b, True)):
+            adjacency[one[pair], other[pair]] = adjacency[other[pair], one[pair]] = present
     return adjacency
 
 
-def _matrix(drawn: Any, agents: int) -> Adjacency:
+def _drawn(name: str, agents: int, *arguments: Any, **settings: Any) -> Adjacency:
+    """What a generator of networkx draws. It is imported here, so that no import of the library pays for it."""
     import networkx
 
+    drawn = getattr(networkx, name)(*arguments, **settings)
     return (networkx.to_numpy_array(drawn, nodelist=range(agents)) != 0).T
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, UInt32
 from dslth_jax import control, population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
-from dslth_jax.graphs import Graph, Topology, with_edges
+from dslth_jax.graphs import Graph, Topology
 from dslth_jax.keys import key_of
 from dslth_jax.links import Link, dropped, perfect
 from dslth_jax.population import Shares, State
@@ -195,6 +195,16 @@ def stacked(plan: Plan) -> tuple[np.ndarray, Graph, np.ndarray, Any, Shares, Sha
     rates = stack([np.float32(member.settings.link_drop) for member in members])
     hyper = stack([member.hyper for member in members])
     return seeds, graph, rates, hyper, samples([m.train for m in members]), samples([m.tests for m in members])
+
+
+def with_edges(graph: Graph, edges: int) -> Graph:
+    """The same graph with `edges` edges: those it lacks are absent ones, behind all others. Host side."""
+    more = (0, edges - len(graph.senders))
+    return graph._replace(
+        senders=np.pad(graph.senders, more),
+        receivers=np.pad(graph.receivers, more, constant_values=len(graph.own) - 1),
+        weights=np.pad(graph.weights, more),
+    )
 
 
 def filled(of_members: np.ndarray, plan: Plan) -> np.ndarray:

@@ -13,6 +13,8 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     networks/       Network(init, apply): the zoo, its fast convolution; the only folder that imports flax
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     algorithms/     the paper's method and its rivals in that form, one file each; local descent
+    links           what happens to messages on their way
+    control         what sets the settings of each round
     exchange        sparse mixing matrix times stacked messages -> heard
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
@@ -31,36 +33,19 @@ from the first into the second.
 
 from typing import Any
 
-from dslth_jax import algorithms, codec, graphs, networks, partition, population
+from dslth_jax import algorithms, codec, control, graphs, links, networks, partition, population
 from dslth_jax.algorithm import Heard, Message, World, mean_with_own, neighbour_mean
 from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Graph
 from dslth_jax.masks import fuse, kept_entries, pack, threshold, unpack
-from dslth_jax.networks.network import Network
+from dslth_jax.networks import Network
 
 __version__ = "0.3.1"
 
 __all__ = [
-    "Graph",
-    "Heard",
-    "Message",
-    "Network",
-    "World",
-    "algorithms",
-    "codec",
-    "evaluate",
-    "fuse",
-    "graphs",
-    "kept_entries",
-    "load",
-    "mean_with_own",
-    "neighbour_mean",
-    "networks",
-    "pack",
-    "partition",
-    "population",
-    "threshold",
-    "unpack",
+    "Graph", "Heard", "Message", "Network", "World", "algorithms", "codec", "control", "evaluate", "fuse", "graphs",
+    "kept_entries", "links", "load", "mean_with_own", "neighbour_mean", "networks", "pack", "partition", "population",
+    "threshold", "unpack",
 ]  # fmt: skip
 
 

@@ -46,6 +46,7 @@ def evaluate(
         batch_size: test samples a forward pass; static.
         chunk: see `over_agents`.
     """
+    tests = jax.tree.map(jnp.asarray, tests)
 
     def one(hyper: Any, agent: Any, heard: Heard, indices: Array, size: Array, skew: Skew) -> Evaluation:
         variables, masks_in_use = algorithm.model(world, hyper, agent, heard)

@@ -225,7 +225,7 @@ def round(
     message what `sizes_of` says; `listeners`, over how many links it was sent this round.
     """
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
-    now = state.control.next
+    now, shares = state.control.next, jax.tree.map(jnp.asarray, shares)
 
     # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:

@@ -36,13 +36,18 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=["run", "own data", "own network", "messages", "sweep", "own loop"])
+@pytest.mark.parametrize(
+    "code", PYTHON, ids=["population", "run", "own data", "own network", "messages", "sweep", "own loop"]
+)
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
     names = {}
-    exec(code, names)
-    if "loss" in names:
+    exec(code.replace("agents, rounds, data = 16, 200,", "agents, rounds, data = 9, 2,"), names)
+    if "step" in names and "topology" in names:
+        assert int(names["state"].round) == names["rounds"] == 2
+        assert len([*filter(None, code.splitlines())]) <= 25
+    elif "loss" in names:
         untrained = names["jax"].random.uniform(names["keys"][3], names["weights"].shape)
         assert float(names["loss"]) < 0.9 * float(names["loss_and_gradient"](untrained)[0])
     elif "message" in names:

@@ -49,18 +49,24 @@ TFDS_HOSTS = {
 }
 
 
-def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set of a name in `READERS`.
+def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
+    """The data set of a name in `READERS`, of an .npz file, or of a folder that tensorflow-datasets has prepared.
 
     Args:
-        name: "digits", which scikit-learn holds, one that tensorflow-datasets prepares, or one that a script has added.
+        name: "digits", which scikit-learn holds, one that tensorflow-datasets prepares, or one that a script has added;
+            or the path of a file (see `load_file`), or of a folder with such a name (".../cifar10").
         data_dir: where tensorflow-datasets keeps its data; None is its own default.
 
     Raises:
         ValueError: an unknown name, a folder that does not exist, or data that is neither there nor to be had.
     """
-    expect_choice("dataset", name, list(READERS))
-    return READERS[name](data_dir)
+    path = Path(name)
+    if path.suffix == ".npz":
+        return load_file(path)
+    if path.name in READERS and len(path.parts) > 1:  # a name alone is no folder, whatever lies in the current one
+        name, data_dir = path.name, path.parent
+    expect_choice("dataset", str(name), list(READERS))
+    return READERS[str(name)](data_dir)
 
 
 def of_tfds(name: str, data_dir: Path | None) -> Dataset:

@@ -91,8 +91,8 @@ def partition_of(spelling: str, **given: Any) -> Partition:
     Raises:
         ValueError: a spelling that means nothing, or a request that cannot be met.
 
-    >>> labels = np.array([0, 0, 1, 1, 2, 2])
-    >>> [len(own) for own in partition_of("iid", labels=labels, agents=2, seed=0).train]
+    >>> import numpy as np
+    >>> [len(own) for own in partition_of("iid", labels=np.array([0, 0, 1, 1, 2, 2]), agents=2, seed=0).train]
     [3, 3]
     """
     return made("--partition", spelling, PARTITIONS, **given)
@@ -110,7 +110,7 @@ def skew_of(spelling: str, agents: int) -> Skew:
 def schedule_of(spelling: str, rounds: int) -> Schedule:
     """The schedule of a spelling, for a run of `rounds` rounds; "@" joins factors, and "" is constant.
 
-    >>> float(schedule_of("warm-up:4@step:10:0.5", rounds=100)(np.int32(1)))
+    >>> float(schedule_of("warm-up:4@step:10:0.5", rounds=100)(1))
     0.5
     """
     return schedules.product(

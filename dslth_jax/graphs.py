@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
 from scipy.sparse.csgraph import connected_components
 
+from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 
 Adjacency = Bool[np.ndarray, "agents agents"]
@@ -247,6 +248,7 @@ def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool =
     _expect_agents(agents)
     _expect_probability(probability)
 
+    @reproducible
     def redraw(key: Key[Array, ""], graph: Graph) -> Graph:
         drawn = jax.random.uniform(key, (agents, agents))
         first, second = graph.receivers, graph.senders
@@ -266,12 +268,14 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
     _expect_degree(degree, agents)
     receivers = np.repeat(np.arange(agents, dtype=np.int32), degree)
 
+    @reproducible
     def hear_others(key: Key[Array, ""], graph: Graph) -> Graph:
         # Order all others by random numbers, oneself behind them, and take the first.
         drawn = jax.random.uniform(key, (agents, agents)) + 2 * jnp.eye(agents)
         others = jnp.argsort(drawn, axis=1)[:, :degree].astype(jnp.int32)
         return graph._replace(senders=others.reshape(-1))
 
+    @reproducible
     def pair_up(key: Key[Array, ""], graph: Graph) -> Graph:
         orders = jax.vmap(lambda key: jax.random.permutation(key, agents))(jax.random.split(key, degree))
         pairs = orders[:, : agents - agents % 2].reshape(degree, -1, 2)

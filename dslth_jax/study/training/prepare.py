@@ -10,7 +10,7 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report
-from dslth_jax.keys import key_of
+from dslth_jax.keys import key_of, reproducible
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
@@ -142,6 +142,7 @@ def tests_below(held: partition.Partition, rank: int) -> np.ndarray:
     return np.array([max(np.sum(ranks < rank), 1) for ranks in held.ranks], np.int32)
 
 
+@reproducible
 def graph_of_round(settings: Settings, network: Network, topology: Topology, round: int) -> Adjacency:
     """Who hears whom in a round, as a matrix."""
 

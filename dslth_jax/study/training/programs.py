@@ -16,7 +16,7 @@ from dslth_jax import control, population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.graphs import Graph, Topology
-from dslth_jax.keys import key_of
+from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import Link, dropped, perfect
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
@@ -53,6 +53,7 @@ class Programs(NamedTuple):
     state: State  # shapes, and where they lie
 
 
+@reproducible
 def compile_programs(plan: Plan) -> Programs:
     """Trace everything ahead of the first round and begin to compile it, in the order of need."""
     first, mesh = plan.members[0], plan.mesh

@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
     """One number an agent; leading agents axis."""
 
     accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
-    density: Float[Array | np.ndarray, "agents"]  # share of maskable entries it keeps; nan for weight methods
+    density: Float[Array | np.ndarray, "agents"] | None  # share of maskable entries it keeps; None without masks
     masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
 
 
@@ -60,7 +60,7 @@ def evaluate(
             return right + jnp.sum((guess == tests.labels[samples]) & (positions < size), dtype=jnp.int32)
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
-        density = jnp.float32(jnp.nan) if masks_in_use is None else masks.density(masks_in_use)
+        density = None if masks_in_use is None else masks.density(masks_in_use)
         return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use))
 
     own = (tests.indices, tests.sizes, tests.skew)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dslth_jax.algorithm import Message
 from dslth_jax.graphs import Graph, listeners
+from dslth_jax.keys import reproducible
 
 
 class Remember(Protocol):
@@ -66,6 +67,7 @@ def dropped(rate: float | Float[Array, ""]) -> Link:
     What is lost was sent all the same. The mean of who hears less is over those it heard. `rate` may be traced.
     """
 
+    @reproducible
     def transmit(
         key: Key[Array, ""], memory: None, graph: Graph, messages: Message
     ) -> tuple[None, Graph, Message, Int[Array, "agents"]]:

@@ -14,6 +14,7 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.graphs import Graph, Topology
+from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
 from dslth_jax.networks.network import Network
 from dslth_jax.skew import Skew, see
@@ -118,22 +119,27 @@ def default_chunk(agents: int) -> int:
     return 1 if jax.default_backend() == "cpu" else agents
 
 
+@reproducible
 def draw_weights(network: Network, key: Key[Array, ""]) -> tuple[Any, Any]:
     """The shared weights and frozen parameters of a run, known from its key alone: never sent, never saved."""
+    expect_key(key)
     return network.init(jax.random.split(key)[0])
 
 
+@reproducible
 def world_of(network: Network, key: Key[Array, ""], round: Any, rounds: int, drawn: Any = None) -> World:
     """The world of one round.
 
     `drawn` is what `draw_weights` makes of the key: drawn once and handed to every program they compile faster; None
-    draws anew.
+    draws anew. A key of another kind than `keys.key_of` makes is a ValueError.
     """
+    expect_key(key)
     weights, frozen = draw_weights(network, key) if drawn is None else drawn
     common_key = jax.random.split(key)[1]
     return World(weights, frozen, common_key, jnp.asarray(round, jnp.int32), jnp.int32(rounds))
 
 
+@reproducible
 def graph_in(world: World, topology: Topology) -> Graph:
     """The graph of the world's round."""
     if topology.redraw is None:
@@ -141,6 +147,7 @@ def graph_in(world: World, topology: Topology) -> Graph:
     return topology.redraw(round_key(world, GRAPHS), topology.graph)
 
 
+@reproducible
 def init(
     algorithm: Algorithm,
     world: World,
@@ -185,6 +192,7 @@ def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, wor
     return nothing, graph._replace(weights=jnp.asarray(graph.weights).astype(behind.weights.dtype))
 
 
+@reproducible
 def round(
     algorithm: Algorithm,
     world: World,

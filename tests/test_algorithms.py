@@ -23,7 +23,9 @@ from dslth_jax import masks, population
 from dslth_jax.algorithm import Algorithm, by_name, mean_with_own
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
+from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Topology, graph_of, metropolis
+from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
@@ -148,7 +150,7 @@ def built(name: str, *, chunk=1, optimizer=None, switches=(), **settings) -> Pro
     algorithm, traces = ALL[name].make(optimizer=optimizer, **dict(switches)), []
 
     def world(round, seed):
-        return population.world_of(NETWORK, jax.random.key(seed), round, ROUNDS)
+        return population.world_of(NETWORK, key_of(seed), round, ROUNDS)
 
     def called(names):
         """Agents draw by these names instead of by their places."""
@@ -217,6 +219,32 @@ def test_the_form_stays_from_round_to_round(name, programs):
     assert jax.tree.map(describe, first) == jax.tree.map(describe, second)
     assert info["loss"].shape == info["listeners"].shape == (AGENTS,)
     assert {leaf.shape[0] for leaf in jax.tree.leaves((second.agents, second.heard, second.sent, info))} == {AGENTS}
+
+
+def test_the_environment_changes_no_draw(name, programs):
+    """What is compiled, as text."""
+    own, hyper, graph = programs(name), hyper_of(name), graph_of(ADJACENCY)
+    state = jax.eval_shape(own.start, hyper, graph, NAMES)
+
+    def lowered():
+        return [
+            own.start.lower(hyper, graph, NAMES).as_text(),
+            own.step.lower(state, hyper, shares_of(), graph, NAMES).as_text(),
+        ]
+
+    plain = lowered()
+    with jax.threefry_partitionable(False), jax.default_prng_impl("rbg"):
+        assert lowered() == plain
+
+
+def test_nan_is_no_way_to_say_none(name, programs):
+    """Under JAX_DEBUG_NANS a program that returns one ends the run."""
+    own, shares = programs(name), shares_of()
+    state, info = played(own, hyper_of(name), shares, graph_of(ADJACENCY))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, info)))
+    world = population.world_of(NETWORK, key_of(0), 0, ROUNDS)
+    result = jax.eval_shape(lambda state: evaluate(NETWORK, own.algorithm, world, state, shares), state)
+    assert (result.density is None) == (result.masks is None)
 
 
 def test_later_rounds_and_other_settings_compile_nothing(name, programs):

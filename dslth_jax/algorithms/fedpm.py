@@ -24,6 +24,7 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, mean_with_own, with_names
 from dslth_jax.algorithms.descent import batch_loss, local_steps
 from dslth_jax.algorithms.mce_pl import Agent, Scores, masked_model, packed
+from dslth_jax.keys import reproducible
 from dslth_jax.networks.network import Network, draw_like
 
 
@@ -43,12 +44,14 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         loss = batch_loss(network, masked_model(world, None, drawn(key, scores)), batch)
         return loss, loss
 
+    @reproducible
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         del key, hyper
         scores_key, masks_key = jax.random.split(world.key)
         scores = draw_like(scores_key, world.weights, jax.random.normal)
         return Agent(scores, rule.init(scores)), packed(drawn(masks_key, scores))
 
+    @reproducible
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
     ) -> tuple[Agent, Any, Message, dict[str, Array]]:

@@ -32,6 +32,7 @@ from dslth_jax import group_lasso, masks
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, by_name, heard_anybody, neighbour_mean
 from dslth_jax.algorithms import descent
 from dslth_jax.algorithms.descent import batch_loss
+from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, Role, draw_like, map_layers, uniform_by_fan_in
 
@@ -140,6 +141,7 @@ def mce_pl(
             agent = agent._replace(optimizer=state)
         return agent._replace(scores=fine_tune(hyper, agent.scores, step, heard, fine_tune_weight))
 
+    @reproducible
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         scores = scores_at_start(key, world, start_scores)
         _, masks_key = jax.random.split(world.key)
@@ -179,6 +181,7 @@ def mce_pl(
     return Algorithm(init, send, receive, model)
 
 
+@reproducible
 def scores_at_start(key: Key[Array, ""], world: World, start_scores: Literal["shared", "personal"]) -> Scores:
     """U(±1/√fan_in) by the agent's own `key`, or by one that is common to all agents."""
     common_key, _ = jax.random.split(world.key)

@@ -45,7 +45,7 @@ class Tally:
             "accuracy_std": accuracy.std(),
             "accuracy_worst": accuracy.min(),
             "accuracy_best": accuracy.max(),
-            "density": None if evaluation.masks is None else float(np.mean(evaluation.density, dtype=np.float64)),
+            "density": None if evaluation.density is None else float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
         }
 
@@ -151,7 +151,7 @@ class History:
                 "retention": "" if retention is None else retention,
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
-                "density": "" if evaluation.masks is None else round(float(evaluation.density[agent]), 6),
+                "density": "" if evaluation.density is None else round(float(evaluation.density[agent]), 6),
             }
             for agent, retention in enumerate(prepared.retentions)
         ]

@@ -13,11 +13,11 @@ def check_machine() -> None:
         raise ValueError("JAX_DISABLE_JIT forbids to compile, and every round is a compiled program: unset it")
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # without a plugin for what is asked for JAX merely asserts
         asked = os.environ.get("JAX_PLATFORMS", "")
-        wish = f"the JAX_PLATFORMS={asked} asks for" if asked else "works"
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"JAX finds no device that {wish} ({reason}): say JAX_PLATFORMS=cpu, or mend it") from None
+        wish = f" as JAX_PLATFORMS={asked} asks for" if asked else ""
+        reason = f" ({str(error).strip().splitlines()[0]})" if str(error).strip() else ""
+        raise ValueError(f"JAX finds no device{wish}{reason}: say JAX_PLATFORMS=cpu, or mend it") from None
 
 
 def numerics() -> dict[str, str]:

@@ -114,9 +114,7 @@ def test_nothing_compiles_where_that_is_forbidden_or_there_is_no_device(monkeypa
         (AssertionError(), ""),
     ):
         monkeypatch.setattr(jax, "devices", raising(error))
-        with pytest.raises(
-            ValueError, match=f"no device as JAX_PLATFORMS=cuda asks for{reason}: say "
-        ):
+        with pytest.raises(ValueError, match=f"no device as JAX_PLATFORMS=cuda asks for{reason}: say "):
             check_machine()
 
 

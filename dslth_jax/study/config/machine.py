@@ -1,14 +1,20 @@
 """Faults of the machine that show before anything is computed, each as one sentence; and what numbers depend on."""
 
 import os
+import tempfile
 
 import jax
+
+from dslth_jax.study.config.datasets import cache_folder
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that numbers depend on
 
 
 def check_machine() -> None:
     """Raise a ValueError where JAX finds no device, or may compile nothing."""
+    if cache_folder(make=False) is None and "MPLCONFIGDIR" not in os.environ:
+        # Matplotlib would take a folder of no user for one in the current folder.
+        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib_")
     if jax.config.values["jax_disable_jit"]:
         raise ValueError("JAX_DISABLE_JIT forbids to compile, and every round is a compiled program: unset it")
     try:

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -425,3 +426,21 @@ def test_the_real_cifar10(shared, cache):
     assert 110 < loaded.train_images.mean() < 130
     assert_same(datasets.load("cifar10", shared / "tfds"), loaded)
     assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("cache", ["~nobody-of-this-name/x", "here/x", "/dev/null/x", "\udcff" * 300])
+def test_without_a_cache_folder_nothing_is_kept_and_nothing_written_here(tmp_path, monkeypatch, cache):
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "records").write_text("some")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert datasets.cache_folder() is datasets.cache_folder(make=False) is None or cache.startswith(("/", "\udcff"))
+    assert datasets.cached(tmp_path / "prepared", lambda: datasets.Dataset(*arrays().values(), 3)).classes == 3
+    assert not list(Path.cwd().iterdir())
+
+
+def test_a_folder_of_tfds_that_is_nobodys_is_refused(monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-this-name")
+    with pytest.raises(ValueError, match="~nobody-of-this-name is none of this user's: give --data-dir another"):
+        datasets.load("mnist")

@@ -22,6 +22,7 @@ from jaxtyping import Int32, UInt8
 
 from dslth_jax.naming import expect_choice
 from dslth_jax.study.config.files import expect_file
+from dslth_jax.study.config.machine import cache_folder
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
@@ -184,19 +185,6 @@ def reachable(address: str, seconds: float = 2.0) -> bool:
     thread.start()
     thread.join(seconds)
     return answered.is_set()
-
-
-def cache_folder(*, make: bool = True) -> Path | None:
-    """Where this user's programs keep what can be made again; None where there can be no such folder."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
-        if not folder.is_absolute():  # it would be part of the current folder
-            return None
-        if make:
-            folder.mkdir(parents=True, exist_ok=True)
-        return folder if os.access(folder, os.W_OK) or not make else None
-    except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
-        return None
 
 
 def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:

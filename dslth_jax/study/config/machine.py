@@ -2,10 +2,9 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import jax
-
-from dslth_jax.study.config.datasets import cache_folder
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that numbers depend on
 
@@ -30,6 +29,19 @@ def numerics() -> dict[str, str]:
     """What the user has chosen for JAX's numbers, by the names of its variables."""
     names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
     return {name: str(jax.config.values[name.lower()]) for name in names}
+
+
+def cache_folder(*, make: bool = True) -> Path | None:
+    """Where this user's programs keep what can be made again; None where there can be no such folder."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dslth_jax"
+        if not folder.is_absolute():  # it would be part of the current folder
+            return None
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder if os.access(folder, os.W_OK) or not make else None
+    except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
+        return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

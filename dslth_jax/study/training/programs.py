@@ -20,8 +20,8 @@ from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import Link, dropped, perfect
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
-from dslth_jax.study.config import datasets
 from dslth_jax.study.config.console import warn
+from dslth_jax.study.config.machine import cache_folder
 from dslth_jax.study.training.plan import Plan, batch_of
 
 # Where things belong that every member has its own of.
@@ -220,7 +220,7 @@ def keep_programs(wanted: bool) -> None:
     jax.config.update("jax_enable_compilation_cache", wanted and not forbidden)
     told: Any = jax.config
     if wanted and not told.jax_compilation_cache_dir:
-        if folder := datasets.cache_folder():
+        if folder := cache_folder():
             jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         else:

@@ -5,7 +5,7 @@
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
 keeps the density that was asked for. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) majorities come to
-40 and 52 %, the tensor to 59, nobody's masks to 61: see experiments/README.md. Few neighbours make ties, which keep
+40 and 52 %, the tensor to 59, nobody's masks to 61: see experiments/RESULTS.md. Few neighbours make ties, which keep
 entries, and density then grows instead.
 """
 

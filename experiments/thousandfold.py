@@ -7,7 +7,7 @@ key frame and the others as what has flipped since. How much flips between two m
 number of rounds between them, hence the arms that send every few rounds. With the authors' graph and class lists, on
 two cores: after 400 rounds masks sent every 5 have taken 1/4829 of the bits of weights sent in every one, at 68.2 %,
 DSGD 63.0 (one seed, 67 minutes); after 100, all sending in every round, 1/1203, at 65.5 %, DSGD 53.4 (three seeds, 54
-minutes). See experiments/README.md.
+minutes). See experiments/RESULTS.md.
 """
 
 import dataclasses

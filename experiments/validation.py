@@ -5,7 +5,7 @@
 
 Agents alone, and among neighbours: one trains the weights that all start from, the other keeps them and learns which
 to use. The paper says that both end alike. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) masks come
-to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/README.md.
+to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/RESULTS.md.
 """
 
 import dataclasses

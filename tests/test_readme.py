@@ -1,4 +1,4 @@
-"""What the README shows runs as it stands."""
+"""What the documents show runs as it stands, and what they say of names, tables and flags holds."""
 
 import doctest
 import importlib
@@ -13,38 +13,47 @@ import pytest
 import dslth_jax
 from dslth_jax.networks import zoo
 from dslth_jax.study.config import command
-from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, table
+from dslth_jax.study.config.settings import Settings, described, flag
+from dslth_jax.study.results import board, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
 from experiments import ablation, communication, thousandfold, validation
 
 ROOT = Path(__file__).parent.parent
-README, MEASURED = (ROOT / "README.md").read_text(), (ROOT / "experiments" / "README.md").read_text()
+DOCUMENTS = {
+    name: (ROOT / name).read_text()
+    for name in (
+        "README.md", "experiments/README.md", "dslth_jax/README.md", "experiments/RESULTS.md", "benchmarks/README.md",
+        "CHANGELOG.md",
+    )
+}  # fmt: skip
+README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 COMPARISONS = {
     "ablation": (ablation, ablation.Ablation),
     "communication": (communication, communication.Communication),
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "validation": (validation, validation.Validation),
 }
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
+PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     (program, words)
-    for block in re.findall(r"```sh\n(.*?)```", README + MEASURED, re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", "\n".join(DOCUMENTS.values()), re.DOTALL)
     for program, words in re.findall(rf"-m experiments\.(cifar|sweep|{'|'.join(COMPARISONS)}) (.*)", block)
 ]
 
 
 @pytest.mark.parametrize(
-    "code", PYTHON, ids=["population", "run", "own data", "own network", "messages", "sweep", "own loop"]
+    "code", PYTHON, ids=["population", "run", "own data", "sweep", "own network", "own loop", "messages"]
 )
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
     names = {}
     exec(code.replace("agents, rounds, data = 16, 200,", "agents, rounds, data = 9, 2,"), names)
-    if "step" in names and "topology" in names:
+    if "topology" in names:
         assert int(names["state"].round) == names["rounds"] == 2
         assert len([*filter(None, code.splitlines())]) <= 25
     elif "loss" in names:
@@ -77,7 +86,7 @@ def test_commands_parse(program, words):
 
 MODULES = [
     "algorithm", "algorithms.dis_pfl", "algorithms.mce_pl", "codec.messages", "codec.entropy", "exchange", "graphs",
-    "group_lasso", "keys", "masks", "naming", "networks.network", "partition", "population", "schedules", "skew",
+    "group_lasso", "masks", "naming", "networks.network", "partition", "population", "schedules", "skew",
     "study.config.spellings",
 ]  # fmt: skip
 
@@ -89,16 +98,43 @@ def test_examples_in_docstrings(name):
     assert failed == 0
 
 
-def test_no_figure_is_missing():
-    assert re.findall(r"@[A-Z]+@|[A-Z]+LINE\b|TODO|\?\?", README) == []
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 10_000
 
 
-def test_the_table_of_rivals_names_every_algorithm():
-    section = README.partition("| `--algorithm` |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == set(ALGORITHMS)
-    for name, defaults in ((name, row.defaults) for name, row in ALGORITHMS.items() if row.defaults):
-        (row,) = re.findall(rf"^\| `{name}` \|.*$", section, re.MULTILINE)
-        assert f"--lr {defaults['lr']}`" in row
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_no_figure_is_missing_and_every_link_leads_somewhere(name):
+    assert re.findall(r"@[A-Z]+@|[A-Z]+LINE\b|TODO|\?\?", DOCUMENTS[name]) == []
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", DOCUMENTS[name]):
+        path, _, heading = target.partition("#")
+        found = (ROOT / name).parent / path if path else ROOT / name
+        assert found.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+
+
+def test_every_flag_that_is_named_exists():
+    """In the words and commands of all documents, but for what older versions had and other programs have."""
+    known = {flag(name) for kind in KINDS for name in described(kind)}
+    known |= {"--help", "--dist", "--file", "--ntasks-per-node", "--logdir"}  # of every command, of other programs
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", path.read_text()))
+    named = {word for name, text in DOCUMENTS.items() for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    assert {word for word in named if word not in known and word.replace("--no-", "--") not in known} == set()
+
+
+def test_the_core_names_no_flag():
+    core = [path for path in (ROOT / "dslth_jax").rglob("*.py") if "study" not in path.parts]
+    assert len(core) > 20
+    assert {path.name: re.findall(r"(?<![\w=-])--[a-z][\w-]*", path.read_text()) for path in core} == {
+        path.name: [] for path in core
+    }
+
+
+def test_the_tables_of_algorithms_are_those_of_the_code():
+    assert "\n".join(table()) in STUDIES
+    rows = README.partition("| algorithm |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE)) == set(ALGORITHMS)
 
 
 def test_every_public_name_exists():
@@ -106,7 +142,7 @@ def test_every_public_name_exists():
 
 
 def test_the_table_of_switches_is_that_of_the_presets():
-    rows = re.findall(r"^\| .* \| `--([\w-]+)` \| `(.*)` \| `(.*)` \| `(.*)` \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| .* \| `--([\w-]+)` \| `(.*)` \| `(.*)` \| `(.*)` \|$", STUDIES, re.MULTILINE)
     table = {name.replace("-", "_"): values for name, *values in rows}
     assert table.keys() == PRESETS["code"].keys()
     for name, values in table.items():
@@ -126,6 +162,5 @@ def test_help_shows_the_map():
 
 
 def test_versions_agree():
-    root = Path(__file__).parent.parent
-    assert f"version: {dslth_jax.__version__}\n" in (root / "CITATION.cff").read_text()
-    assert re.search(r"\*\*([\d.]+)\*\* \(", README.partition("## Changes")[2])[1] == dslth_jax.__version__
+    assert f"version: {dslth_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"\*\*([\d.]+)\*\* \(", DOCUMENTS["CHANGELOG.md"])[1] == dslth_jax.__version__

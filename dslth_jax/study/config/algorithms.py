@@ -44,7 +44,7 @@ PRESETS["tuned"] = PRESETS["code"] | {
 }
 
 # What rivals take in the place of a preset's values: where theirs is no step for masks, and whatever the preset the
-# random network of `tuned`. The searches of both stand in experiments/README.md.
+# random network of `tuned`. The searches of both stand in experiments/RESULTS.md.
 _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")

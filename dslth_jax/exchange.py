@@ -93,8 +93,8 @@ def count(
 ) -> dict[str, Integer[Array, "..."]]:
     """How many senders of the edges keep each entry, in arrays like `zeros`.
 
-    Several neighbours at a time, all but the first of them in a loop: so what few neighbours keep is written once, to
-    where it belongs.
+    Several neighbours at a time. The first several stand outside of the loop, so that the counts of few neighbours are
+    written once, to where they belong.
     """
     hears_any, hears_more = edges.first < edges.end, edges.end - edges.first > AT_ONCE
 
@@ -119,8 +119,8 @@ def in_halves(
 ) -> UInt8[Array, "4 bytes"]:
     """How many of `senders` whose weight is 1, not 0, keep each entry, two entries a byte.
 
-    Of a byte of bits four entries apart, 00010001, the sums over up to 15 neighbours fit in its two halves. So a
-    neighbour costs four passes over its packed mask, instead of eight.
+    The pattern 00010001 picks two entries of a byte, four bits apart. The sums of these over up to 15 neighbours fit in
+    the two halves of a byte. So a neighbour costs four passes over its packed mask, instead of eight.
     """
     shape = (4, bits.shape[1])
 

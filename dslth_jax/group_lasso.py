@@ -29,10 +29,10 @@ def penalty(kernels: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
 def proximal_step(
     kernel: Float[Array, "*inputs outputs"], strength: float | Float[Array, ""]
 ) -> Float[Array, "*inputs outputs"]:
-    """The proximal map of `strength` · R: every group shrinks by `strength` in norm, and to exact zeros below it.
+    """The proximal map of `strength` · R: every group's norm shrinks by `strength`, and a smaller group becomes zeros.
 
-    Source: the closed form of the group lasso's proximal operator (Yuan and Lin 2006); the paper's λR taken that way is
-    one of the variants this library offers.
+    Source: the closed form of the group lasso's proximal operator (Yuan and Lin 2006). To take the paper's
+    λR in this way is one of the variants here.
 
     >>> proximal_step(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 1.0).tolist()
     [[2.4000000953674316, 0.0], [3.200000047683716, 0.0]]
@@ -45,9 +45,9 @@ def proximal_step(
 
 
 def proximal_group_lasso(strength: float | Float[Array, ""]) -> optax.GradientTransformation:
-    """As the last link of an `optax.chain`: parameters land where `proximal_step` puts the step's result.
+    """The last element of an `optax.chain`: it takes the parameters after a step through `proximal_step`.
 
-    `strength` is step size times λ. Needs `params` in `update`. Ours: for users who train kernels with optax.
+    `strength` is the step size times λ. `update` needs `params`. Ours, for users who train kernels with optax.
     """
 
     def init(params: Any) -> optax.EmptyState:

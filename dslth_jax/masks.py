@@ -40,17 +40,17 @@ def fuse(
 def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Float[Array, "..."]]:
     """The mask, of the dtype of `fused`, that keeps the `count` entries of largest magnitude (paper, Thres).
 
-    One layer, or a pytree of layers with a count for each: all are searched in one loop, which compiles and runs faster
-    than one after another; they must be of one floating dtype, from float16 to float64, else it is a ValueError.
+    Takes one layer, or a pytree of layers with a count for each: all are searched in one loop, which compiles and runs
+    faster than a loop for each. A count is a number of entries; `kept_entries` makes it of a share.
 
-    A count is a number of entries, not a share: `kept_entries` makes one of the other. A count that is no whole number,
-    that is negative (as far as it is known while tracing; a traced one keeps nothing), or counts in another structure
-    than the layers' are a ValueError.
+    Raises a ValueError if the layers are not of one floating dtype, from float16 to float64, if a count is no whole
+    number or is negative (a traced negative count keeps nothing), or if the counts have another structure than the
+    layers.
 
     Exactly min(count, non-zero entries) of a layer are kept: among equal magnitudes the lowest flat index goes first, a
     zero is never kept (subnormal numbers of float32, bfloat16 and float64 count as zeros; the count does not hold for
-    nan). Counts may be traced. The derivative, forward and backward, is straight through to the magnitude of every
-    entry, kept or not: that of the mask is sign(fused) times that of `fused`, 0 at 0.
+    nan). Counts may be traced. The derivative, forward and backward, passes straight through to the magnitude of
+    every entry, kept or not: d mask = sign(fused) · d fused, which is 0 at 0.
 
     >>> threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
     [1.0, 1.0, 0.0, 0.0]
@@ -59,7 +59,7 @@ def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array,
 
 
 def _counted(fused: PyTree, count: PyTree) -> PyTree:
-    """The counts, none of them above the size of its layer where that is known; a ValueError where they are none."""
+    """The counts, checked. No count that is known exceeds the size of its layer."""
     layers: Any = jax.tree.structure(fused)
     counts: Any = jax.tree.structure(count)
     if counts != layers:
@@ -101,9 +101,9 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     """Where the `count` largest of non-negative `magnitudes` lie, by the rules of `threshold` for ties and zeros.
 
     Floats that are not negative sort as their bit patterns do. So a search among patterns finds the count-th largest
-    exactly. Each pass over the entries counts how many reach a third and two thirds of what is left to search: both in
-    one reduction, which compilers make faster code of than of one count. It stops early where a candidate already
-    splits off `count`.
+    exactly. Each pass over the entries counts how many reach a third and two thirds of what is left to search, both in
+    one reduction: compilers make faster code of it than of a reduction with one count. It stops early where a candidate
+    already splits off `count`.
     """
     layers, tree = jax.tree.flatten(magnitudes)
     dtypes = {layer.dtype for layer in layers}
@@ -131,7 +131,7 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
         third = (high - low - 1) // 3 + 1
         lower, upper = low + third, jnp.minimum(low + 2 * third, high)
         reach_lower, reach_upper = reaching(lower, upper)
-        # What only fills a bracket up that has no thirds is no candidate.
+        # In a bracket too small for thirds a candidate falls on one of its ends, and then it is none.
         up, far_up = (reach_lower >= counts) & (lower < high), (reach_upper >= counts) & (upper < high)
         return (
             jnp.where(far_up, upper, jnp.where(up, lower, low)),
@@ -162,7 +162,7 @@ def _count_two(first: Bool[Array, "size"], second: Bool[Array, "size"]) -> tuple
 
 
 def _end_of_ties(ties: list[Bool[Array, "_"]], excess: Int[Array, "layers"]) -> Int[Array, "layers"]:
-    """The flat index before which all but `excess` of a layer's ties lie; no pass is made where none has any excess."""
+    """For each layer, the flat index before which all but the last `excess` of its ties lie. No excess takes no pass."""
     sizes = jnp.array([tie.size for tie in ties], jnp.int32)
 
     def before(index: Array) -> Array:
@@ -187,8 +187,8 @@ def _end_of_ties(ties: list[Bool[Array, "_"]], excess: Int[Array, "layers"]) -> 
 def revive(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Scores in which every exact zero is a positive number far below all others; gradients pass unchanged.
 
-    Otherwise a zero has no sign: neither fusion nor a gradient reaches it again. The number is the root of the smallest
-    normal one, so that its products are no zeros either. Ours.
+    A zero has no sign, so that without this neither fusion nor a gradient would reach it again. The number is the root
+    of the smallest normal one, so that its square is not zero either. Ours.
 
     >>> revive(jnp.array([0.0, -2.0])).tolist()
     [1.0842021724855044e-19, -2.0]
@@ -226,8 +226,8 @@ def density(masks: PyTree[Array]) -> Float[Array, ""]:
 def pack(mask: Array) -> UInt8[Array, "bytes"]:
     """The mask as bits, eight entries a byte.
 
-    Byte k holds the entries k, k + bytes, k + 2 bytes, ... of the flattened mask, lowest bit first: so packing and
-    unpacking move whole stretches, which compiles to vector code several times faster than eight neighbours a byte.
+    Byte k holds the entries k, k + bytes, k + 2 bytes, ... of the flattened mask, lowest bit first. Packing and
+    unpacking then move whole stretches, in vector code several times faster than with eight neighbours a byte.
 
     >>> pack(jnp.array([1, 0, 0, 1, 0, 0, 0, 0, 0, 1])).tolist()
     [1, 18]

@@ -1,4 +1,4 @@
-"""Names that a user gives: the one sentence for those that do not exist, and what may have been meant."""
+"""What is said of a name that does not exist, and of the name that may have been meant."""
 
 import difflib
 from collections.abc import Iterable, Sequence

@@ -6,8 +6,7 @@
     iid          neither
 
 Every one takes `labels` of the training samples, each of which at most one agent gets, and `agents`, how many there
-are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator is drawn from where it stands), and by name
-alone:
+are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator goes on from its state), and by name alone:
 
     test_labels  labels of the test samples; None tests nobody
     fraction     in (0, 1], the share of its training samples that each agent uses
@@ -33,9 +32,9 @@ class Partition(NamedTuple):
 
     train: list[Indices]  # disjoint
     tests: list[Indices]  # in the order of `ranks`; agents may share test samples; empty without test labels
-    # A position in 0, 1, ...: the tests of rank below k are the first k of each class, or where tests are drawn in the
-    # agent's proportions, k of its most frequent class and as many of the others as keeps them. So what is evaluated
-    # quickly is a prefix of an agent's list.
+    # Positions 0, 1, ... in a class: the tests of rank below k are the first k of each class. Where tests are drawn in
+    # the agent's proportions, they are k of its most frequent class, and of the others as many as keep the proportions.
+    # So a quick evaluation takes a prefix of an agent's list.
     ranks: list[Ranks]
 
 
@@ -57,7 +56,7 @@ def classes(
     among = _count_of(labels) if among is None else among
     if per_agent not in range(1, among + 1):
         raise ValueError(f"per_agent must lie in 1..{among}, the classes that there are, got {per_agent}")
-    # Say so of millions of agents before their classes are drawn one by one.
+    # Refuse millions of agents before drawing their classes one by one.
     if agents > len(labels):
         _expect_enough(len(labels), agents, fraction)
     rng = np.random.default_rng(seed)

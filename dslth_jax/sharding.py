@@ -30,8 +30,8 @@ def agents_mesh(agents: int, devices: int | None = None) -> Mesh:
     """A mesh of one axis over `devices` of those that JAX sees; None takes as many as divide `agents` evenly.
 
     Raises:
-        ValueError: more devices than there are, devices that `agents` is no multiple of, or in a run of several
-            processes not all of them.
+        ValueError: there are fewer devices, `agents` is no multiple of `devices`, or a run of several processes does
+            not use all devices.
     """
     present = jax.devices()
     if devices is None:
@@ -49,10 +49,11 @@ def agents_mesh(agents: int, devices: int | None = None) -> Mesh:
 
 
 def settings_mesh(settings: int, agents: int, devices: int | None = None) -> Mesh:
-    """A mesh of two axes, settings by agents: one population spreads its agents, several spread as wholes.
+    """A mesh of two axes, settings by agents.
 
-    So nothing crosses between devices where there are several. None takes all devices, and no more than `settings`;
-    several processes use all of theirs. Raises a ValueError like `agents_mesh`.
+    A single population spreads its agents over the devices. Of several populations each lies whole on one device, and
+    nothing crosses. `devices` None takes all devices, but no more than `settings`; several processes use all of theirs.
+    Raises a ValueError like `agents_mesh`.
     """
     if settings == 1:
         return Mesh(agents_mesh(agents, devices).devices[None], (SETTINGS, AXIS))
@@ -75,7 +76,7 @@ def expect_devices(devices: int) -> None:
 
 
 def of_several(where: Any) -> Any:
-    """Where the same things belong that have a leading axis of settings: what was everywhere is every setting's own."""
+    """The places of the same things with a leading axis of settings, each of which has common things of its own."""
     return jax.tree.map(
         lambda spec: PartitionSpec(SETTINGS, *spec), where, is_leaf=lambda node: isinstance(node, PartitionSpec)
     )

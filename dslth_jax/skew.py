@@ -48,10 +48,11 @@ def noise(agents: int, levels: float) -> Skew:
 def see(
     images: UInt8[Array, "batch height width channels"], samples: Int[Array, "batch"], skew: Skew
 ) -> UInt8[Array, "batch height width channels"]:
-    """What an agent of this skew sees of `images`, the data set's numbers `samples`.
+    """What an agent with this skew sees of `images`, which have the numbers `samples` in the data set.
 
-    A turned image is interpolated linearly, with black where nothing was. Noise belongs to the sample, not to the
-    round or the agent: who looks twice sees the same, and agents differ in how strong it is. Ours.
+    A turned image is interpolated linearly, and black where the original has no pixel. Noise is drawn by the sample,
+    not by the round or the agent: a sample looks the same every time, and agents differ in how strong its noise is.
+    Ours.
     """
     if skew.degrees is not None:
         images = jax.vmap(_turned, (0, None))(images, jnp.asarray(skew.degrees))

@@ -13,7 +13,7 @@ from dslth_jax.networks.network import Network
 
 Parameters: TypeAlias = PyTree[Float[Array, "..."]]
 Number: TypeAlias = float | Float[Array, ""]
-# Of parameters and a sample, what is descended, and the loss that is reported.
+# (parameters, sample) -> (what is descended, the loss that is reported)
 Loss: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
@@ -27,8 +27,7 @@ def batch_loss(network: Network, variables: Any, batch: Batch) -> Float[Array, "
 def direction(
     loss_fn: Loss, optimizer: optax.GradientTransformation, parameters: Parameters, state: Any, sample: Any
 ) -> tuple[Parameters, Any, Array]:
-    """The gradient on one sample, or what the optimizer makes of it, the optimizer's new state, and the loss; decay is
-    no part of it."""
+    """What the optimizer makes of the gradient on one sample, its new state, and the loss. Decay is no part of it."""
     gradient, loss = jax.grad(loss_fn, has_aux=True)(parameters, sample)
     step, state = optimizer.update(gradient, state, parameters)
     return step, state, loss

@@ -10,11 +10,11 @@ theirs; every parameter is masked, biases too:
     average       w ← m ⊙ (w + Σ_N w_j) / (m' + Σ_N m'_j), 0 where nobody has the entry                   }
     local steps   w ← m ⊙ (w − η (g + wd · w)), g clipped to a norm of 10                                 }
 
-In the authors' program an agent prunes and regrows at the end of a round what it uses from the next one on; here that
-stands at the next one's beginning, which is the same, and what is evaluated is w under the mask it was trained with.
-Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels, see `erk_densities`;
-each agent draws a start mask of its own at random, as in the authors' scripts.
-Where links have weights of their own, sums are weighted, an agent's own part by its own weight.
+In the authors' program an agent prunes and regrows at the end of a round, and uses the new mask from the next round on.
+Here it does so at the beginning of that next round, which comes to the same; an evaluation takes w under the mask with
+which it was trained. Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels,
+see `erk_densities`; each agent draws a start mask of its own at random, as in the authors' scripts. Where links have
+weights of their own, sums are weighted, an agent's own part by its own weight.
 """
 
 import math
@@ -85,7 +85,7 @@ def dis_pfl(
         return agent, None, Message(by_name(agent.masks), by_name(agent.variables)), {}
 
     def growth(key: Key[Array, ""], agent: Agent, batches: Batches) -> PyTree[Array]:
-        """By what entries are chosen to grow."""
+        """Numbers of which the largest say where entries grow."""
         if regrow == "random":
             return draw_like(key, agent.variables, jax.random.uniform)
         gradient, *_ = direction(loss_fn, optax.identity(), agent.variables, optax.EmptyState(), batches.extra)
@@ -129,8 +129,8 @@ def prune_share(world: World, hyper: Hyper) -> Float[Array, ""]:
 def pruned_and_regrown(
     world: World, hyper: Hyper, variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], growth: PyTree[Array]
 ) -> PyTree[Bool[Array, "..."]]:
-    """The mask of which each layer's smallest weights are dropped, and which grows where `growth` is largest, dropped
-    entries included, until it has as many entries as are to be kept."""
+    """The mask after each layer has dropped its smallest weights, and then grown where `growth` is largest, until it
+    has as many entries as it is to keep. Entries that were just dropped may grow again."""
     share, kept = prune_share(world, hyper), hyper.kept
 
     def staying(kept: Array, mask: Array) -> Array:
@@ -146,7 +146,7 @@ def pruned_and_regrown(
 
 
 def average(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], heard: Heard) -> PyTree[Array]:
-    """Each entry's mean over those of an agent's neighbours and itself that have it; 0 where nobody has."""
+    """Each entry's mean over those among an agent and its neighbours that have the entry; 0 where nobody has it."""
 
     def one(name: str, w: Array, m: Array) -> Array:
         if name not in heard.values:
@@ -159,12 +159,12 @@ def average(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], heard: H
 
 
 def where_kept(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]]) -> PyTree[Array]:
-    """Variables with zeros where the mask has none."""
+    """Variables, and 0 where the mask keeps nothing."""
     return jax.tree.map(lambda w, m: jnp.where(m, w, 0), variables, mask)
 
 
 def above_zero(magnitudes: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "..."]]:
-    """Magnitudes of which none is so small that it would never be kept."""
+    """Magnitudes, raised to the smallest number that a mask can keep."""
     return jax.tree.map(lambda leaf: jnp.maximum(leaf, jnp.finfo(leaf.dtype).smallest_normal), magnitudes)
 
 
@@ -176,8 +176,8 @@ def zeros(like: PyTree[Array]) -> PyTree[Array]:
 def erk_densities(shapes: list[tuple[int, ...]], density: float) -> list[float]:
     """The share of each layer's entries that is kept, so that `density` is kept of all together (Mocanu et al. 2018).
 
-    A layer keeps in proportion to Σ shape / Π shape: small layers more than large ones, those that would keep more than
-    all of their entries just all. Host side.
+    A layer keeps in proportion to Σ shape / Π shape: small layers keep larger shares than large ones. A layer that
+    would keep more than all of its entries keeps all. Host side.
 
     >>> [round(share, 3) for share in erk_densities([(8, 8), (64, 64), (8,)], 0.25)]
     [1.0, 0.237, 1.0]

@@ -1,10 +1,10 @@
 """DSGD: decentralized SGD, weights averaged over neighbours and then trained. One agent's world.
 
-Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017, in the order of later
-programs, such as D-PSGD in that of Dai et al.: gradients are taken at the average, where Lian et al. take them at the
-agent's own x while that travels. One round, of an agent's weights and biases x, its neighbours N, the links' weights a
-and its own weight a_0 (1 where links are uniform, 1 − Σ_N a_j for Metropolis weights, which are doubly stochastic as
-the theory asks):
+Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017. Gradients are taken at the
+average, as later programs do (D-PSGD in that of Dai et al.); Lian et al. take them at the agent's own x, while x
+travels to neighbours. One round, of an agent's weights and biases x, its neighbours N, the links' weights a and its own
+weight a_0 (1 where links are uniform, 1 − Σ_N a_j for Metropolis weights, which are doubly stochastic as the theory
+asks):
 
     send          x, 32 bits an entry and link
     average       x ← (a_0 x + Σ_N a_j x_j) / (a_0 + Σ_N a_j)      } receive
@@ -26,7 +26,7 @@ __all__ = ["Agent", "Hyper", "dsgd"]
 
 
 def dsgd(network: Network, *, optimizer: optax.GradientTransformation | None = None) -> Algorithm:
-    """DSGD of all weights and biases of `network`; `optimizer` as in `local`, its state is nobody else's."""
+    """DSGD of all weights and biases of `network`; `optimizer` as in `local`; its state is never sent."""
     alone = local(network, optimizer=optimizer)
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:

@@ -55,5 +55,5 @@ def independent(network: Network, **switches: Any) -> Algorithm:
 
 
 def among_nobody(hyper: Hyper) -> mce_pl.Hyper:
-    """The settings of MCE-PL; where nobody is heard, those that it has beside decide nothing."""
+    """MCE-PL's settings; those that are added change nothing where nobody is heard."""
     return mce_pl.Hyper(**hyper._asdict(), fine_tune_lr=0.0, amplitude=0.0)

@@ -9,13 +9,14 @@ neighbours N and what it heard of them last:
     local step    z ← z − η (g + wd · z),  g = ∂f/∂z at M     } send
     send          m of the new z, or M of it                   }
 
-The paper does not say which of the two is sent. Where majorities are, one that agents start with in common never
-changes, since the others outvote each; from unlike masks they thin out until none is left.
+The paper does not say which of the two is sent. Where majorities are sent and all agents start with one common mask,
+this mask never changes, because the others outvote each agent. From unlike masks, majorities thin out until nothing is
+left.
 
-Where links have weights of their own, Σ_N is weighted and m has what they leave of 1. Masks that differ have few
-entries in common: the majority of eleven independent masks of density 0.3 has one of 0.08. Of an even number of masks a
-tie keeps the entry, so that of two the union is left. Where kept weights are scaled by retention, it is that of the
-majority.
+Where links have weights of their own, Σ_N is weighted, and m weighs what the graph says of one's own value. Masks that
+differ have few entries in common: the majority of eleven independent masks of density 0.3 has a density of 0.08. Among
+an even number of masks a tie keeps the entry, so that the majority of two is their union. Where kept weights are scaled
+by retention, the retention is that of the majority.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -54,7 +55,7 @@ def mask_mean(
     Args:
         network: whose masked weights get scores.
         mask_sent: what neighbours get, an agent's own mask or the majority that it uses.
-        start_scores: as MCE-PL's, and `mask_rule` and `optimizer` as well. What an agent starts with counts as sent.
+        start_scores: see `mce_pl`, as for `mask_rule` and `optimizer`. What an agent starts with counts as sent.
     """
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
     expect_choice("start_scores", start_scores, ("shared", "personal"))

@@ -1,8 +1,8 @@
 """Layers of packed bits <-> the fewest bytes, exactly. Host side; the only file that imports constriction, where used.
 
 Each layer goes in its cheapest form: a bitmap, or entropy coded with one density, of its bits or of what differs from
-an earlier mask's. One of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, those
-of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
+an earlier mask's. A layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them,
+and those of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
 """
 
 import math
@@ -50,7 +50,7 @@ def shorten(
 
 
 def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = None) -> list[Bits]:
-    """The layers that `shorten` made `body` of, if it did. Other bytes give other layers, or a ValueError.
+    """The layers of which `shorten` made `body`. Bytes that it has not made give other layers, or a ValueError.
 
     Raises an ImportError where constriction is missing and needed.
 
@@ -117,13 +117,13 @@ def _write(plan: list[_Layer], sizes: Sequence[int]) -> bytes:
         coder = _constriction().stack.AnsCoder()
         for bits, model in reversed(coded):  # the coder is a stack
             coder.encode_reverse(bits, model)
-        # Zero bytes at the end go without saying: the last word is never 0.
+        # Leave out zero bytes at the end: the last word is never 0, and the reader adds them again.
         parts.append(coder.get_compressed().astype("<u4").tobytes().rstrip(b"\0"))
     return b"".join(parts)
 
 
 def _read(body: bytes, sizes: Sequence[int]) -> list[_Layer]:
-    """What `_write` wrote. Of other bytes something, or a ValueError."""
+    """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
     plan, at = [], 0
     for index, size in enumerate(sizes):
         if at >= len(body):

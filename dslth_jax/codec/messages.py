@@ -127,8 +127,8 @@ class Sender(NamedTuple):
     number: int  # the agent's
     shapes: Shapes
     key_every: int = 0
-    coded: bool = True  # as `encode` takes it
-    run: bytes = b""  # as well
+    coded: bool = True  # see `encode`
+    run: bytes = b""  # see `encode`
     past: SentMask | None = None  # sent last
     key_round: int | None = None  # of the last key frame
 
@@ -157,8 +157,8 @@ class Receiver(NamedTuple):
     def receive(self, message: Received) -> tuple["Receiver", SentMask]:
         """The state after a message, and its mask.
 
-        Raises a CodecError as `decode` does, and where another agent sent the message or it is no newer than the last;
-        this state stays good. After a MissingPastError the sender should be asked for a key frame.
+        Raises a CodecError as `decode` does, and where another agent sent the message or it is no newer than the last.
+        This state can then be used further. After a MissingPastError, ask the sender for a key frame.
         """
         header, _ = _open(message, self.shapes, self.run)
         if header.sender != self.sender:
@@ -200,7 +200,7 @@ def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, bytes
 
 
 def _past_of(header: _Header, shapes: Shapes, past: SentMask | None, run: bytes) -> SentMask | None:
-    """The mask that a message's flips are against. Half a digest finds another, for the decoded mask's own is whole."""
+    """The mask that a message's flips are against. Half a digest is enough: the decoded mask's own is whole."""
     if header.past_round == header.round:
         return None
     wanted = f"flips since round {header.past_round} of {_named(header)} need that mask, and here is"

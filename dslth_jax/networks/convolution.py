@@ -49,8 +49,8 @@ def _differentiable(padding: int) -> Callable[[Array, Array], Array]:
 
     def cpu_input_gradient(gradient: Array, kernel: Array) -> Array:
         _, height, width, _ = images_like(gradient, kernel)
-        # Choose by work: zeros around the gradient are multiplied on all sides, on two or nowhere, but the fewer, the
-        # more parts are added up.
+        # Choose by work: the forms multiply zeros around the gradient on all sides, on two sides or nowhere, and the
+        # fewer zeros one multiplies, the more parts it adds up.
         if height * width > 2 * gradient.shape[1] * gradient.shape[2]:
             return _spread_product(gradient, kernel, padding)
         form = _spread_rows if height > gradient.shape[1] else _full_convolution
@@ -150,7 +150,7 @@ def max_pool(images: Images) -> Float[Array, "batch new_height new_width inputs"
 
     Along rows, then along columns, each as the maximum of three strided slices: the gradient of `reduce_window` is
     several times slower on CPUs. Among equal values the gradient goes to the first in reading order, as in PyTorch;
-    it matters, for masked kernels answer different patches with equal values. Reverse mode only.
+    this matters, because masked kernels answer different patches with equal values. Reverse mode only.
     """
     return _pool_axis(_pool_axis(images, 2), 1)
 

@@ -144,9 +144,8 @@ def network_of(
         precision: the dtype of the network's arithmetic, such as "bfloat16"; None is that of the masked weights.
             Logits and gradients are of the weights' dtype either way.
 
-    Raises a ValueError where the module is none of which masks can make networks: it has no parameter to mask, keeps a
-    state, draws at random when it is applied, or returns anything but logits (batch, classes), with as many classes as
-    its field `classes` says if it has one.
+    Raises a ValueError if the module has no parameter to mask, keeps a state, draws at random when it is applied, or
+    returns anything but logits (batch, classes), with as many classes as its field `classes` says if it has one.
     """
     if weights is not None:
         expect_choice("weights", weights, tuple(WEIGHTS))

@@ -162,7 +162,7 @@ def _count_two(first: Bool[Array, "size"], second: Bool[Array, "size"]) -> tuple
 
 
 def _end_of_ties(ties: list[Bool[Array, "_"]], excess: Int[Array, "layers"]) -> Int[Array, "layers"]:
-    """For each layer, the flat index before which all but the last `excess` of its ties lie. No excess takes no pass."""
+    """For each layer, the flat index before which all but the last `excess` of its ties lie. No excess, no pass."""
     sizes = jnp.array([tie.size for tie in ties], jnp.int32)
 
     def before(index: Array) -> Array:

@@ -114,7 +114,7 @@ class FakePrograms:
         accuracy, density = (np.float32(np.mean(own, axis=0)) for own in (right, density))
         if self.keeps_masks:
             return Evaluation(accuracy, density, self.sent(state).masks)
-        return Evaluation(accuracy, np.full_like(density, np.nan), None)
+        return Evaluation(accuracy, None, None)
 
     def sent(self, state: dict[str, Any]) -> Message:
         masks = self.masks(self.scores(state))

@@ -1,7 +1,7 @@
 """The commands that train: a single run, a sweep, a comparison of the paper. Each is a study, on one path.
 
-Flags become settings, settings a study that is ready, and that is trained; how it ends is an exit code. From Python
-`run` and `sweep` do the same with settings, return what it came to, and raise what is wrong.
+A command reads flags into settings, makes a study of them, trains it, and returns an exit code. From Python, `run` and
+`sweep` take settings, return what the study came to, and raise what is wrong.
 """
 
 import sys
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind", bound=Settings)
 def run(settings: Settings) -> Result:
     """Check, load, train, evaluate and record a single run.
 
-    Raises ValueError on bad input and of a finished run that is to be resumed, NotFiniteError if training diverges.
+    Raises ValueError on bad input or if a finished run is to be resumed, NotFiniteError if training diverges.
     """
     return whole(records.Run(settings))
 
@@ -34,20 +34,20 @@ def run(settings: Settings) -> Result:
 def sweep(settings: Sweep, arms: Arms | None = None) -> list[dict[str, Any]]:
     """Check, train and record every point, or the arms of a comparison; returns the rows of results.csv.
 
-    Raises ValueError on bad input and of a finished sweep that is to be resumed.
+    Raises ValueError on bad input or if a finished sweep is to be resumed.
     """
     return whole(sweep_of(settings, arms))
 
 
 def whole(study: Study) -> Any:
-    """What a study comes to from its beginning to its end."""
+    """Make a study ready and train it; returns what it came to."""
     if ready(study).finished:
         raise ValueError(study.finished)
     return train(study)
 
 
 def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
-    """The study of a sweep's settings. Points that are no grid come as `arms`, and stand along one axis, "arm"."""
+    """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm"."""
     check_each(settings)
     check_resume(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
@@ -63,7 +63,7 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     return records.Sweep(points, search if settings.search else None)
 
 
-# The commands. All take the arguments of the process where they are given none, and return an exit code. -------------
+# The commands. Without `arguments` they take those of the process. They return an exit code. ------------------------
 
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
@@ -108,7 +108,7 @@ def obey(
 
 
 def train_some(study: Study, stop: Stop, behind: Callable[[], None] = lambda: None) -> None:
-    """Train a sweep, and do what is to be done behind it; a NotFiniteError if not one point of it stays finite."""
+    """Train a sweep, then call `behind`; a NotFiniteError if no point of it stays finite."""
     results = train(study, stop)
     behind()
     if all(row["accuracy_mean"] is None for row in results):

@@ -43,8 +43,8 @@ PRESETS["tuned"] = PRESETS["code"] | {
     "fine_tune_lr": "same",
 }
 
-# What rivals take in the place of a preset's values: where theirs is no step for masks, and whatever the preset the
-# random network of `tuned`. The searches of both stand in experiments/RESULTS.md.
+# What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
+# own, because those of presets are for scores. experiments/RESULTS.md holds the searches of both.
 _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
@@ -59,8 +59,8 @@ class Row(NamedTuple):
     does: str  # what agents do, in a few words
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
-    further: tuple[str, ...] = ()  # settings that mean something to it beside these and those of `hyper`
-    by_scores: bool = False  # whether masks are of the largest scores: it takes a rule of masks, and a linear retention
+    further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
+    by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
 
     @property
@@ -134,7 +134,7 @@ ALGORITHMS: dict[str, Row] = {
 
 
 def of_some() -> set[str]:
-    """The settings that not every algorithm has; all others, such as those of data and graph, are everybody's."""
+    """The settings that some algorithms lack. All others, such as those of data and graph, every algorithm has."""
     return set().union(*(row.flags for row in ALGORITHMS.values()))
 
 
@@ -149,7 +149,7 @@ def owners_of(name: str) -> list[str]:
 
 
 def defaults_of(algorithm: str, preset: str) -> dict[str, Any]:
-    """What an algorithm takes where a setting is left out; of those that are not its own, nothing."""
+    """The values that an algorithm takes for settings that are left out; it has none for settings of others."""
     chosen = {**PRESETS[preset], **ALGORITHMS[algorithm].defaults}
     return {name: value for name, value in chosen.items() if name not in foreign_to(algorithm)}
 

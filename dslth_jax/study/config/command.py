@@ -37,7 +37,7 @@ def complain(program: str, sentence: object, code: int) -> int:
 
 
 class Begun(Protocol):
-    """What a command has checked and opened, and goes on with."""
+    """The work of a command, checked and with its folder open."""
 
     @property
     def finished(self) -> str:
@@ -45,7 +45,7 @@ class Begun(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """The folder in which the work is kept and goes on with --resume; None where there is none such."""
+        """The folder that holds the work, from which --resume goes on; None where there is none."""
 
 
 Work = TypeVar("Work", bound=Begun)
@@ -183,7 +183,7 @@ def parse(arguments: Sequence[str], kind: type[Kind], program: str) -> Kind:
 
 
 def is_like_flag(word: str) -> bool:
-    """Whether a word is no value: what starts with a dash and a letter, but for -inf and -nan."""
+    """Whether a word is a flag and no value: it starts with a dash and a letter, and is not -inf or -nan."""
     start = word.partition("=")[0]
     return word == "--" or (start.lstrip("-")[:1].isalpha() and start[:1] == "-" and start.lower() not in NEGATIVE)
 
@@ -207,7 +207,8 @@ def help_of(kind: type, program: str) -> str:
 
 
 def said_of(known: Setting) -> str:
-    """What else there is to say of a flag: bounds, default, what presets and algorithms make of it, and whose it is."""
+    """The rest of a flag's help: bounds, default, what presets and algorithms make of it, and which algorithms have
+    it."""
     said = ["(must be said)" if known.default is dataclasses.MISSING else f"(default: {known.default})"]
     if known.bounds and known.bounds[0] in "[(":
         said.insert(0, f"In {known.bounds}.")
@@ -223,7 +224,7 @@ def said_of(known: Setting) -> str:
 
 
 def documents_of(kind: type) -> dict[str, str]:
-    """The docstring below each field, of a class and of those that it is made of."""
+    """The docstring below each field of a class and of its bases."""
     found: dict[str, str] = {}
     for one in (one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body

@@ -1,4 +1,4 @@
-"""Where words go: what is said ends no run, whatever has become of the stream that it is said on."""
+"""Where words go. A stream that is closed, full or gone ends no run."""
 
 import contextlib
 import io
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Stream(io.TextIOBase):
-    """A text stream over another one, or over None: it loses what cannot be written, and raises nothing.
+    """A text stream over another one, or over None: it drops what cannot be written, and raises nothing.
 
-    What the other's encoding lacks becomes a question mark. If the reader of the other is gone (a broken pipe), `stop`
-    is asked to end the run.
+    A character that the other's encoding lacks becomes a question mark. If the reader of the other is gone (a broken
+    pipe), `stop` is asked to end the run.
     """
 
     def __init__(self, over: Any, stop: "Stop | None" = None) -> None:
@@ -42,7 +42,7 @@ class Stream(io.TextIOBase):
 
     @contextlib.contextmanager
     def forgiving(self) -> Any:
-        """Lose what cannot be written; a broken pipe is a wish to stop."""
+        """Drop what cannot be written; take a broken pipe for a wish to stop."""
         try:
             yield
         except BrokenPipeError:
@@ -77,11 +77,11 @@ def warn(sentence: str) -> None:
 
 
 def guard(stop: "Stop") -> None:
-    """Let no word of this process end it: also those of libraries, of --help, and where a stream was closed."""
+    """Guard both streams, so that no output of this process, of libraries or of --help can end it."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # Take the number, which the next file to be opened would get, and everything that is said with it.
+            # Take the descriptor's number: the next file to be opened would get it, and with it all output.
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = Stream(sys.stdout, stop), Stream(sys.stderr)

@@ -1,7 +1,7 @@
 """Data sets: a name or a file to uint8 images and labels, split into training and test. Host side, numpy.
 
-Reading needs no TensorFlow; tensorflow-datasets prepares with it what it downloads. Heavy readers are imported where
-they are used; what they read is cached as one file.
+To read takes no TensorFlow; tensorflow-datasets needs it to prepare what it downloads. Heavy readers are imported where
+they are used, and what they read is cached as one file.
 """
 
 import functools
@@ -113,13 +113,13 @@ def read_tfds(name: str, folder: Path) -> Dataset:
     """Read with tensorflow-datasets from `folder`, downloading first where the network allows it."""
     import tensorflow_datasets as tfds
 
-    # Its warnings (a faster decoder, folders that are not there yet) tell a user of this library nothing.
+    # Its warnings (a faster decoder, folders that are not there yet) do not help a user of this library.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         builder = tfds.builder(name, data_dir=folder)
     except Exception as error:  # of many kinds, one for each thing that its files can lack
         raise ValueError(_damaged(name, folder, error)) from error
-    # Ask before anything else: reading data that is not prepared ends in minutes of retries or a misleading error.
+    # Ask this first: to read data that is not prepared ends in minutes of retries or a misleading error.
     if not builder.is_prepared():
         if obstacle := obstacle_to_preparing(name):
             raise ValueError(
@@ -150,7 +150,7 @@ def _damaged(name: str, folder: Path, error: Exception) -> str:
 
 
 def obstacle_to_preparing(name: str) -> str | None:
-    """Why tensorflow-datasets could not download and prepare `name` here, known before it tries for minutes."""
+    """Why tensorflow-datasets cannot download and prepare `name` here, asked before it tries for minutes."""
     if find_spec("tensorflow") is None:
         return "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
     if not reachable(TFDS_HOSTS[name]):

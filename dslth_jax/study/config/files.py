@@ -1,4 +1,4 @@
-"""Files that a user names: graphs, classes, and what holds of all: read whole, or one sentence that says why not."""
+"""Files that a user names, such as graphs and classes: each is read whole, or one sentence says why not."""
 
 import errno
 import stat
@@ -94,7 +94,7 @@ def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
 
 
 def _is_zero_or_one(word: str) -> bool:
-    """Spelled in any way, for numpy writes 1 as 1.000000000000000000e+00."""
+    """A whole number in any spelling: numpy writes 1 as 1.000000000000000000e+00."""
     try:
         return float(word) in (0, 1)
     except ValueError:

@@ -1,4 +1,4 @@
-"""From the settings that were said to those that hold: checked, with defaults, as an algorithm and its numbers."""
+"""From the settings as given to resolved ones: checked, with defaults, and as an algorithm with its numbers."""
 
 import dataclasses
 import os
@@ -83,7 +83,7 @@ def check_each(settings: Settings) -> None:
 
 
 def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
-    """Why there can be no run folder of this name, so far as that shows without making one."""
+    """Why no run folder can have this name, as far as that shows without making it; None if nothing is wrong."""
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
             return "it is a file"
@@ -100,7 +100,7 @@ def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
 
 
 def check_together(settings: Settings) -> None:
-    """Raise a ValueError if flags contradict each other. One at its default counts as not given."""
+    """Raise a ValueError if flags contradict each other. A flag at its default counts as not given."""
     known = described(type(settings))
     given = [name for name, own in known.items() if getattr(settings, name) != own.default]
     for one in given:
@@ -127,7 +127,7 @@ def check_together(settings: Settings) -> None:
 
 
 def check_resume(settings: Settings) -> None:
-    """Raise a ValueError if it is not said what is to be resumed."""
+    """Raise a ValueError if a run is to be resumed and no folder is named."""
     if settings.resume and settings.out is None:
         raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
@@ -173,7 +173,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
 
 
 class Number(NamedTuple):
-    """A setting of which every agent has a value, and the schedule that they follow."""
+    """A setting with a value for every agent, and the schedule that the values follow."""
 
     values: np.ndarray  # (agents,) of float64
     schedule: Schedule
@@ -194,7 +194,7 @@ def number_of(settings: Settings, name: str) -> Number:
     """The values of a setting that is spelled VALUE or VALUE@SCHEDULE, of a retention also 0.1,0.3,... or low:high."""
     text, at, spelling = str(getattr(settings, name)).partition("@")
     bounds = described(type(settings))[name].bounds
-    # The retentions of linear layers may be as many as those of all.
+    # Linear layers may have a retention for each agent, as all layers may.
     several = name.endswith("retention") and getattr(settings, name) == settings.retention
     values = numbers_in(settings, name, text, several)
     if bounds and not (inside := within(values, bounds)).all():

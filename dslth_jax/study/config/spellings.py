@@ -69,7 +69,7 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
         takes = inspect.signature(GRAPHS[name]).parameters
         if directed and "directed" not in takes:
             raise ValueError(f"{name} has no directed form: leave --directed out")
-        # The usual degree is for populations of more agents than that.
+        # A small population takes a smaller degree than the default.
         if spelling == name and "degree" in takes:
             spelling = f"{name}:{min(takes['degree'].default, agents - 1)}"
         topology = made("--topology", spelling, GRAPHS, **given)
@@ -119,7 +119,8 @@ def schedule_of(spelling: str, rounds: int) -> Schedule:
 
 
 def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], **given: Any) -> Any:
-    """What `spelling` names in `known`, made of those of the `given` arguments that it takes, and its own numbers."""
+    """Call the function that `spelling` names in `known`, with those `given` arguments that it takes and with its
+    numbers."""
     name, *words = spelling.split(":")
     if name not in known:
         raise unknown(what, spelling, known, given)
@@ -136,8 +137,7 @@ def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], **gi
 
 
 def numbers_of(makes: Callable[..., Any], given: Collection[str]) -> list[inspect.Parameter]:
-    """The arguments that are spelled: those that may be given by their place, but for what everything of a table
-    gets."""
+    """The arguments that are spelled: those that may be given by place and are not in `given`."""
     parameters = inspect.signature(makes).parameters.values()
     return [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name not in given]
 
@@ -156,7 +156,7 @@ def number_of(whose: str, parameter: inspect.Parameter, word: str) -> float:
 
 
 def form(name: str, makes: Callable[..., Any], given: Collection[str]) -> str:
-    """How a spelling of this name looks, what may be left out in brackets: "step:EVERY[:FACTOR]"."""
+    """How a spelling of this name looks, with optional parts in brackets: "step:EVERY[:FACTOR]"."""
     own = numbers_of(makes, given)
     left_out = sum(one.default is not one.empty for one in own)
     parts = [f":{one.name.upper()}" if one.default is one.empty else f"[:{one.name.upper()}" for one in own]
@@ -173,7 +173,7 @@ def unknown(
 
 
 def is_file(spelling: str) -> bool:
-    """Whether a path leads to a file. Of what is too long for a name, or has characters that none has, it does not."""
+    """Whether a path leads to a file. One that is too long, or has characters that no name has, does not."""
     with contextlib.suppress(OSError, ValueError):
         return Path(spelling).is_file()
     return False

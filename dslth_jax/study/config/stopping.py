@@ -25,7 +25,7 @@ class NotFiniteError(RuntimeError):
 
 
 class Stop:
-    """A handler of signals, and the wish that a run looks at between rounds."""
+    """A handler of signals. A run looks between rounds whether a stop was asked for."""
 
     def __init__(self) -> None:
         self.asked: int | None = None  # which signal came
@@ -47,7 +47,7 @@ class Stop:
                 os.write(1, NOTICE)
 
     def wish(self) -> None:
-        """Ask for an end after this round, because nobody reads what is said any more."""
+        """Ask the run to end after this round, because nobody reads its output any more."""
         if self.asked is None:
             self.asked = signal.SIGPIPE
 
@@ -58,7 +58,7 @@ class Stop:
             raise StoppedError(self.asked or signal.SIGTERM)
 
     def listen(self) -> None:
-        """Take the signals of this process, but for a SIGHUP that whoever started it (nohup) has it ignore."""
+        """Handle the signals of this process, but leave a SIGHUP ignored if it was (under nohup)."""
         for name in HEARD:
             number = getattr(signal, name, None)  # Windows has two of them
             if number is not None and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):

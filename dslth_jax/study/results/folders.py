@@ -1,6 +1,6 @@
 """The run folder, written and read in one place: who works in it, its configuration, metrics, agents and masks.
 
-What is damaged, foreign or cannot be had is a ValueError of one sentence that says what to do.
+Whatever is damaged, foreign or missing is a ValueError of one sentence that says what to do.
 """
 
 import csv
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 class Folder(NamedTuple):
-    """A run folder that no other process works in, for as long as this one lives."""
+    """A run folder in which no other process works, for as long as this one lives."""
 
     path: Path
     lock: int | None  # what holds it: the open folder; None where the system has no such locks
@@ -56,9 +56,9 @@ def open_folder(
 ) -> Folder:
     """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own.
 
-    Called only once everything that can be checked has been. A ValueError where it cannot be written to, another
-    process is at work in it, it holds a run and is not to be resumed, or holds another kind of thing (None is a single
-    run), one of other settings, or one whose config.json is not as `expect` wants it.
+    Call it after everything that can be checked has been. Raises a ValueError if the folder cannot be written to, if
+    another process works in it, or if it holds a run and is not to be resumed, another `kind` of thing (None is a
+    single run), a run of other settings, or a config.json that is not as `expect` wants it.
     """
     data = settings.data_file.stem if settings.data_file else settings.dataset
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -88,7 +88,7 @@ def open_folder(
 
 
 def _lock(path: Path) -> int | None:
-    """Hold the folder itself: the system lets go of it when this process ends, however it does."""
+    """Lock the folder itself. The system unlocks it when this process ends, in whatever way."""
     if fcntl is None:
         return None
     opened = os.open(path, os.O_RDONLY)
@@ -113,7 +113,7 @@ def replace(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
-        # Names of files, which a table of a sweep holds, need not be text.
+        # A sweep's table may hold names of files, and these need not be text.
         part.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
         part.replace(path)
     except BaseException:
@@ -142,9 +142,9 @@ def expect_same(settings: Settings, other: Row, whose: str) -> None:
 def write_config(
     folder: Path, settings: Settings, graph: Mapping[str, Any], from_round: int | None = None, **planned: int
 ) -> None:
-    """config.json of a run: every setting as resolved and `planned`, the graph, versions, device, seed and command; and
-    of one that goes on, since which rounds it did."""
-    # Whoever runs these settings again starts anew.
+    """config.json of a run: every setting as resolved and `planned`, the graph, versions, device, seed and command. If
+    the run was resumed, also the rounds at which it was."""
+    # A run of these settings again must start anew.
     resolved = {**planned, "out": folder.resolve(), "resume": False}
     config = {
         "settings": {**as_json(settings), **resolved},
@@ -216,7 +216,7 @@ def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
         jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(maskable), strict=True
     ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        # Users of the file expect numpy's order of bits, not the one that the exchange is fast with.
+        # Users of the file expect numpy's order of bits, not the fast one of the exchange.
         unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
         arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
@@ -330,7 +330,7 @@ def read_text(path: Path, undecodable: str = "strict") -> str:
 
 
 def from_json(text: str, where: str) -> Any:
-    """What a JSON text says, with None for the numbers that are none."""
+    """What a JSON text holds, with None for nan and infinities."""
     try:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):

@@ -127,7 +127,7 @@ def draw_lines(axes: "Axes", lines: Sequence[Line], panel: Panel, bands: int | N
     across, up, logarithmic = panel
     for place, line in enumerate(lines):
         rows = line.numbers.dropna(subset=[across, up])
-        # A logarithmic axis has no place for nothing.
+        # A logarithmic axis has no place for 0.
         rows = rows[rows[across] > 0] if logarithmic else rows
         look, few = look_of(place, len(lines)), len(rows) == 1 or (len(rows) <= 30 and len(lines) <= BANDS)
         dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if few else {}
@@ -145,7 +145,7 @@ def draw_lines(axes: "Axes", lines: Sequence[Line], panel: Panel, bands: int | N
 
 
 def look_of(place: int, lines: int) -> dict[str, Any]:
-    """How the line at a place, best first, is drawn."""
+    """How the line at a place is drawn; the best line comes first."""
     if place < named(lines):
         return {"color": SERIES[place % FEW], "linestyle": DASHES[place // FEW], "zorder": 50 - place}
     return {"color": FAINT, "linestyle": "solid", "linewidth": 0.8, "alpha": 0.5, "zorder": 2}
@@ -287,7 +287,7 @@ def new_figure(width: float, height: float, **style: Any) -> "Iterator[Figure]":
 
 
 def png(figure: "Figure") -> bytes:
-    """A figure that is readable in a README."""
+    """A figure large enough to be read in a document."""
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     return out.getvalue()
@@ -306,7 +306,8 @@ def chart(
 
 
 def for_page(text: str, label: str) -> str:
-    """An SVG file's text as an element of a page: no name in it is that of another chart, no address leads outside."""
+    """An SVG file's text as an element of a page. Its names are unlike those of other charts, no address leads
+    outside."""
     inside = text.partition("<svg")[2].partition(">")[2]
     # The page has the one rule of the file's own style sheet.
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)

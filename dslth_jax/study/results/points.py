@@ -1,4 +1,4 @@
-"""Points of sweeps: what the seeds of one come to, and the folder of a sweep, read."""
+"""Points of sweeps: the summary of a point over its seeds, and how a sweep's folder is read."""
 
 import statistics
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
 def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
     """What a point comes to: means over the seeds that stay finite, the spread of accuracy, the worst agent of all.
 
-    `members` are the rows of metrics of each seed, none of one that has not begun; `statuses` say how each stands.
+    `members` holds the rows of metrics of each seed, no rows where one has not begun; `statuses` says how each stands.
     """
     finite = [rows for rows, status in zip(members, statuses, strict=True) if rows and status != FAILED]
     failed = statuses.count(FAILED)
@@ -137,7 +137,7 @@ def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     members: Any = config.get("members")
     done: Any = config.get("done", {})
     fits = isinstance(axes, dict) and isinstance(done, dict) and isinstance(members, list)
-    # Of a search that has only begun axes are empty.
+    # The axes of a search that has only begun are empty.
     fits = fits and all(isinstance(values, list) and (values or not members) for values in axes.values())
     if not fits or not all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members):
         what = "the axes of a sweep, lists of values, its members, a value of each axis, and which of them are done"
@@ -175,7 +175,7 @@ def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
 
 
 def status_of(done: Row, number: int) -> str:
-    """Whether a member is done, has failed, or neither yet."""
+    """Whether a member is done, has failed, or is not finished yet."""
     if str(number) not in done:
         return UNFINISHED
     return DONE if done[str(number)] is None else FAILED

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> in
 def write(settings: Report) -> str:
     """Write the page; returns where it is, in words."""
     out = settings.out
-    # Look before the work, and let nobody lose a file of another kind by a slip of the command.
+    # Check before the work, so that a slip of the command overwrites no file of another kind.
     if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
     replace(out, render(read_all(settings.folders)).encode("utf-8", "replace"))
@@ -112,7 +112,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
     best = [line_of_seeds(name, point.members) for name, point in named.items() if any(point.members)][:BEST_POINTS]
     finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
-    # A search hardly draws a number twice: a heat map over it would be empty but for a cell in each line.
+    # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
     stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
     pairs = list(itertools.combinations(stepped, 2)) if len(stepped) <= 3 else [tuple(stepped)[:2]]
     columns = [(axis, axis, "shown") for axis in sweep.axes] + OF_A_POINT
@@ -188,7 +188,7 @@ def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
 
 
 def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """What the page says of one run beside its curves, and beside the facts that are told already."""
+    """What the page says of one run, without its curves and without the facts in `told`."""
     missing = list(run.missing)
     if absent := [name for name in ("agents.csv", "masks.npz", *PICTURES) if not (run.folder / name).is_file()]:
         missing.append(

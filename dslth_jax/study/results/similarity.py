@@ -21,7 +21,7 @@ MOST_STEPS = 12  # similarities of classes that have a mean of their own; more a
 
 
 class Similarity(NamedTuple):
-    """Of every pair of agents. A Jaccard index is what two have in common, as a share of what either has."""
+    """Jaccard indices of every pair of agents: what two have in common, as a share of what either has."""
 
     agents: np.ndarray  # which agents are compared: rows of agents.csv
     masks: np.ndarray  # Jaccard index of the entries that two masks keep, over all layers: (agents, agents)
@@ -80,7 +80,7 @@ def of_classes(classes: Sequence[Sequence[str]]) -> np.ndarray:
 
 
 def dots(similar: Similarity, whose: str) -> Chart:
-    """How alike masks are over how alike classes are: pairs, and means of those whose classes are alike the same."""
+    """How alike masks are over how alike classes are: pairs, and means over pairs whose classes are equally alike."""
     pairs = np.triu_indices(len(similar.agents), 1)
     table = pd.DataFrame({"classes": similar.classes[pairs], "masks": similar.masks[pairs]})
     fewer = f" {MOST_DOTS} of {len(table)} pairs are drawn; means are over all." if len(table) > MOST_DOTS else ""

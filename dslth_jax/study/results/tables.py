@@ -25,7 +25,7 @@ OF_SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}  # in w
 
 
 def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
-    """Print a table of cells as they are; nothing of it is cut, and in a log it is as wide as it must be."""
+    """Print a table with its cells as they are. Nothing is cut; in a log the table is as wide as its cells need."""
     table = Table(title=Text(title), show_header=bool(heads))
     cells = [list(map(Text, row)) for row in rows]
     for place, head in enumerate(heads or [""] * len(cells[0])):
@@ -184,14 +184,14 @@ def written(value: Any, form: str, unit: str = "") -> str:
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """A table without those columns of bits that nothing is in, and the heads of these."""
+    """A table without empty columns of bits, and the heads of the columns that were left out."""
     kept = [column for column in columns if not column[0].endswith("_bits") or any(row[column[0]] for row in rows)]
     empty = [head.removesuffix(", MB") for key, head, form in columns if (key, head, form) not in kept]
     return {"caption": caption, "columns": kept, "rows": rows, "left_out": empty}
 
 
 def last_row(run: "Run") -> Row:
-    """A run's last row of metrics; of nothing where there is none."""
+    """A run's last row of metrics, or an empty row."""
     return run.rows[-1] if run.rows else dict.fromkeys(key for key, *_ in EVERY_ROW)
 
 

@@ -38,10 +38,10 @@ BY_BITS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accu
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
-    """What all arms have in common, and what each has of its own: with its step size, those of the flags said for all
-    that mean something to its algorithm. Every message of masks is really encoded, unless it is said otherwise.
+    """The settings that all arms share, and those that each has of its own: its step size, and the given flags that
+    mean something to its algorithm. Every message of masks is really encoded, unless a flag says otherwise.
 
-    A ValueError if a flag says what the arms are there to say, or means nothing to any.
+    Raises a ValueError if a flag sets what arms differ in, or means nothing to any of them.
     """
     differing = {"algorithm"}.union(*arms.values())
     said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}

@@ -87,7 +87,7 @@ def axis_of(flag_name: str, spelled: str, form: str, known: Mapping[str, Any], s
 def value_of(name: str, word: str) -> Any:
     """A field's value from its spelling."""
     hint = SETTINGS[name].hint
-    # Where a number may be spelled with a schedule, a whole one reads better as it is.
+    # Keep a whole number whole where a schedule may stand behind it: it reads better.
     value = read(name, word, int | hint if {float, str} <= {*parts(hint)} else hint)
     return word if isinstance(value, Path) else value
 
@@ -98,7 +98,7 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def statics_of(prepared: Prepared) -> str:
-    """What is compiled in, or sets a shape, in words: members of which it is the same can be one program."""
+    """What is compiled in or sets a shape, in words. Members for which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
     known_of = described(type(settings))
     values = [(known_of[name], value) for name, value in folders.as_json(settings).items()]
@@ -118,7 +118,7 @@ def groups_of(members: Sequence[Member], numbers: Sequence[int]) -> Iterator[lis
         by_statics.setdefault(statics_of(members[number].prepared), []).append(number)
     for group in by_statics.values():
         most = most_that_fit([members[number].prepared for number in group])
-        # Of about one size each, so that the last is no program of its own for a few.
+        # Make groups of about one size, so that the last few members need no program of their own.
         even = -(-len(group) // -(-len(group) // most))
         for start in range(0, len(group), even):
             yield group[start : start + even]

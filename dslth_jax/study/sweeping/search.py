@@ -77,7 +77,7 @@ def space_of(name: str, values: str) -> "optuna.distributions.BaseDistribution":
 
 
 def corners_of(settings: Sweep) -> list[dict[str, Any]]:
-    """The extreme points of a search: where they make sense, all between them do."""
+    """The extreme points of a search. If they make sense, all points between them do."""
     spaces = spaces_of(settings)
     ends = [vars(space).get("choices") or (vars(space)["low"], vars(space)["high"]) for space in spaces.values()]
     return [dict(zip(spaces, point, strict=True)) for point in itertools.product(*ends)]
@@ -91,13 +91,13 @@ def search(
     Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
     is the sweep's folder; `write` writes its config.json.
     """
-    earlier = (folders.read_config(path) or {}).get("members", [])  # in an order which the numbers of members follow
+    earlier = (folders.read_config(path) or {}).get("members", [])  # in the order of the numbers of members
     add_members(points, [{axis: member[axis] for axis in points.axes} for member in earlier])
     write()  # which has the mark in it before any trial bears it
     trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
     trials.check()
     while True:
-        # A point that was asked must be in config.json before a signal is heard.
+        # Write a point that was asked for into config.json before a signal can stop the search.
         stop.later = True
         own = trials.ask()
         add_members(points, [trials.point_of(trial) for trial in own])
@@ -115,7 +115,7 @@ def search(
 
 
 def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
-    """Add a member for each seed of the points that are new: what is drawn twice is trained once."""
+    """Add a member for each seed of the points that are new. A point that is drawn twice is trained once."""
     known = [member.point for member in points.members]
     new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
     points.members.extend(members_of(points.settings, new, points.seeds))
@@ -211,7 +211,7 @@ def study_of(storage: str, name: str) -> "optuna.Study":
         try:
             return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
         except Exception as error:
-            # Of two commands that make the tables of one storage at the same moment, one finds them half made.
+            # If two commands make the tables of one storage at the same moment, one of them finds these half made.
             half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
             if waiting is None or not half_made:
                 raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None

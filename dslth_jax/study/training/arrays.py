@@ -83,9 +83,9 @@ def read(folder: Path, like: dict[str, Any]) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _orbax(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """orbax, its handler of pytrees and its kind of path. What goes wrong is an exception and nothing else.
+    """orbax, its handler of pytrees and its kind of path. An error is an exception and nothing else.
 
-    By itself orbax also logs it, and leaves threads and writes under way that find nobody to report to.
+    Without this, orbax also logs errors, and leaves threads and writes under way that cannot report to anybody.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
@@ -100,7 +100,7 @@ def _orbax(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
         with contextlib.closing(orbax.checkpoint.PyTreeCheckpointHandler(use_compression=False)) as handler:
             yield orbax.checkpoint, handler, epath.Path(folder.absolute())
     except Exception as error:
-        # Let other writes end, and forget what waits for them, before anybody is listened to again.
+        # Let other writes end, and forget what waits for them, before orbax is used again.
         time.sleep(0.5)
         traceback.clear_frames(error.__traceback__)
         gc.collect()

@@ -49,9 +49,9 @@ class OldFormatError(ValueError):
 
 
 def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: int = 2) -> None:
-    """Write the checkpoint of `round`; once it is safely there, remove all but the `keep` newest up to it.
+    """Write the checkpoint of `round`. Once it is safely there, remove all but the `keep` newest up to it.
 
-    Later ones go too: they are of a future that this run did not come from, or it would have gone on from there.
+    Later checkpoints are removed too: this run did not go on from them, so they were damaged or are of another course.
 
     Args:
         folder: of one run's checkpoints; created where it is missing.
@@ -88,7 +88,7 @@ def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: i
         part.rename(newest)
         sync(folder)
         older = (path for number, _, path in _listed(folder) if number < round)
-        kept = {newest, *islice(filter(is_whole, older), keep - 1)}  # damaged ones take no other's place
+        kept = {newest, *islice(filter(is_whole, older), keep - 1)}  # damaged ones do not count
         for path in {*(path for *_, path in _listed(folder)), *folder.glob(f"round_*{PART}")} - kept:
             shutil.rmtree(path, ignore_errors=True)  # what cannot go now may go after the next one
 

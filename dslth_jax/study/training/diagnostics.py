@@ -1,4 +1,4 @@
-"""Failure signatures of a run: each is noticed when it first shows, and said once, in one line."""
+"""Failure signatures of a run. Each is reported once, when it first shows, in one line."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ ROUNDS_AT_CHANCE = 50  # at least so many rounds of training
 ABOVE_CHANCE = 0.02  # of what a guess leaves to gain, the share that counts as learning
 
 
-# Of algorithms whose masks are to have a number of entries and to settle: why a layer has none, or fewer than wanted.
+# For algorithms whose masks keep a given number of entries: why a layer keeps none, or fewer than wanted.
 REASONS = {
     "mce-pl": (
         "take a smaller --group-lasso or --lr, or --revive",
@@ -123,7 +123,7 @@ class Symptoms:
         return {"flip_rates": self.flip_rates, "at_chance": self.at_chance, "said": sorted(self.said)}
 
     def go_on_from(self, notes: dict[str, Any]) -> None:
-        """Be as when these notes were made."""
+        """Take up the state in which these notes were made."""
         self.flip_rates, self.at_chance, self.said = [*notes["flip_rates"]], notes["at_chance"], {*notes["said"]}
 
     def once(self, signature: str, sentence: str) -> Iterator[str]:
@@ -134,7 +134,7 @@ class Symptoms:
 
 
 def expected(settings: Settings, graph: GraphReport | None) -> Iterator[tuple[str, str]]:
-    """What resolved settings let expect: signatures and sentences."""
+    """What can be expected from resolved settings alone: signatures and sentences."""
     step, fine_tuning = settings.lr, settings.fine_tune_lr
     usual = PRESETS[settings.preset]["fine_tune_lr"]
     if fine_tuning is not None and fine_tuning == usual and not same_step(step, fine_tuning):

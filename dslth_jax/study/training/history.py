@@ -1,4 +1,4 @@
-"""One run as it goes: what it has sent, its rows of metrics, what it shows, whether it failed. The host's side."""
+"""The course of one run: what it has sent, its rows of metrics, its symptoms, whether it failed. Host side."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from dslth_jax.study.training.plan import Prepared
 
 @dataclasses.dataclass
 class Tally:
-    """What adds up over rounds, on the host, beside bits."""
+    """What adds up over rounds besides bits, on the host."""
 
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
 
 
 class History:
-    """What one run has come to so far. What it shows anew, one sentence each, waits in `warnings` to be taken."""
+    """What one run has come to so far. New symptoms, one sentence each, wait in `warnings` to be taken."""
 
     def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
         self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
@@ -82,7 +82,7 @@ class History:
         return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
 
     def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
-        """Count one round; after one whose numbers are not finite nothing counts any more.
+        """Count one round. After a round whose numbers are not finite, no further round counts.
 
         `sent` is what everybody sent before and in this round, where messages are to be encoded.
         """
@@ -111,16 +111,16 @@ class History:
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
     def take_warnings(self) -> list[str]:
-        """What has shown since the last time; of several runs, of which one."""
+        """The symptoms since the last call, with the run's name if it is one of several."""
         warnings, self.warnings = self.warnings, []
         return [f"{self.name}: {warning}" for warning in warnings] if self.name else warnings
 
     def last(self, key: str, otherwise: Any = None) -> Any:
-        """A number of the last row, where there is one and it was not before a failure."""
+        """A number of the last row; `otherwise` if there is no row or the run has failed."""
         return self.rows[-1][key] if self.rows and self.failure is None else otherwise
 
     def notes(self) -> dict[str, Any]:
-        """All of it that a checkpoint must hold, in words and numbers."""
+        """All that a checkpoint must hold of this, in words and numbers."""
         return {
             "tally": dataclasses.asdict(self.tally),
             "ledger": dataclasses.asdict(self.ledger),
@@ -130,7 +130,7 @@ class History:
         }
 
     def go_on_from(self, notes: dict[str, Any]) -> None:
-        """Be where the history was that made these notes."""
+        """Take up the state in which these notes were made."""
         self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
         self.rows, self.failure = list(notes["rows"]), notes["failure"]
         self.symptoms.go_on_from(notes["symptoms"])
@@ -158,7 +158,7 @@ class History:
 
 
 def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
-    """The shapes of all that an agent has masks of, None where it has none, and of its message, bits unpacked."""
+    """The shapes of what an agent's masks cover (None if it has no masks), and of its message with bits unpacked."""
 
     def look(hyper: Any) -> tuple[Any, Any]:
         world = world_of(prepared.network, key_of(0), 0, 1)

@@ -1,9 +1,9 @@
-"""What crosses the links, cumulative, over directed links: a message costs its length on each link that it takes. Ours.
+"""What crosses directed links so far: a message costs its length on each link over which it is sent. Ours.
 
 How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
 flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
 grow or shrink evenly. Where links change from round to round, or may lose messages, a listener may lack the mask sent
-last, and every message stands for itself. What is lost was sent all the same, and counts.
+last, and every message stands for itself. A lost message counts, because it was sent.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ class Course(NamedTuple):
 
 @dataclasses.dataclass
 class Ledger:
-    """The bits of one run so far, in Python's numbers: a round's overflow 32 bits."""
+    """The bits of one run so far, in Python's numbers, because those of one round may exceed 32 bits."""
 
     entries: dict[str, int]  # of the bits of each layer of a message
     masks_alone: bool = True  # whether messages hold no values; bits of masks are counted of no others
@@ -138,7 +138,7 @@ class Ledger:
 
 
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
-    """The sum by agents; a list, for it must go into a checkpoint's notes."""
+    """The sum for each agent, as a list, because it goes into a checkpoint's notes."""
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
 
 

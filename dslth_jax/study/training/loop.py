@@ -1,7 +1,7 @@
 """Train a study: members of a grid, group after group, each group one program. A single run is a study of one member.
 
-A study says what it is made of and what it leaves in its folder (see `records`); that it is checked, begun, gone on
-with, trained round by round, saved and stopped is the same for all, and stands here.
+A study says what it is made of and what it leaves in its folder (see `records`). How it is checked, begun, resumed,
+trained round by round, saved and stopped is the same for all studies, and stands here.
 """
 
 import time
@@ -55,18 +55,18 @@ class Study:
         raise NotImplementedError
 
     def known(self) -> Outcomes:
-        """What the members came to that an interrupted command was done with."""
+        """The outcomes of those members that an interrupted command had finished."""
         return {}
 
     def batches(self, outcomes: Outcomes, stop: Stop) -> Iterator[None]:
-        """Come up with members, batch after batch; whoever asks for the next one has trained those that are there."""
+        """Yield members, batch after batch. Whoever asks for the next batch has trained the one before."""
         yield
 
     def begins(self, planned: Plan, found: checkpoint.Found | None, heading: str, said: Console) -> None:
         """A group is about to be compiled."""
 
     def compiles(self, histories: Sequence[History]) -> None:
-        """It is being compiled, which leaves time for what is known before."""
+        """It is being compiled: there is time to write what is known before training."""
 
     def has_rows(self, outcomes: Outcomes) -> None:
         """Members have new rows."""
@@ -84,8 +84,8 @@ class Study:
 
 
 def ready(study: Study) -> Study:
-    """The study, with everything done but the training. Of several processes all are ready or none, and nothing is left
-    behind where one is not.
+    """The study, with everything done except the training. Either all processes are ready or none is, and then nothing
+    is left behind.
 
     Raises a ValueError on bad input.
     """
@@ -101,7 +101,7 @@ def ready(study: Study) -> Study:
 
 
 def train(study: Study, stop: Stop | None = None) -> Any:
-    """Train all that is left of a study that is ready, fill its folder where there is one, and let go of it."""
+    """Train all that is left of a ready study, fill its folder if it has one, and unlock it."""
     stop = stop or Stop()
     said = console(stop, quiet=study.folder is None)
     try:
@@ -114,7 +114,8 @@ def train(study: Study, stop: Stop | None = None) -> Any:
 
 
 def train_members(study: Study, outcomes: Outcomes, said: Console, stop: Stop) -> None:
-    """Train all members that are left, and add what they come to; first the group that an interrupted study was at."""
+    """Train all members that are left, and add their outcomes; the group at which a study was interrupted goes
+    first."""
     found, first = interrupted(study, outcomes)
     left = [number for number in range(len(study.members)) if number not in (*outcomes, *first)]
     groups = [*([first] if first else []), *groups_of(study.members, left)]
@@ -126,7 +127,7 @@ def train_members(study: Study, outcomes: Outcomes, said: Console, stop: Stop) -
 
 
 def interrupted(study: Study, outcomes: Outcomes) -> tuple[checkpoint.Found | None, list[int]]:
-    """The checkpoint of the group that an interrupted study was at, and the numbers of its members."""
+    """The checkpoint of the group at which a study was interrupted, and the numbers of its members."""
     found = checkpoint.latest(study.path / "checkpoint") if study.resume else None
     if found is None:
         return None, []
@@ -194,7 +195,7 @@ def follow(
     on_rows: Callable[[], None],
     stop: Stop,
 ) -> None:
-    """Play all rounds that are left, show how far they are, save what is to be saved; `on_rows` writes new rows."""
+    """Train all rounds that are left, show the progress, and save checkpoints; `on_rows` writes new rows."""
     rounds, every, stop.later = planned.settings.rounds, planned.settings.checkpoint_every, True
     state, done = begin(programs, histories, found)
     on_rows()
@@ -208,7 +209,7 @@ def follow(
         for history in histories:
             progress.warn(history.take_warnings())
         if round == rounds:
-            return  # what is left to do takes no time: a signal that came is not heard any more
+            return  # what is left takes no time, so that a signal needs no answer any more
         asked = processes.anywhere(stop.asked is not None)
         if asked or (every is not None and round > done and round % every == 0):
             save(checkpoints, planned, histories, now, round)
@@ -219,10 +220,10 @@ def follow(
 def play(
     planned: Plan, programs: Programs, histories: Sequence[History], state: State, done: int
 ) -> Iterator[tuple[int, State, bool]]:
-    """All rounds behind the first `done`, one after another, told to the histories of the plan's members.
+    """Train the rounds after the first `done`, one after another, and tell the histories of the plan's members.
 
-    Yields after the start, and after each round, its number, the state (whose memory the next round takes) and whether
-    histories got a row. It ends early where every member has failed.
+    Yields, at the start and after each round, its number, the state (whose memory the next round takes) and whether
+    histories got a row. It ends early if every member has failed.
     """
     course = histories[0].course
 
@@ -237,7 +238,7 @@ def play(
     starting = not any(history.rows for history in histories)
     if starting:
         assess(0)
-    # No time of a round holds any of the compilation.
+    # Wait here, so that no compilation counts as time of a round.
     programs.compiled()
     yield done, state, starting
     for round in range(done + 1, course.rounds + 1):
@@ -257,7 +258,7 @@ def play(
 
 
 def member_of(stacked: Any, number: int) -> Any:
-    """What is one member's."""
+    """The part of one member."""
     return jax.tree.map(lambda leaf: leaf[number], stacked)
 
 
@@ -279,7 +280,7 @@ def save(checkpoints: Path, planned: Plan, histories: Sequence[History], state: 
 
 
 def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Found | None) -> tuple[State, int]:
-    """The state to start from and how many rounds are done: anew, or as a checkpoint has both."""
+    """The state to start from and how many rounds are done: a new state, or a checkpoint's."""
     if found is None:
         return programs.start(), 0
     for history, notes in zip(histories, found.notes["histories"], strict=True):

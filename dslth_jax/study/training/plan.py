@@ -22,7 +22,7 @@ from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings, described
 from dslth_jax.study.training import memory, processes
 
-BATCHES = 16  # below the batch that is asked for, batches are a multiple of this
+BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 class Prepared(NamedTuple):
@@ -144,7 +144,7 @@ def what_fits(
 
 
 class TooLargeError(ValueError):
-    """A run, or several together, takes more memory than there is."""
+    """A run, or several runs together, would take more memory than there is."""
 
 
 def batch_of(prepared: Prepared) -> int:

@@ -33,7 +33,7 @@ TEST_SAMPLES_WHILE_RUNNING = 200
 
 
 def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
-    """Check the settings and load what they name, or take a data set that is loaded already."""
+    """Check the settings and load their data, unless a loaded data set is given."""
     check_each(settings)
     check_together(settings)
     if settings.coordinator:
@@ -55,7 +55,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held = who_holds_what(settings, dataset)
     capped = settings.test_samples
-    # Draw the graph last: of a population too large for its data, that is said before its edges are drawn.
+    # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
@@ -90,9 +90,9 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
 def members_of(
     settings: Settings, points: Sequence[Mapping[str, Any]], seeds: int, arms: Mapping[str, Any] | None = None
 ) -> list[Member]:
-    """Every point with every seed, prepared; a ValueError that names the point where one makes no sense.
+    """Every point with every seed, prepared. A ValueError names the point that makes no sense.
 
-    A point is its settings, or of a comparison names the arm that has them; `settings` say all that points do not.
+    A point holds its settings, or in a comparison the name of the arm that holds them; `settings` hold all others.
     """
     base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     loaded: dict[Any, datasets.Dataset] = {}

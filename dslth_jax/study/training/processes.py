@@ -24,12 +24,12 @@ def start_processes(coordinator: str, processes: int | None = None, process: int
         process: which of them this one is, from 0.
 
     Raises:
-        ValueError: where the environment is of no cluster that JAX knows, or the others are not to be reached.
+        ValueError: JAX knows no cluster of this environment, or the other processes cannot be reached.
     """
     if jax.distributed.is_initialized():
         return
     spelled = (None, None, None) if coordinator == "auto" else (coordinator, processes, process)
-    # Leave SIGTERM to whoever listens: JAX's own service would take it, and tell nobody.
+    # Leave SIGTERM to our own handler: JAX's service would take it, and tell nobody.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(*spelled)
@@ -77,7 +77,7 @@ def agree(complaint: str | None, same: Mapping[str, str] | None = None) -> str |
 
     All must call it. Names and values of `same` are compared by what they hash to.
     """
-    # Ask no device how many processes there are: whoever has not joined others may have none that works.
+    # Ask no device how many processes there are: a process that has not joined others may have no working device.
     if not jax.distributed.is_initialized():
         return complaint
     said = np.zeros(COMPLAINT + DIGEST * MOST_COMPARED, np.uint8)

@@ -40,7 +40,7 @@ class Own(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The programs of one plan, which may still be compiling: each waits for itself alone.
+    """The programs of one plan. Each waits for its own compilation alone.
 
     States and what comes back have a leading axis of members; what comes back lies in this host's memory.
     """
@@ -63,7 +63,7 @@ def compile_programs(plan: Plan) -> Programs:
     keep_programs(settings.compilation_cache)
 
     def for_each(function: Callable[..., Any], *stacked: Any) -> Any:
-        """`function` of every member: a sweep is one more axis of what maps over agents."""
+        """`function` of every member: members are one more axis of the function that maps over agents."""
         return population.over_agents(function, *stacked, chunk=plan.together)
 
     def link_of(own: Own) -> Link:
@@ -138,12 +138,12 @@ def compile_programs(plan: Plan) -> Programs:
     seeds, graph, rates = sharding.put((seeds, graph, rates), EACH, mesh)
     hyper = sharding.put(hyper, AGENTS_OF_EACH, mesh)
     train, tests = (sharding.put(shares, HELD, mesh) for shares in (train, tests))
-    # What runs once need not be made as fast as what runs in every round.
+    # A program that runs once need not be as fast as one that runs in every round.
     hasty = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     compiling = ThreadPoolExecutor(max_workers=2)
 
     def compiled(traced: Any, options: dict[str, Any] | None = None) -> Future:
-        """Compile behind the next tracing, and what comes last behind the first evaluation, in order of need."""
+        """Compile in the order of need, while the next program is traced and the first evaluation runs."""
         lowered = traced.lower()
         return compiling.submit(lambda: (lowered.compile(options), time.perf_counter()))
 
@@ -209,7 +209,7 @@ def with_edges(graph: Graph, edges: int) -> Graph:
 
 
 def filled(of_members: np.ndarray, plan: Plan) -> np.ndarray:
-    """Rows of the last member once more, until all devices have as many; what they come to is never looked at."""
+    """Repeat the last member until all devices have equally many; nobody looks at what the copies come to."""
     missing = -len(of_members) % plan.mesh.shape[sharding.SETTINGS]
     return np.concatenate([of_members, np.repeat(of_members[-1:], missing, axis=0)]) if missing else of_members
 
@@ -225,5 +225,5 @@ def keep_programs(wanted: bool) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         else:
             warn("there is no folder of this user's to keep compiled programs in: name one in XDG_CACHE_HOME")
-    # JAX looks at these settings once, when it first compiles: let it look again.
+    # JAX reads these settings once, when it first compiles: make it read them again.
     compilation_cache.reset_cache()

@@ -1,4 +1,4 @@
-"""How far a run is: one line that renews itself on a terminal, lines of a log elsewhere."""
+"""The progress of a run: one line that renews itself on a terminal, lines of a log elsewhere."""
 
 import time
 from collections.abc import Iterable

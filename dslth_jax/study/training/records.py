@@ -108,7 +108,7 @@ class Sweep(Study):
         self.points, self.members, self.ask = points, points.members, ask  # which adds members, where it is a search
 
     def prepare(self) -> list[Member]:
-        """Check and load every point with every seed; of a search its corners, which are only tried."""
+        """Check and load every point with every seed; of a search only its corners, to try them."""
         members = members_of(self.settings, self.points.first, self.points.seeds, self.points.arms)
         self.members.extend([] if self.ask else members)
         return members
@@ -124,7 +124,7 @@ class Sweep(Study):
         return folders.open_folder(self.settings, "sweep", "sweep", expect)
 
     def known(self) -> Outcomes:
-        """What the members that an interrupted sweep was done with came to, by number; in every process."""
+        """The outcomes of members that an interrupted sweep had finished, by number; in every process."""
         config = (self.resume and folders.read_config(self.path)) or {}
         outcomes = {int(number): Outcome([], failure) for number, failure in config.get("done", {}).items()}
         path, members = self.path / "metrics.jsonl", config.get("members", [])
@@ -141,7 +141,7 @@ class Sweep(Study):
         return {number: own for number, own in outcomes.items() if self.is_complete(number, own, rounds[number])}
 
     def is_complete(self, number: int, outcome: Outcome, rounds: int) -> bool:
-        """Whether a member failed, or all that it leaves is there; where not, it is trained again."""
+        """Whether a member failed or everything that it leaves is there. If not, it is trained again."""
         if outcome.failure is not None or not outcome.rows or outcome.rows[-1]["round"] != rounds:
             return outcome.failure is not None
         left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
@@ -198,7 +198,7 @@ class Sweep(Study):
             # Of characters that every file system takes.
             name = re.sub(r"[^\w=.,-]", "_", f"{history.number:03d}_{history.name}")[:120]
             leave_run(self.path / "runs" / name, history, planned)
-        # Only now: who is killed above goes on from them to the run folders that are missing.
+        # Remove them only now: a sweep that was killed above goes on from them and writes the missing run folders.
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def concludes(self, outcomes: Outcomes, said: Console) -> list[dict[str, Any]]:

@@ -40,10 +40,10 @@ class Batches(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What one agent sends, layer by layer; who sends nothing sends an empty one.
+    """What one agent sends, layer by layer. An agent that sends nothing has an empty message.
 
-    Every agent's message has the same names. A layer that nobody ever sends is no name. Bits need not be the mask in
-    use. Where a name has bits and values, values are sent where the bits are 1, and nowhere else.
+    Every agent's message has the same names, and no name for a layer that nobody ever sends. Bits need not be the mask
+    in use. Where a name has bits and values, values are sent only where the bits are 1.
     """
 
     masks: Mapping[str, UInt8[Array, "..."]] = {}  # packed bits
@@ -52,7 +52,7 @@ class Message(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What one agent has of its neighbours, itself never included: sums over those whose message of a layer arrived.
+    """What one agent heard of its neighbours, without itself: sums over those whose message of a layer arrived.
 
     Where links weigh 0 or 1 in uint8, masks are counted in whole numbers, which sum exactly in any order. Other weights
     are floats, and sums are of weighted masks; sums of values are always weighted, edge after edge.
@@ -62,7 +62,7 @@ class Heard(NamedTuple):
     values: Mapping[str, Float[Array, "..."]]
     weight: Mapping[str, Shaped[Array, ""]]  # of all neighbours that were heard, layer by layer
     own: Float[Array, ""]  # the weight of one's own value in a mean
-    spoke: Bool[Array, ""]  # whether this was a round of exchange; hearing nobody in one is something else
+    spoke: Bool[Array, ""]  # whether this was a round of exchange; an agent may hear nobody in such a round too
 
 
 class Init(Protocol):

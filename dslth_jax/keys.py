@@ -43,7 +43,7 @@ def reproducible(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def expect_key(key: Key[Array, ""]) -> None:
-    """Raise a ValueError unless `key` is one as `key_of` makes: keys of another kind draw other numbers, and some of
-    them draw alike for all agents that are computed together."""
+    """Raise a ValueError unless `key` is of the kind that `key_of` makes. Keys of another kind draw other numbers, and
+    some draw the same numbers for all agents that are computed together."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or jax.random.key_impl(key) != IMPLEMENTATION:
         raise ValueError(f"a key must be of {IMPLEMENTATION}, got {key.dtype}: make it by dslth_jax.keys.key_of(seed)")

@@ -79,8 +79,8 @@ def update_agents(
     def next_chunk(agents: Any, first_and_own: Any) -> tuple[Any, Any]:
         first, own = first_and_own
         chosen = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, chunk), agents)
-        # Read them into memory of their own, by a branch always taken: read in place by whoever uses them, they would
-        # make the compiler copy everybody before it lets the new ones be written.
+        # Read them into memory of their own, by a branch that is always taken. If they were read in place, the compiler
+        # would copy the whole population before it writes the new agents.
         chosen = lax.cond(first < 0, lambda own: jax.tree.map(jnp.zeros_like, own), lambda own: own, chosen)
         chosen, result = several(chosen, *own)
         agents = jax.tree.map(lambda leaf, new: lax.dynamic_update_slice_in_dim(leaf, new, first, 0), agents, chosen)
@@ -235,7 +235,7 @@ def round(
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
     now, shares = state.control.next, jax.tree.map(jnp.asarray, shares)
 
-    # Both phases see the same minibatches, for the key is the same; what a phase does not use is never computed.
+    # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
         def batch(key: Array) -> Batch:
             drawn, present = draw(key, indices, size, batch_size)
@@ -321,7 +321,7 @@ def exchange(
     graph = present_first(graph, count_of(messages))
     weights = edge_weights(messages, graph)
 
-    # As planes, in the order in which bits are packed: so counts are written at once to where they belong.
+    # Take planes, in the order in which bits are packed, so that counts are written at once to where they belong.
     planes = heard._replace(masks={name: as_planes(counts) for name, counts in heard.masks.items()})
     like = jax.tree.map(lambda leaf: leaf[0], Message(planes.masks, planes.values))
 

@@ -1,8 +1,8 @@
 """FedPM made decentralized: masks drawn at random from learned probabilities. One agent's world.
 
 Isik et al., "Sparse Random Networks for Communication-Efficient Federated Learning", ICLR 2023, where a server averages
-the masks that clients draw. That an agent averages its neighbours' masks and its own instead is our adaptation, and so
-is evaluation at θ ≥ 1/2. One round, of scores s with θ = sigmoid(s), weights w = ±c and neighbours N:
+the masks that clients draw. Here an agent averages its neighbours' masks and its own instead; this is our adaptation,
+and so is evaluation at θ ≥ 1/2. One round, of scores s with θ = sigmoid(s), weights w = ±c and neighbours N:
 
     local step    s ← s − η Adam(∂f/∂s) at w ⊙ m,  m ~ Bernoulli(θ) anew     } send
     send          m ~ Bernoulli(θ) once more                                  }

@@ -17,7 +17,7 @@ where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or th
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
 optimizer in `descent.py`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it
-calls, schedules in the values of `Hyper`, the random weights in `models.py`.
+calls, schedules in the values of `Hyper`, the random weights in `networks`.
 """
 
 from collections.abc import Mapping
@@ -135,7 +135,7 @@ def mce_pl(
         if fine_tune_gradient == "recomputed":
             objective = lambda scores, batch: loss_fn(scores, world, hyper, heard, batch)  # noqa: E731
             step, moved, _ = descent.direction(objective, rule, *agent, batches.extra)
-            # Who heard nobody has nothing to fine-tune, and its optimizer has not moved either.
+            # An agent that heard nobody has nothing to fine-tune, and its optimizer stays as it was.
             anybody = heard_anybody(heard)
             state = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), moved, agent.optimizer)
             agent = agent._replace(optimizer=state)
@@ -202,7 +202,7 @@ def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS
 def personal_masks(
     hyper: Hyper, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
-    """m = Thres(|y|; r) of every layer, and after it, of convolutions, the filter rule where there is one."""
+    """m = Thres(|y|; r) of every layer; convolutions then pass through the filter rule, if there is one."""
     personal = masks.threshold(fused_scores(hyper, scores, heard, rule), hyper.kept)
     smallest = rule.smallest_filter
     if smallest is None:
@@ -223,7 +223,7 @@ def masked_model(
 ) -> dict[str, Any]:
     """The variables of v = w ⊙ m, for masks m that keep so many entries of each layer.
 
-    `kept` matters to a rule that scales alone, and may be None for others. A layer that keeps nothing is one of zeros.
+    Only a rule that scales reads `kept`; it may be None for others. A layer that keeps nothing becomes zeros.
     """
     weights = world.weights
     if rule.scale_by_retention:

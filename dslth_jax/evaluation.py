@@ -35,7 +35,7 @@ def evaluate(
     batch_size: int = BATCH,
     chunk: int | None = None,
 ) -> Evaluation:
-    """The population's accuracies, from its scores, what it heard last, and the settings of the round that ran last.
+    """The population's accuracies, by what agents carry, what they heard last, and the settings of the last round.
 
     Args:
         network: whose `apply` predicts with what the algorithm's `model` gives.

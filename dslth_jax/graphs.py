@@ -85,7 +85,7 @@ def graph_of(
 
 
 def adjacency_of(graph: Graph) -> Adjacency:
-    """The matrix again: who hears whom over edges that are present. Host side."""
+    """The adjacency matrix of a graph: who hears whom over edges that are present. Host side."""
     adjacency = np.zeros((len(graph.own), len(graph.own)), bool)
     present = np.asarray(graph.weights) != 0
     adjacency[np.asarray(graph.receivers)[present], np.asarray(graph.senders)[present]] = True
@@ -142,7 +142,7 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
             mixing *= np.sqrt((1 + degrees[:, None]) / (1 + degrees[None]))
     symmetric = np.allclose(mixing, mixing.T, rtol=0, atol=1e-12)
     moduli = np.sort(np.abs(np.linalg.eigvalsh(mixing) if symmetric else np.linalg.eigvals(mixing)))
-    # In parts that do not hear each other no news spread at all, whatever rounding makes of the eigenvalues.
+    # A graph in parts spreads no news between them, whatever rounding makes of its eigenvalues.
     gap = 1 - float(moduli[-2]) if connected and len(moduli) > 1 else float(connected)
     return GraphReport(
         links=int(degrees.sum()),
@@ -199,10 +199,11 @@ def complete(agents: int) -> Topology:
 def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False) -> Topology:
     """A random graph in which everybody hears exactly `degree` others, in 1..agents - 1.
 
-    Directed, everybody draws by itself whom it hears. Otherwise `agents` times `degree` must be even, and the graph is
-    near to a uniform draw of all such graphs: drawn by pairing (Steger and Wormald 1999), or where that takes minutes
-    (everybody hears more than 300 others and does not hear more than 300 others) by switching: a graph of neighbours on
-    a circle, in random order, whose links exchange ends two by two, about four times each (Milo et al. 2003).
+    If directed, everybody draws by itself whom it hears. Otherwise `agents` times `degree` must be even, and the graph
+    is close to a uniform draw among all such graphs. It is drawn by pairing (Steger and Wormald 1999). Where pairing
+    takes minutes, because everybody hears more than 300 others and does not hear more than 300, it is drawn by
+    switching (Milo et al. 2003): agents stand on a circle in random order and hear their nearest, and then links
+    exchange ends two by two, each about four times.
     """
     _expect_degree(degree, agents)
     rng = np.random.default_rng(seed)
@@ -214,7 +215,7 @@ def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False)
         return _fixed(adjacency, directed)
     if degree * agents % 2:
         raise ValueError(f"degree {degree} needs an even number of agents, or take an even degree, got {agents} agents")
-    # Where fewer are not heard than heard, draw those: the fewer links, the sooner they are found.
+    # Where fewer agents are not heard than heard, draw who is not heard: fewer links are found sooner.
     dense = degree > agents // 2
     fewer = agents - 1 - degree if dense else degree
     if fewer > MOST_NEIGHBOURS:
@@ -237,7 +238,7 @@ def small_world(agents: int, degree: int = 4, probability: float = 0.1, seed: in
 
 
 def erdos_renyi(agents: int, probability: float = 0.5, seed: int = 0, directed: bool = False) -> Topology:
-    """Every two agents hear each other with `probability`, independently; directed, each of both ways by itself."""
+    """Every two agents hear each other with `probability`, independently; if directed, each way is drawn by itself."""
     _expect_agents(agents)
     _expect_probability(probability)
     return _fixed(_drawn("gnp_random_graph", agents, agents, probability, seed=seed, directed=directed), directed)
@@ -260,10 +261,10 @@ def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool =
 
 
 def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> Topology:
-    """In every round `degree` random pairings of all agents, or directed, everybody hears `degree` random others.
+    """In every round `degree` random pairings of all agents; if directed, everybody hears `degree` random others.
 
-    Two agents that are paired twice in a round share one link, and of an odd number one is left out of each pairing: so
-    undirected, an agent hears `degree` others at most.
+    Two agents that are paired twice in a round share one link, and each pairing of an odd number leaves one agent out.
+    So an agent hears at most `degree` others, unless the graph is directed.
     """
     _expect_degree(degree, agents)
     receivers = np.repeat(np.arange(agents, dtype=np.int32), degree)
@@ -280,7 +281,7 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
         orders = jax.vmap(lambda key: jax.random.permutation(key, agents))(jax.random.split(key, degree))
         pairs = orders[:, : agents - agents % 2].reshape(degree, -1, 2)
         pairing = jnp.arange(degree)[:, None, None]
-        # Whoever is left over is paired with itself, and that is no link.
+        # An agent that is left over is paired with itself, which is no link.
         partner = jnp.tile(jnp.arange(agents), (degree, 1)).at[pairing, pairs].set(pairs[..., ::-1]).T
         again = jnp.tril(partner[:, :, None] == partner[:, None, :], -1).any(axis=2)
         present = (partner != jnp.arange(agents)[:, None]) & ~again
@@ -318,7 +319,7 @@ def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacen
         (a, b), (c, d) = links[:pairs].T, links[pairs : 2 * pairs].T
         turned = rng.random(pairs) < 0.5
         c, d = np.where(turned, d, c), np.where(turned, c, d)
-        # A pair gives way where another wants one of its new links.
+        # Where two pairs want the same new link, one of them stays as it is.
         pair = np.flatnonzero((a != d) & (b != c) & ~adjacency[a, d] & ~adjacency[c, b])
         wanted = np.sort([[a[pair], d[pair]], [c[pair], b[pair]]], axis=1)
         claimed_by[wanted[:, 0], wanted[:, 1]] = pair

@@ -42,8 +42,8 @@ class Transmit(Protocol):
 
 
 class Link(NamedTuple):
-    """Two functions of the population's world. What arrives may differ in shape and dtype from what was sent: what is
-    heard takes the types behind the link."""
+    """Two functions of the population's world. What arrives may differ in shape and dtype from what was sent; `Heard`
+    then has the types of what arrives."""
 
     init: Remember
     transmit: Transmit
@@ -64,7 +64,7 @@ def perfect() -> Link:
 def dropped(rate: float | Float[Array, ""]) -> Link:
     """Each directed link fails with probability `rate`, on its own in each round, and the receiver knows it.
 
-    What is lost was sent all the same. The mean of who hears less is over those it heard. `rate` may be traced.
+    A lost message counts as sent. An agent averages over the neighbours that it heard. `rate` may be traced.
     """
 
     @reproducible

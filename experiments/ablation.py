@@ -5,8 +5,8 @@
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
 keeps the density that was asked for. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) majorities come to
-40 and 52 %, the tensor to 59, nobody's masks to 61: see experiments/RESULTS.md. Few neighbours make ties, which keep
-entries, and density then grows instead.
+40 and 52 %, the tensor to 59, one's own masks alone to 61: see experiments/RESULTS.md. Where neighbours are few there
+are ties; a tie keeps the entry, and density then grows instead.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ PANELS = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "acc
 def arms_of(settings: Ablation) -> Arms:
     """The aggregation tensor, a majority as either of two readings has it, and none.
 
-    Majorities are sent on from unlike masks, for of like ones nothing would ever change.
+    Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
     """
     del settings
     return {

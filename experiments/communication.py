@@ -4,9 +4,10 @@
     python -m experiments.communication --data-dir FOLDER                       # CIFAR-10, 8 agents, 100 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
-weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, for with
-every step it learns nothing. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) MCE-PL comes to 59 % with
-12 MB, Dis-PFL to 58 with 2,667, DSGD to 42 with 8,053, masks of one's own to 61 with none: see experiments/RESULTS.md.
+weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, because it
+learns nothing where it exchanges after every step. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32)
+MCE-PL comes to 59 % with 12 MB, Dis-PFL to 58 with 2,667, DSGD to 42 with 8,053, masks of one's own to 61 with none:
+see experiments/RESULTS.md.
 """
 
 import dataclasses

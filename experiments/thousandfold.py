@@ -3,11 +3,11 @@
     python -m experiments.thousandfold --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # 400 rounds
 
 Both take the same steps, on the same graph, split and seeds; every message of masks is really encoded, the first as a
-key frame and the others as what has flipped since. How much flips between two messages grows far slower than the
-number of rounds between them, hence the arms that send every few rounds. With the authors' graph and class lists, on
-two cores: after 400 rounds masks sent every 5 have taken 1/4829 of the bits of weights sent in every one, at 68.2 %,
-DSGD 63.0 (one seed, 67 minutes); after 100, all sending in every round, 1/1203, at 65.5 %, DSGD 53.4 (three seeds, 54
-minutes). See experiments/RESULTS.md.
+key frame and the others as what has flipped since. The flips between two messages grow far slower than the number of
+rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, on two cores:
+after 400 rounds, masks sent every 5 rounds took 1/4829 of the bits of weights sent in every round, at 68.2 % against
+63.0 (one seed, 67 minutes). After 100 rounds, both sent in every round, it was 1/1203, at 65.5 % against 53.4 (three
+seeds, 54 minutes). See experiments/RESULTS.md.
 """
 
 import dataclasses

@@ -3,9 +3,9 @@
     python -m experiments.validation --dataset digits --agents 4 --rounds 60     # 25 s on two cores
     python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
-Agents alone, and among neighbours: one trains the weights that all start from, the other keeps them and learns which
-to use. The paper says that both end alike. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) masks come
-to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/RESULTS.md.
+Agents learn alone, and among neighbours. Some train the weights from which all start, the others keep these and learn
+which of them to use. The paper says that both end alike. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32)
+masks come to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/RESULTS.md.
 """
 
 import dataclasses

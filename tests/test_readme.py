@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from fakes import use_fakes
 
 import dslth_jax
 from dslth_jax.networks import zoo
@@ -51,6 +52,8 @@ COMMANDS = [
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
+    if 'dataset="digits"' in code:
+        use_fakes(monkeypatch)  # the others compile: a population, a run on data of one's own, a loop of one's own
     names = {}
     exec(code.replace("agents, rounds, data = 16, 200,", "agents, rounds, data = 9, 2,"), names)
     if "topology" in names:

@@ -16,7 +16,7 @@ from flax import linen as nn
 from tiny import heard_of
 
 from dslth_jax import control, links, masks, population
-from dslth_jax.algorithm import Batch, Batches, by_name
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Message, by_name
 from dslth_jax.algorithms.mce_pl import (
     Hyper,
     MaskRule,
@@ -401,6 +401,44 @@ def test_how_often_agents_exchange_may_be_traced():
             state, _ = step(state)
         states.append(jax.device_get(state))
     chex.assert_trees_all_equal(*states)
+
+
+def test_what_is_heard_says_whether_anybody_spoke_and_of_which_layers():
+    """An algorithm of bits that are no mask in use: even agents lack a layer in odd rounds, and every second round is
+    silent."""
+
+    def message(world, hyper):
+        has = {"often": jnp.array(True), "seldom": (world.round % 2 == 0) | (hyper % 2 == 1)}
+        return Message({name: masks.pack(jnp.ones(9)) for name in has}, has=has)
+
+    def send(key, world, hyper, agent, heard, batches):
+        return agent, None, message(world, hyper), {}
+
+    def receive(key, world, hyper, agent, carry, heard, batches):
+        return agent, {"spoke": heard.spoke, **{f"heard {name}": weight for name, weight in heard.weight.items()}}
+
+    algorithm = Algorithm(lambda key, world, hyper: (None, message(world, hyper)), send, receive, None)
+    world, numbers = WORLD._replace(weights={"often": jnp.ones(9), "seldom": jnp.ones((3, 3))}), jnp.arange(AGENTS)
+    graph, shares = graph_of(ADJACENCY), setting().shares
+    state = population.init(algorithm, world, numbers, graph, agents=AGENTS)
+    fixed = {"batch_size": 1, "exchange_every": 2}
+    step = jax.jit(
+        lambda state: population.round(
+            algorithm, world._replace(round=state.round), numbers, state, shares, graph, **fixed
+        )
+    )
+    odd = np.arange(AGENTS) % 2
+    for number in range(4):
+        state, info = step(state)
+        speaks = number % 2
+        assert (info["spoke"] == speaks).all()
+        np.testing.assert_array_equal(info["heard often"], speaks * ADJACENCY.sum(axis=1))
+        np.testing.assert_array_equal(info["heard seldom"], speaks * (ADJACENCY @ odd))
+        holds = odd if number % 2 else 1
+        np.testing.assert_array_equal(info["kept"]["often"], np.full(AGENTS, 9))
+        np.testing.assert_array_equal(info["kept"]["seldom"], np.full(AGENTS, 9) * holds)
+        np.testing.assert_array_equal(info["has"]["seldom"], np.full(AGENTS, True) * holds)
+        assert state.heard.spoke.all()  # of the last round in which anybody spoke
 
 
 def permuted(s, order):

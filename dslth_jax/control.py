@@ -1,7 +1,7 @@
 """Budgets from round to round: what sets every agent's traced settings. The population's world.
 
-A `Controller` is two pure functions inside the compiled program. The settings that it is handed are always the run's
-own values, so that what it makes of them does not compound; counts and step sizes are traced, and nothing recompiles.
+A `Controller` is two pure functions inside the compiled program. It always gets the run's own values, so that its
+changes do not compound. Counts and step sizes are traced, and nothing recompiles.
 To add one, write its factory here.
 """
 

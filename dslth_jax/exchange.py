@@ -129,7 +129,7 @@ def in_halves(
         apart = weights * jnp.uint8(0b00010001)
         return reduce(jnp.add, [(bits[senders[i]][None] >> shifts) & apart[i] for i in range(AT_ONCE)])
 
-    # Behind a branch, for the compiler would make one loop of this and `in_planes`, which counts everything twice.
+    # Put this behind a branch. Otherwise the compiler makes one loop of this and `in_planes`, and counts twice.
     return lax.cond(hears_any, counted, lambda: jnp.zeros(shape, jnp.uint8))
 
 

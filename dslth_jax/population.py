@@ -114,7 +114,7 @@ def count_of(stacked: Any) -> int:
 def default_chunk(agents: int) -> int:
     """One agent at a time on CPUs, whose caches hold one; all together elsewhere.
 
-    It asks the default backend: say the chunk where you compile for another one.
+    It asks the default backend. Whoever compiles for another one should say the chunk.
     """
     return 1 if jax.default_backend() == "cpu" else agents
 
@@ -130,8 +130,8 @@ def draw_weights(network: Network, key: Key[Array, ""]) -> tuple[Any, Any]:
 def world_of(network: Network, key: Key[Array, ""], round: Any, rounds: int, drawn: Any = None) -> World:
     """The world of one round.
 
-    `drawn` is what `draw_weights` makes of the key: drawn once and handed to every program they compile faster; None
-    draws anew. A key of another kind than `keys.key_of` makes is a ValueError.
+    `drawn` is what `draw_weights` makes of the key. Programs that are handed it compile faster than those that draw;
+    None draws anew. Raises a ValueError if the key is not of the kind that `keys.key_of` makes.
     """
     expect_key(key)
     weights, frozen = draw_weights(network, key) if drawn is None else drawn
@@ -181,8 +181,8 @@ def init(
 
 
 def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, world: World) -> tuple[Heard, Graph]:
-    """What one agent has heard before anybody spoke, of the types behind the link; and the graph with weights of that
-    type, for start messages, which pass through no link."""
+    """What one agent has heard before anybody spoke, with the types that arrive behind the link; and the graph with
+    weights of that type, for start messages, which pass through no link."""
     one = jax.tree.map(lambda leaf: leaf[0], everybody)
     if not holds_anything(everybody):
         return silence(one, 1, graph), graph
@@ -214,13 +214,13 @@ def round(
     Args:
         algorithm: the four functions of one agent's world.
         world: of this round.
-        hyper: the run's own values of all traced settings, leaves with a leading agents axis; what a round takes of
-            them is the controller's to say.
+        hyper: the run's own values of all traced settings, leaves with a leading agents axis; the controller makes of
+            them what a round takes.
         state: from `init` or the round before; donate it when jitting.
         shares: training samples.
         graph: who hears whom in this round.
         batch_size: samples a minibatch, `local_steps` minibatches (and one more) a round: both static.
-        exchange_every: rounds from one exchange to the next, which is the last of each such stretch. In a silent
+        exchange_every: rounds from one exchange to the next; of each so many rounds the last one exchanges. In a silent
             round nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
         link: what happens to messages on their way; None is `links.perfect()`.
         controller: what sets the settings of each round; None is `control.constant()`.
@@ -288,9 +288,9 @@ def holds_anything(message: Message) -> bool:
 def sizes_of(message: Message, before: Message) -> dict[str, Any]:
     """How much is in everybody's messages, and how many of their bits differ from those sent before.
 
-    `kept`: of each agent's bits how many are 1, by layer; `flipped`: how many differ from what the agent sent last;
-    `floats`: how many values there are, where bits go with them only those that the bits keep; both None where no
-    message has any. A layer that a message lacks counts nothing; `has` says which it holds, None all of them.
+    `kept` counts by layer how many of each agent's bits are 1, `flipped` how many differ from those that the agent sent
+    last, and `floats` the values (where bits go with values, those that the bits keep). `flipped` and `floats` are None
+    where no message has any. A layer that a message lacks does not count; `has` says which it holds, None all of them.
     """
 
     def held(name: str, counts: Array) -> Array:

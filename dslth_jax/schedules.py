@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-Schedule = Callable[[Int[Array, ""] | Float[Array, ""]], Float[Array, ""] | float]
+Round = int | Int[Array, ""] | Float[Array, ""]  # from 0
+Schedule = Callable[[Round], Float[Array, ""] | float]
 
 
-def constant(round: Int[Array, ""] | Float[Array, ""]) -> float:
+def constant(round: Round) -> float:
     """The factor 1."""
     del round
     return 1.0
@@ -50,7 +51,7 @@ def product(*factors: Schedule) -> Schedule:
     if not moving:
         return constant
 
-    def of_all(round: Int[Array, ""] | Float[Array, ""]) -> Float[Array, ""]:
+    def of_all(round: Round) -> Float[Array, ""]:
         # Whole rounds divide in float32 even where floats have 64 bits: count them in floats.
         count = jnp.asarray(round, jnp.result_type(float))
         return jnp.prod(jnp.stack([jnp.asarray(factor(count)) for factor in moving]), axis=0)

@@ -24,9 +24,9 @@ class Setting(NamedTuple):
 
     bounds: str = ""  # low..high, or as an interval such as (0, 1]
     unit: str = ""  # of which it is a number
-    traced: bool = False  # may differ between members of one program: it is traced, or decides only about what is
+    traced: bool = False  # may differ between members of one program: it is traced, or decides only traced values
     scheduled: bool = False  # may be spelled VALUE@SCHEDULE too, and is traced
-    machine: bool = False  # may differ between processes, and when a run goes on: no number depends on it
+    machine: bool = False  # may differ between processes, and after --resume: no number depends on it
     against: tuple[str, ...] = ()  # flags that mean something else: only one of them can be said
     name: str = ""
     hint: Any = None  # the type of its value; of a flag that may be said several times, of one
@@ -42,7 +42,7 @@ def setting(default: Any, **known: Any) -> Any:
 
 
 def describe(kind: type) -> dict[str, Setting]:
-    """What is known of each field of a class of settings; what it changes of another's stays in that one's group."""
+    """What is known of each field of a class of settings. A field that a class overrides stays in its first group."""
     hints, found = get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         owners = [one for one in reversed(kind.__mro__) if field.name in vars(one).get("__annotations__", {})]
@@ -171,7 +171,7 @@ class Method:
     elu_on_logits: bool | None = None
     """Put an ELU on the logits (or --no-elu-on-logits)."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the network's arithmetic; scores, thresholds and masks are float32 and exact either way."""
+    """Floats of the network's arithmetic; scores, thresholds and masks are float32 and exact either way."""
     batch_size: int = setting(128, bounds=COUNT, unit="samples", traced=True)
     """Samples a minibatch; an agent with fewer uses all of its own."""
     local_steps: int = setting(1, bounds=COUNT, unit="steps")
@@ -179,9 +179,10 @@ class Method:
     exchange_every: int = setting(1, bounds=COUNT, unit="rounds")
     """Rounds from one exchange to the next."""
     key_every: int = setting(0, bounds=FROM_ZERO, unit="exchanges")
-    """Exchanges from one key frame to the next, in what coded messages are counted at; 0 is one at the start alone."""
+    """Exchanges from one key frame to the next where coded messages are counted; 0 is a single one at the start."""
     code_every: int | None = setting(None, bounds=COUNT, unit="exchanges")
-    """Exchanges from one whose messages are really encoded to the next; None encodes before evaluations alone."""
+    """Exchanges from one whose messages are really encoded to the next; None encodes the 1st, 2nd, 4th, 8th... and the
+    last before each evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +310,7 @@ def within(value: Any, bounds: str) -> Any:
 
 
 def refusal(name: str, wanted: str, value: Any, known: Iterable[str] = ()) -> str:
-    """The sentence for a value that is not as wanted; of `known` names the nearest is suggested."""
+    """The sentence for a value that is not as wanted; it suggests the nearest of the `known` names."""
     try:
         given = str(value)
     except ValueError:  # Python writes no whole number of thousands of digits

@@ -1,4 +1,4 @@
-"""From few agents to many: time and peak memory of a round, against the formula of `dslth_jax.memory`.
+"""From few agents to many: time and peak memory of a round, against the formula of `study.training.memory`.
 
     python -m benchmarks.scaling [--agents 8 64 256 1024] [--batch 128] [--rounds 2]
 

@@ -16,8 +16,8 @@ from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
-from dslth_jax.study.training import prepare as preparing
 from dslth_jax.study.training import programs
+from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
@@ -184,8 +184,9 @@ class SeenError(Exception):
 def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
     seen = {}
 
-    def look(algorithm, world, state, shares, graph, **settings):
-        seen.update(settings, lr=world.hyper.lr, skew=shares.skew, weights=graph.weights)
+    def look(algorithm, world, hyper, state, shares, graph, **settings):
+        _, first = settings["controller"].init(hyper)
+        seen.update(settings, lr=hyper.lr, first=first.lr, skew=shares.skew, weights=graph.weights)
         raise SeenError
 
     monkeypatch.setattr(programs.population, "round", look)
@@ -193,11 +194,13 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
     views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
     prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
     with pytest.raises(SeenError):
-        programs.compile_programs(preparing.plan([prepared]))
+        programs.compile_programs(plan([prepared]))
     assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
     assert seen["skew"].degrees.shape == (4,)
-    # Both the schedule and the redrawing were traced: neither is a constant.
+    # Step sizes, their schedule and the redrawing were traced: none is a constant.
     assert isinstance(seen["lr"], jax.core.Tracer)
+    assert isinstance(seen["first"], jax.core.Tracer)
+    assert seen["first"] is not seen["lr"]
     assert isinstance(seen["weights"], jax.core.Tracer)
     assert np.issubdtype(seen["weights"].dtype, np.floating)
 

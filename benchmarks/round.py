@@ -49,7 +49,7 @@ def round_timing(
     hyper, shares, graph = jax.device_put(
         (population_hyper(resolve(Settings(agents=agents)), network)[0], shares, graph)
     )
-    drawn = jax.jit(population.draw_weights, static_argnums=0)(network, key)
+    drawn = jax.jit(lambda key: population.draw_weights(network, key))(key)
 
     def world_at(round: Any) -> Any:
         return population.world_of(network, key, round, 1, drawn)

@@ -28,6 +28,7 @@ from dslth_jax.graphs import Topology, graph_of, metropolis
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
+from dslth_jax.study.commands import sweep
 from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import Settings
@@ -877,7 +878,7 @@ def test_a_sweep_over_algorithms_is_their_runs_alone(tiny, tmp_path):
     names = ("dsgd", "local", "independent")
     settings = {"dataset": "digits", "model": "tiny", "agents": 4, "topology": "ring", "rounds": 4, "eval_every": 2}
     grid = (f"algorithm={','.join(names)}",)
-    rows = sweep.sweep(Sweep(**settings, grid=grid, run_folders=True, out=tmp_path / "all"))
+    rows = sweep(Sweep(**settings, grid=grid, run_folders=True, out=tmp_path / "all"))
     sent = 4 * 8 * (TINY_ENTRIES + TINY_BIASES) * 4 / 1e6
     found = {row["algorithm"]: row["float32_mb"] for row in rows}
     assert found == pytest.approx({"dsgd": sent, "local": 0, "independent": 0})

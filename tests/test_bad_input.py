@@ -240,6 +240,11 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("True", "--directed takes no value, got 'True': say --directed or --no-directed", ""),
         (None, "star has no directed form: leave --directed out", "--topology star"),
     ],
+    "link_drop": [
+        ("some", "--link-drop must be a number, got 'some'", ""),
+        ("1.5", "--link-drop must be in [0, 1], got 1.5", ""),
+        ("nan", "--link-drop must be in [0, 1], got nan", ""),
+    ],
     "mixing": [
         ("uniformly", "--mixing must be one of uniform, metropolis, got 'uniformly'; did you mean uniform?", ""),
         ("metropolis", "need an undirected graph: take uniform ones, or leave --directed out", "--directed"),
@@ -613,6 +618,7 @@ POOLS: dict[str, tuple[str, str]] = {
         "changing-regular:0 changing-erdos-renyi:nan complete: erdos_renyi torus:1_0 torus:999999999999",
     ),
     "directed": ("", "True 0"),
+    "link_drop": ("0 0.2 1", "-0.1 2 nan"),
     "mixing": ("uniform metropolis", "metro"),
     "retention": (
         "0.3 1 0.05 0.1:0.9 0.9:0.1 0.3@cosine:0.5 0.3@warm-up:5 0.1:0.4@step:10",

@@ -94,7 +94,7 @@ def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):
 def test_bits_are_what_crossed_the_links(rows):
     kept = [
         sum(n - int((1 - r) * n) for n in (288, 18_432)) + sum(n - int((1 - 0.9) * n) for n in (32_768, 1_280))
-        for r in numbers_of(Settings(agents=4, retention="0.1:0.4"))["retention"].values
+        for r in numbers_of(resolve(Settings(agents=4, retention="0.1:0.4")))["retention"].values
     ]
     for row in rows:
         # Four agents on a ring: each message travels two links.

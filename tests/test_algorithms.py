@@ -846,7 +846,7 @@ def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
     assert groups("algorithm=fedpm", "clamp=0.01,0.1") == 1
 
 
-@pytest.mark.parametrize("algorithm", ["dsgd", "dis-pfl"])
+@pytest.mark.parametrize("algorithm", [pytest.param("dsgd", marks=pytest.mark.slow), "dis-pfl"])
 def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, tiny, tmp_path):
     whole, cut, own = tmp_path / "whole", tmp_path / "cut", ["--algorithm", algorithm]
     assert run(*own, "--out", str(whole)) == 0
@@ -873,6 +873,7 @@ def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, tiny, tmp_path):
     assert report.main([str(whole), "--out", str(tmp_path / "report.html")]) == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_over_algorithms_is_their_runs_alone(tiny, tmp_path):
     """Of one that sends floats and two that send nothing, of which one has masks."""
     names = ("dsgd", "local", "independent")

@@ -332,20 +332,11 @@ def test_rounds_over_links_that_drop_equal_the_numpy_loops(case, x64):
     np.testing.assert_array_equal(state.heard.own, np.ones(AGENTS))
 
 
-def test_messages_are_counted_as_sent_whether_they_arrive_or_not():
-    start, step = programs(made(), setting(), link=links.chain(links.dropped(1.0), links.perfect()))
-    state, info = step(start())
-    np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves((state.heard.masks, state.heard.weight)))
-    assert state.heard.spoke.all()  # hearing nobody is no silent round
-
-
-def test_links_that_drop_nothing_are_perfect_bit_for_bit():
-    states = []
-    for link in (links.perfect(), links.dropped(jnp.float32(0.0))):
-        start, step = programs(made(), setting(), link=link)
-        states.append(jax.device_get(step(start())[0]._replace(links=None)))
-    chex.assert_trees_all_equal(*states)
+def test_links_that_drop_nothing_are_perfect():
+    graph, messages = graph_of(ADJACENCY), Message({"layer": jnp.zeros((AGENTS, 2), jnp.uint8)})
+    for rate in (0.0, jnp.float32(0.0)):
+        through = [link.transmit(WORLD.key, None, graph, messages) for link in (links.perfect(), links.dropped(rate))]
+        chex.assert_trees_all_equal(*through)
 
 
 def test_a_graph_drawn_anew_is_heard_in_its_own_round(x64):
@@ -403,33 +394,43 @@ def test_how_often_agents_exchange_may_be_traced():
     chex.assert_trees_all_equal(*states)
 
 
-def test_what_is_heard_says_whether_anybody_spoke_and_of_which_layers():
-    """An algorithm of bits that are no mask in use: even agents lack a layer in odd rounds, and every second round is
-    silent."""
+def shouting(seldom):
+    """An algorithm of messages whose bits are no mask in use: of ones, and of two layers, of which a message lacks the
+    second in rounds and of agents where `seldom(round, number)` is False."""
 
-    def message(world, hyper):
-        has = {"often": jnp.array(True), "seldom": (world.round % 2 == 0) | (hyper % 2 == 1)}
+    def message(world, number):
+        has = {"often": jnp.array(True), "seldom": jnp.asarray(seldom(world.round, number))}
         return Message({name: masks.pack(jnp.ones(9)) for name in has}, has=has)
 
-    def send(key, world, hyper, agent, heard, batches):
-        return agent, None, message(world, hyper), {}
+    def send(key, world, number, agent, heard, batches):
+        return agent, None, message(world, number), {}
 
-    def receive(key, world, hyper, agent, carry, heard, batches):
+    def receive(key, world, number, agent, carry, heard, batches):
         return agent, {"spoke": heard.spoke, **{f"heard {name}": weight for name, weight in heard.weight.items()}}
 
-    algorithm = Algorithm(lambda key, world, hyper: (None, message(world, hyper)), send, receive, None)
+    return Algorithm(lambda key, world, number: (None, message(world, number)), send, receive, None)
+
+
+def rounds_of(algorithm, number, **ways):
+    """State and diagnostics after each of so many rounds of an algorithm of layers "often" and "seldom"."""
     world, numbers = WORLD._replace(weights={"often": jnp.ones(9), "seldom": jnp.ones((3, 3))}), jnp.arange(AGENTS)
     graph, shares = graph_of(ADJACENCY), setting().shares
     state = population.init(algorithm, world, numbers, graph, agents=AGENTS)
-    fixed = {"batch_size": 1, "exchange_every": 2}
-    step = jax.jit(
-        lambda state: population.round(
-            algorithm, world._replace(round=state.round), numbers, state, shares, graph, **fixed
-        )
-    )
-    odd = np.arange(AGENTS) % 2
-    for number in range(4):
+
+    @jax.jit
+    def step(state):
+        now = world._replace(round=state.round)
+        return population.round(algorithm, now, numbers, state, shares, graph, batch_size=1, **ways)
+
+    for _ in range(number):
         state, info = step(state)
+        yield state, info
+
+
+def test_what_is_heard_says_whether_anybody_spoke_and_of_which_layers():
+    """Even agents lack a layer in odd rounds, and every second round is silent."""
+    odd, algorithm = np.arange(AGENTS) % 2, shouting(lambda round, number: (round % 2 == 0) | (number % 2 == 1))
+    for number, (state, info) in enumerate(rounds_of(algorithm, 4, exchange_every=2)):
         speaks = number % 2
         assert (info["spoke"] == speaks).all()
         np.testing.assert_array_equal(info["heard often"], speaks * ADJACENCY.sum(axis=1))
@@ -439,6 +440,14 @@ def test_what_is_heard_says_whether_anybody_spoke_and_of_which_layers():
         np.testing.assert_array_equal(info["kept"]["seldom"], np.full(AGENTS, 9) * holds)
         np.testing.assert_array_equal(info["has"]["seldom"], np.full(AGENTS, True) * holds)
         assert state.heard.spoke.all()  # of the last round in which anybody spoke
+
+
+def test_messages_are_counted_as_sent_whether_they_arrive_or_not():
+    link = links.chain(links.dropped(1.0), links.perfect())
+    ((state, info),) = rounds_of(shouting(lambda round, number: True), 1, link=link)
+    np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((state.heard.masks, state.heard.weight)))
+    assert info["spoke"].all()  # hearing nobody is no silent round
 
 
 def permuted(s, order):

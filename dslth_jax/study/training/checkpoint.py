@@ -12,8 +12,8 @@ drawn anew from their seed and are never part of a state.
 
 orbax's own CheckpointManager (0.12) was tried in the place of this file. Where the newest checkpoint is damaged, it
 takes that one for the latest all the same, saves below it only by force, leaves it where it is, and then refuses the
-step at which it lies (StepAlreadyExistsError); and it writes files of its own into a checkpoint after a handler's last
-word, so that no hash can hold all of them before the folder gets its name.
+step at which it lies (StepAlreadyExistsError); and it leaves files of its own beside a handler's, which hashes that the
+handler seals do not cover.
 """
 
 import hashlib

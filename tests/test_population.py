@@ -415,7 +415,7 @@ def rounds_of(algorithm, number, **ways):
     """State and diagnostics after each of so many rounds of an algorithm of layers "often" and "seldom"."""
     world, numbers = WORLD._replace(weights={"often": jnp.ones(9), "seldom": jnp.ones((3, 3))}), jnp.arange(AGENTS)
     graph, shares = graph_of(ADJACENCY), setting().shares
-    state = population.init(algorithm, world, numbers, graph, agents=AGENTS)
+    state = population.init(algorithm, world, numbers, graph, agents=AGENTS, link=ways.get("link"))
 
     @jax.jit
     def step(state):

@@ -337,11 +337,6 @@ def agent_numbers(agents: int, axis: str | None) -> Int[Array, "agents"]:
     return jnp.arange(agents) + (0 if axis is None else lax.axis_index(axis) * agents)
 
 
-def devices_of(axis: str | None) -> int:
-    """Over how many devices agents are spread."""
-    return 1 if axis is None else lax.axis_size(axis)
-
-
 def from_all_devices(message: Any, axis: str | None) -> Any:
     """Everybody's message, from those of every device's agents. The only thing that crosses between devices."""
     return message if axis is None else lax.all_gather(message, axis, tiled=True)

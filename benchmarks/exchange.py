@@ -32,7 +32,7 @@ from dslth_jax import masks, population
 from dslth_jax.algorithm import Heard, Message
 from dslth_jax.exchange import counting_dtype, hear, present_first, silence
 from dslth_jax.graphs import Graph, adjacency_of
-from dslth_jax.population import over_agents
+from dslth_jax.over_agents import over_agents
 from dslth_jax.study.config.spellings import topology_of
 
 TOPOLOGIES = ("regular:8", "erdos-renyi:0.5")

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.measure import conditions, copy_rate, timed
 from dslth_jax import masks
-from dslth_jax.population import default_chunk, over_agents
+from dslth_jax.over_agents import default_chunk, over_agents
 
 ALEXNET = (4_800, 204_800, 819_200, 196_608, 1_920)
 

@@ -16,6 +16,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     links           what happens to messages on their way
     control         what sets the settings of each round
     exchange        sparse mixing matrix times stacked messages -> heard
+    over_agents     the one crossing from one agent's world into the population's
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
     sharding        agents over devices
@@ -27,8 +28,8 @@ Here are the functions and types that other code reuses most; all else is reache
 first asked for.
 
 Two worlds: a function is written for one agent and knows no agents axis, or for the population, where every per-agent
-leaf has a leading agents axis. Only `population.over_agents`, and `update_agents` where agents carry something, lead
-from the first into the second.
+leaf has a leading agents axis. Only `over_agents.over_agents`, and `update_agents` where agents carry something,
+lead from the first into the second.
 """
 
 from typing import Any

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Heard, World
 from dslth_jax.networks.network import Network
-from dslth_jax.population import Shares, State, over_agents
+from dslth_jax.over_agents import over_agents
+from dslth_jax.population import Shares, State
 from dslth_jax.skew import Skew, see
 
 BATCH = 256  # test samples a forward pass

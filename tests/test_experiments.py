@@ -17,7 +17,7 @@ import pytest
 from fakes import use_fakes
 from tiny import use_tiny_network
 
-from dslth_jax import population
+from dslth_jax.over_agents import default_chunk
 from dslth_jax.study.config.resolve import numbers_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.prepare import prepare
@@ -280,4 +280,4 @@ def test_help_shows_every_flag_with_its_default(capsys):
 
 
 def test_a_population_of_one_chunk_setting_is_what_the_command_uses():
-    assert population.default_chunk(64) == (1 if jax.default_backend() == "cpu" else 64)
+    assert default_chunk(64) == (1 if jax.default_backend() == "cpu" else 64)

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from dslth_jax.population import State, count_of
+from dslth_jax.over_agents import count_of
+from dslth_jax.population import State
 from dslth_jax.study.config.console import console
 from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.settings import Settings

@@ -28,9 +28,6 @@ class Ablation(Experiment):
     unlike masks keeps less than any of them."""
 
 
-PANELS = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
-
-
 def arms_of(settings: Ablation) -> Arms:
     """The aggregation tensor, a majority as either of two readings has it, and none.
 
@@ -45,6 +42,7 @@ def arms_of(settings: Ablation) -> Arms:
     }
 
 
+PANELS = [Panel("round", metric) for metric in ("density", "loss", "accuracy")]
 main = partial(compare, "experiments.ablation", Ablation, arms_of, PANELS)
 
 if __name__ == "__main__":

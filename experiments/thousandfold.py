@@ -25,11 +25,8 @@ class Thousandfold(Experiment):
     """Compare the bits of coded masks with those of weights at equal steps, by default as many as the authors take."""
 
     agents: int = 20
-    """Number of agents."""
     data_fraction: float = 0.2
-    """Share of each agent's training samples that is used, in (0, 1]."""
     rounds: int = 400
-    """Number of rounds."""
     mask_intervals: str = "1,5"
     """Rounds from one exchange of masks to the next, separated by commas: an arm of mce-pl for each."""
     weight_intervals: str = "1,5"

@@ -30,9 +30,6 @@ class Validation(Experiment):
     """Biases of linear layers at the start, one draw for all arms."""
 
 
-PANELS = (Panel("round", "accuracy"), Panel("round", "loss"))
-
-
 def arms_of(settings: Validation) -> Arms:
     """Weights and masks, alone and among neighbours."""
     del settings
@@ -44,6 +41,7 @@ def arms_of(settings: Validation) -> Arms:
     }
 
 
+PANELS = [Panel("round", metric) for metric in ("accuracy", "loss")]
 main = partial(compare, "experiments.validation", Validation, arms_of, PANELS)
 
 if __name__ == "__main__":

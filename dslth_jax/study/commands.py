@@ -4,9 +4,9 @@ A command reads flags into settings, makes a study of them, trains it, and retur
 `sweep` take settings, return what the study came to, and raise what is wrong.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 from dslth_jax.study.config.command import conduct, parse
 from dslth_jax.study.config.resolve import check_each, check_resume
@@ -20,7 +20,6 @@ from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
 __all__ = ["Settings", "Sweep", "compare", "run", "single", "sweep", "sweeping"]
-Kind = TypeVar("Kind", bound=Settings)
 
 
 def run(settings: Settings) -> Result:
@@ -68,12 +67,12 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Train a single run."""
-    return obey(program, Settings, records.Run, train, arguments, stop)
+    return conduct(program, lambda: ready(records.Run(parse(arguments, Settings, program))), train, stop)
 
 
 def sweeping(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Train a sweep."""
-    return obey(program, Sweep, sweep_of, train_some, arguments, stop)
+    return conduct(program, lambda: ready(sweep_of(parse(arguments, Sweep, program))), train_some, stop)
 
 
 def compare(
@@ -86,30 +85,17 @@ def compare(
 ) -> int:
     """Train the arms of a comparison, and leave a table of them and a figure with these panels."""
 
-    def finish(study: records.Sweep, stop: Stop) -> None:
-        train_some(study, stop, lambda: study.keep(leave, panels))
+    def begin() -> Study:
+        settings = parse(arguments, kind, program)
+        return ready(sweep_of(*shared_and_own(settings, arms_of(settings))))
 
-    return obey(
-        program, kind, lambda settings: sweep_of(*shared_and_own(settings, arms_of(settings))), finish, arguments, stop
-    )
-
-
-def obey(
-    program: str,
-    kind: type[Kind],
-    study_of: Callable[[Kind], Any],
-    finish: Callable[[Any, Stop], object],
-    arguments: Sequence[str] | None,
-    stop: Stop | None,
-) -> int:
-    """Read the flags, make the study that they mean, and finish it."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return conduct(program, lambda: ready(study_of(parse(words, kind, program))), finish, stop)
+    return conduct(program, begin, partial(train_some, panels=panels), stop)
 
 
-def train_some(study: Study, stop: Stop, behind: Callable[[], None] = lambda: None) -> None:
-    """Train a sweep, then call `behind`; a NotFiniteError if no point of it stays finite."""
+def train_some(study: Study, stop: Stop, panels: Sequence[Panel] | None = None) -> None:
+    """Train a sweep, and leave what a comparison with such panels does; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
-    behind()
+    if panels is not None:
+        study.keep(leave, panels)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

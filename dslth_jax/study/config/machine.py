@@ -27,8 +27,7 @@ def check_machine() -> None:
 
 def numerics() -> dict[str, str]:
     """What the user has chosen for JAX's numbers, by the names of its variables."""
-    names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
-    return {name: str(jax.config.values[name.lower()]) for name in names}
+    return {name: str(getattr(jax.config, name.lower())) for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")}
 
 
 def cache_folder(*, make: bool = True) -> Path | None:

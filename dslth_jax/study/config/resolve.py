@@ -39,23 +39,16 @@ def resolve(settings: Settings) -> Settings:
     check_together(settings)
     chosen = defaults_of(settings.algorithm, settings.preset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
-    resolved = dataclasses.replace(settings, **filled)
-    same = {
-        name: getattr(resolved, other)
-        for name, other in (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
-        if getattr(resolved, name) == "same"
-    }
+    known = vars(settings) | filled
+    for name, other in (("fine_tune_lr", "lr"), ("linear_retention", "retention")):
+        if known[name] == "same":
+            filled[name] = known[other]
     if settings.dirichlet_alpha is not None:
-        same["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
+        filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
     elif settings.class_file is None:
-        same["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
-    resolved = dataclasses.replace(resolved, **same)
+        filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
+    resolved = dataclasses.replace(settings, **filled)
     check_optimizer(settings, resolved)
-    if resolved.exchange_every > resolved.rounds:
-        raise ValueError(
-            f"--exchange-every must be at most --rounds, got {resolved.exchange_every} and {resolved.rounds}: "
-            f"nothing would ever be sent"
-        )
     numbers_of(resolved)
     return resolved
 
@@ -70,11 +63,10 @@ def check_each(settings: Settings) -> None:
         for one in value if known.several and isinstance(value, tuple) else (value,):
             if not is_of(one, known.hint):
                 raise ValueError(refusal(name, kinds(known.hint), one, choices(known.hint)))
-            number = isinstance(one, int | float) and not isinstance(one, bool)
-            # Python makes no float of a longer whole number.
-            if number and float in parts(known.hint) and isinstance(one, int) and abs(one) >= 10**300:
+            if isinstance(one, int) and float in parts(known.hint) and abs(one) >= 10**300:  # no float is as long
                 raise ValueError(refusal(name, "below 1e+300", one))
-            if number and known.bounds and not known.scheduled and not within(one, known.bounds):
+            is_number = isinstance(one, int | float) and not isinstance(one, bool)
+            if is_number and known.bounds and not known.scheduled and not within(one, known.bounds):
                 raise ValueError(refusal(name, f"in {known.bounds}", one))
             if one is not None and one not in NAMES.get(name, (one,)):
                 raise ValueError(refusal(name, f"one of {', '.join(NAMES[name])}", one, NAMES[name]))
@@ -103,23 +95,23 @@ def check_together(settings: Settings) -> None:
     """Raise a ValueError if flags contradict each other. A flag at its default counts as not given."""
     known = described(type(settings))
     given = [name for name, own in known.items() if getattr(settings, name) != own.default]
-    for one in given:
-        for other in known[one].against:
-            if other in given:
-                raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
+    for one, other in [(name, other) for name in given for other in known[name].against if other in given]:
+        # A partition may be spelled twice, as long as both mean the same, such as classes:3 and --classes-per-agent 3.
+        if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{getattr(settings, other)}":
+            raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
     for name in given:
         if name in foreign_to(settings.algorithm):
             raise ValueError(
                 f"{flag(name)} means nothing to --algorithm {settings.algorithm}, only to "
                 f"{', '.join(owners_of(name))}: leave it out"
             )
-    # A partition may be spelled twice, as long as both mean the same.
-    for name, prefix in (("dirichlet_alpha", "dirichlet"), ("classes_per_agent", "classes")):
-        spelled = f"{prefix}:{getattr(settings, name)}"
-        if {"partition", name} <= {*given} and settings.partition != spelled:
-            raise ValueError(f"--partition and {flag(name)} contradict each other: leave one of them out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
+    if settings.exchange_every > settings.rounds:
+        raise ValueError(
+            f"--exchange-every must be at most --rounds, got {settings.exchange_every} and {settings.rounds}: "
+            f"nothing would ever be sent"
+        )
     check_processes(settings)
     check_resume(settings)
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
@@ -152,14 +144,13 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
     """Raise a ValueError if a flag, or a step size of the preset, is of another optimizer than the chosen one."""
     usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
     steps = [name for name in ("lr", "fine_tune_lr") if name not in foreign_to(settings.algorithm)]
-    left_out = [name for name in steps if getattr(settings, name) is None]
+    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if getattr(settings, name) is None]
     if left_out and resolved.optimizer != usual:
-        kept = " and ".join(f"{flag(name)} {getattr(resolved, name)}" for name in left_out)
         whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"
         also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
         raise ValueError(
             f"--optimizer {resolved.optimizer} needs step sizes of its own, and {whose} leaves it "
-            f"{kept}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
+            f"{' and '.join(left_out)}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
@@ -184,10 +175,9 @@ def numbers_of(settings: Settings) -> dict[str, Number]:
 
     Raises a ValueError if one is no number, or leaves its bounds.
     """
-    row = ALGORITHMS[settings.algorithm]
-    scheduled = {name for name, known in described(type(settings)).items() if known.scheduled}
-    own = [name for name in row.flags if name in scheduled or name in row.hyper._fields]
-    return {name: number_of(settings, name) for name in sorted(own, key=[*described(type(settings))].index)}
+    row, known = ALGORITHMS[settings.algorithm], described(type(settings))
+    own = [name for name in known if name in row.flags and (known[name].scheduled or name in row.hyper._fields)]
+    return {name: number_of(settings, name) for name in own}
 
 
 def number_of(settings: Settings, name: str) -> Number:
@@ -224,16 +214,13 @@ def numbers_in(settings: Settings, name: str, text: str, several: bool) -> np.nd
             low, high = map(float, text.split(":"))
             # The range is checked later; until then infinities are no cause for warnings.
             with np.errstate(all="ignore"):
-                values = np.linspace(low, high, settings.agents)
-        elif several and "," in text:
-            values = np.array([float(word) for word in text.split(",")])
-        else:
-            values = np.full(settings.agents, float(text))
+                return np.linspace(low, high, settings.agents)
+        values = [float(word) for word in (text.split(",") if several else [text])]
     except ValueError:
         raise ValueError(f"{flag(name)} must be {wanted}, got {text!r}") from None
-    if len(values) != settings.agents:
+    if len(values) not in (1, settings.agents):
         raise ValueError(f"{flag(name)} must give one number for each of {settings.agents} agents, got {len(values)}")
-    return values
+    return np.full(settings.agents, values)
 
 
 def algorithm_of(settings: Settings, network: Network) -> Algorithm:
@@ -257,20 +244,21 @@ def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
     values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in own.items()}
     schedules: dict[str, Any] = {name: number.schedule for name, number in own.items()}
     if "kept" in kind._fields:
-        kept, schedules["kept"] = population_kept(settings, numbers, network)
-        values["kept"] = jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept)
+        values["kept"], schedules["kept"] = population_kept(numbers, network)
     return kind(**values), kind(**schedules)
 
 
-def population_kept(settings: Settings, numbers: Mapping[str, Number], network: Network) -> tuple[list[Any], Any]:
+def population_kept(numbers: Mapping[str, Number], network: Network) -> tuple[Any, Any]:
     """How many entries of each layer every agent keeps, and the schedules of these numbers."""
     weights, frozen = jax.eval_shape(network.init, key_of(0))
-    shares, others = numbers["retention"].values.tolist(), numbers["retention"].schedule
-    if not ALGORITHMS[settings.algorithm].by_scores:
+    shares, schedule = numbers["retention"].values.tolist(), numbers["retention"].schedule
+    if linear := numbers.get("linear_retention"):
+        each = zip(shares, linear.values.tolist(), strict=True)
+        kept = [kept_by_layer(weights, network.roles, *own) for own in each]
+        of_role = {"linear": linear.schedule}
+        schedules = map_layers(lambda role, _: of_role.get(role, schedule), network.roles, weights)
+    else:
         variables = {"params": weights, "frozen": frozen}
-        kept = {share: erk_kept(variables, share) for share in set(shares)}
-        return [kept[share] for share in shares], jax.tree.map(lambda _: others, variables)
-    linear_shares, linear = numbers["linear_retention"].values.tolist(), numbers["linear_retention"].schedule
-    roles, each = network.roles, zip(shares, linear_shares, strict=True)
-    kept_by_agent = [kept_by_layer(weights, roles, share, of_linear) for share, of_linear in each]
-    return kept_by_agent, map_layers(lambda role, _: linear if role == "linear" else others, roles, weights)
+        of_share = {share: erk_kept(variables, share) for share in set(shares)}
+        kept, schedules = [of_share[share] for share in shares], jax.tree.map(lambda _: schedule, variables)
+    return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

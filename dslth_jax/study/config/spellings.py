@@ -8,7 +8,8 @@ and one line here, or in a script: `GRAPHS["mine"] = my_generator`.
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,7 +65,7 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
     """
     if mixing == "metropolis" and directed:
         raise ValueError("metropolis weights need an undirected graph: take uniform ones, or leave --directed out")
-    name, given = spelling.partition(":")[0], {"agents": agents, "seed": seed, "directed": directed}
+    name = spelling.partition(":")[0]
     if name in GRAPHS:
         takes = inspect.signature(GRAPHS[name]).parameters
         if directed and "directed" not in takes:
@@ -72,24 +73,19 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
         # A small population takes a smaller degree than the default.
         if spelling == name and "degree" in takes:
             spelling = f"{name}:{min(takes['degree'].default, agents - 1)}"
-        topology = made("--topology", spelling, GRAPHS, **given)
-    elif is_file(spelling):
+    if name not in GRAPHS and os.path.isfile(spelling):  # noqa: PTH113, which takes names that no file can have
         topology = Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
     else:
-        raise unknown("--topology", spelling, GRAPHS, given, " or an adjacency file that exists")
+        given = {"agents": agents, "seed": seed, "directed": directed}
+        topology = made("--topology", spelling, GRAPHS, " or an adjacency file that exists", **given)
     return metropolis(topology) if mixing == "metropolis" else topology
 
 
 def partition_of(spelling: str, **given: Any) -> Partition:
     """The partition of a spelling such as "classes:4", "dirichlet:0.3", "quantity:0.5" or "iid".
 
-    Args:
-        spelling: a key of `PARTITIONS` with its number behind a colon.
-        given: labels, agents, seed, test_labels, fraction and among, as the functions of `dslth_jax.partition` take
-            them.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a request that cannot be met.
+    `given` are labels, agents, seed and so on, as the functions of `PARTITIONS` take them. A ValueError where the
+    spelling means nothing, or cannot be met.
 
     >>> import numpy as np
     >>> [len(own) for own in partition_of("iid", labels=np.array([0, 0, 1, 1, 2, 2]), agents=2, seed=0).train]
@@ -113,67 +109,48 @@ def schedule_of(spelling: str, rounds: int) -> Schedule:
     >>> float(schedule_of("warm-up:4@step:10:0.5", rounds=100)(1))
     0.5
     """
-    return schedules.product(
-        *(made("schedule", part, SCHEDULES, rounds=rounds) for part in spelling.split("@") if part)
-    )
+    factors = [made("schedule", part, SCHEDULES, rounds=rounds) for part in spelling.split("@") if part]
+    return schedules.product(*factors)
 
 
-def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], **given: Any) -> Any:
-    """Call the function that `spelling` names in `known`, with those `given` arguments that it takes and with its
-    numbers."""
+def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], also: str = "", /, **given: Any) -> Any:
+    """Call the function that `spelling` names in `known`, with its numbers and with those `given` arguments that it
+    takes; a ValueError, which begins with `what`, where there is none (`also` is what else could be) or it raises one.
+    """
     name, *words = spelling.split(":")
     if name not in known:
-        raise unknown(what, spelling, known, given)
-    makes, own = known[name], numbers_of(known[name], given)
+        forms = ", ".join(form(one, spelled(known[one], given)) for one in known)
+        raise ValueError(f"{what} must be one of {forms}{also}, got {spelling!r}{nearest(name, known)}")
+    takes, own = inspect.signature(known[name]).parameters, spelled(known[name], given)
     if not sum(one.default is one.empty for one in own) <= len(words) <= len(own):
-        wanted = f"is spelled {form(name, makes, given)}" if own else "takes no number"
+        wanted = f"is spelled {form(name, own)}" if own else "takes no number"
         raise ValueError(f"{what} {name} {wanted}, got {spelling}")
     numbers = {one.name: number_of(f"{what} {name}", one, word) for one, word in zip(own, words, strict=False)}
-    takes = inspect.signature(makes).parameters
     try:
-        return makes(**{key: value for key, value in given.items() if key in takes}, **numbers)
+        return known[name](**{key: value for key, value in given.items() if key in takes}, **numbers)
     except ValueError as error:
         raise ValueError(f"{what} {spelling}: {error}") from None
 
 
-def numbers_of(makes: Callable[..., Any], given: Collection[str]) -> list[inspect.Parameter]:
-    """The arguments that are spelled: those that may be given by place and are not in `given`."""
+def spelled(makes: Callable[..., Any], given: Collection[str]) -> list[inspect.Parameter]:
+    """The arguments that a spelling holds: those that may be given by place and are not in `given`."""
     parameters = inspect.signature(makes).parameters.values()
     return [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name not in given]
 
 
 def number_of(whose: str, parameter: inspect.Parameter, word: str) -> float:
     """The number that a word spells, whole where the argument's type is."""
-    whole = parameter.annotation is int or int in get_args(parameter.annotation)
-    try:
+    whole = int in (parameter.annotation, *get_args(parameter.annotation))
+    with contextlib.suppress(ValueError):
         number = float(word)
-    except ValueError:
-        number = math.nan
-    if math.isnan(number) or (whole and not number.is_integer()):
-        kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{whose} takes {kind} for {parameter.name.upper()}, got {word!r}")
-    return int(number) if whole else number
+        if number.is_integer() or not (whole or math.isnan(number)):
+            return int(number) if whole else number
+    kind = "a whole number" if whole else "a number"
+    raise ValueError(f"{whose} takes {kind} for {parameter.name.upper()}, got {word!r}")
 
 
-def form(name: str, makes: Callable[..., Any], given: Collection[str]) -> str:
+def form(name: str, own: Sequence[inspect.Parameter]) -> str:
     """How a spelling of this name looks, with optional parts in brackets: "step:EVERY[:FACTOR]"."""
-    own = numbers_of(makes, given)
-    left_out = sum(one.default is not one.empty for one in own)
-    parts = [f":{one.name.upper()}" if one.default is one.empty else f"[:{one.name.upper()}" for one in own]
-    return name + "".join(parts) + "]" * left_out
-
-
-def unknown(
-    what: str, spelling: str, known: Mapping[str, Callable[..., Any]], given: Collection[str], also: str = ""
-) -> ValueError:
-    """The error for a name that is not known."""
-    forms = ", ".join(form(name, makes, given) for name, makes in known.items())
-    suggested = nearest(spelling.partition(":")[0], known)
-    return ValueError(f"{what} must be one of {forms}{also}, got {spelling!r}{suggested}")
-
-
-def is_file(spelling: str) -> bool:
-    """Whether a path leads to a file. One that is too long, or has characters that no name has, does not."""
-    with contextlib.suppress(OSError, ValueError):
-        return Path(spelling).is_file()
-    return False
+    optional = [one.default is not one.empty for one in own]
+    parts = [f"{'[' * may}:{one.name.upper()}" for may, one in zip(optional, own, strict=True)]
+    return "".join([name, *parts, "]" * sum(optional)])

@@ -4,19 +4,14 @@
     python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
-keeps the density that was asked for. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) majorities come to
-40 and 52 %, the tensor to 59, one's own masks alone to 61: see experiments/RESULTS.md. Where neighbours are few there
-are ties; a tie keeps the entry, and density then grows instead.
+keeps the density that was asked for: see experiments/RESULTS.md. Where neighbours are few there are ties; a tie keeps
+the entry, and density then grows instead.
 """
 
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import Arms, Experiment, Panel, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +23,11 @@ class Ablation(Experiment):
     unlike masks keeps less than any of them."""
 
 
-def arms_of(settings: Ablation) -> Arms:
+def arms_of(_: Ablation) -> Arms:
     """The aggregation tensor, a majority as either of two readings has it, and none.
 
     Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
     """
-    del settings
     return {
         "aggregation tensor": {"algorithm": "mce-pl"},
         "majority of own masks": {"algorithm": "mask-mean"},

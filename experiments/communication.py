@@ -5,19 +5,14 @@
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
 weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, because it
-learns nothing where it exchanges after every step. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32)
-MCE-PL comes to 59 % with 12 MB, Dis-PFL to 58 with 2,667, DSGD to 42 with 8,053, masks of one's own to 61 with none:
-see experiments/RESULTS.md.
+learns nothing where it exchanges after every step. See experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import BY_BITS, Arms, Experiment, compare, leave
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 

@@ -13,8 +13,7 @@ Python:
 
 from functools import partial
 
-from dslth_jax.study.commands import Sweep, sweep, sweeping
-from dslth_jax.study.config.command import leave
+from dslth_jax.study.commands import Sweep, leave, sweep, sweeping
 
 __all__ = ["Sweep", "main", "sweep"]
 main = partial(sweeping, "experiments.sweep")

@@ -4,20 +4,14 @@
 
 Both take the same steps, on the same graph, split and seeds; every message of masks is really encoded, the first as a
 key frame and the others as what has flipped since. The flips between two messages grow far slower than the number of
-rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, on two cores:
-after 400 rounds, masks sent every 5 rounds took 1/4829 of the bits of weights sent in every round, at 68.2 % against
-63.0 (one seed, 67 minutes). After 100 rounds, both sent in every round, it was 1/1203, at 65.5 % against 53.4 (three
-seeds, 54 minutes). See experiments/RESULTS.md.
+rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, after 400
+rounds, it was 1/4829 at 68.2 % against 63.0 (one seed, 67 minutes on two cores): see experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.config.settings import flag
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import BY_BITS, Arms, Experiment, compare, flag, leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +33,10 @@ def arms_of(settings: Thousandfold) -> Arms:
     for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
         spelled = getattr(settings, field)
         try:
-            intervals = [int(word) for word in spelled.split(",")]
+            for rounds in map(int, spelled.split(",")):
+                arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
         except ValueError:
             raise ValueError(f"{flag(field)} must be whole numbers between commas, got {spelled!r}") from None
-        for rounds in intervals:
-            arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
     return arms
 
 

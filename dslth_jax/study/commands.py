@@ -1,25 +1,29 @@
 """The commands that train: a single run, a sweep, a comparison of the paper. Each is a study, on one path.
 
-A command reads flags into settings, makes a study of them, trains it, and returns an exit code. From Python, `run` and
-`sweep` take settings, return what the study came to, and raise what is wrong.
+A command reads flags (without `arguments` those of the process), trains the study that they mean, and returns an exit
+code. From Python, `run` and `sweep` take settings, return what the study came to, and raise what is wrong.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.config.command import conduct, parse
-from dslth_jax.study.config.resolve import check_each, check_resume
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.command import conduct, leave, parse
+from dslth_jax.study.config.resolve import check_each
+from dslth_jax.study.config.settings import Settings, flag
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
-from dslth_jax.study.sweeping.comparison import Experiment, Panel, leave, shared_and_own
+from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
-__all__ = ["Settings", "Sweep", "compare", "run", "single", "sweep", "sweeping"]
+# What a script needs.
+__all__ = ["BY_BITS", "Arms", "Experiment", "Panel", "Settings", "Sweep", "compare", "flag", "leave"]
+__all__ += ["run", "single", "sweep", "sweeping"]
 
 
 def run(settings: Settings) -> Result:
@@ -48,7 +52,6 @@ def whole(study: Study) -> Any:
 def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm"."""
     check_each(settings)
-    check_resume(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
     check_search(settings)
@@ -60,9 +63,6 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
         first = points_of(axes)
     points = Points(settings, axes, first, arms, settings.seeds, settings.run_folders)
     return records.Sweep(points, search if settings.search else None)
-
-
-# The commands. Without `arguments` they take those of the process. They return an exit code. ------------------------
 
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
@@ -96,6 +96,6 @@ def train_some(study: Study, stop: Stop, panels: Sequence[Panel] | None = None) 
     """Train a sweep, and leave what a comparison with such panels does; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
     if panels is not None:
-        study.keep(leave, panels)
+        study.keep(comparison.leave, panels)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from typing import Any, NoReturn, TypeVar
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of
 from dslth_jax.study.config.console import Stream, guard
-from dslth_jax.study.config.machine import is_out_of_memory
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.settings import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
@@ -24,22 +24,19 @@ from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
 OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
-HELP, NEGATIVE = ("-h", "--help"), ("-inf", "-infinity", "-nan")
+HELP = ("-h", "--help")
+FLAG = re.compile(r"--\Z|(?!-(inf|infinity|nan)(=|\Z))-+[^\W\d_]", re.IGNORECASE)  # how a word starts that is no value
 Kind = TypeVar("Kind")
 
 
 def conduct(
     program: str, begin: Callable[[], Any], finish: Callable[[Any, Stop], object], stop: Stop | None = None
 ) -> int:
-    """Begin and finish the work of a command; returns its exit code, and says what is wrong in one line.
+    """Begin and finish the work of a command; returns its exit code, and says in one line what is wrong.
 
-    Args:
-        program: the name in front of that line, such as "experiments.cifar".
-        begin: reads the flags, checks everything that can be checked, then opens the folder. What it returns has
-            `finished`, what to say if nothing is left to do, else empty; and `path`, the folder from which --resume
-            goes on, or None.
-        finish: does the work; it gets what `begin` returned, and `stop`, at which it looks between rounds.
-        stop: the wish to stop of this process; a new one where left out.
+    `begin` reads the flags, checks everything that can be checked, then opens the folder. What it returns has `path`,
+    the folder from which --resume goes on, or None; and `finished`, what to say if nothing is left to do, else empty.
+    `finish` does the work: it gets what `begin` returned, and `stop`, at which it looks between rounds.
     """
     stop, path, kept = stop or Stop(), None, "; what was had is kept in {path}"
     try:
@@ -59,11 +56,12 @@ def conduct(
         torn = f"the run folder {path} cannot be written to any more: " if path and isinstance(error, OSError) else ""
         said, code, kept = f"{torn}{error}", BAD_INPUT, ""
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):  # of this process, or a device
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         said, code = f"{OUT_OF_MEMORY} ({reason[:200]})", BAD_INPUT
-    line = f"{program}: {' '.join(said.split())}{kept.format(path=path) if path else ''}"
+    said += kept.format(path=path) if path else ""
+    line = f"{program}: {' '.join(said.split())}"
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
     print(line, file=Stream(sys.stderr))
@@ -97,9 +95,6 @@ def leave(main: Callable[..., int]) -> NoReturn:
     os._exit(code)
 
 
-# Flags ---------------------------------------------------------------------------------------------------------------
-
-
 def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Kind:
     """The flags as settings of a kind, without `arguments` those of the process; a ValueError of one line where they
     are wrong: what was expected, what came, and what to do. --help shows all of them and ends the command.
@@ -111,19 +106,13 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
     positional = next((name for name in needed if known[name].several), None)
     switches = [name for name, own in known.items() if bool in parts(own.hint)]
     values: dict[str, Any] = {}
-
-    def take(name: str, word: str) -> None:
-        value = read(name, word, known[name].hint)
-        values[name] = (*values.get(name, ()), value) if known[name].several else value
-
     while words:
         word = words.pop(0)
         if word in HELP:
             print(help_of(kind, program))
             raise SystemExit(0)
         if positional and not word.startswith("-"):
-            take(positional, word)
-            continue
+            word = f"{flag(positional)}={word}"
         if not word.startswith("--") or word == "--":
             instead = (nearest(word, map(flag, known)) if word.strip("-") else "") or "; --help lists all"
             raise ValueError(f"a flag was expected, got {word!r}: every value stands behind its flag{instead}")
@@ -135,7 +124,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
         if said not in known and name not in switches:
             instead = nearest(spelled, map(flag, known)) or "; --help lists all"
             raise ValueError(f"there is no flag {spelled}{instead}")
-        if not equals and words and not is_like_flag(words[0]):
+        if not equals and words and not FLAG.match(words[0]):
             equals, value = "=", words.pop(0)
         # What a preset sets where it is left out may be said as a value too.
         is_open = name == said and type(None) in parts(known[name].hint) and value in ("True", "False", "None")
@@ -147,17 +136,12 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
             instead = f", got the flag {words[0]}" if words else ""
             raise ValueError(f"{flag(name)} needs a value behind it: {kinds(known[name].hint)}{instead}")
         else:
-            take(name, value)
+            one = read(name, value, known[name].hint)
+            values[name] = (*values.get(name, ()), one) if known[name].several else one
     if missing := [name for name in needed if name not in values]:
         said = missing[0] if missing[0] == positional else flag(missing[0])
         raise ValueError(f"{said} must be said, {kinds(known[missing[0]].hint)}; --help says more")
     return kind(**values)
-
-
-def is_like_flag(word: str) -> bool:
-    """Whether a word is a flag and no value: it starts with a dash and a letter, and is not -inf or -nan."""
-    start = word.partition("=")[0]
-    return word == "--" or (start.lstrip("-")[:1].isalpha() and start[:1] == "-" and start.lower() not in NEGATIVE)
 
 
 def help_of(kind: type, program: str) -> str:

@@ -54,13 +54,9 @@ TFDS_HOSTS = {
 def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
     """The data set of a name in `READERS`, of an .npz file, or of a folder that tensorflow-datasets has prepared.
 
-    Args:
-        name: "digits", which scikit-learn holds, one that tensorflow-datasets prepares, or one that a script has added;
-            or the path of a file (see `load_file`), or of a folder with such a name (".../cifar10").
-        data_dir: where tensorflow-datasets keeps its data; None is its own default.
-
-    Raises:
-        ValueError: an unknown name, a folder that does not exist, or data that is neither there nor to be had.
+    For a file see `load_file`; a folder's path ends in such a name (".../cifar10"). `data_dir` is where
+    tensorflow-datasets keeps its data, None its own default. A ValueError where the name is unknown, the folder does
+    not exist, or the data is neither there nor to be had.
     """
     path = Path(name)
     if path.suffix == ".npz":
@@ -88,9 +84,8 @@ def of_tfds(name: str, data_dir: Path | None) -> Dataset:
     return cached(folder / name, lambda: read_tfds(name, folder))
 
 
-def digits(data_dir: Path | None = None) -> Dataset:
+def digits() -> Dataset:
     """scikit-learn's 8x8 handwritten digits (1,797 samples); a fixed stratified fifth is the test set."""
-    del data_dir  # they are embedded
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -104,7 +99,7 @@ def digits(data_dir: Path | None = None) -> Dataset:
 # By name; a script may add to them.
 READERS: dict[str, Callable[[Path | None], Dataset]] = {
     **{name: functools.partial(of_tfds, name) for name in TFDS_HOSTS},
-    "digits": digits,
+    "digits": lambda _: digits(),
 }
 
 
@@ -118,7 +113,12 @@ def read_tfds(name: str, folder: Path) -> Dataset:
         builder = tfds.builder(name, data_dir=folder)
     # Ask this first: to read data that is not prepared ends in minutes of retries or a misleading error.
     if not builder.is_prepared():
-        if obstacle := obstacle_to_preparing(name):
+        obstacle = ""
+        if find_spec("tensorflow") is None:
+            obstacle = "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
+        elif not reachable(TFDS_HOSTS[name]):
+            obstacle = f"{TFDS_HOSTS[name]} cannot be reached to download it"
+        if obstacle:
             raise ValueError(
                 f"{name} is not prepared in {folder} (no {name}/VERSION there) and {obstacle}: "
                 f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
@@ -147,13 +147,6 @@ def readable(name: str, folder: Path) -> Iterator[None]:
             f"{name} in {folder} must be as tensorflow-datasets prepared it, and cannot be read "
             f"({' '.join(str(error.__cause__ or error).split())}): mend it, or give another --data-dir"
         ) from error
-
-
-def obstacle_to_preparing(name: str) -> str | None:
-    """Why tensorflow-datasets cannot download and prepare `name` here, asked before it tries for minutes."""
-    if find_spec("tensorflow") is None:
-        return "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
-    return None if reachable(TFDS_HOSTS[name]) else f"{TFDS_HOSTS[name]} cannot be reached to download it"
 
 
 def read_split(source: Any, batch: int = 1000) -> tuple[Images, Labels]:

@@ -14,9 +14,7 @@ from dslth_jax.graphs import Adjacency
 def expect_file(path: Path) -> None:
     """Raise an OSError unless `path` can be read to its end: pipes may keep a reader waiting, devices never end."""
     mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "Is a directory")
-    if not stat.S_ISREG(mode):
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # whoever opens a folder is told
         raise OSError(errno.EINVAL, "it is no ordinary file")
 
 
@@ -61,9 +59,8 @@ def read_adjacency(path: Path, agents: int, directed: bool = False) -> Adjacency
     adjacency = np.array([*lines.values()], float) != 0
     if not directed and (adjacency != adjacency.T).any():
         i, j = np.argwhere(adjacency != adjacency.T)[0]
-        raise ValueError(
-            f"{file} must be symmetric, rows {i} and {j} disagree (counted from 0): mend it, or say --directed"
-        )
+        rows = f"rows {i} and {j} disagree (counted from 0)"
+        raise ValueError(f"{file} must be symmetric, {rows}: mend it, or say --directed")
     if (selfish := adjacency.diagonal()).any():
         raise ValueError(f"agent {selfish.argmax()} is its own neighbour in {path}: the diagonal must be 0")
     return adjacency
@@ -80,10 +77,8 @@ def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
     if not lines:
         raise ValueError(f"{file} must hold {wanted}, and it is empty")
     if len(lines) != agents:
-        raise ValueError(
-            f"{file} must have one line for each of {agents} agents, got {len(lines)}: "
-            f"mend it, or say --agents {len(lines)}"
-        )
+        instead = f"mend it, or say --agents {len(lines)}"
+        raise ValueError(f"{file} must have one line for each of {agents} agents, got {len(lines)}: {instead}")
     for number, words in lines.items():
         if len({*map(int, words)}) != len(words):
             raise ValueError(f"{file} must name a class once a line, got {words} in line {number}")

@@ -41,8 +41,3 @@ def cache_folder(*, make: bool = True) -> Path | None:
         return folder if os.access(folder, os.W_OK) or not make else None
     except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
         return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this process, has no memory left."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -53,11 +53,8 @@ def resolve(settings: Settings) -> Settings:
     return resolved
 
 
-# Checks --------------------------------------------------------------------------------------------------------------
-
-
 def check_each(settings: Settings) -> None:
-    """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
+    """Raise a ValueError if a field is of another type than it says, or beyond what it can be, as a run folder too."""
     for name, known in described(type(settings)).items():
         value = getattr(settings, name)
         for one in value if known.several and isinstance(value, tuple) else (value,):
@@ -72,9 +69,11 @@ def check_each(settings: Settings) -> None:
                 raise ValueError(refusal(name, f"one of {', '.join(NAMES[name])}", one, NAMES[name]))
     if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, settings.resume)):
         raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
+    if settings.resume and settings.out is None:
+        raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
 
-def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
+def obstacle_to_folder(path: Path, resume: bool) -> str | None:
     """Why no run folder can have this name, as far as that shows without making it; None if nothing is wrong."""
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -99,44 +98,31 @@ def check_together(settings: Settings) -> None:
         # A partition may be spelled twice, as long as both mean the same, such as classes:3 and --classes-per-agent 3.
         if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{getattr(settings, other)}":
             raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
-    for name in given:
-        if name in foreign_to(settings.algorithm):
-            raise ValueError(
-                f"{flag(name)} means nothing to --algorithm {settings.algorithm}, only to "
-                f"{', '.join(owners_of(name))}: leave it out"
-            )
+    for name in [name for name in given if name in foreign_to(settings.algorithm)]:
+        only = f"only to {', '.join(owners_of(name))}"
+        raise ValueError(f"{flag(name)} means nothing to --algorithm {settings.algorithm}, {only}: leave it out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
     if settings.exchange_every > settings.rounds:
-        raise ValueError(
-            f"--exchange-every must be at most --rounds, got {settings.exchange_every} and {settings.rounds}: "
-            f"nothing would ever be sent"
-        )
+        got = f"got {settings.exchange_every} and {settings.rounds}"
+        raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
     check_processes(settings)
-    check_resume(settings)
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
         raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
-
-
-def check_resume(settings: Settings) -> None:
-    """Raise a ValueError if a run is to be resumed and no folder is named."""
-    if settings.resume and settings.out is None:
-        raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
 
 def check_processes(settings: Settings) -> None:
     """Raise a ValueError unless the flags of a run of several processes are there together and make sense."""
     coordinator, numbers = settings.coordinator, (settings.processes, settings.process)
+    _, colon, port = str(coordinator).rpartition(":")
     if coordinator in (None, "auto"):
         if numbers != (None, None):
             raise ValueError("--processes and --process need --coordinator ADDRESS:PORT: say it, or leave them out")
-        return
-    _, colon, port = str(coordinator).rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
+    elif not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
         raise ValueError(f"--coordinator must be ADDRESS:PORT of process 0, or auto, got {coordinator!r}")
-    if None in numbers:
+    elif None in numbers:
         raise ValueError("--coordinator ADDRESS:PORT needs --processes and --process: say both, or --coordinator auto")
-    if int(settings.process or 0) >= int(settings.processes or 0):
+    elif int(settings.process or 0) >= int(settings.processes or 0):
         raise ValueError(f"--process must be below --processes, got {settings.process} of {settings.processes}")
 
 
@@ -154,13 +140,8 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
-            raise ValueError(
-                f"{flag(name)} needs --optimizer {' or '.join(users)}, got {resolved.optimizer}: "
-                f"say it, or leave {flag(name)} out"
-            )
-
-
-# Numbers and algorithm -----------------------------------------------------------------------------------------------
+            needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
+            raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
 
 
 class Number(NamedTuple):
@@ -189,9 +170,8 @@ def number_of(settings: Settings, name: str) -> Number:
     values = numbers_in(settings, name, text, several)
     if bounds and not (inside := within(values, bounds)).all():
         agent = int(np.argmin(inside))
-        raise ValueError(
-            f"{flag(name)} must be in {bounds}, got {values[agent]:g}{f' for agent {agent}' if several else ''}"
-        )
+        whose = f" for agent {agent}" if several else ""
+        raise ValueError(f"{flag(name)} must be in {bounds}, got {values[agent]:g}{whose}")
     if at and not spelling:
         raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
     try:

@@ -6,7 +6,6 @@ The fields of `Settings` are the flags of the commands; their classes are the gr
 import contextlib
 import dataclasses
 import functools
-import operator
 import re
 import types
 from collections.abc import Callable, Iterable
@@ -42,8 +41,7 @@ def setting(default: Any, **known: Any) -> Any:
 
 
 def describe(kind: type) -> dict[str, Setting]:
-    """What is known of each field of a class of settings. A field that a class overrides stays in its first group, and
-    keeps what is known of it."""
+    """What is known of each field of a class; one that a class overrides keeps its group, and what is known of it."""
     hints, bases, found = get_type_hints(kind), list[Any](reversed(kind.__mro__)), {}
     for field in dataclasses.fields(kind):
         name, hint = field.name, hints[field.name]
@@ -201,8 +199,7 @@ class Run:
     devices: int | None = setting(None, bounds=COUNT, unit="devices", machine=True)
     """Number of devices that agents are spread over; None takes as many as divide the agents evenly."""
     coordinator: str | None = setting(None, machine=True)
-    """ADDRESS:PORT of process 0, in a run of several processes or hosts, the same for all; or auto, where a cluster's
-    environment says everything."""
+    """ADDRESS:PORT of process 0, the same in all processes; or auto, where a cluster's environment says everything."""
     processes: int | None = setting(None, bounds=COUNT, unit="processes", machine=True)
     """How many processes the run has (with --coordinator ADDRESS:PORT)."""
     process: int | None = setting(None, bounds=FROM_ZERO, machine=True)
@@ -238,9 +235,6 @@ class Settings(Run, Method, Population, Data):
             elif isinstance(value, str) and Path in parts(known.hint):
                 value = Path(value)
             object.__setattr__(self, name, value)
-
-
-# Words ---------------------------------------------------------------------------------------------------------------
 
 
 def flag(name: str) -> str:
@@ -297,9 +291,9 @@ def within(value: Any, bounds: str) -> Any:
     [False, True, True, False]
     """
     low, high = map(float, re.split(r"\.\.|, ", bounds.strip("[]()")))
-    above = operator.lt if bounds.startswith("(") else operator.le
-    below = operator.lt if bounds.endswith(")") else operator.le
-    return above(low, value) & below(value, high)
+    above = value > low if bounds.startswith("(") else value >= low
+    below = value < high if bounds.endswith(")") else value <= high
+    return above & below
 
 
 def refusal(name: str, wanted: str, value: Any, known: Iterable[str] = ()) -> str:

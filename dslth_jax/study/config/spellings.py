@@ -1,8 +1,8 @@
 """What the command spells and the library takes as arguments: "regular:8", "dirichlet:0.3", "rotation:90", "cosine".
 
-A table leads from a name to the function of the library that makes it. The numbers behind colons are this function's
-arguments, in its own order, but for those that every function of the table gets by name. So a new kind is one function
-and one line here, or in a script: `GRAPHS["mine"] = my_generator`.
+A table leads from a name to the function of the library that makes it, most often of the same name. The numbers behind
+colons are this function's arguments, in its own order, but for those that every function of the table gets by name. So
+a new kind is one function and one word here, or a line in a script: `GRAPHS["mine"] = my_generator`.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from dslth_jax import graphs, partition, schedules, skew
 from dslth_jax.graphs import Topology, graph_of, metropolis
@@ -21,44 +21,29 @@ from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
 from dslth_jax.study.config.files import read_adjacency
 
-GRAPHS: dict[str, Callable[..., Topology]] = {
-    "erdos-renyi": graphs.erdos_renyi,
-    "ring": graphs.ring,
-    "torus": graphs.torus,
-    "star": graphs.star,
-    "complete": graphs.complete,
-    "regular": graphs.regular,
-    "small-world": graphs.small_world,
-    "changing-erdos-renyi": graphs.changing_erdos_renyi,
-    "changing-regular": graphs.changing_regular,
-}
-PARTITIONS: dict[str, Callable[..., Partition]] = {
-    "classes": partition.classes,
-    "dirichlet": partition.dirichlet,
-    "quantity": partition.quantity,
-    "iid": partition.iid,
-}
-SKEWS: dict[str, Callable[..., Skew]] = {"none": lambda: Skew(), "rotation": skew.rotation, "noise": skew.noise}
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": lambda: schedules.constant,
-    "cosine": schedules.cosine,
-    "step": schedules.step,
-    "warm-up": schedules.warm_up,
-}
+Made = TypeVar("Made")
+
+
+def by_name(*functions: Callable[..., Made]) -> dict[str, Callable[..., Made]]:
+    """Functions by the spelling of their names."""
+    return {function.__name__.replace("_", "-"): function for function in functions}
+
+
+GRAPHS = by_name(
+    graphs.erdos_renyi, graphs.ring, graphs.torus, graphs.star, graphs.complete, graphs.regular, graphs.small_world,
+    graphs.changing_erdos_renyi, graphs.changing_regular,
+)  # fmt: skip
+PARTITIONS = by_name(partition.classes, partition.dirichlet, partition.quantity, partition.iid)
+SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
+SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
 
 
 def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False, mixing: str = "uniform") -> Topology:
     """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of an adjacency text file.
 
-    Args:
-        spelling: a key of `GRAPHS` with its numbers behind colons, or a path.
-        agents: how many.
-        seed: of what is drawn once; graphs that change draw from the keys they are given.
-        directed: whether an agent may hear another that does not hear it.
-        mixing: "uniform" counts every neighbour alike, "metropolis" gives links the weights of `metropolis`.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a graph that cannot be.
+    `seed` is of what is drawn once; graphs that change draw from the keys they are given. If `directed`, an agent may
+    hear another that does not hear it. `mixing` is "uniform", which counts every neighbour alike, or "metropolis". A
+    ValueError where the spelling means nothing, or the graph cannot be.
 
     >>> topology_of("star", 3, seed=0).graph.receivers.tolist()
     [0, 0, 1, 2]
@@ -145,8 +130,7 @@ def number_of(whose: str, parameter: inspect.Parameter, word: str) -> float:
         number = float(word)
         if number.is_integer() or not (whole or math.isnan(number)):
             return int(number) if whole else number
-    kind = "a whole number" if whole else "a number"
-    raise ValueError(f"{whose} takes {kind} for {parameter.name.upper()}, got {word!r}")
+    raise ValueError(f"{whose} takes a {'whole ' * whole}number for {parameter.name.upper()}, got {word!r}")
 
 
 def form(name: str, own: Sequence[inspect.Parameter]) -> str:

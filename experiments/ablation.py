@@ -21,23 +21,22 @@ class Ablation(Experiment):
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""
+    panels = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
+
+    def arms(self) -> Arms:
+        """The aggregation tensor, a majority as either of two readings has it, and none.
+
+        Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
+        """
+        return {
+            "aggregation tensor": {"algorithm": "mce-pl"},
+            "majority of own masks": {"algorithm": "mask-mean"},
+            "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
+            "none": {"algorithm": "independent"},
+        }
 
 
-def arms_of(_: Ablation) -> Arms:
-    """The aggregation tensor, a majority as either of two readings has it, and none.
-
-    Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
-    """
-    return {
-        "aggregation tensor": {"algorithm": "mce-pl"},
-        "majority of own masks": {"algorithm": "mask-mean"},
-        "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
-        "none": {"algorithm": "independent"},
-    }
-
-
-PANELS = [Panel("round", metric) for metric in ("density", "loss", "accuracy")]
-main = partial(compare, "experiments.ablation", Ablation, arms_of, PANELS)
+main = partial(compare, "experiments.ablation", Ablation)
 
 if __name__ == "__main__":
     leave(main)

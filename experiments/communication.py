@@ -12,7 +12,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import BY_BITS, Arms, Experiment, compare, leave
+from dslth_jax.study.commands import Arms, Experiment, compare, leave
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -24,23 +24,22 @@ class Communication(Experiment):
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
 
+    def arms(self) -> Arms:
+        """Every method, those with a retention at each."""
+        arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
+        arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, self.rounds)}
+        for spelled in self.retentions.split(","):
+            try:
+                retention = float(spelled)
+            except ValueError:
+                raise ValueError(f"--retentions must be numbers between commas, got {self.retentions!r}") from None
+            for name in SPARSE:
+                everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
+                arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
+        return arms
 
-def arms_of(settings: Communication) -> Arms:
-    """Every method, those with a retention at each."""
-    arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
-    arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, settings.rounds)}
-    for spelled in settings.retentions.split(","):
-        try:
-            retention = float(spelled)
-        except ValueError:
-            raise ValueError(f"--retentions must be numbers between commas, got {settings.retentions!r}") from None
-        for name in SPARSE:
-            everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
-            arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
-    return arms
 
-
-main = partial(compare, "experiments.communication", Communication, arms_of, BY_BITS)
+main = partial(compare, "experiments.communication", Communication)
 
 if __name__ == "__main__":
     leave(main)

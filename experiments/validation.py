@@ -23,20 +23,19 @@ class Validation(Experiment):
     by 1/√retention."""
     biases: Literal["random", "zero"] | None = "zero"
     """Biases of linear layers at the start, one draw for all arms."""
+    panels = (Panel("round", "accuracy"), Panel("round", "loss"))
+
+    def arms(self) -> Arms:
+        """Weights and masks, alone and among neighbours."""
+        return {
+            "weights, alone": {"algorithm": "local"},
+            "masks, alone": {"algorithm": "independent"},
+            "weights, among neighbours": {"algorithm": "dsgd"},
+            "masks, among neighbours": {"algorithm": "mce-pl"},
+        }
 
 
-def arms_of(_: Validation) -> Arms:
-    """Weights and masks, alone and among neighbours."""
-    return {
-        "weights, alone": {"algorithm": "local"},
-        "masks, alone": {"algorithm": "independent"},
-        "weights, among neighbours": {"algorithm": "dsgd"},
-        "masks, among neighbours": {"algorithm": "mce-pl"},
-    }
-
-
-PANELS = [Panel("round", metric) for metric in ("accuracy", "loss")]
-main = partial(compare, "experiments.validation", Validation, arms_of, PANELS)
+main = partial(compare, "experiments.validation", Validation)
 
 if __name__ == "__main__":
     leave(main)

@@ -4,7 +4,7 @@ A command reads flags (without `arguments` those of the process), trains the stu
 code. From Python, `run` and `sweep` take settings, return what the study came to, and raise what is wrong.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from dslth_jax.study.config.settings import Settings, flag
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment, shared_and_own
+from dslth_jax.study.sweeping.comparison import Experiment, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
@@ -22,8 +22,8 @@ from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
 # What a script needs.
-__all__ = ["BY_BITS", "Arms", "Experiment", "Panel", "Settings", "Sweep", "compare", "flag", "leave"]
-__all__ += ["run", "single", "sweep", "sweeping"]
+__all__ = ["Arms", "Experiment", "Panel", "Settings", "Sweep", "compare", "flag", "leave", "run", "single", "sweep"]
+__all__ += ["sweeping"]
 
 
 def run(settings: Settings) -> Result:
@@ -76,20 +76,15 @@ def sweeping(program: str, arguments: Sequence[str] | None = None, stop: Stop | 
 
 
 def compare(
-    program: str,
-    kind: type[Experiment],
-    arms_of: Callable[[Any], Arms],
-    panels: Sequence[Panel],
-    arguments: Sequence[str] | None = None,
-    stop: Stop | None = None,
+    program: str, kind: type[Experiment], arguments: Sequence[str] | None = None, stop: Stop | None = None
 ) -> int:
-    """Train the arms of a comparison, and leave a table of them and a figure with these panels."""
+    """Train the arms of a comparison, and leave a table of them and a figure."""
 
     def begin() -> Study:
         settings = parse(arguments, kind, program)
-        return ready(sweep_of(*shared_and_own(settings, arms_of(settings))))
+        return ready(sweep_of(*shared_and_own(settings, settings.arms())))
 
-    return conduct(program, begin, partial(train_some, panels=panels), stop)
+    return conduct(program, begin, partial(train_some, panels=kind.panels), stop)
 
 
 def train_some(study: Study, stop: Stop, panels: Sequence[Panel] | None = None) -> None:

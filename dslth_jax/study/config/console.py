@@ -4,12 +4,11 @@ import io
 import os
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.config.stopping import Stop
 
 
 class Stream:
@@ -19,7 +18,7 @@ class Stream:
     pipe), `stop` is asked to end the run.
     """
 
-    def __init__(self, over: Any, stop: "Stop | None" = None) -> None:
+    def __init__(self, over: Any, stop: Stop | None = None) -> None:
         self.over, self.stop = over or io.TextIOBase(), stop
 
     def write(self, text: str) -> int:
@@ -52,7 +51,7 @@ class Stream:
         return getattr(self.over, name)
 
 
-def console(stop: "Stop | None" = None, *, quiet: bool = False) -> Console:
+def console(stop: Stop | None = None, *, quiet: bool = False) -> Console:
     """The console on which a command, or a function called from Python, says how it goes."""
     return Console(file=cast(Any, Stream(sys.stdout, stop)), quiet=quiet)
 
@@ -62,7 +61,7 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=Stream(sys.stderr))
 
 
-def guard(stop: "Stop") -> None:
+def guard(stop: Stop) -> None:
     """Guard both streams, so that no output of this process, of libraries or of --help can end it."""
     for descriptor in (0, 1, 2):
         try:

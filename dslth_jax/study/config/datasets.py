@@ -22,8 +22,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from dslth_jax.naming import expect_choice
-from dslth_jax.study.config.files import expect_file
-from dslth_jax.study.config.machine import cache_folder
+from dslth_jax.study.config.machine import cache_folder, expect_file
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]

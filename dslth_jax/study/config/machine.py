@@ -1,6 +1,8 @@
-"""Faults of the machine that show before anything is computed, each as one sentence; and what numbers depend on."""
+"""Faults of the machine and of files that show before anything is computed; and what numbers depend on."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -41,3 +43,10 @@ def cache_folder(*, make: bool = True) -> Path | None:
         return folder if os.access(folder, os.W_OK) or not make else None
     except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
         return None
+
+
+def expect_file(path: Path) -> None:
+    """Raise an OSError unless `path` can be read to its end: pipes may keep a reader waiting, devices never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # whoever opens a folder is told
+        raise OSError(errno.EINVAL, "it is no ordinary file")

@@ -19,15 +19,13 @@ from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers
 from dslth_jax.networks.zoo import MODULES
 from dslth_jax.schedules import Schedule, constant
-from dslth_jax.study.config import datasets, spellings
+from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
+from dslth_jax.study.config.datasets import READERS
 from dslth_jax.study.config.settings import Settings, choices, described, flag, is_of, kinds, parts, refusal, within
 
 # Names that stand in tables, which a script may add to.
-NAMES: dict[str, Mapping[str, Any]] = {
-    "dataset": datasets.READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES,
-}  # fmt: skip
-LONGEST_NAME = 255  # bytes that one name may have, in every file system in use
+NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
 
 
 def resolve(settings: Settings) -> Settings:
@@ -40,9 +38,8 @@ def resolve(settings: Settings) -> Settings:
     chosen = defaults_of(settings.algorithm, settings.preset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     known = vars(settings) | filled
-    for name, other in (("fine_tune_lr", "lr"), ("linear_retention", "retention")):
-        if known[name] == "same":
-            filled[name] = known[other]
+    same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
+    filled |= {name: known[other] for name, other in same if known[name] == "same"}
     if settings.dirichlet_alpha is not None:
         filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
     elif settings.class_file is None:
@@ -82,7 +79,7 @@ def obstacle_to_folder(path: Path, resume: bool) -> str | None:
         return "it holds something" if any(path.iterdir()) and not (resume and is_run) else None
     except FileNotFoundError:
         # Making it would show this too, but leave the folders above it behind.
-        too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
+        too_long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # in every file system in use
         return "its name is too long" if too_long else None
     except OSError as error:
         return f"it cannot be one ({error.strerror})"
@@ -220,12 +217,11 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
 def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
     """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
     numbers, kind = numbers_of(settings), ALGORITHMS[settings.algorithm].hyper
-    own = {name: numbers[name] for name in kind._fields if name != "kept"}
-    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in own.items()}
-    schedules: dict[str, Any] = {name: number.schedule for name, number in own.items()}
+    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in numbers.items()}
+    schedules: dict[str, Any] = {name: number.schedule for name, number in numbers.items()}
     if "kept" in kind._fields:
         values["kept"], schedules["kept"] = population_kept(numbers, network)
-    return kind(**values), kind(**schedules)
+    return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
 
 
 def population_kept(numbers: Mapping[str, Number], network: Network) -> tuple[Any, Any]:

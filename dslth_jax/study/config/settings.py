@@ -264,10 +264,9 @@ def kinds(hint: Any) -> str:
 def is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of one of the types, or one of the words, that a hint allows."""
     taken = tuple(part for part in parts(hint) if isinstance(part, type))
+    taken += (int,) if float in taken else ()
     if isinstance(value, bool):
         return bool in taken
-    if isinstance(value, int) and float in taken:
-        return True
     return isinstance(value, taken) or (isinstance(value, str) and value in choices(hint))
 
 

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
 from dslth_jax.study.config.machine import expect_file
 
-Made = TypeVar("Made")
 
-
-def by_name(*functions: Callable[..., Made]) -> dict[str, Callable[..., Made]]:
+def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
     """Functions by the spelling of their names."""
     return {function.__name__.replace("_", "-"): function for function in functions}
 

@@ -7,7 +7,7 @@ An experiment is a class that names its arms and the panels of its figure. Its f
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
@@ -17,7 +17,7 @@ from dslth_jax.study.results.points import DONE, Point, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
 # Accuracy over what is sent, and over rounds.
-BY_BITS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
+BY_BITS: Sequence[Panel] = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Experiment(Settings):
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
 
-    panels: ClassVar[Sequence[Panel]] = BY_BITS  # of its figure
+    panels = BY_BITS  # of its figure
 
     def arms(self) -> Arms:
         """The settings that each arm has of its own, by its name."""

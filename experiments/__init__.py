@@ -2,10 +2,6 @@
 
 from importlib.util import find_spec
 
-_missing = [
-    name
-    for name in ("constriction", "jinja2", "matplotlib", "networkx", "psutil", "rich", "sklearn")
-    if find_spec(name) is None
-]
-if _missing:
+_NEEDED = ("constriction", "jinja2", "matplotlib", "networkx", "psutil", "rich", "sklearn")
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
     raise ImportError(f"the experiments need {', '.join(_missing)}: pip install -e '.[experiments]'")

@@ -4,19 +4,14 @@
     python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
-keeps the density that was asked for. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32) majorities come to
-40 and 52 %, the tensor to 59, one's own masks alone to 61: see experiments/RESULTS.md. Where neighbours are few there
-are ties; a tie keeps the entry, and density then grows instead.
+keeps the density that was asked for: see experiments/RESULTS.md. Where neighbours are few there are ties; a tie keeps
+the entry, and density then grows instead.
 """
 
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import Arms, Experiment, Panel, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,26 +21,22 @@ class Ablation(Experiment):
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""
+    panels = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
+
+    def arms(self) -> Arms:
+        """The aggregation tensor, a majority as either of two readings has it, and none.
+
+        Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
+        """
+        return {
+            "aggregation tensor": {"algorithm": "mce-pl"},
+            "majority of own masks": {"algorithm": "mask-mean"},
+            "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
+            "none": {"algorithm": "independent"},
+        }
 
 
-PANELS = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
-
-
-def arms_of(settings: Ablation) -> Arms:
-    """The aggregation tensor, a majority as either of two readings has it, and none.
-
-    Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
-    """
-    del settings
-    return {
-        "aggregation tensor": {"algorithm": "mce-pl"},
-        "majority of own masks": {"algorithm": "mask-mean"},
-        "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
-        "none": {"algorithm": "independent"},
-    }
-
-
-main = partial(compare, "experiments.ablation", Ablation, arms_of, PANELS)
+main = partial(compare, "experiments.ablation", Ablation)
 
 if __name__ == "__main__":
     leave(main)

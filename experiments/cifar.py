@@ -2,9 +2,8 @@
 
     python -m experiments.cifar --agents 64 --rounds 20
 
-Expect about 32 % mean accuracy (4 of 10 classes an agent; 31.7 % by version 0.0.1) in 11 minutes on two cores: 20 s a
-round, 17 s of compilation, 4 minutes of evaluation. CIFAR-10 by default; `--dataset digits` needs no download. From
-Python:
+Expect about 32 % mean accuracy (4 of 10 classes an agent) in 11 minutes on two cores, 4 of them of evaluation. CIFAR-10
+by default; `--dataset digits` needs no download. From Python:
 
     from experiments.cifar import Settings, run
     result = run(Settings(dataset="digits", agents=16, rounds=50))
@@ -12,8 +11,7 @@ Python:
 
 from functools import partial
 
-from dslth_jax.study.commands import Settings, run, single
-from dslth_jax.study.config.command import leave
+from dslth_jax.study.commands import Settings, leave, run, single
 
 __all__ = ["Settings", "main", "run"]
 main = partial(single, "experiments.cifar")

@@ -5,19 +5,14 @@
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
 weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, because it
-learns nothing where it exchanges after every step. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32)
-MCE-PL comes to 59 % with 12 MB, Dis-PFL to 58 with 2,667, DSGD to 42 with 8,053, masks of one's own to 61 with none:
-see experiments/RESULTS.md.
+learns nothing where it exchanges after every step. See experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import Arms, Experiment, compare, leave
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -29,23 +24,22 @@ class Communication(Experiment):
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
 
+    def arms(self) -> Arms:
+        """Every method, those with a retention at each."""
+        arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
+        arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, self.rounds)}
+        for spelled in self.retentions.split(","):
+            try:
+                retention = float(spelled)
+            except ValueError:
+                raise ValueError(f"--retentions must be numbers between commas, got {self.retentions!r}") from None
+            for name in SPARSE:
+                everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
+                arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
+        return arms
 
-def arms_of(settings: Communication) -> Arms:
-    """Every method, those with a retention at each."""
-    arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
-    arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, settings.rounds)}
-    for spelled in settings.retentions.split(","):
-        try:
-            retention = float(spelled)
-        except ValueError:
-            raise ValueError(f"--retentions must be numbers between commas, got {settings.retentions!r}") from None
-        for name in SPARSE:
-            everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
-            arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
-    return arms
 
-
-main = partial(compare, "experiments.communication", Communication, arms_of, BY_BITS)
+main = partial(compare, "experiments.communication", Communication)
 
 if __name__ == "__main__":
     leave(main)

@@ -1,8 +1,6 @@
 """One page of HTML for a run folder, several, or the folder of a sweep: everything in one file, no network needed.
 
-    python -m experiments.report runs/ONE runs/OTHER --out report.html
-
-Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
+python -m experiments.report runs/ONE runs/OTHER --out report.html
 """
 
 from dslth_jax.study.config import command

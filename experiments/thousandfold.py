@@ -4,20 +4,15 @@
 
 Both take the same steps, on the same graph, split and seeds; every message of masks is really encoded, the first as a
 key frame and the others as what has flipped since. The flips between two messages grow far slower than the number of
-rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, on two cores:
-after 400 rounds, masks sent every 5 rounds took 1/4829 of the bits of weights sent in every round, at 68.2 % against
-63.0 (one seed, 67 minutes). After 100 rounds, both sent in every round, it was 1/1203, at 65.5 % against 53.4 (three
-seeds, 54 minutes). See experiments/RESULTS.md.
+rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, masks sent
+every 5 rounds took 1/4829 of the bits of weights sent every round, at 68.2 % against 63.0 (one seed, 67 minutes on two
+cores): see experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.config.settings import flag
-from dslth_jax.study.sweeping.comparison import BY_BITS, Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import Arms, Experiment, compare, flag, leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,32 +20,27 @@ class Thousandfold(Experiment):
     """Compare the bits of coded masks with those of weights at equal steps, by default as many as the authors take."""
 
     agents: int = 20
-    """Number of agents."""
     data_fraction: float = 0.2
-    """Share of each agent's training samples that is used, in (0, 1]."""
     rounds: int = 400
-    """Number of rounds."""
     mask_intervals: str = "1,5"
     """Rounds from one exchange of masks to the next, separated by commas: an arm of mce-pl for each."""
     weight_intervals: str = "1,5"
     """The same of weights: an arm of dsgd for each."""
 
-
-def arms_of(settings: Thousandfold) -> Arms:
-    """Both methods, each at its intervals."""
-    arms = {}
-    for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
-        spelled = getattr(settings, field)
-        try:
-            intervals = [int(word) for word in spelled.split(",")]
-        except ValueError:
-            raise ValueError(f"{flag(field)} must be whole numbers between commas, got {spelled!r}") from None
-        for rounds in intervals:
-            arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
-    return arms
+    def arms(self) -> Arms:
+        """Both methods, each at its intervals."""
+        arms = {}
+        for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
+            spelled = getattr(self, field)
+            try:
+                for rounds in map(int, spelled.split(",")):
+                    arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
+            except ValueError:
+                raise ValueError(f"{flag(field)} must be whole numbers between commas, got {spelled!r}") from None
+        return arms
 
 
-main = partial(compare, "experiments.thousandfold", Thousandfold, arms_of, BY_BITS)
+main = partial(compare, "experiments.thousandfold", Thousandfold)
 
 if __name__ == "__main__":
     leave(main)

@@ -4,19 +4,14 @@
     python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
 
 Agents learn alone, and among neighbours. Some train the weights from which all start, the others keep these and learn
-which of them to use. The paper says that both end alike. On CIFAR-10 (60 rounds, 10 % of the images, minibatches of 32)
-masks come to 63 % alone and 60 among neighbours, weights to 59 and 42: see experiments/RESULTS.md.
+which of them to use. The paper says that both end alike: see experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 from typing import Literal
 
-from dslth_jax.study.commands import compare
-from dslth_jax.study.config.command import leave
-from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping.comparison import Experiment
-from dslth_jax.study.sweeping.grid import Arms
+from dslth_jax.study.commands import Arms, Experiment, Panel, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +23,19 @@ class Validation(Experiment):
     by 1/√retention."""
     biases: Literal["random", "zero"] | None = "zero"
     """Biases of linear layers at the start, one draw for all arms."""
+    panels = (Panel("round", "accuracy"), Panel("round", "loss"))
+
+    def arms(self) -> Arms:
+        """Weights and masks, alone and among neighbours."""
+        return {
+            "weights, alone": {"algorithm": "local"},
+            "masks, alone": {"algorithm": "independent"},
+            "weights, among neighbours": {"algorithm": "dsgd"},
+            "masks, among neighbours": {"algorithm": "mce-pl"},
+        }
 
 
-PANELS = (Panel("round", "accuracy"), Panel("round", "loss"))
-
-
-def arms_of(settings: Validation) -> Arms:
-    """Weights and masks, alone and among neighbours."""
-    del settings
-    return {
-        "weights, alone": {"algorithm": "local"},
-        "masks, alone": {"algorithm": "independent"},
-        "weights, among neighbours": {"algorithm": "dsgd"},
-        "masks, among neighbours": {"algorithm": "mce-pl"},
-    }
-
-
-main = partial(compare, "experiments.validation", Validation, arms_of, PANELS)
+main = partial(compare, "experiments.validation", Validation)
 
 if __name__ == "__main__":
     leave(main)

@@ -68,7 +68,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
 
 def own_of(kind, experiment, *flags):
     settings = command.parse([*TINY, *flags], kind, "experiments.test")
-    return comparison.shared_and_own(settings, experiment.arms_of(settings))
+    return comparison.shared_and_own(settings, settings.arms())
 
 
 def test_arms_get_the_flags_that_mean_something_to_them():

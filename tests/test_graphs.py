@@ -14,8 +14,7 @@ import pytest
 
 from dslth_jax import graphs
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis, report
-from dslth_jax.study.config.files import read_adjacency
-from dslth_jax.study.config.spellings import GRAPHS, topology_of
+from dslth_jax.study.config.spellings import GRAPHS, read_adjacency, topology_of
 
 CHANGING = [name for name in GRAPHS if name.startswith("changing")]
 SEEDS = st.integers(0, 2**31 - 1)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from dslth_jax import partition
-from dslth_jax.study.config.files import read_classes
-from dslth_jax.study.config.spellings import PARTITIONS, partition_of
+from dslth_jax.study.config.spellings import PARTITIONS, partition_of, read_classes
 
 CLASSES = 5
 NAMES = ("classes", "dirichlet", "quantity", "iid")

@@ -77,9 +77,9 @@ def test_commands_parse(program, words):
     if program == "cifar":
         assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 16
     elif program in COMPARISONS:
-        module, kind = COMPARISONS[program]
+        _, kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)
-        shared, arms = comparison.shared_and_own(own, module.arms_of(own))
+        shared, arms = comparison.shared_and_own(own, own.arms())
         assert shared.seeds == (1 if "--seeds 1 " in words else 3)
         assert len(arms) > 1
     else:

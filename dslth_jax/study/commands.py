@@ -1,26 +1,29 @@
 """The commands that train: a single run, a sweep, a comparison of the paper. Each is a study, on one path.
 
-A command reads flags into settings, makes a study of them, trains it, and returns an exit code. From Python, `run` and
-`sweep` take settings, return what the study came to, and raise what is wrong.
+A command reads flags (without `arguments` those of the process), trains the study that they mean, and returns an exit
+code. From Python, `run` and `sweep` take settings, return what the study came to, and raise what is wrong.
 """
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
-from dslth_jax.study.config.command import conduct, parse
-from dslth_jax.study.config.resolve import check_each, check_resume
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.command import conduct, leave, parse
+from dslth_jax.study.config.resolve import check_each
+from dslth_jax.study.config.settings import Settings, flag
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
-from dslth_jax.study.sweeping.comparison import Experiment, Panel, leave, shared_and_own
+from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping.comparison import Experiment, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
-__all__ = ["Settings", "Sweep", "compare", "run", "single", "sweep", "sweeping"]
-Kind = TypeVar("Kind", bound=Settings)
+# What a script needs.
+__all__ = ["Arms", "Experiment", "Panel", "Settings", "Sweep", "compare", "flag", "leave", "run", "single", "sweep"]
+__all__ += ["sweeping"]
 
 
 def run(settings: Settings) -> Result:
@@ -49,7 +52,6 @@ def whole(study: Study) -> Any:
 def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm"."""
     check_each(settings)
-    check_resume(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
     check_search(settings)
@@ -63,53 +65,32 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     return records.Sweep(points, search if settings.search else None)
 
 
-# The commands. Without `arguments` they take those of the process. They return an exit code. ------------------------
-
-
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Train a single run."""
-    return obey(program, Settings, records.Run, train, arguments, stop)
+    return conduct(program, lambda: ready(records.Run(parse(arguments, Settings, program))), train, stop)
 
 
 def sweeping(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Train a sweep."""
-    return obey(program, Sweep, sweep_of, train_some, arguments, stop)
+    return conduct(program, lambda: ready(sweep_of(parse(arguments, Sweep, program))), train_some, stop)
 
 
 def compare(
-    program: str,
-    kind: type[Experiment],
-    arms_of: Callable[[Any], Arms],
-    panels: Sequence[Panel],
-    arguments: Sequence[str] | None = None,
-    stop: Stop | None = None,
+    program: str, kind: type[Experiment], arguments: Sequence[str] | None = None, stop: Stop | None = None
 ) -> int:
-    """Train the arms of a comparison, and leave a table of them and a figure with these panels."""
+    """Train the arms of a comparison, and leave a table of them and a figure."""
 
-    def finish(study: records.Sweep, stop: Stop) -> None:
-        train_some(study, stop, lambda: study.keep(leave, panels))
+    def begin() -> Study:
+        settings = parse(arguments, kind, program)
+        return ready(sweep_of(*shared_and_own(settings, settings.arms())))
 
-    return obey(
-        program, kind, lambda settings: sweep_of(*shared_and_own(settings, arms_of(settings))), finish, arguments, stop
-    )
-
-
-def obey(
-    program: str,
-    kind: type[Kind],
-    study_of: Callable[[Kind], Any],
-    finish: Callable[[Any, Stop], object],
-    arguments: Sequence[str] | None,
-    stop: Stop | None,
-) -> int:
-    """Read the flags, make the study that they mean, and finish it."""
-    words = sys.argv[1:] if arguments is None else arguments
-    return conduct(program, lambda: ready(study_of(parse(words, kind, program))), finish, stop)
+    return conduct(program, begin, partial(train_some, panels=kind.panels), stop)
 
 
-def train_some(study: Study, stop: Stop, behind: Callable[[], None] = lambda: None) -> None:
-    """Train a sweep, then call `behind`; a NotFiniteError if no point of it stays finite."""
+def train_some(study: Study, stop: Stop, panels: Sequence[Panel] | None = None) -> None:
+    """Train a sweep, and leave what a comparison with such panels does; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
-    behind()
+    if panels is not None:
+        study.keep(comparison.leave, panels)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

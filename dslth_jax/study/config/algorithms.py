@@ -9,38 +9,25 @@ from typing import Any, NamedTuple
 
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl
+from dslth_jax.study.config.settings import flag
 
-# What each preset says where a flag is left out.
+# What the presets code, paper and tuned say where a flag is left out.
+_SAID = {
+    "order": ("code", "paper", "code"),
+    "fine_tune_gradient": ("reused", "recomputed", "reused"),
+    "group_lasso": (0.0, 1e-4, 0.0),
+    "elu_on_logits": (True, False, False),
+    "weights": ("uniform-by-fan-in", "uniform-by-fan-in", "signed-constant"),
+    "biases": ("random", "random", "zero"),
+    "linear_retention": (0.9, "same", 0.9),
+    "optimizer": ("sgd", "sgd", "adam"),
+    "lr": (10.0, 10.0, "0.0005@cosine"),
+    "weight_decay": (5e-4, 5e-4, 0.0),
+    "fine_tune_lr": (10.0, 10.0, "same"),
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "code": {
-        "order": "code",
-        "fine_tune_gradient": "reused",
-        "group_lasso": 0.0,
-        "elu_on_logits": True,
-        "weights": "uniform-by-fan-in",
-        "biases": "random",
-        "linear_retention": 0.9,
-        "optimizer": "sgd",
-        "lr": 10.0,
-        "weight_decay": 5e-4,
-        "fine_tune_lr": 10.0,
-    },
-}
-PRESETS["paper"] = PRESETS["code"] | {
-    "order": "paper",
-    "fine_tune_gradient": "recomputed",
-    "group_lasso": 1e-4,
-    "elu_on_logits": False,
-    "linear_retention": "same",
-}
-PRESETS["tuned"] = PRESETS["code"] | {
-    "elu_on_logits": False,
-    "weights": "signed-constant",
-    "biases": "zero",
-    "optimizer": "adam",
-    "lr": "0.0005@cosine",
-    "weight_decay": 0.0,
-    "fine_tune_lr": "same",
+    preset: {name: values[place] for name, values in _SAID.items()}
+    for place, preset in enumerate(("code", "paper", "tuned"))
 }
 
 # What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
@@ -72,62 +59,36 @@ class Row(NamedTuple):
 
 ALGORITHMS: dict[str, Row] = {
     "mce-pl": Row(
-        mce_pl.mce_pl,
-        mce_pl.Hyper,
-        does="the paper's method",
-        sends="a mask",
-        switches=(
-            "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores",
-        ),
+        mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", by_scores=True,
+        switches=("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores"),
         further=(*_filters, *_coded),
-        by_scores=True,
     ),
     "independent": Row(
-        independent.independent,
-        independent.Hyper,
-        does="its local step alone",
-        sends="nothing",
-        switches=("group_lasso_form", "start_scores"),
-        further=_filters,
-        by_scores=True,
+        independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,
+        switches=("group_lasso_form", "start_scores"), further=_filters,
     ),
     "mask-mean": Row(
-        mask_mean.mask_mean,
-        mask_mean.Hyper,
-        does="the ablation: the majority of the masks seen is used",
-        sends="a mask",
-        switches=("mask_sent", "start_scores"),
-        further=_coded,
-        by_scores=True,
+        mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
+        sends="a mask", by_scores=True, switches=("mask_sent", "start_scores"), further=_coded,
     ),
     "dsgd": Row(
-        dsgd.dsgd,
-        dsgd.Hyper,
+        dsgd.dsgd, dsgd.Hyper,
         does="decentralized SGD (Lian et al. 2017): weights averaged with neighbours', then trained",
-        sends="32 bits a weight",
-        defaults=_trained_weights | {"lr": 0.0125},
+        sends="32 bits a weight", defaults=_trained_weights | {"lr": 0.0125},
     ),
     "dis-pfl": Row(
-        dis_pfl.dis_pfl,
-        dis_pfl.Hyper,
+        dis_pfl.dis_pfl, dis_pfl.Hyper,
         does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
-        sends="32 bits a kept weight, and a bitmap",
-        switches=("regrow",),
+        sends="32 bits a kept weight, and a bitmap", switches=("regrow",),
         defaults=_trained_weights | {"lr": "0.4@cosine"},
     ),
     "fedpm": Row(
-        fedpm.fedpm,
-        fedpm.Hyper,
+        fedpm.fedpm, fedpm.Hyper,
         does="FedPM (Isik et al. 2023), masks drawn from learned probabilities; without a server is our adaptation",
-        sends="a mask",
-        further=_coded,
-        defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
+        sends="a mask", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
     ),
     "local": Row(
-        local.local,
-        local.Hyper,
-        does="weight training alone",
-        sends="nothing",
+        local.local, local.Hyper, does="weight training alone", sends="nothing",
         defaults=_trained_weights | {"lr": "0.0125@cosine"},
     ),
 }  # fmt: skip
@@ -156,13 +117,14 @@ def defaults_of(algorithm: str, preset: str) -> dict[str, Any]:
 
 def table() -> list[str]:
     """The table of algorithms in Markdown."""
-    rows = ["| `--algorithm` | what it is | what it sends a link | flags of its own | defaults of its own |"]
+    head = "| `--algorithm` | what it is | what it sends a link | flags of its own | defaults of its own |"
+    rows = [head, "|---" * 5 + "|"]
     for name, row in ALGORITHMS.items():
-        own = sorted(flag for flag in row.flags if len(owners_of(flag)) <= len(ALGORITHMS) // 2)
-        says = " ".join(f"--{flag.replace('_', '-')} {value}" for flag, value in row.defaults.items())
-        flags = ", ".join(f"`--{flag.replace('_', '-')}`" for flag in own)
+        own = sorted(one for one in row.flags if len(owners_of(one)) <= len(ALGORITHMS) // 2)
+        flags = ", ".join(f"`{flag(one)}`" for one in own)
+        says = " ".join(f"{flag(one)} {value}" for one, value in row.defaults.items())
         rows.append(f"| `{name}` | {row.does} | {row.sends} | {flags} | {f'`{says}`' if says else ''} |")
-    return [rows[0], "|---" * 5 + "|", *rows[1:]]
+    return rows
 
 
 if __name__ == "__main__":

@@ -3,19 +3,20 @@
 import argparse
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
 
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of
-from dslth_jax.study.config.console import Stream, console, guard
-from dslth_jax.study.config.machine import is_out_of_memory
+from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.settings import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
@@ -23,50 +24,21 @@ from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
 OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
-HELP, NEGATIVE = ("-h", "--help"), ("-inf", "-infinity", "-nan")
+HELP = ("-h", "--help")
+FLAG = re.compile(r"--\Z|(?!-(inf|infinity|nan)(=|\Z))-+[^\W\d_]", re.IGNORECASE)  # how a word starts that is no value
 Kind = TypeVar("Kind")
 
 
-def complain(program: str, sentence: object, code: int) -> int:
-    """Say one line on the error stream; returns the exit code."""
-    line = f"{program}: {' '.join(str(sentence).split())}"
-    if len(line) > LONGEST_LINE:
-        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(line, file=Stream(sys.stderr))
-    return code
-
-
-class Begun(Protocol):
-    """The work of a command, checked and with its folder open."""
-
-    @property
-    def finished(self) -> str:
-        """What to say if nothing is left to do, else empty."""
-
-    @property
-    def path(self) -> Path | None:
-        """The folder that holds the work, from which --resume goes on; None where there is none."""
-
-
-Work = TypeVar("Work", bound=Begun)
-
-
 def conduct(
-    program: str, begin: Callable[[], Work], finish: Callable[[Work, Stop], object], stop: Stop | None = None
+    program: str, begin: Callable[[], Any], finish: Callable[[Any, Stop], object], stop: Stop | None = None
 ) -> int:
-    """Begin and finish the work of a command; returns its exit code, and says what is wrong in one line.
+    """Begin and finish the work of a command; returns its exit code, and says in one line what is wrong.
 
-    Args:
-        program: the name in front of that line, such as "experiments.cifar".
-        begin: reads the flags, checks everything that can be checked, then opens the folder.
-        finish: does the work; it gets what `begin` returned, and `stop`, at which it looks between rounds.
-        stop: the wish to stop of this process; a new one where left out.
+    `begin` reads the flags, checks everything that can be checked, then opens the folder. What it returns has `path`,
+    the folder from which --resume goes on, or None; and `finished`, what to say if nothing is left to do, else empty.
+    `finish` does the work: it gets what `begin` returned, and `stop`, at which it looks between rounds.
     """
-    stop, path = stop or Stop(), None
-
-    def complained(error: object, code: int, kept: str = "; what was had is kept in {path}") -> int:
-        return complain(program, str(error) + (kept.format(path=path) if path else ""), code)
-
+    stop, path, kept = stop or Stop(), None, "; what was had is kept in {path}"
     try:
         begun = begin()
         if begun.finished:
@@ -74,43 +46,38 @@ def conduct(
             return 0
         path = begun.path
         finish(begun, stop)
+        return 0
     except StoppedError as stopped:
-        when = "" if path else " before anything was kept"
-        kept = "; what was had is kept in {path}; --resume --out {path} goes on"
-        return complained(f"stopped by {stopped.name}{when}", stopped.code, kept)
+        said, code = f"stopped by {stopped.name}{'' if path else ' before anything was kept'}", stopped.code
+        kept += "; --resume --out {path} goes on"
     except NotFiniteError as error:
-        return complained(error, NOT_FINITE)
-    except OSError as error:
-        start = f"the run folder {path} cannot be written to any more: " if path else ""
-        return complained(f"{start}{error}", BAD_INPUT, kept="")
-    except ValueError as error:
-        return complained(error, BAD_INPUT, kept="")
+        said, code = str(error), NOT_FINITE
+    except (OSError, ValueError) as error:
+        torn = f"the run folder {path} cannot be written to any more: " if path and isinstance(error, OSError) else ""
+        said, code, kept = f"{torn}{error}", BAD_INPUT, ""
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):  # of this process, or a device
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return complained(f"{OUT_OF_MEMORY} ({reason[:200]})", BAD_INPUT)
-    return 0
-
-
-class Asked(NamedTuple):
-    """What a command that trains nothing begins with."""
-
-    settings: Any
-    finished: str = ""
-    path: None = None  # nothing is kept that could go on
+        said, code = f"{OUT_OF_MEMORY} ({reason[:200]})", BAD_INPUT
+    said += kept.format(path=path) if path else ""
+    line = f"{program}: {' '.join(said.split())}"
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(line, file=Stream(sys.stderr))
+    return code
 
 
 def act(
     program: str, kind: type[Kind], do: Callable[[Kind], str], arguments: Sequence[str] | None, stop: Stop | None
 ) -> int:
     """Run a command that trains nothing: `do` takes its flags, and returns what is said at its end."""
-    words = sys.argv[1:] if arguments is None else arguments
-
-    def finish(asked: Asked, stop: Stop) -> None:
-        console(stop).print(do(asked.settings), highlight=False, markup=False, soft_wrap=True)
-
-    return conduct(program, lambda: Asked(parse(words, kind, program)), finish, stop)
+    return conduct(
+        program,
+        lambda: SimpleNamespace(settings=parse(arguments, kind, program), finished="", path=None),
+        lambda begun, stop: print(do(begun.settings), file=Stream(sys.stdout, stop)),
+        stop,
+    )
 
 
 def leave(main: Callable[..., int]) -> NoReturn:
@@ -128,53 +95,48 @@ def leave(main: Callable[..., int]) -> NoReturn:
     os._exit(code)
 
 
-# Flags ---------------------------------------------------------------------------------------------------------------
-
-
-def parse(arguments: Sequence[str], kind: type[Kind], program: str) -> Kind:
-    """The flags as settings of a kind; a ValueError of one line where they are wrong: what was expected, what came, and
-    what to do. --help shows all of them and ends the command.
+def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Kind:
+    """The flags as settings of a kind, without `arguments` those of the process; a ValueError of one line where they
+    are wrong: what was expected, what came, and what to do. --help shows all of them and ends the command.
 
     What has no default must be said; where several such values can be, they stand without a flag.
     """
-    known, words = described(kind), list(arguments)
+    known, words = described(kind), list(sys.argv[1:] if arguments is None else arguments)
     needed = [name for name, own in known.items() if own.default is dataclasses.MISSING]
     positional = next((name for name in needed if known[name].several), None)
-    flags, values = [flag(name) for name in known], dict[str, Any]()
+    switches = [name for name, own in known.items() if bool in parts(own.hint)]
+    values: dict[str, Any] = {}
     while words:
         word = words.pop(0)
         if word in HELP:
             print(help_of(kind, program))
             raise SystemExit(0)
         if positional and not word.startswith("-"):
-            values[positional] = (*values.get(positional, ()), read(positional, word, known[positional].hint))
-            continue
+            word = f"{flag(positional)}={word}"
         if not word.startswith("--") or word == "--":
-            meant = nearest(word, flags) if word.strip("-") else ""
-            instead = meant or "; --help lists all"
+            instead = (nearest(word, map(flag, known)) if word.strip("-") else "") or "; --help lists all"
             raise ValueError(f"a flag was expected, got {word!r}: every value stands behind its flag{instead}")
         spelled, equals, value = word.partition("=")
-        name = spelled[2:].replace("-", "_")
-        said, name = name, name.removeprefix("no_") if name not in known else name
         if spelled in HELP:
             raise ValueError(f"{spelled} takes no value, got {value!r}: say {spelled} alone")
-        if name not in known or (name != said and bool not in parts(known[name].hint)):
-            raise ValueError(f"there is no flag {spelled}{nearest(spelled, flags) or '; --help lists all'}")
-        hint = known[name].hint
-        if not equals and words and not is_like_flag(words[0]):
+        said = spelled[2:].replace("-", "_")
+        name = said if said in known else said.removeprefix("no_")
+        if said not in known and name not in switches:
+            instead = nearest(spelled, map(flag, known)) or "; --help lists all"
+            raise ValueError(f"there is no flag {spelled}{instead}")
+        if not equals and words and not FLAG.match(words[0]):
             equals, value = "=", words.pop(0)
-        if bool in parts(hint):
-            # What a preset sets where it is left out may be said as a value too.
-            is_open = type(None) in parts(hint) and name == said and value in ("True", "False", "None")
-            if equals and not is_open:
-                opposite = flag(f"no_{name}")
-                raise ValueError(f"{flag(name)} takes no value, got {value!r}: say {flag(name)} or {opposite}")
-            values[name] = read(name, value, hint) if equals else name == said
+        # What a preset sets where it is left out may be said as a value too.
+        is_open = name == said and type(None) in parts(known[name].hint) and value in ("True", "False", "None")
+        if name in switches and not equals:
+            values[name] = name == said
+        elif name in switches and not is_open:
+            raise ValueError(f"{flag(name)} takes no value, got {value!r}: say {flag(name)} or {flag(f'no_{name}')}")
         elif not equals:
             instead = f", got the flag {words[0]}" if words else ""
-            raise ValueError(f"{flag(name)} needs a value behind it: {kinds(hint)}{instead}")
+            raise ValueError(f"{flag(name)} needs a value behind it: {kinds(known[name].hint)}{instead}")
         else:
-            one = read(name, value, hint)
+            one = read(name, value, known[name].hint)
             values[name] = (*values.get(name, ()), one) if known[name].several else one
     if missing := [name for name in needed if name not in values]:
         said = missing[0] if missing[0] == positional else flag(missing[0])
@@ -182,40 +144,30 @@ def parse(arguments: Sequence[str], kind: type[Kind], program: str) -> Kind:
     return kind(**values)
 
 
-def is_like_flag(word: str) -> bool:
-    """Whether a word is a flag and no value: it starts with a dash and a letter, and is not -inf or -nan."""
-    start = word.partition("=")[0]
-    return word == "--" or (start.lstrip("-")[:1].isalpha() and start[:1] == "-" and start.lower() not in NEGATIVE)
-
-
 def help_of(kind: type, program: str) -> str:
     """What --help says: every flag in its group, with default, unit and bounds, and whose it is."""
     parser = argparse.ArgumentParser(
         f"python -m {program}", "%(prog)s [--FLAG VALUE ...]", inspect.getdoc(kind), add_help=False
     )
-    described_in, groups = documents_of(kind), dict[str, Any]()
+    documents, group_of = documents_of(kind), functools.cache(parser.add_argument_group)
     for name, known in described(kind).items():
-        group = groups.setdefault(known.group, None) or parser.add_argument_group(known.group)
-        groups[known.group] = group
         among = choices(known.hint) or list(NAMES.get(name, ()))
         value = "{" + ",".join(among) + "}" if among else (known.unit or kinds(known.hint).split()[-1]).upper()
-        text = f"{described_in.get(name, '')} {said_of(known)}".replace("%", "%%")
+        text = f"{documents.get(name, '')} {said_of(known)}".replace("%", "%%")
         more: dict[str, Any] = {"action": "store_true"} if bool in parts(known.hint) else {"metavar": value}
         alone = known.several and known.default is dataclasses.MISSING  # values that stand without a flag
-        group.add_argument(name if alone else flag(name), help=text, **more)
+        group_of(known.group).add_argument(name if alone else flag(name), help=text, **more)
     return parser.format_help()
 
 
 def said_of(known: Setting) -> str:
-    """The rest of a flag's help: bounds, default, what presets and algorithms make of it, and which algorithms have
-    it."""
-    said = ["(must be said)" if known.default is dataclasses.MISSING else f"(default: {known.default})"]
-    if known.bounds and known.bounds[0] in "[(":
-        said.insert(0, f"In {known.bounds}.")
-    if known.name in PRESETS["code"]:
-        said.append(f"By preset: {', '.join(f'{name} {own[known.name]}' for name, own in PRESETS.items())}.")
-        own = {name: row.defaults[known.name] for name, row in ALGORITHMS.items() if known.name in row.defaults}
-        said += [f"By algorithm: {', '.join(f'{name} {value}' for name, value in own.items())}."] if own else []
+    """The rest of a flag's help: bounds, default, what presets and algorithms make of it, and whose it is."""
+    said = [f"In {known.bounds}."] if known.bounds.startswith(("[", "(")) else []
+    said.append("(must be said)" if known.default is dataclasses.MISSING else f"(default: {known.default})")
+    rows = {name: row.defaults for name, row in ALGORITHMS.items()}
+    for whose, defaults in (("preset", PRESETS), ("algorithm", rows)):
+        if own := [f"{name} {values[known.name]}" for name, values in defaults.items() if known.name in values]:
+            said.append(f"By {whose}: {', '.join(own)}.")
     if known.name == "algorithm":
         said.append("; ".join(f"{name}: {row.does}, sends {row.sends}" for name, row in ALGORITHMS.items()) + ".")
     owners = owners_of(known.name)

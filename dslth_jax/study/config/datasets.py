@@ -4,6 +4,7 @@ To read takes no TensorFlow; tensorflow-datasets needs it to prepare what it dow
 they are used, and what they read is cached as one file.
 """
 
+import contextlib
 import functools
 import hashlib
 import http.client
@@ -12,7 +13,7 @@ import os
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,7 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from dslth_jax.naming import expect_choice
-from dslth_jax.study.config.files import expect_file
-from dslth_jax.study.config.machine import cache_folder
+from dslth_jax.study.config.machine import cache_folder, expect_file
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
@@ -53,13 +53,9 @@ TFDS_HOSTS = {
 def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
     """The data set of a name in `READERS`, of an .npz file, or of a folder that tensorflow-datasets has prepared.
 
-    Args:
-        name: "digits", which scikit-learn holds, one that tensorflow-datasets prepares, or one that a script has added;
-            or the path of a file (see `load_file`), or of a folder with such a name (".../cifar10").
-        data_dir: where tensorflow-datasets keeps its data; None is its own default.
-
-    Raises:
-        ValueError: an unknown name, a folder that does not exist, or data that is neither there nor to be had.
+    For a file see `load_file`; a folder's path ends in such a name (".../cifar10"). `data_dir` is where
+    tensorflow-datasets keeps its data, None its own default. A ValueError where the name is unknown, the folder does
+    not exist, or the data is neither there nor to be had.
     """
     path = Path(name)
     if path.suffix == ".npz":
@@ -87,25 +83,22 @@ def of_tfds(name: str, data_dir: Path | None) -> Dataset:
     return cached(folder / name, lambda: read_tfds(name, folder))
 
 
-def digits(data_dir: Path | None = None) -> Dataset:
+def digits() -> Dataset:
     """scikit-learn's 8x8 handwritten digits (1,797 samples); a fixed stratified fifth is the test set."""
-    del data_dir  # they are embedded
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    return Dataset(train_images, train_labels, test_images, test_labels, classes=10)
+    parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return Dataset._make([*parts[::2], *parts[1::2], 10])  # of either array the training part stands first
 
 
 # By name; a script may add to them.
 READERS: dict[str, Callable[[Path | None], Dataset]] = {
     **{name: functools.partial(of_tfds, name) for name in TFDS_HOSTS},
-    "digits": digits,
+    "digits": lambda _: digits(),
 }
 
 
@@ -115,13 +108,16 @@ def read_tfds(name: str, folder: Path) -> Dataset:
 
     # Its warnings (a faster decoder, folders that are not there yet) do not help a user of this library.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    try:
+    with readable(name, folder):
         builder = tfds.builder(name, data_dir=folder)
-    except Exception as error:  # of many kinds, one for each thing that its files can lack
-        raise ValueError(_damaged(name, folder, error)) from error
     # Ask this first: to read data that is not prepared ends in minutes of retries or a misleading error.
     if not builder.is_prepared():
-        if obstacle := obstacle_to_preparing(name):
+        obstacle = ""
+        if find_spec("tensorflow") is None:
+            obstacle = "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
+        elif not reachable(TFDS_HOSTS[name]):
+            obstacle = f"{TFDS_HOSTS[name]} cannot be reached to download it"
+        if obstacle:
             raise ValueError(
                 f"{name} is not prepared in {folder} (no {name}/VERSION there) and {obstacle}: "
                 f"give --data-dir a prepared folder, or use --dataset digits, which needs no download"
@@ -130,32 +126,26 @@ def read_tfds(name: str, folder: Path) -> Dataset:
             builder.download_and_prepare(file_format="array_record")
         except Exception as error:  # of many kinds: no disk, no mirror, a broken archive
             raise ValueError(f"{name} could not be downloaded into {folder}: {error}") from error
-    try:
+    with readable(name, folder):
         train, test = (read_split(builder.as_data_source(split)) for split in ("train", "test"))
         return Dataset(*train, *test, classes=builder.info.features["label"].num_classes)
+
+
+@contextlib.contextmanager
+def readable(name: str, folder: Path) -> Iterator[None]:
+    """Whatever is raised of data that cannot be read is a ValueError."""
+    try:
+        yield
     except NotImplementedError:
         raise ValueError(
             f"{name} in {folder} is prepared in a format that only TensorFlow reads: "
             f"give --data-dir another folder, into which it is prepared anew as array_record"
         ) from None
-    except Exception as error:  # torn records are told by the readers' own kinds
-        raise ValueError(_damaged(name, folder, error)) from error
-
-
-def _damaged(name: str, folder: Path, error: Exception) -> str:
-    return (
-        f"{name} in {folder} must be as tensorflow-datasets prepared it, and cannot be read "
-        f"({' '.join(str(error.__cause__ or error).split())}): mend it, or give another --data-dir"
-    )
-
-
-def obstacle_to_preparing(name: str) -> str | None:
-    """Why tensorflow-datasets cannot download and prepare `name` here, asked before it tries for minutes."""
-    if find_spec("tensorflow") is None:
-        return "tensorflow-datasets prepares it with TensorFlow, which is not installed (to read it needs none)"
-    if not reachable(TFDS_HOSTS[name]):
-        return f"{TFDS_HOSTS[name]} cannot be reached to download it"
-    return None
+    except Exception as error:  # of many kinds, one for each thing that files can lack, and the readers' own
+        raise ValueError(
+            f"{name} in {folder} must be as tensorflow-datasets prepared it, and cannot be read "
+            f"({' '.join(str(error.__cause__ or error).split())}): mend it, or give another --data-dir"
+        ) from error
 
 
 def read_split(source: Any, batch: int = 1000) -> tuple[Images, Labels]:
@@ -173,13 +163,10 @@ def reachable(address: str, seconds: float = 2.0) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds):
-                answered.set()
-        except urllib.request.HTTPError:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.suppress(urllib.request.HTTPError):  # an answer, too
+                urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
             answered.set()
-        except (OSError, http.client.HTTPException):
-            pass
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -199,20 +186,16 @@ def cached(prepared: Path, read: Callable[[], Dataset]) -> Dataset:
     signature = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     digest = hashlib.sha256(repr(signature).encode()).hexdigest()[:16]
     path = cache / f"{prepared.name}-{digest}.npz"
-    try:
+    with contextlib.suppress(ValueError):
         return load_file(path)
-    except (OSError, ValueError):
-        dataset = read()
-    try:
+    dataset = read()
+    with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True)
         # Write beside and rename, so that nobody ever reads half a file.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             part = Path(folder) / "part.npz"
-            arrays: dict[str, Any] = {key: np.asarray(value) for key, value in dataset._asdict().items()}
-            np.savez(part, **arrays)
+            np.savez(part, **dataset._asdict())
             part.replace(path)
-    except OSError:
-        pass
     return dataset
 
 
@@ -231,20 +214,15 @@ def load_file(path: Path) -> Dataset:
     except Exception as error:  # a torn zip archive raises many kinds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is torn or something else"
         raise ValueError(f"the data file {path} must be a readable .npz: {reason}") from None
-    missing = [key for key in wanted if key not in arrays]
-    if missing:
+    if missing := [key for key in wanted if key not in arrays]:
         raise ValueError(f"the data file {path} must hold {', '.join(wanted)}; it lacks {', '.join(missing)}")
-    splits = [
-        _checked_split(path, split, *(arrays[f"{split}_{kind}"] for kind in ("images", "labels")))
-        for split in ("train", "test")
-    ]
-    (train_images, train_labels), (test_images, test_labels) = splits
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise ValueError(
-            f"training and test images in {path} must have one shape, "
-            f"got {train_images.shape[1:]} and {test_images.shape[1:]}"
-        )
-    largest = int(max(train_labels.max(), test_labels.max()))
+    train, test = (
+        _checked_split(path, split, arrays[f"{split}_images"], arrays[f"{split}_labels"]) for split in ("train", "test")
+    )
+    sizes = [images.shape[1:] for images, _ in (train, test)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"training and test images in {path} must have one shape, got {sizes[0]} and {sizes[1]}")
+    largest = int(max(labels.max() for _, labels in (train, test)))
     classes = arrays.get("classes", np.array(largest + 1))
     is_whole = classes.shape == () and classes.dtype.kind in "iu"
     if not is_whole or not largest < classes <= MOST_CLASSES:
@@ -252,7 +230,7 @@ def load_file(path: Path) -> Dataset:
             f"classes in {path} must be one whole number above every label, of which {largest} is the largest, "
             f"and at most {MOST_CLASSES}, got {classes if is_whole else f'{classes.dtype} of {classes.shape}'}"
         )
-    return Dataset(train_images, train_labels, test_images, test_labels, int(classes))
+    return Dataset(*train, *test, int(classes))
 
 
 def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[Images, Labels]:

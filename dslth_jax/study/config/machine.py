@@ -1,6 +1,8 @@
-"""Faults of the machine that show before anything is computed, each as one sentence; and what numbers depend on."""
+"""Faults of the machine and of files that show before anything is computed; and what numbers depend on."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -27,8 +29,7 @@ def check_machine() -> None:
 
 def numerics() -> dict[str, str]:
     """What the user has chosen for JAX's numbers, by the names of its variables."""
-    names = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")
-    return {name: str(jax.config.values[name.lower()]) for name in names}
+    return {name: str(getattr(jax.config, name.lower())) for name in ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")}
 
 
 def cache_folder(*, make: bool = True) -> Path | None:
@@ -44,6 +45,8 @@ def cache_folder(*, make: bool = True) -> Path | None:
         return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device, or this process, has no memory left."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+def expect_file(path: Path) -> None:
+    """Raise an OSError unless `path` can be read to its end: pipes may keep a reader waiting, devices never end."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # whoever opens a folder is told
+        raise OSError(errno.EINVAL, "it is no ordinary file")

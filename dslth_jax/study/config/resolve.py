@@ -19,15 +19,13 @@ from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers
 from dslth_jax.networks.zoo import MODULES
 from dslth_jax.schedules import Schedule, constant
-from dslth_jax.study.config import datasets, spellings
+from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
+from dslth_jax.study.config.datasets import READERS
 from dslth_jax.study.config.settings import Settings, choices, described, flag, is_of, kinds, parts, refusal, within
 
 # Names that stand in tables, which a script may add to.
-NAMES: dict[str, Mapping[str, Any]] = {
-    "dataset": datasets.READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES,
-}  # fmt: skip
-LONGEST_NAME = 255  # bytes that one name may have, in every file system in use
+NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
 
 
 def resolve(settings: Settings) -> Settings:
@@ -39,50 +37,40 @@ def resolve(settings: Settings) -> Settings:
     check_together(settings)
     chosen = defaults_of(settings.algorithm, settings.preset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
-    resolved = dataclasses.replace(settings, **filled)
-    same = {
-        name: getattr(resolved, other)
-        for name, other in (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
-        if getattr(resolved, name) == "same"
-    }
+    known = vars(settings) | filled
+    same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
+    filled |= {name: known[other] for name, other in same if known[name] == "same"}
     if settings.dirichlet_alpha is not None:
-        same["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
+        filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
     elif settings.class_file is None:
-        same["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
-    resolved = dataclasses.replace(resolved, **same)
+        filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
+    resolved = dataclasses.replace(settings, **filled)
     check_optimizer(settings, resolved)
-    if resolved.exchange_every > resolved.rounds:
-        raise ValueError(
-            f"--exchange-every must be at most --rounds, got {resolved.exchange_every} and {resolved.rounds}: "
-            f"nothing would ever be sent"
-        )
     numbers_of(resolved)
     return resolved
 
 
-# Checks --------------------------------------------------------------------------------------------------------------
-
-
 def check_each(settings: Settings) -> None:
-    """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
+    """Raise a ValueError if a field is of another type than it says, or beyond what it can be, as a run folder too."""
     for name, known in described(type(settings)).items():
         value = getattr(settings, name)
         for one in value if known.several and isinstance(value, tuple) else (value,):
             if not is_of(one, known.hint):
                 raise ValueError(refusal(name, kinds(known.hint), one, choices(known.hint)))
-            number = isinstance(one, int | float) and not isinstance(one, bool)
-            # Python makes no float of a longer whole number.
-            if number and float in parts(known.hint) and isinstance(one, int) and abs(one) >= 10**300:
+            if isinstance(one, int) and float in parts(known.hint) and abs(one) >= 10**300:  # no float is as long
                 raise ValueError(refusal(name, "below 1e+300", one))
-            if number and known.bounds and not known.scheduled and not within(one, known.bounds):
+            is_number = isinstance(one, int | float) and not isinstance(one, bool)
+            if is_number and known.bounds and not known.scheduled and not within(one, known.bounds):
                 raise ValueError(refusal(name, f"in {known.bounds}", one))
             if one is not None and one not in NAMES.get(name, (one,)):
                 raise ValueError(refusal(name, f"one of {', '.join(NAMES[name])}", one, NAMES[name]))
     if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, settings.resume)):
         raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
+    if settings.resume and settings.out is None:
+        raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
 
-def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
+def obstacle_to_folder(path: Path, resume: bool) -> str | None:
     """Why no run folder can have this name, as far as that shows without making it; None if nothing is wrong."""
     try:
         if not stat.S_ISDIR(path.stat().st_mode):
@@ -91,7 +79,7 @@ def obstacle_to_folder(path: Path, resume: bool = False) -> str | None:
         return "it holds something" if any(path.iterdir()) and not (resume and is_run) else None
     except FileNotFoundError:
         # Making it would show this too, but leave the folders above it behind.
-        too_long = any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts)
+        too_long = any(len(os.fsencode(part)) > 255 for part in path.parts)  # in every file system in use
         return "its name is too long" if too_long else None
     except OSError as error:
         return f"it cannot be one ({error.strerror})"
@@ -103,48 +91,35 @@ def check_together(settings: Settings) -> None:
     """Raise a ValueError if flags contradict each other. A flag at its default counts as not given."""
     known = described(type(settings))
     given = [name for name, own in known.items() if getattr(settings, name) != own.default]
-    for one in given:
-        for other in known[one].against:
-            if other in given:
-                raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
-    for name in given:
-        if name in foreign_to(settings.algorithm):
-            raise ValueError(
-                f"{flag(name)} means nothing to --algorithm {settings.algorithm}, only to "
-                f"{', '.join(owners_of(name))}: leave it out"
-            )
-    # A partition may be spelled twice, as long as both mean the same.
-    for name, prefix in (("dirichlet_alpha", "dirichlet"), ("classes_per_agent", "classes")):
-        spelled = f"{prefix}:{getattr(settings, name)}"
-        if {"partition", name} <= {*given} and settings.partition != spelled:
-            raise ValueError(f"--partition and {flag(name)} contradict each other: leave one of them out")
+    for one, other in [(name, other) for name in given for other in known[name].against if other in given]:
+        # A partition may be spelled twice, as long as both mean the same, such as classes:3 and --classes-per-agent 3.
+        if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{getattr(settings, other)}":
+            raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
+    for name in [name for name in given if name in foreign_to(settings.algorithm)]:
+        only = f"only to {', '.join(owners_of(name))}"
+        raise ValueError(f"{flag(name)} means nothing to --algorithm {settings.algorithm}, {only}: leave it out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
+    if settings.exchange_every > settings.rounds:
+        got = f"got {settings.exchange_every} and {settings.rounds}"
+        raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
     check_processes(settings)
-    check_resume(settings)
     if "penalty_on" in given and settings.group_lasso_form != "penalty":
         raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
-
-
-def check_resume(settings: Settings) -> None:
-    """Raise a ValueError if a run is to be resumed and no folder is named."""
-    if settings.resume and settings.out is None:
-        raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 
 
 def check_processes(settings: Settings) -> None:
     """Raise a ValueError unless the flags of a run of several processes are there together and make sense."""
     coordinator, numbers = settings.coordinator, (settings.processes, settings.process)
+    _, colon, port = str(coordinator).rpartition(":")
     if coordinator in (None, "auto"):
         if numbers != (None, None):
             raise ValueError("--processes and --process need --coordinator ADDRESS:PORT: say it, or leave them out")
-        return
-    _, colon, port = str(coordinator).rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
+    elif not (colon and port.isascii() and port.isdigit() and 0 < int(port[:6]) < 2**16):
         raise ValueError(f"--coordinator must be ADDRESS:PORT of process 0, or auto, got {coordinator!r}")
-    if None in numbers:
+    elif None in numbers:
         raise ValueError("--coordinator ADDRESS:PORT needs --processes and --process: say both, or --coordinator auto")
-    if int(settings.process or 0) >= int(settings.processes or 0):
+    elif int(settings.process or 0) >= int(settings.processes or 0):
         raise ValueError(f"--process must be below --processes, got {settings.process} of {settings.processes}")
 
 
@@ -152,24 +127,18 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
     """Raise a ValueError if a flag, or a step size of the preset, is of another optimizer than the chosen one."""
     usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
     steps = [name for name in ("lr", "fine_tune_lr") if name not in foreign_to(settings.algorithm)]
-    left_out = [name for name in steps if getattr(settings, name) is None]
+    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if getattr(settings, name) is None]
     if left_out and resolved.optimizer != usual:
-        kept = " and ".join(f"{flag(name)} {getattr(resolved, name)}" for name in left_out)
         whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"
         also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
         raise ValueError(
             f"--optimizer {resolved.optimizer} needs step sizes of its own, and {whose} leaves it "
-            f"{kept}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
+            f"{' and '.join(left_out)}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
         if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
-            raise ValueError(
-                f"{flag(name)} needs --optimizer {' or '.join(users)}, got {resolved.optimizer}: "
-                f"say it, or leave {flag(name)} out"
-            )
-
-
-# Numbers and algorithm -----------------------------------------------------------------------------------------------
+            needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
+            raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
 
 
 class Number(NamedTuple):
@@ -184,10 +153,9 @@ def numbers_of(settings: Settings) -> dict[str, Number]:
 
     Raises a ValueError if one is no number, or leaves its bounds.
     """
-    row = ALGORITHMS[settings.algorithm]
-    scheduled = {name for name, known in described(type(settings)).items() if known.scheduled}
-    own = [name for name in row.flags if name in scheduled or name in row.hyper._fields]
-    return {name: number_of(settings, name) for name in sorted(own, key=[*described(type(settings))].index)}
+    row, known = ALGORITHMS[settings.algorithm], described(type(settings))
+    own = [name for name in known if name in row.flags and (known[name].scheduled or name in row.hyper._fields)]
+    return {name: number_of(settings, name) for name in own}
 
 
 def number_of(settings: Settings, name: str) -> Number:
@@ -199,9 +167,8 @@ def number_of(settings: Settings, name: str) -> Number:
     values = numbers_in(settings, name, text, several)
     if bounds and not (inside := within(values, bounds)).all():
         agent = int(np.argmin(inside))
-        raise ValueError(
-            f"{flag(name)} must be in {bounds}, got {values[agent]:g}{f' for agent {agent}' if several else ''}"
-        )
+        whose = f" for agent {agent}" if several else ""
+        raise ValueError(f"{flag(name)} must be in {bounds}, got {values[agent]:g}{whose}")
     if at and not spelling:
         raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
     try:
@@ -224,16 +191,13 @@ def numbers_in(settings: Settings, name: str, text: str, several: bool) -> np.nd
             low, high = map(float, text.split(":"))
             # The range is checked later; until then infinities are no cause for warnings.
             with np.errstate(all="ignore"):
-                values = np.linspace(low, high, settings.agents)
-        elif several and "," in text:
-            values = np.array([float(word) for word in text.split(",")])
-        else:
-            values = np.full(settings.agents, float(text))
+                return np.linspace(low, high, settings.agents)
+        values = [float(word) for word in (text.split(",") if several else [text])]
     except ValueError:
         raise ValueError(f"{flag(name)} must be {wanted}, got {text!r}") from None
-    if len(values) != settings.agents:
+    if len(values) not in (1, settings.agents):
         raise ValueError(f"{flag(name)} must give one number for each of {settings.agents} agents, got {len(values)}")
-    return values
+    return np.full(settings.agents, values)
 
 
 def algorithm_of(settings: Settings, network: Network) -> Algorithm:
@@ -253,24 +217,24 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
 def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
     """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
     numbers, kind = numbers_of(settings), ALGORITHMS[settings.algorithm].hyper
-    own = {name: numbers[name] for name in kind._fields if name != "kept"}
-    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in own.items()}
-    schedules: dict[str, Any] = {name: number.schedule for name, number in own.items()}
+    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in numbers.items()}
+    schedules: dict[str, Any] = {name: number.schedule for name, number in numbers.items()}
     if "kept" in kind._fields:
-        kept, schedules["kept"] = population_kept(settings, numbers, network)
-        values["kept"] = jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept)
-    return kind(**values), kind(**schedules)
+        values["kept"], schedules["kept"] = population_kept(numbers, network)
+    return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
 
 
-def population_kept(settings: Settings, numbers: Mapping[str, Number], network: Network) -> tuple[list[Any], Any]:
+def population_kept(numbers: Mapping[str, Number], network: Network) -> tuple[Any, Any]:
     """How many entries of each layer every agent keeps, and the schedules of these numbers."""
     weights, frozen = jax.eval_shape(network.init, key_of(0))
-    shares, others = numbers["retention"].values.tolist(), numbers["retention"].schedule
-    if not ALGORITHMS[settings.algorithm].by_scores:
+    shares, schedule = numbers["retention"].values.tolist(), numbers["retention"].schedule
+    if linear := numbers.get("linear_retention"):
+        each = zip(shares, linear.values.tolist(), strict=True)
+        kept = [kept_by_layer(weights, network.roles, *own) for own in each]
+        of_role = {"linear": linear.schedule}
+        schedules = map_layers(lambda role, _: of_role.get(role, schedule), network.roles, weights)
+    else:
         variables = {"params": weights, "frozen": frozen}
-        kept = {share: erk_kept(variables, share) for share in set(shares)}
-        return [kept[share] for share in shares], jax.tree.map(lambda _: others, variables)
-    linear_shares, linear = numbers["linear_retention"].values.tolist(), numbers["linear_retention"].schedule
-    roles, each = network.roles, zip(shares, linear_shares, strict=True)
-    kept_by_agent = [kept_by_layer(weights, roles, share, of_linear) for share, of_linear in each]
-    return kept_by_agent, map_layers(lambda role, _: linear if role == "linear" else others, roles, weights)
+        of_share = {share: erk_kept(variables, share) for share in set(shares)}
+        kept, schedules = [of_share[share] for share in shares], jax.tree.map(lambda _: schedule, variables)
+    return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

@@ -3,9 +3,9 @@
 The fields of `Settings` are the flags of the commands; their classes are the groups of --help.
 """
 
+import contextlib
 import dataclasses
 import functools
-import operator
 import re
 import types
 from collections.abc import Callable, Iterable
@@ -37,21 +37,20 @@ class Setting(NamedTuple):
 
 def setting(default: Any, **known: Any) -> Any:
     """A field of a dataclass of settings, with what is known of it: fields of `Setting`."""
-    known["traced"] = known.get("traced", False) or known.get("scheduled", False)
-    return dataclasses.field(default=default, metadata={"setting": Setting(**known)})
+    return dataclasses.field(default=default, metadata={"traced": known.get("scheduled", False), **known})
 
 
 def describe(kind: type) -> dict[str, Setting]:
-    """What is known of each field of a class of settings. A field that a class overrides stays in its first group."""
-    hints, found = get_type_hints(kind), {}
+    """What is known of each field of a class; one that a class overrides keeps its group, and what is known of it."""
+    hints, bases, found = get_type_hints(kind), list[Any](reversed(kind.__mro__)), {}
     for field in dataclasses.fields(kind):
-        owners = [one for one in reversed(kind.__mro__) if field.name in vars(one).get("__annotations__", {})]
-        fields = [vars(one)["__dataclass_fields__"][field.name] for one in reversed(owners)]
-        known = next((one.metadata["setting"] for one in fields if "setting" in one.metadata), Setting())
-        hint = hints[field.name]
+        name, hint = field.name, hints[field.name]
+        owners = [one for one in bases if name in getattr(one, "__dataclass_fields__", ())]
+        known = {key: value for one in owners for key, value in one.__dataclass_fields__[name].metadata.items()}
         several = get_origin(hint) is tuple
-        found[field.name] = known._replace(
-            name=field.name,
+        found[name] = Setting(
+            **known,
+            name=name,
             hint=get_args(hint)[0] if several else hint,
             several=several,
             default=field.default,
@@ -75,7 +74,7 @@ class Data:
     """Folder of tensorflow-datasets (its own default where left out)."""
     data_fraction: float = setting(1.0, bounds="(0, 1]", traced=True)
     """Share of each agent's training samples that is used."""
-    partition: str | None = setting(None, traced=True)
+    partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
     """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed) or iid; None is
     classes:CLASSES_PER_AGENT."""
     classes_per_agent: int = setting(4, bounds=COUNT, unit="classes", traced=True)
@@ -85,8 +84,7 @@ class Data:
     dirichlet_alpha: float | None = setting(None, traced=True, against=("classes_per_agent",))
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
     feature_skew: str = setting("none", traced=True)
-    """How agents see training and test images: none, rotation:DEGREES (agent i turned by i times that), or
-    noise:LEVELS (of 255)."""
+    """How agents see all images: none, rotation:DEGREES (agent i turned by i times that), or noise:LEVELS (of 255)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,8 +139,7 @@ class Method:
     amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True)
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float | str | None = setting(None, bounds=REAL, scheduled=True)
-    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their
-    norms."""
+    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their norms."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
     penalty_on: Literal["fused", "scores"] = "fused"
@@ -202,8 +199,7 @@ class Run:
     devices: int | None = setting(None, bounds=COUNT, unit="devices", machine=True)
     """Number of devices that agents are spread over; None takes as many as divide the agents evenly."""
     coordinator: str | None = setting(None, machine=True)
-    """ADDRESS:PORT of process 0, in a run of several processes or hosts, the same for all; or auto, where a cluster's
-    environment says everything."""
+    """ADDRESS:PORT of process 0, the same in all processes; or auto, where a cluster's environment says everything."""
     processes: int | None = setting(None, bounds=COUNT, unit="processes", machine=True)
     """How many processes the run has (with --coordinator ADDRESS:PORT)."""
     process: int | None = setting(None, bounds=FROM_ZERO, machine=True)
@@ -241,9 +237,6 @@ class Settings(Run, Method, Population, Data):
             object.__setattr__(self, name, value)
 
 
-# Words ---------------------------------------------------------------------------------------------------------------
-
-
 def flag(name: str) -> str:
     """How the command spells a field."""
     return "--" + name.replace("_", "-")
@@ -262,38 +255,31 @@ def choices(hint: Any) -> list[str]:
 def kinds(hint: Any) -> str:
     """What a field of a type takes, in words."""
     words = {int: "a whole number", float: "a number", str: "a word", Path: "a path", bool: "True or False"}
+    taken, among = parts(hint), choices(hint)
     # What takes numbers and words takes spellings that hold a number.
-    spelled = float in parts(hint)
-    taken = [words[part] for part in parts(hint) if part in words and not (part is str and spelled)]
-    if among := choices(hint):
-        taken.append(f"one of {', '.join(among)}")
-    return " or ".join(taken)
+    said = [words[part] for part in taken if part in words and not (part is str and float in taken)]
+    return " or ".join(said + ([f"one of {', '.join(among)}"] if among else []))
 
 
 def is_of(value: Any, hint: Any) -> bool:
     """Whether a value is of one of the types, or one of the words, that a hint allows."""
-    taken = parts(hint)
-    if isinstance(value, str) and value in choices(hint):
-        return True
+    taken = tuple(part for part in parts(hint) if isinstance(part, type))
+    taken += (int,) if float in taken else ()
     if isinstance(value, bool):
         return bool in taken
-    if isinstance(value, int):
-        return int in taken or float in taken
-    return any(isinstance(part, type) and isinstance(value, part) for part in taken)
+    return isinstance(value, taken) or (isinstance(value, str) and value in choices(hint))
 
 
 def read(name: str, word: str, hint: Any) -> Any:
     """The value that a word spells; a ValueError where it is none that the hint allows."""
-    taken = parts(hint)
-    if word in ("None", "True", "False") and type(value := {"None": None}.get(word, word == "True")) in taken:
-        return value
-    for number in (kind for kind in (int, float) if kind in taken):
-        try:
-            return number(word)
-        except ValueError:
-            continue
-    if word in choices(hint) or str in taken or Path in taken:
-        return Path(word) if Path in taken else word
+    taken, constants = parts(hint), {"None": None, "True": True, "False": False}
+    if word in constants and type(constants[word]) in taken:
+        return constants[word]
+    for kind in (kind for kind in (int, float, Path, str) if kind in taken):
+        with contextlib.suppress(ValueError):
+            return kind(word)
+    if word in choices(hint):
+        return word
     raise ValueError(refusal(name, kinds(hint), word, choices(hint)))
 
 
@@ -304,9 +290,9 @@ def within(value: Any, bounds: str) -> Any:
     [False, True, True, False]
     """
     low, high = map(float, re.split(r"\.\.|, ", bounds.strip("[]()")))
-    above = operator.lt if bounds.startswith("(") else operator.le
-    below = operator.lt if bounds.endswith(")") else operator.le
-    return above(low, value) & below(value, high)
+    above = value > low if bounds.startswith("(") else value >= low
+    below = value < high if bounds.endswith(")") else value <= high
+    return above & below
 
 
 def refusal(name: str, wanted: str, value: Any, known: Iterable[str] = ()) -> str:

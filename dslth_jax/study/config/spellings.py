@@ -1,70 +1,56 @@
-"""What the command spells and the library takes as arguments: "regular:8", "dirichlet:0.3", "rotation:90", "cosine".
+"""What the command spells or names a file of, and the library takes as arguments: "regular:8", "rotation:90", "cosine".
 
-A table leads from a name to the function of the library that makes it. The numbers behind colons are this function's
-arguments, in its own order, but for those that every function of the table gets by name. So a new kind is one function
-and one line here, or in a script: `GRAPHS["mine"] = my_generator`.
+A table leads from a name to the function of the library that makes it, most often of the same name. The numbers behind
+colons are this function's arguments, in its own order, but for those that every function of the table gets by name. So
+a new kind is one function and one word here, or a line in a script: `GRAPHS["mine"] = my_generator`.
 """
 
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from dslth_jax import graphs, partition, schedules, skew
-from dslth_jax.graphs import Topology, graph_of, metropolis
+from dslth_jax.graphs import Adjacency, Topology, graph_of, metropolis
 from dslth_jax.naming import nearest
 from dslth_jax.partition import Partition
 from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
-from dslth_jax.study.config.files import read_adjacency
+from dslth_jax.study.config.machine import expect_file
 
-GRAPHS: dict[str, Callable[..., Topology]] = {
-    "erdos-renyi": graphs.erdos_renyi,
-    "ring": graphs.ring,
-    "torus": graphs.torus,
-    "star": graphs.star,
-    "complete": graphs.complete,
-    "regular": graphs.regular,
-    "small-world": graphs.small_world,
-    "changing-erdos-renyi": graphs.changing_erdos_renyi,
-    "changing-regular": graphs.changing_regular,
-}
-PARTITIONS: dict[str, Callable[..., Partition]] = {
-    "classes": partition.classes,
-    "dirichlet": partition.dirichlet,
-    "quantity": partition.quantity,
-    "iid": partition.iid,
-}
-SKEWS: dict[str, Callable[..., Skew]] = {"none": lambda: Skew(), "rotation": skew.rotation, "noise": skew.noise}
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": lambda: schedules.constant,
-    "cosine": schedules.cosine,
-    "step": schedules.step,
-    "warm-up": schedules.warm_up,
-}
+
+def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Functions by the spelling of their names."""
+    return {function.__name__.replace("_", "-"): function for function in functions}
+
+
+GRAPHS = by_name(
+    graphs.erdos_renyi, graphs.ring, graphs.torus, graphs.star, graphs.complete, graphs.regular, graphs.small_world,
+    graphs.changing_erdos_renyi, graphs.changing_regular,
+)  # fmt: skip
+PARTITIONS = by_name(partition.classes, partition.dirichlet, partition.quantity, partition.iid)
+SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
+SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
 
 
 def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False, mixing: str = "uniform") -> Topology:
     """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of an adjacency text file.
 
-    Args:
-        spelling: a key of `GRAPHS` with its numbers behind colons, or a path.
-        agents: how many.
-        seed: of what is drawn once; graphs that change draw from the keys they are given.
-        directed: whether an agent may hear another that does not hear it.
-        mixing: "uniform" counts every neighbour alike, "metropolis" gives links the weights of `metropolis`.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a graph that cannot be.
+    `seed` is of what is drawn once; graphs that change draw from the keys they are given. If `directed`, an agent may
+    hear another that does not hear it. `mixing` is "uniform", which counts every neighbour alike, or "metropolis". A
+    ValueError where the spelling means nothing, or the graph cannot be.
 
     >>> topology_of("star", 3, seed=0).graph.receivers.tolist()
     [0, 0, 1, 2]
     """
     if mixing == "metropolis" and directed:
         raise ValueError("metropolis weights need an undirected graph: take uniform ones, or leave --directed out")
-    name, given = spelling.partition(":")[0], {"agents": agents, "seed": seed, "directed": directed}
+    name = spelling.partition(":")[0]
     if name in GRAPHS:
         takes = inspect.signature(GRAPHS[name]).parameters
         if directed and "directed" not in takes:
@@ -72,24 +58,19 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
         # A small population takes a smaller degree than the default.
         if spelling == name and "degree" in takes:
             spelling = f"{name}:{min(takes['degree'].default, agents - 1)}"
-        topology = made("--topology", spelling, GRAPHS, **given)
-    elif is_file(spelling):
+    if name not in GRAPHS and os.path.isfile(spelling):  # noqa: PTH113, which takes names that no file can have
         topology = Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
     else:
-        raise unknown("--topology", spelling, GRAPHS, given, " or an adjacency file that exists")
+        given = {"agents": agents, "seed": seed, "directed": directed}
+        topology = made("--topology", spelling, GRAPHS, " or an adjacency file that exists", **given)
     return metropolis(topology) if mixing == "metropolis" else topology
 
 
 def partition_of(spelling: str, **given: Any) -> Partition:
     """The partition of a spelling such as "classes:4", "dirichlet:0.3", "quantity:0.5" or "iid".
 
-    Args:
-        spelling: a key of `PARTITIONS` with its number behind a colon.
-        given: labels, agents, seed, test_labels, fraction and among, as the functions of `dslth_jax.partition` take
-            them.
-
-    Raises:
-        ValueError: a spelling that means nothing, or a request that cannot be met.
+    `given` are labels, agents, seed and so on, as the functions of `PARTITIONS` take them. A ValueError where the
+    spelling means nothing, or cannot be met.
 
     >>> import numpy as np
     >>> [len(own) for own in partition_of("iid", labels=np.array([0, 0, 1, 1, 2, 2]), agents=2, seed=0).train]
@@ -113,67 +94,114 @@ def schedule_of(spelling: str, rounds: int) -> Schedule:
     >>> float(schedule_of("warm-up:4@step:10:0.5", rounds=100)(1))
     0.5
     """
-    return schedules.product(
-        *(made("schedule", part, SCHEDULES, rounds=rounds) for part in spelling.split("@") if part)
-    )
+    factors = [made("schedule", part, SCHEDULES, rounds=rounds) for part in spelling.split("@") if part]
+    return schedules.product(*factors)
 
 
-def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], **given: Any) -> Any:
-    """Call the function that `spelling` names in `known`, with those `given` arguments that it takes and with its
-    numbers."""
+def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], also: str = "", /, **given: Any) -> Any:
+    """Call the function that `spelling` names in `known`, with its numbers and with those `given` arguments that it
+    takes; a ValueError, which begins with `what`, where there is none (`also` is what else could be) or it raises one.
+    """
     name, *words = spelling.split(":")
     if name not in known:
-        raise unknown(what, spelling, known, given)
-    makes, own = known[name], numbers_of(known[name], given)
+        forms = ", ".join(form(one, spelled(known[one], given)) for one in known)
+        raise ValueError(f"{what} must be one of {forms}{also}, got {spelling!r}{nearest(name, known)}")
+    takes, own = inspect.signature(known[name]).parameters, spelled(known[name], given)
     if not sum(one.default is one.empty for one in own) <= len(words) <= len(own):
-        wanted = f"is spelled {form(name, makes, given)}" if own else "takes no number"
+        wanted = f"is spelled {form(name, own)}" if own else "takes no number"
         raise ValueError(f"{what} {name} {wanted}, got {spelling}")
     numbers = {one.name: number_of(f"{what} {name}", one, word) for one, word in zip(own, words, strict=False)}
-    takes = inspect.signature(makes).parameters
     try:
-        return makes(**{key: value for key, value in given.items() if key in takes}, **numbers)
+        return known[name](**{key: value for key, value in given.items() if key in takes}, **numbers)
     except ValueError as error:
         raise ValueError(f"{what} {spelling}: {error}") from None
 
 
-def numbers_of(makes: Callable[..., Any], given: Collection[str]) -> list[inspect.Parameter]:
-    """The arguments that are spelled: those that may be given by place and are not in `given`."""
+def spelled(makes: Callable[..., Any], given: Collection[str]) -> list[inspect.Parameter]:
+    """The arguments that a spelling holds: those that may be given by place and are not in `given`."""
     parameters = inspect.signature(makes).parameters.values()
     return [one for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.name not in given]
 
 
 def number_of(whose: str, parameter: inspect.Parameter, word: str) -> float:
     """The number that a word spells, whole where the argument's type is."""
-    whole = parameter.annotation is int or int in get_args(parameter.annotation)
-    try:
+    whole = int in (parameter.annotation, *get_args(parameter.annotation))
+    with contextlib.suppress(ValueError):
         number = float(word)
-    except ValueError:
-        number = math.nan
-    if math.isnan(number) or (whole and not number.is_integer()):
-        kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{whose} takes {kind} for {parameter.name.upper()}, got {word!r}")
-    return int(number) if whole else number
+        if number.is_integer() or not (whole or math.isnan(number)):
+            return int(number) if whole else number
+    raise ValueError(f"{whose} takes a {'whole ' * whole}number for {parameter.name.upper()}, got {word!r}")
 
 
-def form(name: str, makes: Callable[..., Any], given: Collection[str]) -> str:
+def form(name: str, own: Sequence[inspect.Parameter]) -> str:
     """How a spelling of this name looks, with optional parts in brackets: "step:EVERY[:FACTOR]"."""
-    own = numbers_of(makes, given)
-    left_out = sum(one.default is not one.empty for one in own)
-    parts = [f":{one.name.upper()}" if one.default is one.empty else f"[:{one.name.upper()}" for one in own]
-    return name + "".join(parts) + "]" * left_out
+    optional = [one.default is not one.empty for one in own]
+    parts = [f"{'[' * may}:{one.name.upper()}" for may, one in zip(optional, own, strict=True)]
+    return "".join([name, *parts, "]" * sum(optional)])
 
 
-def unknown(
-    what: str, spelling: str, known: Mapping[str, Callable[..., Any]], given: Collection[str], also: str = ""
-) -> ValueError:
-    """The error for a name that is not known."""
-    forms = ", ".join(form(name, makes, given) for name, makes in known.items())
-    suggested = nearest(spelling.partition(":")[0], known)
-    return ValueError(f"{what} must be one of {forms}{also}, got {spelling!r}{suggested}")
+def words_by_line(path: Path, file: str, lines: str, words: str, fits: Callable[[str], bool]) -> dict[int, list[str]]:
+    """The words of each line that has any, by its number counted from 1.
+
+    Raises a ValueError where the file is none, or no text, or where a word does not fit or makes `fits` raise one.
+    """
+    try:
+        expect_file(path)
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        reason = error.strerror or "it cannot be opened"
+    except UnicodeDecodeError:
+        reason = "it is no text"
+    except ValueError:  # a null character
+        reason = "no file can have this name"
+    else:
+        found = {number: line.split() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+        for number, word in ((number, word) for number, row in found.items() for word in row):
+            with contextlib.suppress(ValueError):
+                if fits(word):
+                    continue
+            raise ValueError(f"{file} must hold {words}, separated by blanks, got {word!r} in line {number}")
+        return found
+    raise ValueError(f"{file} must hold {lines}, and cannot be read: {reason}")
 
 
-def is_file(spelling: str) -> bool:
-    """Whether a path leads to a file. One that is too long, or has characters that no name has, does not."""
-    with contextlib.suppress(OSError, ValueError):
-        return Path(spelling).is_file()
-    return False
+def read_adjacency(path: Path, agents: int, directed: bool = False) -> Adjacency:
+    """A text file of one row an agent, 0 and 1 separated by blanks: row i says whom agent i hears.
+
+    It must be square, of `agents` rows, with zeros on the diagonal, and symmetric unless `directed`.
+    """
+    file = f"the adjacency file {path}"
+    # In any spelling: numpy writes 1 as 1.000000000000000000e+00.
+    lines = words_by_line(path, file, "rows of 0 and 1", "0 and 1 alone", lambda word: float(word) in (0, 1))
+    widths = sorted({len(words) for words in lines.values()})
+    if widths != [len(lines)]:
+        raise ValueError(f"{file} must be square, got {len(lines)} rows of {widths} columns")
+    if len(lines) != agents:
+        raise ValueError(f"{file} has {len(lines)} agents, expected {agents}: say --agents {len(lines)}")
+    adjacency = np.array([*lines.values()], float) != 0
+    if not directed and (adjacency != adjacency.T).any():
+        i, j = np.argwhere(adjacency != adjacency.T)[0]
+        rows = f"rows {i} and {j} disagree (counted from 0)"
+        raise ValueError(f"{file} must be symmetric, {rows}: mend it, or say --directed")
+    if (selfish := adjacency.diagonal()).any():
+        raise ValueError(f"agent {selfish.argmax()} is its own neighbour in {path}: the diagonal must be 0")
+    return adjacency
+
+
+def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
+    """A text file of one line an agent, its classes (whole numbers from 0) separated by blanks."""
+    file, wanted = f"the class file {path}", "one line of class numbers an agent"
+
+    def is_class(word: str) -> bool:
+        return word.isascii() and word.isdigit() and len(word) < 10 and int(word) < classes
+
+    lines = words_by_line(path, file, wanted, f"classes in 0..{classes - 1}", is_class)
+    if not lines:
+        raise ValueError(f"{file} must hold {wanted}, and it is empty")
+    if len(lines) != agents:
+        instead = f"mend it, or say --agents {len(lines)}"
+        raise ValueError(f"{file} must have one line for each of {agents} agents, got {len(lines)}: {instead}")
+    for number, words in lines.items():
+        if len({*map(int, words)}) != len(words):
+            raise ValueError(f"{file} must name a class once a line, got {words} in line {number}")
+    return [[*map(int, words)] for words in lines.values()]

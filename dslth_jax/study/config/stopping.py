@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 
 NOTICE = b"stopping when this round is saved; a second signal stops at once\n"
 HEARD = ("SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1")  # a terminal that closes, Ctrl-C, an end that a scheduler announces
@@ -31,9 +30,8 @@ class Stop:
         self.asked: int | None = None  # which signal came
         self.later = False  # whether there is something to save first
 
-    def __call__(self, number: int, frame: FrameType | None = None) -> None:
+    def __call__(self, number: int, _: object = None) -> None:
         """Take a signal: an exception at once where nothing is to be saved."""
-        del frame
         if self.asked is not None:
             if number in INSISTING:
                 os._exit(128 + number)
@@ -48,8 +46,7 @@ class Stop:
 
     def wish(self) -> None:
         """Ask the run to end after this round, because nobody reads its output any more."""
-        if self.asked is None:
-            self.asked = signal.SIGPIPE
+        self.asked = self.asked or signal.SIGPIPE
 
     def obey(self, anywhere: Callable[[bool], bool]) -> None:
         """Raise a StoppedError if a signal came meanwhile, or `anywhere` knows of one: all that is to be saved is."""

@@ -1,6 +1,6 @@
 """What the paper's experiments share: arms on equal terms (steps, graph, split, seeds, evaluation), a table, a figure.
 
-An experiment is a module that names its arms and the panels of its figure. Its folder is a sweep's, with `table.md` and
+An experiment is a class that names its arms and the panels of its figure. Its folder is a sweep's, with `table.md` and
 `figure.png` beside: it is stopped, resumed and reported like any.
 """
 
@@ -16,15 +16,16 @@ from dslth_jax.study.results.plots import Panel, line_of_seeds
 from dslth_jax.study.results.points import DONE, Point, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
+# Accuracy over what is sent, and over rounds.
+BY_BITS: Sequence[Panel] = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Settings):
     """Compare methods on equal terms."""
 
     agents: int = 8
-    """Number of agents."""
     rounds: int = 100
-    """Number of rounds."""
     preset: Literal["code", "tuned"] = "tuned"
     """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
     lr: float | str | None = None
@@ -32,9 +33,11 @@ class Experiment(Settings):
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
 
+    panels = BY_BITS  # of its figure
 
-# Accuracy over what is sent, and over rounds.
-BY_BITS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
+    def arms(self) -> Arms:
+        """The settings that each arm has of its own, by its name."""
+        raise NotImplementedError
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:

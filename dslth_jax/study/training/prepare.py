@@ -15,7 +15,6 @@ from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
-from dslth_jax.study.config.files import read_classes
 from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.resolve import (
     algorithm_of,
@@ -131,7 +130,7 @@ def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.P
         "fraction": settings.data_fraction,
     }
     if settings.class_file:
-        classes_of = read_classes(settings.class_file, settings.agents, dataset.classes)
+        classes_of = spellings.read_classes(settings.class_file, settings.agents, dataset.classes)
         return partition.of_classes(dataset.train_labels, classes_of, **given)
     among = {"labels": dataset.train_labels, "agents": settings.agents, "among": dataset.classes}
     return spellings.partition_of(str(settings.partition), **among, **given)

@@ -7,11 +7,9 @@ A run may be killed at any moment. What is not finished lies under another name,
     folder/round_00000050/state/            the leaves by their key paths, as orbax writes a pytree
     folder/round_00000075.part/             not finished yet, or never
 
-In a run of several processes all call these functions, on a file system that they share. Shared random weights are
-drawn anew from their seed and are never part of a state.
-
-orbax's own CheckpointManager (0.12) cannot take the place of this file: it does not pass over a newest checkpoint that
-is damaged, refuses to save at its step again, and leaves files beside a handler's that no hash covers.
+All processes of a run call these functions, on a file system that they share. Shared random weights are drawn anew
+from their seed and are no part of a state. orbax's own CheckpointManager (0.12) cannot take the place of this file: it
+passes over no damaged checkpoint, refuses to save at its step again, and leaves files that no hash covers.
 """
 
 import hashlib
@@ -47,17 +45,11 @@ class OldFormatError(ValueError):
 
 
 def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: int = 2) -> None:
-    """Write the checkpoint of `round`. Once it is safely there, remove all but the `keep` newest up to it.
+    """Write the checkpoint of `round`. Once it is safely there, remove all but the `keep` newest up to it, and later
+    ones too: this run did not go on from them, so they were damaged or are of another course.
 
-    Later checkpoints are removed too: this run did not go on from them, so they were damaged or are of another course.
-    An OSError where it cannot be written; earlier ones are untouched then.
-
-    Args:
-        folder: of one run's checkpoints; created where it is missing.
-        round: how many rounds the state has behind it.
-        state: a pytree of arrays, or numbers, wherever they lie; a TypeError where a leaf is neither.
-        notes: what else is to come back, in JSON's types, else a ValueError; those of the first process count.
-        keep: how many checkpoints stay.
+    `state` is a pytree of arrays or numbers, wherever they lie, else a TypeError; `notes`, of the first process, are in
+    JSON's types, else a ValueError. An OSError where nothing can be written; earlier checkpoints are untouched then.
     """
     if keep < 1 or round < 0:
         raise ValueError(f"keep must be at least 1 and round at least 0, got {keep} and {round}")
@@ -98,10 +90,8 @@ def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: i
 
 
 def latest(folder: Path) -> Found | None:
-    """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all.
-
-    A ValueError where there are some and none is whole, or the newest is of another version of the library.
-    """
+    """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all. A
+    ValueError where there are some and none is whole, or the newest is of another version of the library."""
     damaged: list[str] = []
 
     def look() -> list[Any] | str | None:
@@ -125,11 +115,8 @@ def latest(folder: Path) -> Found | None:
 
 
 def restore(found: Found, like: Any) -> Any:
-    """The state of a checkpoint, bit for bit; a ValueError where it is of something else, or cannot be read.
-
-    `like` is the state as a pytree of `jax.ShapeDtypeStruct`, with shardings where it lies over devices (see
-    `sharding.placed_shapes`), however many there were when it was saved; without, on one device.
-    """
+    """The state of a checkpoint, bit for bit, as a pytree of `jax.ShapeDtypeStruct` says it: with shardings over these
+    devices, however many there were before, else on one. A ValueError where it is of something else, or unreadable."""
     wanted = arrays.named(like)
 
     def read() -> dict[str, jax.Array]:

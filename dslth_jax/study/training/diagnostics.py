@@ -11,6 +11,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import GraphReport
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results.points import spelled
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
 WINDOW = 50  # exchanges over which flip rates are compared
@@ -43,11 +44,9 @@ class Seen:
 
 
 class Symptoms:
-    """What a run of resolved `settings` has shown so far. Each method yields the sentences that are new.
-
-    `graph` is that of all rounds, None where it changes; `maskable` holds the shapes of all that has masks; `chance` is
-    the accuracy of naming an agent's likeliest class.
-    """
+    """What a run of resolved settings has shown so far: sentences as they are new. `graph` is that of all rounds, None
+    where it changes; `maskable` has the shapes of all masks; `chance` is the accuracy of naming an agent's likeliest
+    class."""
 
     def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
         self.chance, self.reasons = chance, REASONS.get(settings.algorithm)
@@ -134,7 +133,7 @@ def expected(settings: Settings, graph: GraphReport | None) -> Signs:
     """What can be expected from resolved settings alone."""
     step, fine_tuning = settings.lr, settings.fine_tune_lr
     usual = PRESETS[settings.preset]["fine_tune_lr"]
-    if fine_tuning is not None and fine_tuning == usual and not same_step(step, fine_tuning):
+    if fine_tuning is not None and fine_tuning == usual and spelled(step) != spelled(fine_tuning):
         yield "steps", f"--lr is {step} and --fine-tune-lr {fine_tuning}: --fine-tune-lr same makes it follow"
     if ALGORITHMS[settings.algorithm].sends == "nothing" or settings.agents == 1 or graph is None:
         return
@@ -144,11 +143,3 @@ def expected(settings: Settings, graph: GraphReport | None) -> Signs:
     elif not graph.connected:
         sent = "weights" if settings.algorithm in ("dsgd", "dis-pfl") else "masks"
         yield "apart", f"the graph is not connected: some agents' {sent} never reach some others"
-
-
-def same_step(one: float | str | None, other: float | str) -> bool:
-    """Whether two step sizes are the same, however they are spelled."""
-    try:
-        return float(one or 0) == float(other)
-    except ValueError:
-        return str(one) == str(other)

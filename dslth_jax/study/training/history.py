@@ -59,6 +59,8 @@ class Outcome(NamedTuple):
 class History:
     """What one run has come to so far. New symptoms, one sentence each, wait in `warnings` to be taken."""
 
+    evaluation: Evaluation  # the last
+
     def __init__(self, prepared: Prepared, number: int = 0) -> None:
         self.prepared, self.number = prepared, number  # of several runs, which one it is
         self.maskable, self.message = maskable_of(prepared)
@@ -72,14 +74,11 @@ class History:
         self.warnings = [*self.symptoms.at_start]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
-        self.evaluation: Evaluation | None = None  # the last
         self.evaluation_seconds = 0.0  # since this process began
 
     def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
-        """Count one round. After a round whose numbers are not finite, no further round counts.
-
-        `sent` is what everybody sent before and in this round, where messages are to be encoded.
-        """
+        """Count one round, unless one before had numbers that are not finite. `sent` is what everybody sent before, and
+        in this round, where messages are to be encoded."""
         if self.failure is not None:
             return
         self.failure = not_finite(info, round)
@@ -127,7 +126,6 @@ class History:
     def agent_rows(self) -> list[dict[str, Any]]:
         """The rows of agents.csv, after the last evaluation."""
         prepared, evaluation = self.prepared, self.evaluation
-        assert evaluation is not None
         neighbours, held = prepared.last_adjacency.sum(axis=1), prepared.held(prepared.train)
         return [
             {

@@ -14,7 +14,6 @@ from jaxtyping import Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
-from dslth_jax.study.config.settings import Settings
 
 
 class Course(NamedTuple):
@@ -24,13 +23,8 @@ class Course(NamedTuple):
     eval_every: int
     exchange_every: int
     key_every: int
-    code_every: int | None
-    checkpoint_every: int | None
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Course":
-        """That of resolved settings."""
-        return cls(*(getattr(settings, name) for name in cls._fields))
+    code_every: int | None = None
+    checkpoint_every: int | None = None
 
     def is_evaluated(self, round: int) -> bool:
         """Whether there is an evaluation behind a round."""
@@ -50,11 +44,8 @@ class Course(NamedTuple):
         return number == 1 or (self.key_every > 0 and (number - 1) % self.key_every == 0)
 
     def is_encoded(self, round: int) -> bool:
-        """Whether the messages of a round are really encoded.
-
-        Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th,
-        16th..., for flips grow fewer as if over the logarithm of time.
-        """
+        """Whether the messages of a round are really encoded: key frames, the last before every evaluation, those asked
+        for, and the 2nd, 4th, 8th, 16th..., for flips grow fewer as if over the logarithm of time."""
         number = round // self.exchange_every
         next_row = min(-(-round // self.eval_every) * self.eval_every, self.rounds)
         as_asked = self.code_every is not None and number % self.code_every == 0
@@ -144,11 +135,8 @@ def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
 
 
 def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:
-    """The bits of every agent's message of a round, encoded against what it sent before.
-
-    `sent` and `past` stack everybody's, `like` has the layers' shapes. A message stands alone where `past` is None or
-    lacks one of its layers.
-    """
+    """The bits of every agent's message of a round, encoded against what it sent before, alone where `past` is None or
+    lacks one of its layers. `sent` and `past` stack everybody's, `like` has the layers' shapes."""
 
     def layers_of(messages: Message, agent: int) -> list[str]:
         return [name for name in like.masks if messages.has is None or messages.has[name][agent]]

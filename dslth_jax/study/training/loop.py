@@ -22,6 +22,7 @@ from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
+from dslth_jax.study.training.checkpoint import Found
 from dslth_jax.study.training.history import History, Outcome
 from dslth_jax.study.training.plan import Plan, Prepared, fingerprints, identity, plan
 from dslth_jax.study.training.programs import Programs, compile_programs
@@ -32,16 +33,14 @@ class Study:
     """Members, what they come to, and the folder in which they are recorded; what is made of these is for its kinds to
     say, in the methods that do nothing here."""
 
+    settings: Settings
+    members: list[Prepared]  # a search adds to them
+    outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
     finished = ""  # what to say of a study that has nothing left to do
     said: Console  # where a study in training says how it goes
     stop: Stop  # and who is asked whether it is to stop
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.members: list[Prepared] = []  # a search adds to them
-        self.outcomes: dict[int, Outcome] = {}  # what members have come to so far, by their numbers
 
     def keep(self, write: Callable[..., None], *what: Any) -> None:
         """Write into the folder, in the process that has it."""
@@ -69,7 +68,7 @@ class Study:
         """Yield members, batch after batch. Whoever asks for the next batch has trained the one before."""
         yield
 
-    def begins(self, planned: Plan, found: checkpoint.Found | None, heading: str) -> None:
+    def begins(self, planned: Plan, found: Found | None, heading: str) -> None:
         """A group is about to be compiled."""
 
     def compiles(self, histories: Sequence[History]) -> None:
@@ -127,7 +126,7 @@ def train_members(study: Study) -> None:
         train_group(study, group, found if number == 1 else None, heading)
 
 
-def interrupted(study: Study) -> checkpoint.Found | None:
+def interrupted(study: Study) -> Found | None:
     """The checkpoint of the group at which a study was interrupted. A ValueError if it is of other settings than those
     of its members, of other data or other numbers."""
     found = checkpoint.latest(study.path / "checkpoint") if study.settings.resume else None
@@ -149,7 +148,7 @@ def interrupted(study: Study) -> checkpoint.Found | None:
     return found
 
 
-def train_group(study: Study, group: Sequence[int], found: checkpoint.Found | None, heading: str) -> None:
+def train_group(study: Study, group: Sequence[int], found: Found | None, heading: str) -> None:
     """Train the members of these numbers as one program."""
     planned = plan([study.members[number] for number in group])
     study.begins(planned, found, heading)
@@ -168,11 +167,7 @@ def train_group(study: Study, group: Sequence[int], found: checkpoint.Found | No
 
 
 def follow(
-    study: Study,
-    programs: Programs,
-    histories: Sequence[History],
-    found: checkpoint.Found | None,
-    progress: ProgressLine,
+    study: Study, programs: Programs, histories: Sequence[History], found: Found | None, progress: ProgressLine
 ) -> None:
     """Train all rounds that are left, show the progress, and save checkpoints."""
     course, stop = histories[0].prepared.course, study.stop
@@ -200,11 +195,8 @@ def follow(
 def play(
     programs: Programs, histories: Sequence[History], state: State, done: int
 ) -> Iterator[tuple[int, State, bool]]:
-    """Train the rounds after the first `done`, one after another, and tell the histories of the program's members.
-
-    Yields, at the start and after each round, its number, the state (whose memory the next round takes) and whether
-    histories got a row. It ends early if every member has failed.
-    """
+    """Train the rounds after the first `done`, until all members have failed, and tell their histories. Yield, at the
+    start and after each round, its number, the state (whose memory the next one takes) and whether there is a row."""
     course = histories[0].prepared.course
 
     def assess(round: int) -> None:
@@ -261,7 +253,7 @@ def save(checkpoints: Path, histories: Sequence[History], state: State, round: i
     checkpoint.save(checkpoints, round, state, notes)
 
 
-def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Found | None) -> tuple[State, int]:
+def begin(programs: Programs, histories: Sequence[History], found: Found | None) -> tuple[State, int]:
     """The state to start from and how many rounds are done: a new state, or a checkpoint's."""
     if found is None:
         return programs.start(), 0
@@ -276,7 +268,7 @@ def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Fo
     return restored(found, programs.state), found.round
 
 
-def restored(found: checkpoint.Found, like: State) -> State:
+def restored(found: Found, like: State) -> State:
     """The state of a checkpoint, on other devices too, which pad members to another number (see `programs.filled`)."""
     rows, wanted = found.notes["rows"], count_of(like)
     if rows == wanted:

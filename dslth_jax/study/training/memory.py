@@ -49,13 +49,10 @@ def footprint(
     """Bytes of a round, and of an evaluation, on each device, by what they are for.
 
     What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
-    masks and `values`; what it has of others, `counts` and `sums`) times the device's agents, what `chunk` agents
-    compute with (`activations`), and what all have in common (`weights`, `data`). `values` and `sums` are left out
-    where none are sent.
-
-    `hyper` are the traced settings of one agent; the graph's kind of weights decides in what neighbours are counted;
-    `shares` are training samples, as arrays or shapes; `agents` is how many there are in all, a multiple of `devices`;
-    an evaluation predicts `test_batch` samples at once.
+    masks and `values`; what it has of others, `counts` and `sums`; without `values` and `sums` where none are sent)
+    times the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
+    `data`). `hyper` are the settings of one agent, `shares` training samples, as arrays or shapes, and `agents` how
+    many there are in all, a multiple of `devices`; an evaluation predicts `test_batch` samples at once.
     """
     image_shape = shares.images.shape[1:]
 
@@ -115,11 +112,8 @@ def bytes_of(tree: Any) -> int:
 
 
 def available(device: jax.Device, sharing: int = 1) -> int | None:
-    """Bytes that can still be had on a device, None where nobody says.
-
-    A CPU's are what the operating system, or a control group of the process, has left, for each of the `sharing`
-    devices that one CPU may pretend to be.
-    """
+    """Bytes that can still be had on a device, None where nobody says. A CPU's are what the operating system, or a
+    control group of the process, has left, for each of the `sharing` devices that one CPU may pretend to be."""
     if device.platform != "cpu":
         said = device.memory_stats() or {}
         return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None

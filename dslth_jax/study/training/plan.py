@@ -67,10 +67,8 @@ def in_words(point: Mapping[str, Any], between: str = ", ") -> str:
 
 
 class Plan(NamedTuple):
-    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep.
-
-    What differs between them is traced; whatever sets a shape or is compiled in is that of the first.
-    """
+    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep. What differs
+    between them is traced; whatever sets a shape or is compiled in is that of the first."""
 
     members: tuple[Prepared, ...]
     mesh: Mesh  # devices: settings by agents
@@ -80,11 +78,8 @@ class Plan(NamedTuple):
 
 
 def plan(members: Sequence[Prepared]) -> Plan:
-    """Where and how many at a time the members are computed; all processes of a run must call it.
-
-    Settings of a sweep spread over devices, the agents of a single run do. A ValueError where they take more memory
-    than there is.
-    """
+    """Where and how many at a time the members are computed: a sweep's settings spread over devices, or a single run's
+    agents. All processes of a run must call it. A ValueError where they take more memory than there is."""
     mesh = sharding.settings_mesh(len(members), members[0].agents, members[0].devices)
     on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
     platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
@@ -97,10 +92,8 @@ def plan(members: Sequence[Prepared]) -> Plan:
 def what_fits(
     one: Prepared, members: int, mesh: Mesh, platform: str, free: int | None
 ) -> tuple[int, int, dict[str, int]]:
-    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take.
-
-    A ValueError where it is more than the `free` bytes; None is no limit.
-    """
+    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take. A
+    ValueError where it is more than the `free` bytes; None is no limit."""
     devices, on_cpu = mesh.shape[sharding.AXIS], platform == "cpu"
     agents = one.agents // devices
     hyper = jax.tree.map(lambda leaf: leaf[0], one.hyper)

@@ -1,7 +1,9 @@
 """From settings to everything that a run needs, checked: data, partition, graph, network, algorithm."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,7 +44,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     settings = resolve(settings)
-    dataset = dataset or load(settings)
+    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_by_name(
@@ -71,13 +73,12 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     )
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
+    given = vars(settings)
     return Prepared(
         settings,
-        seed=settings.seed,
-        course=Course.of(settings),
+        **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
+        course=Course(*(given[name] for name in Course._fields)),
         batch_size=min(settings.batch_size, capacity),
-        local_steps=settings.local_steps,
-        link_drop=settings.link_drop,
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         train=train,
@@ -91,41 +92,33 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         algorithm=algorithm_of(settings, network),
         hyper=hyper,
         schedules=schedules,
-        agent_chunk=settings.agent_chunk,
-        devices=settings.devices,
     )
 
 
 def members_of(
     settings: Settings, points: Sequence[Mapping[str, Any]], seeds: int, arms: Mapping[str, Any] | None = None
 ) -> list[Prepared]:
-    """Every point with every seed, prepared. A ValueError names the point that makes no sense.
-
-    A point holds its settings, or in a comparison the name of the arm that holds them; `settings` hold all others.
-    """
+    """Every point with every seed, prepared; a ValueError names the point that makes no sense. A point holds its
+    settings, or in a comparison the name of the arm that holds them; `settings` hold all others."""
     base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
-    loaded: dict[Any, datasets.Dataset] = {}
+    loaded = functools.cache(load)
 
     def member(point: dict[str, Any], seed: int) -> Prepared:
         changed = {**(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
         own = Settings(**{**base, **changed})
         try:
             check_each(own)
-            source = (own.dataset, own.data_file, own.data_dir)
-            if source not in loaded:
-                loaded[source] = load(own)
-            return prepare(own, loaded[source])._replace(point=point, name=in_words(point | {"seed": seed}, ","))
+            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir))
+            return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
             raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
 
     return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
 
 
-def load(settings: Settings) -> datasets.Dataset:
-    """The data set that the settings name."""
-    if settings.data_file:
-        return datasets.load_file(settings.data_file)
-    return datasets.load(settings.dataset, settings.data_dir)
+def load(name: str, file: Path | None, folder: Path | None) -> datasets.Dataset:
+    """The data set that the settings name: in a file, or by its name."""
+    return datasets.load_file(file) if file else datasets.load(name, folder)
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:

@@ -41,10 +41,8 @@ class Own(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The programs of one plan. Each waits for its own compilation alone.
-
-    States and what comes back have a leading axis of members; what comes back lies in this host's memory.
-    """
+    """The programs of one plan, each of which waits for its own compilation alone. States and what comes back have a
+    leading axis of members; what comes back lies in this host's memory."""
 
     start: Callable[[], State]
     evaluate: Callable[[State, np.ndarray], Evaluation]  # with how many test samples count, (members, agents)
@@ -58,53 +56,39 @@ class Programs(NamedTuple):
 def compile_programs(plan: Plan) -> Programs:
     """Trace everything ahead of the first round and begin to compile it, in the order of need."""
     first, mesh = plan.members[0], plan.mesh
-    network, algorithm, course = first.network, first.algorithm, first.course
+    network, algorithm, rounds, every = first.network, first.algorithm, first.course.rounds, first.course.exchange_every
     keep_programs(first.settings.compilation_cache)
     lossy = any(member.link_drop for member in plan.members)
     driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
+    steps = driven | {"batch_size": first.batch_size, "local_steps": first.local_steps, "exchange_every": every}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)
 
-    def link_of(own: Own) -> Link:
-        return dropped(jnp.asarray(own.link_drop)) if lossy else perfect()
-
-    def world_at(own: Own, round: Any) -> World:
-        return population.world_of(network, key_of(own.seed), round, course.rounds, own.drawn)
-
-    def graph_at(world: World, own: Own) -> Graph:
-        return population.graph_in(world, Topology(own.graph, first.topology.redraw))
+    def scene(own: Own, round: Any) -> tuple[World, Graph, Link]:
+        world = population.world_of(network, key_of(own.seed), round, rounds, own.drawn)
+        link = dropped(jnp.asarray(own.link_drop)) if lossy else perfect()
+        return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
     def draw_one(seed: jax.Array) -> Any:
         return population.draw_weights(network, key_of(seed))
 
     def start_one(own: Own) -> State:
-        world, agents = world_at(own, 0), first.agents // mesh.shape[AXIS]
-        graph, link = graph_at(world, own), link_of(own)
+        world, graph, link = scene(own, 0)
+        agents = first.agents // mesh.shape[AXIS]
         return population.init(algorithm, world, own.hyper, graph, agents=agents, link=link, **driven)
 
     def step(states: State, owns: Own, train: Shares) -> tuple[State, dict[str, Any]]:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> tuple[State, dict[str, Any]]:
-            world = world_at(own, state.round)
-            state, info = population.round(
-                algorithm,
-                world,
-                own.hyper,
-                state,
-                Shares(train.images, train.labels, *held),
-                graph_at(world, own),
-                batch_size=first.batch_size,
-                local_steps=first.local_steps,
-                exchange_every=course.exchange_every,
-                link=link_of(own),
-                **driven,
-            )
+            world, graph, link = scene(own, state.round)
+            shares = Shares(train.images, train.labels, *held)
+            state, info = population.round(algorithm, world, own.hyper, state, shares, graph, link=link, **steps)
             return state, {**info, "wanted": getattr(state.control.used, "kept", None)}
 
         return population.update_agents(one, states, owns, train[2:], chunk=plan.together)
 
     def score(states: State, owns: Own, tests: Shares) -> Evaluation:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> Evaluation:
-            world = world_at(own, jnp.maximum(state.round - 1, 0))
+            world, *_ = scene(own, jnp.maximum(state.round - 1, 0))
             shares = Shares(tests.images, tests.labels, *held)
             return evaluate(network, algorithm, world, state, shares, chunk=plan.chunk)
 
@@ -144,13 +128,14 @@ def compile_programs(plan: Plan) -> Programs:
         counted = tests._replace(sizes=sharding.put(filled(sizes, plan), AGENTS_OF_EACH, mesh))
         return sharding.fetch(scoring.result()[0](state, owns, counted))
 
-    def compiled() -> float:
-        return max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began
-
-    def sent(state: State) -> Message:
-        return sharding.fetch(state.sent)
-
-    return Programs(lambda: starting.result()[0](owns), evaluated, stepped, sent, compiled, state)
+    return Programs(
+        start=lambda: starting.result()[0](owns),
+        evaluate=evaluated,
+        step=stepped,
+        sent=lambda state: sharding.fetch(state.sent),
+        compiled=lambda: max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began,
+        state=state,
+    )
 
 
 def stacked(plan: Plan) -> tuple[Own, Shares, Shares]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError
 from dslth_jax.study.results import folders, pictures, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, place_of, read_members, summary
@@ -32,6 +33,9 @@ class Result(NamedTuple):
 
 class Run(Study):
     """A single run, in a run folder. One that does not stay finite ends in a NotFiniteError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def prepare(self) -> list[Prepared]:
         """Check the settings, and load what they name."""
@@ -86,12 +90,10 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
 
 def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> None:
     """Write what is known at the end of a run; `agents` are the rows of agents.csv."""
-    evaluation = history.evaluation
-    assert evaluation is not None
     folders.write_table(folder / "agents.csv", agents)
-    if evaluation.masks is not None:
-        folders.write_masks(folder, evaluation.masks, history.maskable)
-    pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(evaluation.accuracy))
+    if history.evaluation.masks is not None:
+        folders.write_masks(folder, history.evaluation.masks, history.maskable)
+    pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(history.evaluation.accuracy))
 
 
 def leave_run(path: Path, history: History, planned: Plan) -> None:
@@ -110,8 +112,8 @@ class Sweep(Study):
     """Points of a grid, of a search or of a comparison, each with several seeds, in a sweep's folder."""
 
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
-        super().__init__(points.settings)
-        self.points, self.members, self.ask = points, points.members, ask  # which adds members, where it is a search
+        self.settings, self.points, self.members = points.settings, points, points.members
+        self.ask = ask  # which adds members, where it is a search
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 
     def prepare(self) -> list[Prepared]:
@@ -131,27 +133,23 @@ class Sweep(Study):
         return folders.open_folder(self.settings, "sweep", "sweep", expect)
 
     def known(self) -> dict[int, Outcome]:
-        """The outcomes of members that an interrupted sweep had finished, by number; in every process."""
-        config = self.settings.resume and folders.read_config(self.path)
-        if not config:
-            return {}
-        path, members = self.path / "metrics.jsonl", config.get("members", [])
+        """The outcomes of members that an interrupted sweep had finished, by number; in every process. A member whose
+        last row or run folder is missing is trained again."""
+        config, path, known = folders.read_config(self.path) or {}, self.path / "metrics.jsonl", dict[int, Outcome]()
+        members = config.get("members", [])
         try:
-            rows = read_members(path, len(members), [])
+            rows = read_members(path, len(members), []) if config else []
         except ValueError:
             raise ValueError(
                 f"{path} must be the rows of a sweep, and is damaged: start anew in another --out"
             ) from None
-        came = {int(number): Outcome(rows[int(number)], failure) for number, failure in config.get("done", {}).items()}
-        rounds = {number: members[number].get("rounds", self.settings.rounds) for number in came}
-        return {number: own for number, own in came.items() if self.is_complete(number, own, rounds[number])}
-
-    def is_complete(self, number: int, outcome: Outcome, rounds: int) -> bool:
-        """Whether a member failed or everything that it leaves is there. If not, it is trained again."""
-        if outcome.failure is not None or not outcome.rows or outcome.rows[-1]["round"] != rounds:
-            return outcome.failure is not None
-        left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
-        return not self.points.run_folders or any("finished" in config for config in left)
+        for number, failure in ((int(word), failure) for word, failure in config.get("done", {}).items()):
+            rounds = (config["settings"] | members[number])["rounds"]
+            left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
+            recorded = not self.points.run_folders or any("finished" in own for own in left)
+            if failure is not None or (rows[number] and rows[number][-1]["round"] == rounds and recorded):
+                known[number] = Outcome(rows[number], failure)
+        return known
 
     def batches(self) -> Iterator[None]:
         """All points of a grid at once, or those that a search asks for."""
@@ -223,6 +221,6 @@ class Sweep(Study):
             else:
                 pictures.heat_maps(self.path, axes, results)
             folders.finish(self.path)
-        tables.show_results(self.said, results, axes, seeds, self.settings.rounds)
+        tables.show_results(self.said, results, axes, seeds, self.members[0].course.rounds)
         self.said.print(f"sweep folder: {self.path}", highlight=False, markup=False, soft_wrap=True)
         return results

@@ -49,7 +49,7 @@ class Symptoms:
     class."""
 
     def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
-        self.chance, self.reasons = chance, REASONS.get(settings.algorithm)
+        self.chance, self.algorithm = chance, settings.algorithm
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.seen = Seen()
@@ -64,21 +64,19 @@ class Symptoms:
 
     def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
         """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
-        if self.reasons is None:
+        if self.algorithm not in REASONS:
             return
         wanted = by_name(info["wanted"])
         for name, kept in info["kept"].items():
-            yield from self.new(self.of_layer(round, name, kept, wanted[name], *self.reasons))
+            yield from self.new(self.of_layer(round, name, kept, wanted[name]))
         if info["listeners"].any() or self.alone:
             self.seen.flip_rates.append(float(info["flipped"].mean()) / sum(self.sizes.values()))
             yield from self.new(self.of_flips(round))
 
-    def of_layer(
-        self, round: int, name: str, kept: np.ndarray, wanted: np.ndarray, why_zero: str, why_other: str
-    ) -> Signs:
+    def of_layer(self, round: int, name: str, kept: np.ndarray, wanted: np.ndarray) -> Signs:
         """Whether a layer's filters are all zero, or it keeps another number than its retention asks for."""
         size, layer = self.sizes[name], name.rpartition("/")[0] or name  # a user calls it by its module
-        wanted = np.minimum(wanted, size)
+        wanted, (why_zero, why_other) = np.minimum(wanted, size), REASONS[self.algorithm]
         off = np.abs(kept - wanted) > OFF_RETENTION * wanted
         if (kept == 0).any():
             yield (

@@ -57,8 +57,7 @@ def footprint(
     image_shape = shares.images.shape[1:]
 
     def samples(*axes: int) -> Batch:
-        images = jnp.zeros((*axes, *image_shape), jnp.uint8)
-        return Batch(images, jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
+        return Batch(jnp.zeros((*axes, *image_shape), jnp.uint8), jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
 
     def before_the_exchange(hyper: Any) -> Any:
         key = key_of(0)

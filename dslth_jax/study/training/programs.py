@@ -69,13 +69,16 @@ def compile_programs(plan: Plan) -> Programs:
         link = dropped(jnp.asarray(own.link_drop)) if lossy else perfect()
         return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
-    def draw_one(seed: jax.Array) -> Any:
-        return population.draw_weights(network, key_of(seed))
+    def draw(seeds: jax.Array) -> Any:
+        return for_each(lambda seed: population.draw_weights(network, key_of(seed)), seeds)
 
-    def start_one(own: Own) -> State:
-        world, graph, link = scene(own, 0)
-        agents = first.agents // mesh.shape[AXIS]
-        return population.init(algorithm, world, own.hyper, graph, agents=agents, link=link, **driven)
+    def start(owns: Own) -> State:
+        def one(own: Own) -> State:
+            world, graph, link = scene(own, 0)
+            agents = first.agents // mesh.shape[AXIS]
+            return population.init(algorithm, world, own.hyper, graph, agents=agents, link=link, **driven)
+
+        return for_each(one, owns)
 
     def step(states: State, owns: Own, train: Shares) -> tuple[State, dict[str, Any]]:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> tuple[State, dict[str, Any]]:
@@ -95,8 +98,8 @@ def compile_programs(plan: Plan) -> Programs:
         return for_each(one, states, owns, tests[2:])
 
     where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH)
-    draw = sharding.over_devices(functools.partial(for_each, draw_one), mesh, (EACH,), EACH)
-    start = sharding.over_devices(functools.partial(for_each, start_one), mesh, (where,), STATES)
+    draw = sharding.over_devices(draw, mesh, (EACH,), EACH)
+    start = sharding.over_devices(start, mesh, (where,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, where, HELD), (STATES, AGENTS_OF_EACH))
     score = sharding.over_devices(score, mesh, (STATES, where, HELD), AGENTS_OF_EACH)
     began = time.perf_counter()

@@ -131,7 +131,7 @@ def test_the_busiest_agent_has_the_most_listeners(tmp_path, monkeypatch):
 
 
 def test_which_rounds_are_encoded():
-    course = Course.of(Settings(rounds=22, eval_every=10, exchange_every=3, key_every=4))
+    course = Course(rounds=22, eval_every=10, exchange_every=3, key_every=4)
     assert [number for number in range(1, 23) if course.is_encoded(number)] == [3, 6, 9, 12, 15, 18, 21]
     assert [number for number in range(3, 23, 3) if course.is_key_frame(number)] == [3, 15]
 

@@ -23,7 +23,7 @@ from dslth_jax.study import commands
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training import memory, plan, prepare
-from dslth_jax.study.training.plan import BATCHES
+from dslth_jax.study.training.prepare import BATCHES
 from experiments import cifar
 
 SAMPLES, CAPACITY, BATCH = 500, 40, 16
@@ -288,9 +288,8 @@ def prepared() -> plan.Prepared:
 
 def fitting(prepared, free, platform="gpu", devices=1, members=1, **settings) -> tuple[int, int, dict[str, int]]:
     """`what_fits` on devices of a platform, each with `free` bytes left; None where nobody says."""
-    own = prepared._replace(settings=dataclasses.replace(prepared.settings, **settings))
     mesh: Any = types.SimpleNamespace(shape={"settings": 1, "agents": devices})
-    return plan.what_fits(own, members, mesh, platform, free)
+    return plan.what_fits(prepared._replace(**settings), members, mesh, platform, free)
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +360,7 @@ def test_a_batch_beyond_all_samples_costs_no_more_than_they_do_rounded_up(prepar
     capacity = prepared.train.indices.shape[1]
     rounded = -(-capacity // BATCHES) * BATCHES
     small, all_, whole, beyond = (
-        fitting(prepared, None, "cpu", batch_size=size)[2]["activations"]
+        fitting(prepare.prepare(dataclasses.replace(prepared.settings, batch_size=size)), None, "cpu")[2]["activations"]
         for size in (capacity // 2, capacity, rounded, 2**31 - 1)
     )
     assert small < all_ <= whole == beyond

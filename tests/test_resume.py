@@ -146,7 +146,7 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
     capsys.readouterr()
     # The same settings, but what is behind a name has changed.
     load = prepare.load
-    monkeypatch.setattr(prepare, "load", lambda settings: turned(load(settings)))
+    monkeypatch.setattr(prepare, "load", lambda *source: turned(load(*source)))
     assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 2
     assert "other data, and the images and labels have changed: put back" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

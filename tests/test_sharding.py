@@ -222,14 +222,16 @@ def test_what_one_process_is_refused_ends_all_in_the_same_line(tmp_path):
         (["first", None], "first"),
         ([None, "second"], "second"),
         (["first", "second"], "first"),
-        # A thousand bytes are passed on, whatever character lies on their border.
-        ([None, "\u00fc" + "x\u00fc" * 500], "\u00fc" + "x\u00fc" * 332 + "x"),
+        # However long it is.
+        ([None, "\u00fc" + "x\u00fc" * 500], "\u00fc" + "x\u00fc" * 500),
     ],
 )
 def test_all_hear_the_first_complaint(complaints, heard, monkeypatch):
     rows = []
 
     def gather(said):
+        if said.ndim == 0:  # how long the words are
+            return np.int32([9000])
         rows.append(said)
         return np.stack(rows)
 

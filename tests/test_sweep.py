@@ -21,7 +21,7 @@ from dslth_jax.study.results.points import place_of
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
 from dslth_jax.study.training import memory, records
 from dslth_jax.study.training.loop import ready, train
-from dslth_jax.study.training.plan import Member, plan
+from dslth_jax.study.training.plan import Prepared, plan
 from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.programs import compile_programs
 from experiments import cifar, sweep
@@ -58,7 +58,7 @@ def results(folder) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def members(**settings) -> list[Member]:
+def members(**settings) -> list[Prepared]:
     own = Sweep(**{**BASE, **settings})
     return members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
 
@@ -135,7 +135,7 @@ def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path, f
     """With the same numbers."""
     settings = {**BASE, "grid": ("lr=3,10,20",), "seeds": 2}
     sweep.sweep(Sweep(**settings, out=tmp_path / "together"))
-    all_of_them = [member.prepared for member in members(grid=settings["grid"], seeds=2)]
+    all_of_them = members(grid=settings["grid"], seeds=2)
     need = sum(plan([max(all_of_them, key=lambda one: one.train.indices.size)] * 3).footprint.values()) + 1000
     monkeypatch.setattr(memory, "available", lambda device, sharing=1: need)
     assert list(groups_of(members(grid=settings["grid"], seeds=2), range(6))) == [[0, 1, 2], [3, 4, 5]]
@@ -149,7 +149,7 @@ def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path, f
 
 def test_whole_populations_computed_together_give_the_same_to_rounding():
     """As accelerators compute them: three settings of four at once, each with all of its agents, and the one left."""
-    own = [member.prepared for member in members(grid=("lr=3,10",), seeds=2)]
+    own = members(grid=("lr=3,10",), seeds=2)
     one_at_a_time, came = plan(own), []
     for planned in (one_at_a_time, one_at_a_time._replace(together=3, chunk=4)):
         programs = compile_programs(planned)

@@ -10,7 +10,7 @@ from typing import Any
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.settings import SETTINGS, Settings, described, flag, parts, read
 from dslth_jax.study.results import folders
-from dslth_jax.study.training.plan import Member, Prepared, TooLargeError, batch_of, plan
+from dslth_jax.study.training.plan import Prepared, TooLargeError, plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Points:
     arms: Arms | None
     seeds: int
     run_folders: bool
-    members: list[Member] = dataclasses.field(default_factory=list)  # a search adds to them
+    members: list[Prepared] = dataclasses.field(default_factory=list)  # a search adds to them
 
 
 def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
@@ -107,17 +107,17 @@ def statics_of(prepared: Prepared) -> str:
     schedules = {known.name: str(value).partition("@")[2] for known, value in values if known.scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
-    parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))
+    parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, prepared.batch_size)
     return json.dumps(parts, default=str)
 
 
-def groups_of(members: Sequence[Member], numbers: Sequence[int]) -> Iterator[list[int]]:
+def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[list[int]]:
     """The numbers of members that are computed together: one program's, as many as fit in memory."""
     by_statics: dict[str, list[int]] = {}
     for number in numbers:
-        by_statics.setdefault(statics_of(members[number].prepared), []).append(number)
+        by_statics.setdefault(statics_of(members[number]), []).append(number)
     for group in by_statics.values():
-        most = most_that_fit([members[number].prepared for number in group])
+        most = most_that_fit([members[number] for number in group])
         # Make groups of about one size, so that the last few members need no program of their own.
         even = -(-len(group) // -(-len(group) // most))
         for start in range(0, len(group), even):

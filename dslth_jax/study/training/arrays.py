@@ -1,6 +1,7 @@
 """Arrays of a pytree in a folder and back, bit for bit, by orbax: the only file that imports it, where it is used."""
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -29,13 +30,8 @@ def named(tree: Any) -> dict[str, Any]:
 
 def as_arrays(leaves: dict[str, Any]) -> dict[str, jax.Array | np.ndarray]:
     """Leaves as orbax takes them: JAX's arrays as they are, else numpy's, numbers in the type that JAX gives them."""
-
-    def one(leaf: Any) -> jax.Array | np.ndarray:
-        if isinstance(leaf, jax.Array):
-            return leaf
-        return np.asarray(leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf))
-
-    return {name: one(leaf) for name, leaf in leaves.items()}
+    typed = {name: leaf if hasattr(leaf, "dtype") else np.asarray(jnp.asarray(leaf)) for name, leaf in leaves.items()}
+    return {name: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf) for name, leaf in typed.items()}
 
 
 def described(leaves: dict[str, Any]) -> dict[str, str]:
@@ -49,9 +45,7 @@ def described(leaves: dict[str, Any]) -> dict[str, str]:
 
 def write(folder: Path, leaves: dict[str, jax.Array | np.ndarray]) -> None:
     """Write named arrays into an empty folder; every process writes what it holds, and then the first must `finish`.
-
-    Raises an OSError where the system refuses, and whatever orbax does.
-    """
+    An OSError where the system refuses, and whatever orbax raises."""
     with _orbax(folder) as (orbax, handler, path):
         full = {name: leaf for name, leaf in leaves.items() if leaf.size}  # orbax refuses those without entries
         handler.save(path, args=orbax.args.PyTreeSave(full))
@@ -64,18 +58,14 @@ def finish(folder: Path) -> None:
 
 
 def read(folder: Path, like: dict[str, Any]) -> dict[str, jax.Array]:
-    """The named arrays of a folder where the shardings of `like` say, which may be others than when they were written.
-
-    Where `like` has no sharding they lie on this process's first device.
-    """
+    """The named arrays of a folder where the shardings of `like` say, which may be others than when they were written;
+    on this process's first device where it has none."""
     alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     places = {name: getattr(leaf, "sharding", None) or alone for name, leaf in like.items()}
     full = {name: leaf for name, leaf in like.items() if leaf.size}
     with _orbax(folder) as (orbax, handler, path):
-        how = {
-            name: orbax.ArrayRestoreArgs(jax.Array, leaf.dtype, sharding=places[name], global_shape=leaf.shape)
-            for name, leaf in full.items()
-        }
+        kind = functools.partial(orbax.ArrayRestoreArgs, jax.Array)
+        how = {name: kind(leaf.dtype, sharding=places[name], global_shape=leaf.shape) for name, leaf in full.items()}
         found = handler.restore(path, args=orbax.args.PyTreeRestore(full, restore_args=how))
     rest = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in like.items() if not leaf.size}
     return found | {name: jax.device_put(leaf, places[name]) for name, leaf in rest.items()}
@@ -83,10 +73,8 @@ def read(folder: Path, like: dict[str, Any]) -> dict[str, jax.Array]:
 
 @contextlib.contextmanager
 def _orbax(folder: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """orbax, its handler of pytrees and its kind of path. An error is an exception and nothing else.
-
-    Without this, orbax also logs errors, and leaves threads and writes under way that cannot report to anybody.
-    """
+    """orbax, its handler of pytrees and its kind of path. An error is an exception and nothing else: orbax alone would
+    also log it, and leave threads and writes under way that cannot report to anybody."""
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, hook = [logger.level for logger in loggers], sys.unraisablehook
     for logger in loggers:

@@ -7,13 +7,9 @@ A run may be killed at any moment. What is not finished lies under another name,
     folder/round_00000050/state/            the leaves by their key paths, as orbax writes a pytree
     folder/round_00000075.part/             not finished yet, or never
 
-In a run of several processes all call these functions, on a file system that they share. Shared random weights are
-drawn anew from their seed and are never part of a state.
-
-orbax's own CheckpointManager (0.12) was tried in the place of this file. Where the newest checkpoint is damaged, it
-takes that one for the latest all the same, saves below it only by force, leaves it where it is, and then refuses the
-step at which it lies (StepAlreadyExistsError); and it leaves files of its own beside a handler's, which hashes that the
-handler seals do not cover.
+All processes of a run call these functions, on a file system that they share. Shared random weights are drawn anew
+from their seed and are no part of a state. orbax's own CheckpointManager (0.12) cannot take the place of this file: it
+passes over no damaged checkpoint, refuses to save at its step again, and leaves files that no hash covers.
 """
 
 import hashlib
@@ -49,25 +45,15 @@ class OldFormatError(ValueError):
 
 
 def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: int = 2) -> None:
-    """Write the checkpoint of `round`. Once it is safely there, remove all but the `keep` newest up to it.
+    """Write the checkpoint of `round`. Once it is safely there, remove all but the `keep` newest up to it, and later
+    ones too: this run did not go on from them, so they were damaged or are of another course.
 
-    Later checkpoints are removed too: this run did not go on from them, so they were damaged or are of another course.
-
-    Args:
-        folder: of one run's checkpoints; created where it is missing.
-        round: how many rounds the state has behind it.
-        state: a pytree of arrays, or numbers, wherever they lie.
-        notes: what else is to come back, in JSON's types; those of the first process count.
-        keep: how many checkpoints stay.
-
-    Raises:
-        OSError: it could not be written; earlier ones are untouched.
-        ValueError: notes that JSON does not hold, or numbers that cannot be.
-        TypeError: a leaf of the state that is no array.
+    `state` is a pytree of arrays or numbers, wherever they lie, else a TypeError; `notes`, of the first process, are in
+    JSON's types, else a ValueError. An OSError where nothing can be written; earlier checkpoints are untouched then.
     """
     if keep < 1 or round < 0:
         raise ValueError(f"keep must be at least 1 and round at least 0, got {keep} and {round}")
-    together(lambda: json.dumps(notes), ValueError, "notes must be in JSON's types", first_alone=True)
+    together(lambda: json.dumps(notes), "notes must be in JSON's types", first_alone=True)
     leaves = arrays.as_arrays(arrays.named(state))
     part = folder / f"round_{round:08d}{PART}"
 
@@ -94,9 +80,9 @@ def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: i
 
     sentence = f"the checkpoint of round {round} cannot be written into {folder}, where earlier ones are untouched"
     try:
-        together(begin, OSError, sentence, first_alone=True)
-        together(write, OSError, sentence)
-        together(commit, OSError, sentence, first_alone=True)
+        together(begin, sentence, OSError, first_alone=True)
+        together(write, sentence, OSError)
+        together(commit, sentence, OSError, first_alone=True)
     except OSError:
         if is_first():
             shutil.rmtree(part, ignore_errors=True)
@@ -104,11 +90,8 @@ def save(folder: Path, round: int, state: Any, notes: dict[str, Any], *, keep: i
 
 
 def latest(folder: Path) -> Found | None:
-    """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all.
-
-    Raises:
-        ValueError: there are some, and none is whole; or the newest is of another version of the library.
-    """
+    """The newest checkpoint in `folder` that is whole, each file as it was written; None where there is none at all. A
+    ValueError where there are some and none is whole, or the newest is of another version of the library."""
     damaged: list[str] = []
 
     def look() -> list[Any] | str | None:
@@ -125,23 +108,15 @@ def latest(folder: Path) -> Found | None:
         return None
 
     sentence = f"no checkpoint in {folder} is whole, put back a copy of one or remove them all to start anew"
-    found = as_first_says(together(look, ValueError, sentence, first_alone=True))
+    found = as_first_says(together(look, sentence, first_alone=True))
     if isinstance(found, str):
         raise ValueError(found)
     return Found(Path(found[0]), found[1], found[2], tuple(found[3])) if found else None
 
 
 def restore(found: Found, like: Any) -> Any:
-    """The state of a checkpoint, bit for bit.
-
-    Args:
-        found: from `latest`.
-        like: the state as a pytree of `jax.ShapeDtypeStruct`, with shardings where it lies over devices (see
-            `sharding.placed_shapes`), however many there were when it was saved; without, on one device.
-
-    Raises:
-        ValueError: the checkpoint is of something else, or cannot be read.
-    """
+    """The state of a checkpoint, bit for bit, as a pytree of `jax.ShapeDtypeStruct` says it: with shardings over these
+    devices, however many there were before, else on one. A ValueError where it is of something else, or unreadable."""
     wanted = arrays.named(like)
 
     def read() -> dict[str, jax.Array]:
@@ -154,7 +129,7 @@ def restore(found: Found, like: Any) -> Any:
                 raise ValueError(f"{name} is {leaf.dtype}, which JAX has only with JAX_ENABLE_X64=1")
         return arrays.read(found.path / STATE, wanted)
 
-    restored = together(read, ValueError, f"the checkpoint {found.path} cannot be restored")
+    restored = together(read, f"the checkpoint {found.path} cannot be restored")
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
 
 
@@ -162,9 +137,6 @@ def _listed(folder: Path) -> list[tuple[int, int, Path]]:
     """All checkpoints, whole or not, the newest first: what their names say, and the path."""
     named = [(NAME.fullmatch(path.name), path) for path in (folder.iterdir() if folder.is_dir() else ())]
     return sorted(((int(said[1]), int(said[2] or 0), path) for said, path in named if said), reverse=True)
-
-
-# The seal -------------------------------------------------------------------------------------------------------------
 
 
 def seal(folder: Path, content: dict[str, Any]) -> None:
@@ -181,11 +153,8 @@ def seal(folder: Path, content: dict[str, Any]) -> None:
 
 
 def unseal(folder: Path, thorough: bool = True) -> dict[str, Any]:
-    """The content of a folder's manifest, if every file it speaks of has its hash, or at least its length.
-
-    Raises a ValueError with the reason in a few words if the folder is not whole, OldFormatError if it is of an earlier
-    version.
-    """
+    """The content of a folder's manifest, if every file it speaks of has its hash, or at least its length; a ValueError
+    with the reason in a few words if not, an OldFormatError if it is of another version."""
     try:
         sealed = json.loads((folder / MANIFEST).read_bytes())
         digest, version = sealed.pop("seal"), sealed["format"]

@@ -13,8 +13,8 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.population import world_of
-from dslth_jax.study.training.diagnostics import Symptoms
-from dslth_jax.study.training.ledger import Course, Ledger, lengths_of
+from dslth_jax.study.training.diagnostics import Seen, Symptoms
+from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
 
 
@@ -36,11 +36,10 @@ class Tally:
     def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew."""
         accuracy = np.asarray(evaluation.accuracy, np.float64)
-        loss = float(np.mean(self.losses)) if self.losses else None
-        self.losses = []
+        losses, self.losses = self.losses, []
         return {
             "round": round,
-            "loss": loss,
+            "loss": float(np.mean(losses)) if losses else None,
             "accuracy_mean": accuracy.mean(),
             "accuracy_std": accuracy.std(),
             "accuracy_worst": accuracy.min(),
@@ -54,52 +53,48 @@ class Outcome(NamedTuple):
     """What a run came to."""
 
     rows: list[dict[str, Any]]  # of metrics
-    failure: str | None
+    failure: str | None  # what is not finite, and in which round
 
 
 class History:
     """What one run has come to so far. New symptoms, one sentence each, wait in `warnings` to be taken."""
 
-    def __init__(self, prepared: Prepared, number: int = 0, name: str = "") -> None:
-        self.prepared, self.number, self.name = prepared, number, name  # of several runs, which one it is
-        settings, (self.maskable, self.message) = prepared.settings, maskable_of(prepared)
+    evaluation: Evaluation  # the last
+
+    def __init__(self, prepared: Prepared, number: int = 0) -> None:
+        self.prepared, self.number = prepared, number  # of several runs, which one it is
+        self.maskable, self.message = maskable_of(prepared)
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
-        self.course, self.tally = Course.of(settings), Tally()
-        self.ledger = Ledger(sizes, masks_alone=bool(sizes) and not self.message.values)
+        self.tally, self.ledger = Tally(), Ledger(sizes, masks_alone=bool(sizes) and not self.message.values)
         tested = prepared.held(prepared.tests)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
-        lasting = prepared.graph_report if prepared.topology.redraw is None else None
-        self.symptoms = Symptoms(settings, lasting, self.maskable, self.chance)
-        self.rows: list[dict[str, Any]] = []
-        self.evaluation: Evaluation | None = None  # the last
-        self.evaluation_seconds = 0.0  # since this process began
-        self.failure: str | None = None  # what is not finite, and in which round
+        self.redrawn = prepared.topology.redraw is not None
+        lasting = None if self.redrawn else prepared.graph_report
+        self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance)
         self.warnings = [*self.symptoms.at_start]
-
-    def tests_that_count(self, round: int) -> np.ndarray:
-        """How many test samples of each agent an evaluation after `round` takes."""
-        at_the_end = round == self.course.rounds
-        return np.asarray(self.prepared.tests.sizes if at_the_end else self.prepared.tests_while_running)
+        self.rows: list[dict[str, Any]] = []
+        self.failure: str | None = None
+        self.evaluation_seconds = 0.0  # since this process began
 
     def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
-        """Count one round. After a round whose numbers are not finite, no further round counts.
-
-        `sent` is what everybody sent before and in this round, where messages are to be encoded.
-        """
-        if self.failure is None:
-            self.failure = not_finite(info, round)
-            self.warnings += [self.failure] if self.failure else []
-        if self.failure is None:
-            self.tally.add(info, self.ledger.bits_of_each(info), seconds)
-            self.ledger.add(info)
-            if self.ledger.masks_alone and self.course.has_exchange(round):
-                key_frame = self.course.is_key_frame(round)
-                # Where a listener may lack the mask sent last, every message stands for itself.
-                may_lack = self.prepared.topology.redraw is not None or self.prepared.settings.link_drop > 0
-                alone = key_frame or may_lack
-                lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
-                self.ledger.add_coded(info["listeners"], lengths, key_frame)
-            self.warnings += self.symptoms.after_round(round, info)
+        """Count one round, unless one before had numbers that are not finite. `sent` is what everybody sent before, and
+        in this round, where messages are to be encoded."""
+        if self.failure is not None:
+            return
+        self.failure = not_finite(info, round)
+        if self.failure is not None:
+            self.warnings.append(self.failure)
+            return
+        self.tally.add(info, self.ledger.bits_of_each(info), seconds)
+        self.ledger.add(info)
+        course = self.prepared.course
+        if self.ledger.masks_alone and course.has_exchange(round):
+            key_frame = course.is_key_frame(round)
+            # Where a listener may lack the mask sent last, every message stands for itself.
+            alone = key_frame or self.redrawn or self.prepared.link_drop > 0
+            lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
+            self.ledger.add_coded(info["listeners"], lengths, key_frame)
+        self.warnings += self.symptoms.after_round(round, info)
 
     def after_evaluation(self, round: int, evaluation: Evaluation, seconds: float) -> None:
         """Add a row."""
@@ -113,35 +108,25 @@ class History:
     def take_warnings(self) -> list[str]:
         """The symptoms since the last call, with the run's name if it is one of several."""
         warnings, self.warnings = self.warnings, []
-        return [f"{self.name}: {warning}" for warning in warnings] if self.name else warnings
-
-    def last(self, key: str, otherwise: Any = None) -> Any:
-        """A number of the last row; `otherwise` if there is no row or the run has failed."""
-        return self.rows[-1][key] if self.rows and self.failure is None else otherwise
+        name = self.prepared.name
+        return [f"{name}: {warning}" for warning in warnings] if name else warnings
 
     def notes(self) -> dict[str, Any]:
         """All that a checkpoint must hold of this, in words and numbers."""
-        return {
-            "tally": dataclasses.asdict(self.tally),
-            "ledger": dataclasses.asdict(self.ledger),
-            "rows": self.rows,
-            "failure": self.failure,
-            "symptoms": self.symptoms.notes(),
-        }
+        counted: dict[str, Any] = {"tally": self.tally, "ledger": self.ledger, "symptoms": self.symptoms.seen}
+        notes = {name: dataclasses.asdict(own) for name, own in counted.items()}
+        return {**notes, "rows": self.rows, "failure": self.failure}
 
     def go_on_from(self, notes: dict[str, Any]) -> None:
         """Take up the state in which these notes were made."""
         self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
-        self.rows, self.failure = list(notes["rows"]), notes["failure"]
-        self.symptoms.go_on_from(notes["symptoms"])
-        self.warnings = []
+        self.symptoms.seen = Seen(**notes["symptoms"])
+        self.rows, self.failure, self.warnings = list(notes["rows"]), notes["failure"], []
 
-    def agent_rows(self, adjacency: np.ndarray) -> list[dict[str, Any]]:
-        """The rows of agents.csv, after the last evaluation; `adjacency` is that of the last round."""
+    def agent_rows(self) -> list[dict[str, Any]]:
+        """The rows of agents.csv, after the last evaluation."""
         prepared, evaluation = self.prepared, self.evaluation
-        assert evaluation is not None
-        neighbours = adjacency.sum(axis=1)
-        held = prepared.held(prepared.train)
+        neighbours, held = prepared.last_adjacency.sum(axis=1), prepared.held(prepared.train)
         return [
             {
                 "agent": agent,
@@ -164,7 +149,7 @@ def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
         world = world_of(prepared.network, key_of(0), 0, 1)
         agent, message = prepared.algorithm.init(key_of(0), world, hyper)
         like = unpacked(message, world.weights)
-        heard = silence(like, prepared.settings.agents, prepared.topology.graph)
+        heard = silence(like, prepared.agents, prepared.topology.graph)
         return prepared.algorithm.model(world, hyper, agent, heard)[1], like
 
     return jax.eval_shape(look, jax.tree.map(lambda leaf: leaf[0], prepared.hyper))
@@ -174,9 +159,6 @@ def not_finite(info: dict[str, Any], round: int) -> str | None:
     """One sentence if a diagnostic of any agent, such as its loss, is not finite."""
     for name, values in info.items():
         if isinstance(values, np.ndarray) and not np.isfinite(values).all():
-            agent = int(np.argmin(np.isfinite(values)))
-            return (
-                f"the {name.replace('_', ' ')} of agent {agent} is {values[agent]} in round {round}: "
-                f"take smaller step sizes"
-            )
+            agent, what = int(np.argmin(np.isfinite(values))), name.replace("_", " ")
+            return f"the {what} of agent {agent} is {values[agent]} in round {round}: take smaller step sizes"
     return None

@@ -1,9 +1,8 @@
-"""What crosses directed links so far: a message costs its length on each link over which it is sent. Ours.
+"""What crosses directed links so far: a message costs its length on each link over which it is sent, lost or not. Ours.
 
 How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
 flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
-grow or shrink evenly. Where links change from round to round, or may lose messages, a listener may lack the mask sent
-last, and every message stands for itself. A lost message counts, because it was sent.
+grow or shrink evenly.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ from jaxtyping import Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
-from dslth_jax.study.config.settings import Settings
 
 
 class Course(NamedTuple):
@@ -25,16 +23,16 @@ class Course(NamedTuple):
     eval_every: int
     exchange_every: int
     key_every: int
-    code_every: int | None
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Course":
-        """That of resolved settings."""
-        return cls(*(getattr(settings, name) for name in cls._fields))
+    code_every: int | None = None
+    checkpoint_every: int | None = None
 
     def is_evaluated(self, round: int) -> bool:
         """Whether there is an evaluation behind a round."""
         return round % self.eval_every == 0 or round == self.rounds
+
+    def is_saved(self, round: int) -> bool:
+        """Whether a checkpoint is asked for behind a round."""
+        return self.checkpoint_every is not None and round % self.checkpoint_every == 0
 
     def has_exchange(self, round: int) -> bool:
         """Whether messages are sent in a round."""
@@ -46,18 +44,14 @@ class Course(NamedTuple):
         return number == 1 or (self.key_every > 0 and (number - 1) % self.key_every == 0)
 
     def is_encoded(self, round: int) -> bool:
-        """Whether the messages of a round are really encoded.
-
-        Key frames are, the last before every evaluation, and as many more as are asked for; and the 2nd, 4th, 8th,
-        16th..., for flips grow fewer as if over the logarithm of time.
-        """
-        if not self.has_exchange(round):
-            return False
+        """Whether the messages of a round are really encoded: key frames, the last before every evaluation, those asked
+        for, and the 2nd, 4th, 8th, 16th..., for flips grow fewer as if over the logarithm of time."""
         number = round // self.exchange_every
         next_row = min(-(-round // self.eval_every) * self.eval_every, self.rounds)
         as_asked = self.code_every is not None and number % self.code_every == 0
         last = round + self.exchange_every > next_row
-        return self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
+        wanted = self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
+        return wanted and self.has_exchange(round)
 
 
 @dataclasses.dataclass
@@ -92,10 +86,9 @@ class Ledger:
 
     def bits_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
         """How many bits, 0 and 1, each agent's message of a round holds, whether it is sent or not."""
-        agents, has = len(info["listeners"]), info["has"]
-        bits = np.zeros(agents, np.int64)
+        bits = np.zeros(len(info["listeners"]), np.int64)
         for name, size in self.entries.items():
-            bits += size * (np.ones(agents, np.int64) if has is None else has[name])
+            bits += size * (1 if info["has"] is None else info["has"][name])
         return bits
 
     def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
@@ -118,18 +111,17 @@ class Ledger:
 
     def row(self) -> dict[str, Any]:
         """What a row of metrics says of it."""
-        of_masks = {
+        row = {
             "kept_bits": self.kept_bits,
             "bitmap_bits": self.bitmap_bits,
             "coded_bits": round(self.coded_bits),
-        }
-        return {
-            **(of_masks if self.masks_alone else dict.fromkeys(of_masks)),
             "float32_bits": self.float32_bits,
             "busiest_agent_bits": max(self.sent_bits, default=0),
-            "exchanges": self.exchanges if self.masks_alone else None,
-            "coded_rounds": self.coded_rounds if self.masks_alone else None,
+            "exchanges": self.exchanges,
+            "coded_rounds": self.coded_rounds,
         }
+        of_all = ("float32_bits", "busiest_agent_bits")
+        return {name: own if self.masks_alone or name in of_all else None for name, own in row.items()}
 
     @property
     def on_the_wire(self) -> int:
@@ -143,11 +135,8 @@ def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
 
 
 def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:
-    """The bits of every agent's message of a round, encoded against what it sent before.
-
-    `sent` and `past` stack everybody's, `like` has the layers' shapes. A message stands alone where `past` is None or
-    lacks one of its layers.
-    """
+    """The bits of every agent's message of a round, encoded against what it sent before, alone where `past` is None or
+    lacks one of its layers. `sent` and `past` stack everybody's, `like` has the layers' shapes."""
 
     def layers_of(messages: Message, agent: int) -> list[str]:
         return [name for name in like.masks if messages.has is None or messages.has[name][agent]]

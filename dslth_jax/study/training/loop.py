@@ -23,77 +23,77 @@ from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
+from dslth_jax.study.training.checkpoint import Found
 from dslth_jax.study.training.history import History, Outcome
-from dslth_jax.study.training.plan import Member, Plan, fingerprints, identity, plan
+from dslth_jax.study.training.plan import Plan, Prepared, fingerprints, identity, plan
 from dslth_jax.study.training.programs import Programs, compile_programs
 from dslth_jax.study.training.progress import ProgressLine
 
-Outcomes = dict[int, Outcome]  # what members came to, by their numbers
-
 
 class Study:
-    """Members, and the folder in which they are recorded; what it makes of either is for its kinds to say."""
+    """Members, what they come to, and the folder in which they are recorded; what is made of these is for its kinds to
+    say, in the methods that do nothing here."""
 
+    settings: Settings
+    members: list[Prepared]  # a search adds to them
+    outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
     finished = ""  # what to say of a study that has nothing left to do
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.resume = settings, settings.resume
-        self.members: list[Member] = []  # a search adds to them
+    said: Console  # where a study in training says how it goes
+    stop: Stop  # and who is asked whether it is to stop
 
     def keep(self, write: Callable[..., None], *what: Any) -> None:
         """Write into the folder, in the process that has it."""
         if self.folder is not None:
             write(self.path, *what)
 
-    def prepare(self) -> list[Member]:
+    def note(self, histories: Sequence[History]) -> None:
+        """Take what members have come to so far, and write their rows."""
+        self.outcomes |= {history.number: Outcome(history.rows, history.failure) for history in histories}
+        self.has_rows()
+
+    def prepare(self) -> list[Prepared]:
         """Check everything, and load what the members need."""
         raise NotImplementedError
 
-    def claim(self, members: list[Member]) -> folders.Folder:
+    def claim(self, members: Sequence[Prepared]) -> folders.Folder:
         """Make the folder this process's own."""
         raise NotImplementedError
 
-    def known(self) -> Outcomes:
+    def known(self) -> dict[int, Outcome]:
         """The outcomes of those members that an interrupted command had finished."""
         return {}
 
-    def batches(self, outcomes: Outcomes, stop: Stop) -> Iterator[None]:
+    def batches(self) -> Iterator[None]:
         """Yield members, batch after batch. Whoever asks for the next batch has trained the one before."""
         yield
 
-    def begins(self, planned: Plan, found: checkpoint.Found | None, heading: str, said: Console) -> None:
+    def begins(self, planned: Plan, found: Found | None, heading: str) -> None:
         """A group is about to be compiled."""
 
     def compiles(self, histories: Sequence[History]) -> None:
         """It is being compiled: there is time to write what is known before training."""
 
-    def has_rows(self, outcomes: Outcomes) -> None:
+    def has_rows(self) -> None:
         """Members have new rows."""
 
     def pauses(self, histories: Sequence[History]) -> None:
         """A group has come to its end, or is interrupted in the middle of it."""
 
-    def ends(
-        self, planned: Plan, histories: Sequence[History], outcomes: Outcomes, seconds: float, said: Console
-    ) -> None:
+    def ends(self, planned: Plan, histories: Sequence[History], seconds: float) -> None:
         """A group has come to its end; its programs took so many `seconds` to compile."""
 
-    def concludes(self, outcomes: Outcomes, said: Console) -> Any:
+    def concludes(self) -> Any:
         """All members have been trained; returns what the whole study came to."""
 
 
 def ready(study: Study) -> Study:
     """The study, with everything done except the training. Either all processes are ready or none is, and then nothing
-    is left behind.
-
-    Raises a ValueError on bad input.
-    """
-    members = processes.in_every_process(study.prepare, identity)
+    is left behind. A ValueError on bad input."""
+    members = processes.together(study.prepare, identity=identity)
     list(groups_of(members, range(len(members))))  # refuses what does not fit
-    claim = lambda: study.claim(members) if processes.is_first() else None  # noqa: E731
-    study.folder = folder = processes.in_every_process(claim)
+    study.folder = folder = processes.together(lambda: study.claim(members), first_alone=True)
     path, study.finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
     study.path = Path(path)
     if study.finished:
@@ -103,135 +103,108 @@ def ready(study: Study) -> Study:
 
 def train(study: Study, stop: Stop | None = None) -> Any:
     """Train all that is left of a ready study, fill its folder if it has one, and unlock it."""
-    stop = stop or Stop()
-    said = console(stop, quiet=study.folder is None)
+    study.stop = stop or Stop()
+    study.said = console(study.stop, quiet=study.folder is None)
     try:
-        outcomes = study.known()
-        for _ in study.batches(outcomes, stop):
-            train_members(study, outcomes, said, stop)
-        return study.concludes(outcomes, said)
+        study.outcomes = study.known()
+        for _ in study.batches():
+            train_members(study)
+        return study.concludes()
     finally:
         folders.close(study.folder)
 
 
-def train_members(study: Study, outcomes: Outcomes, said: Console, stop: Stop) -> None:
-    """Train all members that are left, and add their outcomes; the group at which a study was interrupted goes
-    first."""
-    found, first = interrupted(study, outcomes)
-    left = [number for number in range(len(study.members)) if number not in (*outcomes, *first)]
+def train_members(study: Study) -> None:
+    """Train all members that are left; the group at which a study was interrupted goes first."""
+    found = interrupted(study)
+    first = found.notes["numbers"] if found else []
+    left = [number for number in range(len(study.members)) if number not in (*study.outcomes, *first)]
     groups = [*([first] if first else []), *groups_of(study.members, left)]
     for number, group in enumerate(groups, 1):
         if number > 1:
-            stop.obey(processes.anywhere)
+            study.stop.obey(processes.anywhere)
         heading = f"group {number} of {len(groups)}, " if len(groups) > 1 else ""
-        train_group(study, group, found if number == 1 else None, outcomes, heading, said, stop)
+        train_group(study, group, found if number == 1 else None, heading)
 
 
-def interrupted(study: Study, outcomes: Outcomes) -> tuple[checkpoint.Found | None, list[int]]:
-    """The checkpoint of the group at which a study was interrupted, and the numbers of its members."""
-    found = checkpoint.latest(study.path / "checkpoint") if study.resume else None
-    if found is None:
-        return None, []
-    group = found.notes["numbers"]
-    if all(number in outcomes for number in group) or max(group) >= len(study.members):
-        return None, []  # it was done, and killed before its checkpoints were gone
-    check(found, [study.members[number] for number in group])
-    return found, group
-
-
-def check(found: checkpoint.Found, members: Sequence[Member]) -> None:
-    """Raise a ValueError if a checkpoint is of other settings than the members', of other data or other numbers."""
+def interrupted(study: Study) -> Found | None:
+    """The checkpoint of the group at which a study was interrupted. A ValueError if it is of other settings than those
+    of its members, of other data or other numbers."""
+    found = checkpoint.latest(study.path / "checkpoint") if study.settings.resume else None
+    group = found.notes["numbers"] if found else []
+    if found is None or study.outcomes.keys() >= {*group} or max(group) >= len(study.members):
+        return None  # there is none, or the group was done and killed before its checkpoints were gone
     if (then := found.notes["numerics"]) != (now := numerics()):
         differing = "; ".join(f"{name} was {then[name]} and is {now[name]}" for name in now if then[name] != now[name])
         raise ValueError(f"the checkpoint {found.path} was trained with other numbers: {differing}: say the same again")
+    members = [study.members[number] for number in group]
     for member, other in zip(members, found.notes["settings"], strict=True):
-        folders.expect_same(member.prepared.settings, other, f"the checkpoint {found.path}")
-    prepared = [member.prepared for member in members]
-    for ours, theirs in zip(fingerprints(prepared), found.notes["data"], strict=True):
+        folders.expect_same(member.settings, other, f"the checkpoint {found.path}")
+    for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
         if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
             raise ValueError(
                 f"the checkpoint {found.path} was trained on other data, and {', '.join(changed)} have changed: "
                 f"put back the files it began with, or start anew in another --out"
             )
+    return found
 
 
-def train_group(
-    study: Study,
-    group: Sequence[int],
-    found: checkpoint.Found | None,
-    outcomes: Outcomes,
-    heading: str,
-    said: Console,
-    stop: Stop,
-) -> None:
-    """Train the members of these numbers as one program, and add what they come to."""
-    members = {number: study.members[number] for number in group}
-    planned = plan([member.prepared for member in members.values()])
-    study.begins(planned, found, heading, said)
-    with said.status("compiling"):
+def train_group(study: Study, group: Sequence[int], found: Found | None, heading: str) -> None:
+    """Train the members of these numbers as one program."""
+    planned = plan([study.members[number] for number in group])
+    study.begins(planned, found, heading)
+    with study.said.status("compiling"):
         programs = compile_programs(planned)
-    histories = [History(member.prepared, number, member.name) for number, member in members.items()]
+    histories = [History(member, number) for member, number in zip(planned.members, group, strict=True)]
     study.compiles(histories)
-
-    def so_far() -> Outcomes:
-        return outcomes | {own.number: Outcome(own.rows, own.failure) for own in histories}
-
-    with ProgressLine(said, planned.settings.rounds, found.round if found else 0, heading) as progress:
+    progress = ProgressLine(study.said, planned.members[0].course.rounds, found.round if found else 0, heading)
+    with progress.bar:
         try:
-            rows = lambda: study.has_rows(so_far())  # noqa: E731
-            follow(planned, programs, histories, found, study.path / "checkpoint", progress, rows, stop)
+            follow(study, programs, histories, found, progress)
         finally:
             study.pauses(histories)
-    outcomes |= so_far()
-    study.ends(planned, histories, outcomes, programs.compiled(), said)
+    study.note(histories)
+    study.ends(planned, histories, programs.compiled())
 
 
 def follow(
-    planned: Plan,
-    programs: Programs,
-    histories: Sequence[History],
-    found: checkpoint.Found | None,
-    checkpoints: Path,
-    progress: ProgressLine,
-    on_rows: Callable[[], None],
-    stop: Stop,
+    study: Study, programs: Programs, histories: Sequence[History], found: Found | None, progress: ProgressLine
 ) -> None:
-    """Train all rounds that are left, show the progress, and save checkpoints; `on_rows` writes new rows."""
-    rounds, every, stop.later = planned.settings.rounds, planned.settings.checkpoint_every, True
+    """Train all rounds that are left, show the progress, and save checkpoints."""
+    course, stop = histories[0].prepared.course, study.stop
+    stop.later = True
     state, done = begin(programs, histories, found)
-    on_rows()
-    for round, now, evaluated in play(planned, programs, histories, state, done):
-        leading = max(histories, key=lambda history: history.last("accuracy_mean", -1.0))
+    study.note(histories)
+    for round, now, evaluated in play(programs, histories, state, done):
+        leading = max(histories, key=lambda history: -1.0 if history.failure else history.rows[-1]["accuracy_mean"])
         bits = sum(history.ledger.on_the_wire for history in histories)
         progress.trained(round, max(history.tally.seconds for history in histories), bits)
         if evaluated:
-            on_rows()
+            study.note(histories)
             progress.evaluated(leading.rows[-1], bits)
         for history in histories:
             progress.warn(history.take_warnings())
-        if round == rounds:
+        if round == course.rounds:
             return  # what is left takes no time, so that a signal needs no answer any more
         asked = processes.anywhere(stop.asked is not None)
-        if asked or (every is not None and round > done and round % every == 0):
-            save(checkpoints, planned, histories, now, round)
+        if asked or (round > done and course.is_saved(round)):
+            save(study.path / "checkpoint", histories, now, round)
         if asked:
             stop.obey(lambda _: True)
 
 
 def play(
-    planned: Plan, programs: Programs, histories: Sequence[History], state: State, done: int
+    programs: Programs, histories: Sequence[History], state: State, done: int
 ) -> Iterator[tuple[int, State, bool]]:
-    """Train the rounds after the first `done`, one after another, and tell the histories of the plan's members.
-
-    Yields, at the start and after each round, its number, the state (whose memory the next round takes) and whether
-    histories got a row. It ends early if every member has failed.
-    """
-    course = histories[0].course
+    """Train the rounds after the first `done`, until all members have failed, and tell their histories. Yield, at the
+    start and after each round, its number, the state (whose memory the next one takes) and whether there is a row."""
+    course = histories[0].prepared.course
 
     def assess(round: int) -> None:
+        members = [history.prepared for history in histories]
+        tests = [one.tests.sizes if round == course.rounds else one.tests_while_running for one in members]
         began = time.perf_counter()
-        sizes = np.stack([history.tests_that_count(round) for history in histories])
-        evaluations = programs.evaluate(state, sizes)
+        evaluations = programs.evaluate(state, np.stack(tests))
         seconds = time.perf_counter() - began
         for number, history in enumerate(histories):
             history.after_evaluation(round, member_of(evaluations, number), seconds)
@@ -266,21 +239,22 @@ def member_of(stacked: Any, number: int) -> Any:
 # Saved and gone on with ----------------------------------------------------------------------------------------------
 
 
-def save(checkpoints: Path, planned: Plan, histories: Sequence[History], state: State, round: int) -> None:
+def save(checkpoints: Path, histories: Sequence[History], state: State, round: int) -> None:
     """A checkpoint after a round, of all members."""
+    members = [history.prepared for history in histories]
     notes = {
-        "settings": [folders.as_json(member.settings) for member in planned.members],
+        "settings": [folders.as_json(member.settings) for member in members],
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
         "versions": folders.versions(),
         "numerics": numerics(),
-        "data": fingerprints(planned.members),
+        "data": fingerprints(members),
         "rows": count_of(state),
     }
     checkpoint.save(checkpoints, round, state, notes)
 
 
-def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Found | None) -> tuple[State, int]:
+def begin(programs: Programs, histories: Sequence[History], found: Found | None) -> tuple[State, int]:
     """The state to start from and how many rounds are done: a new state, or a checkpoint's."""
     if found is None:
         return programs.start(), 0
@@ -288,15 +262,14 @@ def begin(programs: Programs, histories: Sequence[History], found: checkpoint.Fo
         history.go_on_from(notes)
     warnings = histories[0].warnings
     warnings += [f"skipped a checkpoint that is not whole: {name}" for name in found.damaged]
-    if (then := found.notes["versions"]) != (now := folders.versions()):
-        changed = ", ".join(
-            f"{name} {then.get(name)} then and {now[name]} now" for name in now if then.get(name) != now[name]
-        )
-        warnings.append(f"what follows may differ in the last bits from an uninterrupted run: {changed}")
+    then, now = found.notes["versions"], folders.versions()
+    differing = [f"{name} {then.get(name)} then and {now[name]} now" for name in now if then.get(name) != now[name]]
+    if differing:
+        warnings.append(f"what follows may differ in the last bits from an uninterrupted run: {', '.join(differing)}")
     return restored(found, programs.state), found.round
 
 
-def restored(found: checkpoint.Found, like: State) -> State:
+def restored(found: Found, like: State) -> State:
     """The state of a checkpoint, on other devices too, which pad members to another number (see `programs.filled`)."""
     rows, wanted = found.notes["rows"], count_of(like)
     if rows == wanted:

@@ -19,13 +19,11 @@ from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, world_of
 
-# What XLA's compiler holds at most while a CPU's programs are made (seen for the AlexNet, by benchmarks/scaling.py).
-COMPILER = {"cpu": 7 * 10**8}
+# What XLA's compiler holds at most while a CPU's programs are made, and how many of the largest activation the gradient
+# works with beside what the forward pass keeps for it (both as seen for the AlexNet, by benchmarks/scaling.py).
+COMPILER, WORKING_COPIES = {"cpu": 7 * 10**8}, 5
 # Of an address space, what threads that compile and compute reserve and hardly use.
 RESERVED = 5 * 10**8
-# Of the largest activation, how many the gradient works with beside what the forward pass keeps for it (as XLA's own
-# analysis says for the AlexNet; see benchmarks/scaling.py).
-WORKING_COPIES = 5
 # Of either version of the kernel's interface to control groups: their folder, what says their limit and their usage,
 # and the word for pages of files that nobody reads any more.
 GROUPS = {
@@ -51,31 +49,17 @@ def footprint(
     """Bytes of a round, and of an evaluation, on each device, by what they are for.
 
     What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
-    masks and `values`; what it has of others, `counts` and `sums`) times the device's agents, what `chunk` agents
-    compute with (`activations`), and what all have in common (`weights`, `data`). `values` and `sums` are left out
-    where none are sent.
-
-    Args:
-        network: of all agents.
-        algorithm: what they run.
-        hyper: the traced settings of one agent.
-        graph: its kind of weights decides in what neighbours are counted.
-        shares: training samples, as arrays or shapes.
-        agents: of the whole population, a multiple of `devices`.
-        batch_size: samples a minibatch.
-        test_batch: samples that an evaluation predicts at once.
-        local_steps: minibatches a round.
-        chunk: agents computed at once on a device.
-        devices: over which agents are spread.
+    masks and `values`; what it has of others, `counts` and `sums`; without `values` and `sums` where none are sent)
+    times the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
+    `data`). `hyper` are the settings of one agent, `shares` training samples, as arrays or shapes, and `agents` how
+    many there are in all, a multiple of `devices`; an evaluation predicts `test_batch` samples at once.
     """
     image_shape = shares.images.shape[1:]
 
     def samples(*axes: int) -> Batch:
-        images = jnp.zeros((*axes, *image_shape), jnp.uint8)
-        return Batch(images, jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
+        return Batch(jnp.zeros((*axes, *image_shape), jnp.uint8), jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
 
-    def one_round(hyper: Any) -> Any:
-        """One agent's phase before the exchange, to see the shapes of what it holds."""
+    def before_the_exchange(hyper: Any) -> Any:
         key = key_of(0)
         world = world_of(network, key, 0, 1)
         batches = Batches(samples(local_steps, batch_size), samples(batch_size))
@@ -84,15 +68,15 @@ def footprint(
         agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
         return world, agent, carry, message, heard
 
-    world, agent, carry, message, heard = jax.eval_shape(one_round, hyper)
+    world, agent, carry, message, heard = jax.eval_shape(before_the_exchange, hyper)
     own = agents // devices
-    per_agent = {**{name: bytes_of(part) for name, part in agent._asdict().items()}, "gradient": bytes_of(carry)}
+    held = {**agent._asdict(), "gradient": carry}
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
     floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
     return {
         "weights": bytes_of((world.weights, world.frozen)),
-        **{name: own * size for name, size in per_agent.items()},
+        **{name: own * bytes_of(part) for name, part in held.items()},
         "counts": own * bytes_of(heard._replace(values={})),
         "bits": copies * bytes_of((message.masks, message.has)),
         **{name: size for name, size in floats.items() if size},
@@ -127,11 +111,8 @@ def bytes_of(tree: Any) -> int:
 
 
 def available(device: jax.Device, sharing: int = 1) -> int | None:
-    """Bytes that can still be had on a device, None where nobody says.
-
-    A CPU's are what the operating system, or a control group of the process, has left, for each of the `sharing`
-    devices that one CPU may pretend to be.
-    """
+    """Bytes that can still be had on a device, None where nobody says. A CPU's are what the operating system, or a
+    control group of the process, has left, for each of the `sharing` devices that one CPU may pretend to be."""
     if device.platform != "cpu":
         said = device.memory_stats() or {}
         return said["bytes_limit"] - said["bytes_in_use"] if "bytes_limit" in said else None
@@ -154,9 +135,8 @@ def _of_control_groups() -> Iterator[int]:
     for line in _read(Path("/proc/self/cgroup"), "0::/").splitlines():
         _, controllers, path = line.split(":", 2)
         for root, limit, usage, idle in (GROUPS[name] for name in controllers.split(",") if name in GROUPS):
-            below = path.strip("/").split("/") if path.strip("/") else []
-            for depth in range(len(below) + 1):
-                folder = Path("/".join((root, *below[:depth])))
+            group = Path(root) / path.strip("/")
+            for folder in (group, *group.parents):
                 pages = re.search(rf"^{idle} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
                 with contextlib.suppress(ValueError):  # it has no limit, or is not to be seen from here
                     used = int(_read(folder / usage)) - (int(pages[1]) if pages else 0)
@@ -177,6 +157,6 @@ def said(parts: dict[str, int]) -> str:
     >>> said({"scores": 3 * 10**9, "bits": 5 * 10**8})
     '3.50 GB (scores 3.00, bits 0.50)'
     """
-    order = sorted((name for name in parts if parts[name] >= 5 * 10**6), key=lambda name: -parts[name])
-    listed = ", ".join(f"{name} {parts[name] / 1e9:.2f}" for name in order)
+    order = sorted(parts.items(), key=lambda part: -part[1])
+    listed = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in order if size >= 5 * 10**6)
     return f"{sum(parts.values()) / 1e9:.2f} GB" + (f" ({listed})" if listed else "")

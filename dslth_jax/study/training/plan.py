@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +21,18 @@ from dslth_jax.population import Shares
 from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings, described
 from dslth_jax.study.training import memory, processes
-
-BATCHES = 16  # a batch smaller than asked for is a multiple of this
+from dslth_jax.study.training.ledger import Course
 
 
 class Prepared(NamedTuple):
-    """Everything a run needs, checked; nothing has been written yet."""
+    """A run, or a member of a study: everything it needs, checked; nothing has been written yet."""
 
     settings: Settings  # resolved
+    seed: int
+    course: Course
+    batch_size: int  # samples a minibatch
+    local_steps: int  # minibatches a round
+    link_drop: float  # how often a message is lost
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
     train: Shares
@@ -36,41 +40,35 @@ class Prepared(NamedTuple):
     tests_while_running: np.ndarray  # sizes, (agents,)
     topology: Topology
     adjacency: Adjacency  # of the first round
-    graph_report: GraphReport
+    last_adjacency: Adjacency
+    graph_report: GraphReport  # on the first round
     network: Network
     algorithm: Algorithm
     hyper: Any  # the algorithm's traced settings; leaves with an agents axis
     schedules: Any  # of the same structure: the schedule of each
+    agent_chunk: int | None  # agents computed at once on each device, if that is asked for
+    devices: int | None  # over which agents are spread, if that is asked for
+    point: Mapping[str, Any] = {}  # of a study's grid: the axes' values, as they were spelled
+    name: str = ""  # which member of a study it is, in words
+
+    @property
+    def agents(self) -> int:
+        """How many there are."""
+        return len(self.train.sizes)
 
     def held(self, shares: Shares) -> np.ndarray:
         """How many samples of each class every agent holds of `train` or `tests`: (agents, classes)."""
         return class_counts(shares.labels, shares.indices, shares.sizes, self.classes)
 
 
-class Member(NamedTuple):
-    """One run of a study: a point of its grid with one seed. The point of a single run is empty."""
-
-    point: dict[str, Any]  # the axes' values, as they were spelled
-    seed: int | None  # None of a single run, which needs no name
-    prepared: Prepared
-
-    @property
-    def label(self) -> str:
-        """The point in words."""
-        return ", ".join(f"{axis}={value}" for axis, value in self.point.items())
-
-    @property
-    def name(self) -> str:
-        """The member in words."""
-        named = self.point if self.seed is None else self.point | {"seed": self.seed}
-        return ",".join(f"{axis}={value}" for axis, value in named.items())
+def in_words(point: Mapping[str, Any], between: str = ", ") -> str:
+    """A point of a grid as a reader likes it."""
+    return between.join(f"{axis}={value}" for axis, value in point.items())
 
 
 class Plan(NamedTuple):
-    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep.
-
-    What differs between them is traced; whatever sets a shape or is compiled in is that of the first.
-    """
+    """Runs that are computed together, by one program, and where: a single run, or settings of a sweep. What differs
+    between them is traced; whatever sets a shape or is compiled in is that of the first."""
 
     members: tuple[Prepared, ...]
     mesh: Mesh  # devices: settings by agents
@@ -78,20 +76,11 @@ class Plan(NamedTuple):
     chunk: int  # and agents of each
     footprint: dict[str, int]  # bytes that all take on each device, by what they are for
 
-    @property
-    def settings(self) -> Settings:
-        """What all members have in common, as the first says it."""
-        return self.members[0].settings
-
 
 def plan(members: Sequence[Prepared]) -> Plan:
-    """Where and how many at a time the members are computed; all processes of a run must call it.
-
-    Settings of a sweep spread over devices, the agents of a single run do. A ValueError where they take more memory
-    than there is.
-    """
-    first = members[0].settings
-    mesh = sharding.settings_mesh(len(members), first.agents, first.devices)
+    """Where and how many at a time the members are computed: a sweep's settings spread over devices, or a single run's
+    agents. All processes of a run must call it. A ValueError where they take more memory than there is."""
+    mesh = sharding.settings_mesh(len(members), members[0].agents, members[0].devices)
     on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
     platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
     free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
@@ -103,41 +92,31 @@ def plan(members: Sequence[Prepared]) -> Plan:
 def what_fits(
     one: Prepared, members: int, mesh: Mesh, platform: str, free: int | None
 ) -> tuple[int, int, dict[str, int]]:
-    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take.
-
-    A ValueError where it is more than the `free` bytes; None is no limit.
-    """
-    settings, agents = one.settings, one.settings.agents // mesh.shape[sharding.AXIS]
+    """How many agents and how many of `members` like one are computed at once on each device, and the bytes all take. A
+    ValueError where it is more than the `free` bytes; None is no limit."""
+    devices, on_cpu = mesh.shape[sharding.AXIS], platform == "cpu"
+    agents = one.agents // devices
+    hyper = jax.tree.map(lambda leaf: leaf[0], one.hyper)
+    sizes = {"batch_size": one.batch_size, "test_batch": BATCH, "local_steps": one.local_steps, "devices": devices}
     parts = memory.footprint(
-        one.network,
-        one.algorithm,
-        jax.tree.map(lambda leaf: leaf[0], one.hyper),
-        one.topology.graph,
-        one.train,
-        agents=settings.agents,
-        batch_size=batch_of(one),
-        test_batch=BATCH,
-        local_steps=settings.local_steps,
-        devices=mesh.shape[sharding.AXIS],
+        one.network, one.algorithm, hyper, one.topology.graph, one.train, agents=one.agents, **sizes
     )
-    common = memory.bytes_of((one.train.images, one.train.labels))
     # Test samples are held as training samples are, and only images and labels are the same for all members.
-    parts["data"] += memory.bytes_of_samples(one.tests, mesh.shape[sharding.AXIS])
-    common += memory.bytes_of((one.tests.images, one.tests.labels))
+    parts["data"] += memory.bytes_of_samples(one.tests, devices)
+    common = memory.bytes_of((one.train[:2], one.tests[:2]))
     of_one = parts.pop("activations")
     parts = {name: size * members for name, size in parts.items()}
     parts["data"] -= common * (members - 1)
     parts["compiler"] = memory.COMPILER.get(platform, 0)
     # Leave a fifth to what the compiler's own kernels take on an accelerator.
-    unlimited = free is None
-    fitting = agents * members if unlimited else max((int(free or 0) * 4 // 5 - sum(parts.values())) // of_one, 1)
-    chunk = min(settings.agent_chunk or (1 if platform == "cpu" else fitting), agents)
-    together = 1 if platform == "cpu" else min(max(fitting // chunk, 1), members) if chunk == agents else 1
+    fitting = agents * members if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one, 1)
+    chunk = min(one.agent_chunk or (1 if on_cpu else fitting), agents)
+    together = 1 if on_cpu or chunk < agents else min(max(fitting // chunk, 1), members)
     parts["activations"] = chunk * together * of_one
     if free is not None and sum(parts.values()) > free:
         several = f"{members} settings of " if members > 1 else ""
         raise TooLargeError(
-            f"{several}{settings.agents} agents need about {memory.said(parts)} on each device, and {free / 1e9:.2f} "
+            f"{several}{one.agents} agents need about {memory.said(parts)} on each device, and {free / 1e9:.2f} "
             f"GB are free: take fewer --agents, more --devices, a smaller --agent-chunk, --batch-size or --model"
         )
     return chunk, together, parts
@@ -147,29 +126,18 @@ class TooLargeError(ValueError):
     """A run, or several runs together, would take more memory than there is."""
 
 
-def batch_of(prepared: Prepared) -> int:
-    """Samples a minibatch: nobody has more than the capacity, and a larger batch would be padding.
-
-    Rounded up, so that populations that hold nearly as many are one program.
-    """
-    capacity = prepared.train.indices.shape[1]
-    return min(prepared.settings.batch_size, -(-capacity // BATCHES) * BATCHES)
-
-
-def identity(members: Sequence[Member]) -> dict[str, str]:
+def identity(members: Sequence[Prepared]) -> dict[str, str]:
     """What must be the same in every process of a study, by name."""
-    said = [_identity(member.prepared) for member in members]
-    return {name: str([own[name] for own in said]) for name in said[0]}
-
-
-def _identity(prepared: Prepared) -> dict[str, str]:
-    known, settings = described(type(prepared.settings)), dataclasses.asdict(prepared.settings)
-    files = {name: settings.pop(name) is not None for name in ("data_file", "data_dir", "class_file", "out")}
-    said = {name: str(value) for name, value in (settings | files).items() if not known[name].machine}
-    # These two change no number, but when processes ask each other something.
-    said |= {name: str(getattr(prepared.settings, name)) for name in ("checkpoint_every", "resume")}
-    said |= {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
-    return said | numerics() | fingerprints([prepared])[0]
+    known = described(type(members[0].settings))
+    # The last two change no number, but when processes ask each other something.
+    names = [*(name for name, own in known.items() if not own.machine), "checkpoint_every", "resume"]
+    each: list[dict[str, Any]] = []
+    for member in members:
+        given = dataclasses.asdict(member.settings)
+        given |= {name: given[name] is not None for name in ("data_file", "class_file")}  # a host's own paths
+        each.append({name: given[name] for name in names} | fingerprints([member])[0])
+    versions = {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
+    return versions | numerics() | {name: str([own[name] for own in each]) for name in each[0]}
 
 
 def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:

@@ -1,7 +1,9 @@
 """From settings to everything that a run needs, checked: data, partition, graph, network, algorithm."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,9 +28,11 @@ from dslth_jax.study.config.resolve import (
 )
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import processes
-from dslth_jax.study.training.plan import Member, Prepared
+from dslth_jax.study.training.ledger import Course
+from dslth_jax.study.training.plan import Prepared, in_words
 
 TEST_SAMPLES_WHILE_RUNNING = 200
+BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
@@ -39,7 +43,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     settings = resolve(settings)
-    dataset = dataset or load(settings)
+    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_by_name(
@@ -53,31 +57,35 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     )
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held = who_holds_what(settings, dataset)
-    capped = settings.test_samples
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
-    first = graph_of_round(settings, network, topology, 0)
+    first, last = adjacencies(network, topology, settings.seed, settings.rounds)
     train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew)
-    tests = Shares(
-        dataset.test_images,
-        dataset.test_labels,
-        partition.stack(held.tests)[0],
-        tests_below(held, capped or len(dataset.test_labels)),
-        skew,
+    at_the_end, while_running = (
+        # How many test samples every agent has below a rank, and one at least.
+        np.array([max(np.sum(ranks < (settings.test_samples or most)), 1) for ranks in held.ranks], np.int32)
+        for most in (len(dataset.test_labels), TEST_SAMPLES_WHILE_RUNNING)
     )
+    # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
+    capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
+    given = vars(settings)
     return Prepared(
         settings,
+        **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
+        course=Course(*(given[name] for name in Course._fields)),
+        batch_size=min(settings.batch_size, capacity),
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         train=train,
-        tests=tests,
-        tests_while_running=tests_below(held, capped or TEST_SAMPLES_WHILE_RUNNING),
+        tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
+        tests_while_running=while_running,
         topology=topology,
         adjacency=first,
+        last_adjacency=last,
         graph_report=report(first, weighting=settings.mixing),
         network=network,
         algorithm=algorithm_of(settings, network),
@@ -88,38 +96,28 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
 
 def members_of(
     settings: Settings, points: Sequence[Mapping[str, Any]], seeds: int, arms: Mapping[str, Any] | None = None
-) -> list[Member]:
-    """Every point with every seed, prepared. A ValueError names the point that makes no sense.
-
-    A point holds its settings, or in a comparison the name of the arm that holds them; `settings` hold all others.
-    """
+) -> list[Prepared]:
+    """Every point with every seed, prepared; a ValueError names the point that makes no sense. A point holds its
+    settings, or in a comparison the name of the arm that holds them; `settings` hold all others."""
     base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
-    loaded: dict[Any, datasets.Dataset] = {}
+    loaded = functools.cache(load)
 
-    def member(point: Mapping[str, Any], seed: int) -> Member:
-        own = Settings(
-            **{**base, **(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
-        )
+    def member(point: dict[str, Any], seed: int) -> Prepared:
+        changed = {**(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
+        own = Settings(**{**base, **changed})
         try:
             check_each(own)
-            source = (own.dataset, own.data_file, own.data_dir)
-            if source not in loaded:
-                loaded[source] = load(own)
-            return Member(dict(point), seed, prepare(own, loaded[source]))
+            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir))
+            return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
-            where = ", ".join(f"{name}={value}" for name, value in point.items())
-            raise ValueError(f"at {where}: {error}" if where else str(error)) from None
+            raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
 
-    return [member(point, settings.seed + offset) for point in points for offset in range(seeds)]
+    return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
 
 
-def load(settings: Settings) -> datasets.Dataset:
-    """The data set that the settings name."""
-    return (
-        datasets.load_file(settings.data_file)
-        if settings.data_file
-        else datasets.load(settings.dataset, settings.data_dir)
-    )
+def load(name: str, file: Path | None, folder: Path | None) -> datasets.Dataset:
+    """The data set that the settings name: in a file, or by its name."""
+    return datasets.load_file(file) if file else datasets.load(name, folder)
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:
@@ -136,18 +134,14 @@ def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.P
     return spellings.partition_of(str(settings.partition), **among, **given)
 
 
-def tests_below(held: partition.Partition, rank: int) -> np.ndarray:
-    """How many test samples every agent has below a rank, and one at least."""
-    return np.array([max(np.sum(ranks < rank), 1) for ranks in held.ranks], np.int32)
-
-
 @reproducible
-def graph_of_round(settings: Settings, network: Network, topology: Topology, round: int) -> Adjacency:
-    """Who hears whom in a round, as a matrix."""
+def adjacencies(network: Network, topology: Topology, seed: int, rounds: int) -> list[Adjacency]:
+    """Who hears whom in the first and in the last of so many rounds, as matrices."""
 
     @jax.jit
     def draw(key: jax.Array, round: jax.Array) -> Graph:
-        return population.graph_in(population.world_of(network, key, round, settings.rounds), topology)
+        return population.graph_in(population.world_of(network, key, round, rounds), topology)
 
-    graph = topology.graph if topology.redraw is None else draw(key_of(settings.seed), jnp.int32(round))
-    return adjacency_of(graph)
+    if topology.redraw is None:
+        return 2 * [adjacency_of(topology.graph)]
+    return [adjacency_of(draw(key_of(seed), jnp.int32(round))) for round in (0, rounds - 1)]

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -13,7 +12,8 @@ SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
 
 class ProgressLine:
-    """Shows round of rounds, rate, time left, mean and worst accuracy as last evaluated, and megabytes sent."""
+    """Shows round of rounds, rate, time left, mean and worst accuracy as last evaluated, and megabytes sent; on a
+    terminal inside of `with line.bar`."""
 
     def __init__(self, console: Console, rounds: int, done: int = 0, what: str = "") -> None:
         self.console, self.rounds, self.what = console, rounds, what
@@ -28,13 +28,6 @@ class ProgressLine:
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task(self.heading(done), total=rounds, completed=done, note="")
-
-    def __enter__(self) -> "ProgressLine":
-        self.bar.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.bar.stop()
 
     def heading(self, round: int) -> str:
         """Round of rounds."""
@@ -70,9 +63,7 @@ class ProgressLine:
 
 def rate(rounds_per_second: float) -> str:
     """Rounds a second, or seconds a round where that is the larger number."""
-    if rounds_per_second >= 1:
-        return f"{rounds_per_second:.1f} rounds/s"
-    return f"{1 / rounds_per_second:.1f} s a round"
+    return f"{rounds_per_second:.1f} rounds/s" if rounds_per_second >= 1 else f"{1 / rounds_per_second:.1f} s a round"
 
 
 def sent(bits: int) -> str:

@@ -9,7 +9,7 @@ from tiny import use_tiny_network
 
 from dslth_jax.study.config import command
 from dslth_jax.study.results import pictures, plots
-from dslth_jax.study.results.plots import line_of_seeds
+from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
 from experiments import ablation, communication, thousandfold, validation
@@ -136,7 +136,7 @@ def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_s
     points[3] = point_of("arm 3", [[], rows_of(0.1, 0.2)], "not finite (1 of 2 seeds)")
     drawn = []
     monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
-    lines = [line_of_seeds(point.values["arm"], point.members) for point in points]
+    lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in points}
     pictures.lines_picture(tmp_path / "figure.png", lines, comparison.BY_BITS)
     (figure,) = drawn
     looks = [

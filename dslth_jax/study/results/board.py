@@ -1,13 +1,9 @@
-"""The metrics of run folders as event files, which TensorBoard shows.
-
-    python -m experiments.board runs/ONE runs/OTHER --log-dir logs && tensorboard --logdir logs
-
-Needs `pip install -e '.[tensorboard]'`. Every metric is a scalar by round, bits in megabytes; settings are hparams.
-"""
+"""The metrics of run folders as event files, which TensorBoard shows: `experiments.board`."""
 
 import dataclasses
 import datetime
 import importlib.util
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,45 +26,39 @@ class Board:
 
 def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return command.act("experiments.board", Board, write_all, arguments, stop)
+    return command.act("experiments.board", Board, write, arguments, stop)
 
 
-def write_all(settings: Board) -> str:
+def write(settings: Board) -> str:
     """Write an event file for each run; returns where they are, in words."""
     if importlib.util.find_spec("tensorboardX") is None:
         raise ValueError("event files need tensorboardX: pip install -e '.[tensorboard]'")
+    from tensorboardX import SummaryWriter
+    from tensorboardX.summary import hparams
+
     runs, logs = read_all(settings.folders), settings.log_dir
     if isinstance(runs, Sweep):
         raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use experiments.report")
     if taken := [run.name for run in runs if (logs / run.name).exists()]:
         raise ValueError(f"--log-dir {logs} has {', '.join(taken)} already: name another, or remove it")
     for run in runs:
-        write(run, logs / run.name)
+        began, said = start_of(run), {key: value for key, value in run.config["settings"].items() if value is not None}
+        said = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in said.items()}
+        with SummaryWriter(str(logs / run.name)) as writer:
+            for summary in hparams(said, {"accuracy/mean": None, "loss": None}):
+                writer.file_writer.add_summary(summary)
+            for row, key in itertools.product(run.rows, METRICS):
+                if row[key] is not None:
+                    when = {"global_step": row["round"], "walltime": began + (row["seconds"] or 0)}
+                    writer.add_scalar(*scalar(key, row[key]), **when)
     return f"event files: {logs}"
 
 
-def write(run: Run, folder: Path) -> None:
-    """One run's event file."""
-    from tensorboardX import SummaryWriter
-    from tensorboardX.summary import hparams
-
-    began = start_of(run)
-    with SummaryWriter(str(folder)) as writer:
-        settings = {name: value if isinstance(value, bool | int | float) else str(value)
-                    for name, value in run.config["settings"].items() if value is not None}  # fmt: skip
-        for summary in hparams(settings, {"accuracy/mean": None, "loss": None}):
-            writer.file_writer.add_summary(summary)
-        for row in run.rows:
-            for key in (key for key in METRICS if row[key] is not None):
-                value = row[key] / 8e6 if key.endswith("_bits") else row[key]
-                writer.add_scalar(tag(key), value, row["round"], walltime=began + (row["seconds"] or 0))
-
-
-def tag(key: str) -> str:
-    """A metric's name on the board, where a slash makes groups."""
+def scalar(key: str, value: float) -> tuple[str, float]:
+    """A metric's name on the board, where a slash makes groups, and its value, of bits in megabytes."""
     if key.endswith("_bits"):
-        return f"megabytes/{key.removesuffix('_bits')}"
-    return key.replace("accuracy_", "accuracy/")
+        return f"megabytes/{key.removesuffix('_bits')}", value / 8e6
+    return key.replace("accuracy_", "accuracy/"), value
 
 
 def start_of(run: Run) -> float:

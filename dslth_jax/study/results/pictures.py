@@ -11,7 +11,7 @@ import pandas as pd
 from dslth_jax.study.config.console import warn
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
-from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Line, Panel, best_of_pairs, line_of_run, line_of_seeds
+from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,47 +21,41 @@ if TYPE_CHECKING:
 MOST_LINES = 8  # of a sweep's points, in one picture
 
 
-def save(path: Path, width: float, height: float, draw: Callable[["Figure"], None]) -> None:
-    """Write what `draw` draws into a figure of so many inches, whole or not at all."""
+def save(path: Path, width: float, height: float, draw: Callable[..., None], *what: Any) -> None:
+    """Write what `draw` draws of some things into a figure of so many inches, whole or not at all."""
     try:
         with plots.new_figure(width, height) as figure:
-            draw(figure)
+            draw(figure, *what)
             replace(path, plots.png(figure))
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warn(f"the picture {path} is left out ({reason[:200]})")
 
 
-def curves_picture(folder: Path, rows: Sequence[Row], chance: float) -> None:
-    """curves.png: accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent.
-
-    `chance` is the accuracy of a guess.
-    """
-    line = line_of_run("mean of agents; band: worst to best", rows)
-
-    def draw(figure: "Figure") -> None:
-        panels = (Panel("round", "accuracy"), Panel("round", "loss"), Panel("megabytes", "accuracy"))
-        for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
-            plots.draw_lines(axes, [line], panel)
-            if panel.up == "accuracy":
-                axes.axhline(100 * chance, color=FAINT, linestyle=":", label="a guess")
-                axes.legend(loc="lower right")
-
-    save(folder / "curves.png", 12, 3.6, draw)
-
-
-def lines_picture(path: Path, lines: Sequence[Line], panels: Sequence[Panel], title: str = "") -> None:
-    """The panels side by side, with a line and a band for each of `lines`, which are named below."""
+def lines_picture(
+    path: Path, lines: Lines, panels: Sequence[Panel], title: str = "", chance: float | None = None
+) -> None:
+    """The panels side by side, with a line and a band for each of `lines`, which are named below; `chance` is the
+    accuracy of a guess."""
 
     def draw(figure: "Figure") -> None:
         pictures = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(pictures, panels, strict=True):
             plots.draw_lines(axes, lines, panel)
+            if chance is not None and panel.up == "accuracy":
+                axes.axhline(100 * chance, color=FAINT, linestyle=":", label="a guess")
         if lines:
             figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
         figure.suptitle(title, fontsize=9)
 
     save(path, 5 * len(panels), 4 + 0.2 * (len(lines) // 3), draw)
+
+
+def curves_picture(folder: Path, rows: Sequence[Row], chance: float) -> None:
+    """curves.png: accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes."""
+    lines = {"mean of agents; band: worst to best": numbers_of(rows)}
+    panels = (Panel("round", "accuracy"), Panel("round", "loss"), Panel("megabytes", "accuracy"))
+    lines_picture(folder / "curves.png", lines, panels, chance=chance)
 
 
 def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[Row]]]]) -> None:
@@ -70,7 +64,7 @@ def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[R
     more = f"the best {MOST_LINES} of {len(points)} points, " if len(points) > MOST_LINES else ""
     seeds = len(points[0][1]) if points else 0
     title = f"{more}mean of {seeds} seeds, bands from smallest to largest" if seeds > 1 else more.removesuffix(", ")
-    lines = [line_of_seeds(name, members) for name, members in points[:MOST_LINES]]
+    lines = {name: numbers_of_seeds(members) for name, members in points[:MOST_LINES]}
     lines_picture(folder / "curves.png", lines, (Panel("round", "accuracy"), Panel("round", "loss")), title)
 
 
@@ -78,10 +72,9 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
     """partition.png: how many training and test samples of each class every agent holds."""
 
     def draw(figure: "Figure") -> None:
-        sides = (prepared.train, "training samples"), (prepared.tests, "test samples")
-        for axes, (shares, title) in zip(figure.subplots(1, 2), sides, strict=True):
-            counts = prepared.held(shares)
-            table = pd.DataFrame(counts).rename_axis(index="agent", columns="class")
+        sides = {"training samples": prepared.train, "test samples": prepared.tests}
+        for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
+            table = pd.DataFrame(prepared.held(shares)).rename_axis(index="agent", columns="class")
             plots.draw_heat_map(axes, table, colours="Blues", words="samples", vmin=0, aspect="auto")
             axes.set_title(title)
 
@@ -118,14 +111,14 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
 
 def heat_maps(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:
     """heat_map_ONE_OTHER.png for every two axes of a sweep: the accuracy of the best point that has both values."""
+
+    def draw(figure: "Figure", table: pd.DataFrame) -> None:
+        plots.draw_heat_map(figure.subplots(), table, aspect="auto")
+
     for one, other in itertools.combinations(axes, 2):
         table = best_of_pairs(axes, results, one, other)
-
-        def draw(figure: "Figure", table: pd.DataFrame = table) -> None:
-            plots.draw_heat_map(figure.subplots(), table, aspect="auto")
-
         size = 2.2 + 0.9 * len(table.columns), 1.6 + 0.6 * len(table)
-        save(folder / f"heat_map_{one}_{other}.png", *size, draw)
+        save(folder / f"heat_map_{one}_{other}.png", *size, draw, table)
 
 
 def slices_picture(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:

@@ -1,9 +1,4 @@
-"""One page of HTML for a run folder, several, or the folder of a sweep: everything in one file, no network needed.
-
-    python -m experiments.report runs/ONE runs/OTHER --out report.html
-
-Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
-"""
+"""One page of HTML for a run folder, several, or the folder of a sweep: `experiments.report`."""
 
 import base64
 import dataclasses
@@ -13,31 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from dslth_jax.study.config import command
 from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results import plots, similarity
+from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
-from dslth_jax.study.results.plots import Chart, Line, Panel, chart, line_of_run, line_of_seeds
+from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep, last_of, read_all
-from dslth_jax.study.results.tables import (
-    EVERY_ROW,
-    OF_A_POINT,
-    OF_AN_AGENT,
-    comparison,
-    facts,
-    last_row,
-    shown,
-    table,
-    tiles,
-    written,
-)
+from dslth_jax.study.results.tables import facts, last_row, shown, table, written
 
-MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
-EMPTY: dict[str, Any] = {"table": None, "tiles": [], "lines": [], "grid": [], "missing": []}  # of a page's parts
+EMPTY: dict[str, Any] = {"table": None, "last": None, "lines": [], "grid": [], "missing": []}  # of a page's parts
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
     "topology.png": "The graph, its agents coloured by accuracy",
@@ -79,8 +62,8 @@ def render(found: list[Run] | Sweep) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
-    environment.globals |= {"written": written, "palette": plots.COLOURS, "look_of": plots.look_of}
-    environment.globals["names"] = {colour: name for name, colour in plots.COLOURS.items()}
+    environment.globals |= {"written": written, "sent": tables.sent}
+    environment.globals |= {"look_of": plots.look_of, "palette": plots.COLOURS}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
     return environment.get_template("report.html.jinja").render(view)
 
@@ -89,19 +72,19 @@ def view_of_runs(runs: list[Run]) -> dict[str, Any]:
     """What the page says of one run or several."""
     runs = sorted(runs, key=lambda run: -(last_row(run)["accuracy_mean"] or 0))
     shared = [fact for fact in facts(runs[0].config) if all(fact in facts(run.config) for run in runs)]
-    lines = [line_of_run(run.name, run.rows) for run in runs]
+    lines = {run.name: numbers_of(run.rows) for run in runs}
     several = len(runs) > 1
     return {
         **EMPTY,
         "kind": "runs" if several else "run",
         "title": f"{len(runs)} runs compared" if several else runs[0].name,
         "facts": shared,
-        "table": comparison(runs) if several else None,
-        "tiles": [] if several else tiles(last_row(runs[0])),
-        "lines": lines if several else [],
+        "table": tables.comparison(runs) if several else None,
+        "last": None if several else last_row(runs[0]),
+        "lines": [*lines] if several else [],
         "named": plots.named(len(lines)),
         "curves": curves(lines, "worst to best agent"),
-        "runs": [view_of_run(run, f"run-{place}", shared if several else []) for place, run in enumerate(runs, 1)],
+        "runs": [view_of_run(run, shared if several else ()) for run in runs],
     }
 
 
@@ -110,12 +93,13 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     swept = {axis: f"swept: {', '.join(values)}" for axis, values in sweep.axes.items()}
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
     named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
-    best = [line_of_seeds(name, point.members) for name, point in named.items() if any(point.members)][:BEST_POINTS]
+    drawn = [name for name, point in named.items() if any(point.members)][:BEST_POINTS]
+    best = {name: numbers_of_seeds(named[name].members) for name in drawn}
     finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
     # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
     stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
     pairs = list(itertools.combinations(stepped, 2)) if len(stepped) <= 3 else [tuple(stepped)[:2]]
-    columns = [(axis, axis, "shown") for axis in sweep.axes] + OF_A_POINT
+    columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
         **EMPTY,
@@ -126,22 +110,21 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             ("points", f"{len(sweep.points)}, with {len(sweep.config['members'])} members in all"),
             *facts(config),
         ],
-        "table": {"caption": "Points of the grid, best first", "columns": columns, "rows": rows, "left_out": []},
-        "lines": best,
+        "table": table("Points of the grid, best first", columns, rows),
+        "lines": drawn,
         "named": len(best),
         "curves": curves(best, "lowest to highest seed"),
         "grid": [grid(sweep, finite, *pair) for pair in pairs if finite]
         + [along(sweep, finite, axis) for axis in sweep.axes if finite],
-        "runs": [view_of_run(run, f"run-{place}", []) for place, run in enumerate(sweep.runs, 1)],
+        "runs": [view_of_run(run) for run in sweep.runs],
         "missing": sweep.missing,
     }
 
 
-def curves(lines: Sequence[Line], band: str) -> list[Chart]:
-    """Accuracy over rounds, loss over rounds, accuracy over megabytes, of lines that come best first; `band` says what
-    lies inside a band."""
-    what = lines[0].name if len(lines) == 1 else f"{len(lines)} runs"
-    ends = [float(line.numbers["megabytes"].max()) for line in lines if line.numbers["megabytes"].notna().any()]
+def curves(lines: Lines, band: str) -> list[Chart]:
+    """Accuracy over rounds, loss over rounds, accuracy over megabytes; `band` says what lies inside a band."""
+    what = next(iter(lines)) if len(lines) == 1 else f"{len(lines)} runs"
+    ends = [float(end) for own in lines.values() if pd.notna(end := own["megabytes"].max())]
     # Weights and masks on one axis, say: the masks would stand on top of each other.
     logarithmic = bool(ends) and min(ends) > 0 and max(ends) > plots.WIDE * min(ends)
     banded = ("Band", len(lines)) if len(lines) <= plots.BANDS else ("Band of the best", 1)
@@ -154,7 +137,7 @@ def curves(lines: Sequence[Line], band: str) -> list[Chart]:
     return [
         chart(title, f"{title} of {what}; band: {band}", plots.draw_lines, lines, panel, banded[1], note=note)
         for panel, title, note in panels
-        if any(line.numbers[[panel.across, panel.up]].notna().all(axis=1).any() for line in lines)
+        if any(own[[panel.across, panel.up]].notna().all(axis=1).any() for own in lines.values())
     ]
 
 
@@ -187,7 +170,7 @@ def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
     return chart(f"Accuracy along {axis}", label, plots.draw_along, axis, dots, steps, joined, note=note)
 
 
-def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """What the page says of one run, without its curves and without the facts in `told`."""
     missing = list(run.missing)
     if absent := [name for name in ("agents.csv", "masks.npz", *PICTURES) if not (run.folder / name).is_file()]:
@@ -196,17 +179,13 @@ def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[
             f"where the algorithm learns masks."
         )
     pictures = [(PICTURES[name], data_address(run.folder / name)) for name in PICTURES if name not in absent]
-    return {
-        "name": run.name,
-        "anchor": anchor,
+    return run._asdict() | {
         "facts": [fact for fact in facts(run.config) if fact not in told],
-        "settings": run.config["settings"],
         "agents": sorted(run.agents, key=lambda row: row["accuracy"] or 0),
-        "agent_columns": OF_AN_AGENT,
         "by_agent": charts_of_agents(run),
         "pictures": pictures,
-        "alike": charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
-        "rows": table("Every evaluated round; bits are cumulative", EVERY_ROW, run.rows),
+        "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
+        "rows": table("Every evaluated round; bits are cumulative", tables.EVERY_ROW, run.rows),
         "missing": missing,
     }
 
@@ -225,16 +204,6 @@ def charts_of_agents(run: Run) -> list[Chart]:
         if len({row[key] for row in known}) > 1:
             label = f"Test accuracy of agents of {run.name} over their {word}"
             drawn.append(chart(f"Accuracy and {word}", label, plots.draw_against, known, key, word))
-    return drawn
-
-
-def charts_of_masks(run: Run) -> list[Chart]:
-    """How alike the masks of agents are."""
-    similar = similarity.similarity(run.folder / "masks.npz", run.agents)
-    drawn = [similarity.dots(similar, run.name)] if len(run.agents) > 1 else []
-    if 1 < len(run.agents) <= MOST_AGENTS_OF_MAP:
-        order = np.array(sorted(range(len(run.agents)), key=lambda agent: run.agents[agent]["classes"]))
-        drawn.append(similarity.heat_map(similar, order, run.name))
     return drawn
 
 

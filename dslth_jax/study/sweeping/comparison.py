@@ -5,14 +5,14 @@ An experiment is a module that names its arms and the panels of its figure. Its 
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
 from dslth_jax.study.results import folders, pictures, points
-from dslth_jax.study.results.plots import Panel, line_of_seeds
+from dslth_jax.study.results.plots import Panel, numbers_of_seeds
 from dslth_jax.study.results.points import DONE, Point, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
@@ -82,21 +82,22 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
     found = points.read(path, path.name)
     assert isinstance(found, points.Sweep)
     folders.replace(path / "table.md", table_of(found))
-    lines = [line_of_seeds(point.values["arm"], point.members) for point in found.points]
+    lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}
     pictures.lines_picture(path / "figure.png", lines, panels)
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
-COLUMNS: dict[str, Callable[[Point], str]] = {
-    "accuracy, %": lambda point: spread(point.result["accuracy_mean"], point.result["accuracy_std"]),
-    "worst agent, %": lambda point: number(point.result["accuracy_worst"], 100, ".1f"),
-    "loss": lambda point: number(point.result["loss"], 1, ".3f"),
-    "density": lambda point: number(point.result["density"], 1, ".3f"),
-    "kept entries, MB": lambda point: number(mean_of(point.members, "kept_bits"), 1 / 8e6, ",.4g"),
-    "bitmaps, MB": lambda point: number(mean_of(point.members, "bitmap_bits"), 1 / 8e6, ",.4g"),
-    "coded, MB": lambda point: number(mean_of(point.members, "coded_bits"), 1 / 8e6, ",.4g"),
-    "float32, MB": lambda point: number(mean_of(point.members, "float32_bits"), 1 / 8e6, ",.4g"),
-    "busiest agent, MB": lambda point: number(mean_of(point.members, "busiest_agent_bits"), 1 / 8e6, ",.4g"),
+# Of the table: what each column is of (bits in megabytes), a factor, and how it is written.
+COLUMNS = {
+    "accuracy, %": ("accuracy_mean", 100, ".1f"),
+    "worst agent, %": ("accuracy_worst", 100, ".1f"),
+    "loss": ("loss", 1, ".3f"),
+    "density": ("density", 1, ".3f"),
+    "kept entries, MB": ("kept_bits", 1, ",.4g"),
+    "bitmaps, MB": ("bitmap_bits", 1, ",.4g"),
+    "coded, MB": ("coded_bits", 1, ",.4g"),
+    "float32, MB": ("float32_bits", 1, ",.4g"),
+    "busiest agent, MB": ("busiest_agent_bits", 1, ",.4g"),
 }
 
 
@@ -114,16 +115,14 @@ def table_of(found: points.Sweep) -> str:
     ]
     for point in found.points:
         status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
-        cells = [point.values["arm"] + status, *(write(point) for write in COLUMNS.values())]
-        lines.append(f"| {' | '.join(cells)} |")
+        accuracy, *others = (cell(point, *column) for column in COLUMNS.values())
+        deviation = point.result["accuracy_std"]
+        accuracy += "" if deviation is None else f" \u00b1 {100 * deviation:.1f}"
+        lines.append(f"| {' | '.join((point.values['arm'] + status, accuracy, *others))} |")
     return "\n".join(lines) + "\n"
 
 
-def number(value: float | None, factor: float, form: str) -> str:
-    """A cell."""
+def cell(point: Point, key: str, factor: float, form: str) -> str:
+    """A number of a point, in bits its mean over seeds."""
+    value = point.result[key] if key in point.result else mean_of(point.members, key)
     return "" if value is None else f"{factor * value:{form}}"
-
-
-def spread(mean: float | None, deviation: float | None) -> str:
-    """An accuracy, and its standard deviation over seeds where there are several."""
-    return number(mean, 100.0, ".1f") + (f" \u00b1 {100 * deviation:.1f}" if deviation is not None else "")

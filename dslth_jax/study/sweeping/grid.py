@@ -1,5 +1,6 @@
 """Points of a grid of settings, which of them can be one program, and how many of those memory holds."""
 
+import bisect
 import dataclasses
 import itertools
 import json
@@ -126,22 +127,17 @@ def groups_of(members: Sequence[Member], numbers: Sequence[int]) -> Iterator[lis
 
 def most_that_fit(group: Sequence[Prepared]) -> int:
     """How many members of a group memory holds at once; a TooLargeError where it holds none."""
-
     largest = max(group, key=lambda one: one.train.indices.size + one.tests.indices.size)
 
-    def fits(number: int) -> bool:
+    def is_too_large(number: int) -> bool:
         try:
             plan([largest] * number)
         except TooLargeError:
             if number == 1:
                 raise
-            return False
-        return True
+            return True
+        return False
 
-    if fits(len(group)):
+    if not is_too_large(len(group)):
         return len(group)
-    fitting, too_many = int(fits(1)), len(group)
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        fitting, too_many = (middle, too_many) if fits(middle) else (fitting, middle)
-    return fitting
+    return bisect.bisect_left(range(1, len(group)), True, key=is_too_large)

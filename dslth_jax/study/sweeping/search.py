@@ -1,7 +1,6 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
-import dataclasses
-import itertools
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 from dslth_jax.study.config.settings import SETTINGS, parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
-from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, value_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, points_of, value_of
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.processes import anywhere
@@ -22,16 +21,15 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
-OF_A_SEARCH = ("trials", "ask", "study", "storage")
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
 
 def check_search(settings: Sweep) -> None:
     """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
     if not settings.search:
-        for field in dataclasses.fields(settings):
-            if field.name in OF_A_SEARCH and getattr(settings, field.name) != field.default:
-                raise ValueError(f"--{field.name} needs --search: say it, or leave --{field.name} out")
+        for name in ("trials", "ask", "study", "storage"):
+            if getattr(settings, name) != getattr(Sweep, name):
+                raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
         return
     if settings.grid:
         raise ValueError("--grid and --search contradict each other: leave one of them out")
@@ -40,47 +38,37 @@ def check_search(settings: Sweep) -> None:
     for name in ("trials", "ask"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(settings, name)}")
-    try:
-        import optuna  # noqa: F401
-    except ImportError:
-        raise ValueError("--search needs Optuna: pip install optuna") from None
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("--search needs Optuna: pip install optuna")
 
 
-def spaces_of(settings: Sweep) -> dict[str, "optuna.distributions.BaseDistribution"]:
-    """What each searched field is drawn from; a ValueError where one means nothing."""
-    spaces: dict[str, optuna.distributions.BaseDistribution] = {}
+def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
+    """What each searched field is drawn from, as Optuna's arguments: the ends of a range of numbers, or choices; a
+    ValueError where one means nothing."""
+    spaces: dict[str, dict[str, Any]] = {}
     for spelled in settings.search:
         name, values = axis_of("--search", spelled, FORM, spaces, settings)
-        spaces[name] = space_of(name, values)
+        words, ends, kinds = values.split(","), values.split(":"), parts(SETTINGS[name].hint)
+        if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
+            spaces[name] = {"choices": [value_of(name, word.strip()) for word in words]}
+            continue
+        try:
+            low, high = map(float if float in kinds else int, ends[:2])
+            if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"--search {name} must be LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0, "
+                f"got {values!r}"
+            ) from None
+        spaces[name] = {"low": low, "high": high, "log": bool(ends[2:])}
     return spaces
-
-
-def space_of(name: str, values: str) -> "optuna.distributions.BaseDistribution":
-    """A range of numbers, or choices."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    words = [word.strip() for word in values.split(",")]
-    ends = values.split(":")
-    if len(words) > 1 or not {int, float} & set(parts(SETTINGS[name].hint)) or len(ends) == 1:
-        return CategoricalDistribution([value_of(name, word) for word in words])
-    kind: type = float if float in parts(SETTINGS[name].hint) else int
-    try:
-        low, high = map(kind, ends[:2])
-        if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"--search {name} must be LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0, got {values!r}"
-        ) from None
-    distribution = FloatDistribution if kind is float else IntDistribution
-    return distribution(low, high, log=bool(ends[2:]))
 
 
 def corners_of(settings: Sweep) -> list[dict[str, Any]]:
     """The extreme points of a search. If they make sense, all points between them do."""
     spaces = spaces_of(settings)
-    ends = [vars(space).get("choices") or (vars(space)["low"], vars(space)["high"]) for space in spaces.values()]
-    return [dict(zip(spaces, point, strict=True)) for point in itertools.product(*ends)]
+    return points_of({name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()})
 
 
 def search(
@@ -148,7 +136,8 @@ class Trials:
             # Marked before it has its point, so that one which a kill cuts off here is found again.
             asked.set_user_attr(MARK, self.mark)
             for name, space in self.spaces.items():
-                draw(asked, name, space)
+                number = asked.suggest_float if isinstance(space.get("low"), float) else asked.suggest_int
+                (asked.suggest_categorical if "choices" in space else number)(name, **space)
             own = self.whole()
         return own
 
@@ -170,10 +159,7 @@ class Trials:
         """Tell what a trial came to, None that it failed."""
         import optuna
 
-        if accuracy is None:
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        else:
-            self.study.tell(trial.number, accuracy)
+        self.study.tell(trial.number, accuracy, optuna.trial.TrialState.FAIL if accuracy is None else None)
 
     def check(self) -> None:
         """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""
@@ -191,29 +177,16 @@ class Trials:
                 self.tell(trial, None)
 
 
-def draw(trial: "optuna.Trial", name: str, space: "optuna.distributions.BaseDistribution") -> None:
-    """Let a trial have a value of one field."""
-    from optuna.distributions import FloatDistribution, IntDistribution
-
-    if isinstance(space, FloatDistribution):
-        trial.suggest_float(name, space.low, space.high, log=space.log)
-    elif isinstance(space, IntDistribution):
-        trial.suggest_int(name, space.low, space.high, log=space.log)
-    else:
-        trial.suggest_categorical(name, vars(space)["choices"])
-
-
-def study_of(storage: str, name: str) -> "optuna.Study":
+def study_of(storage: str, name: str, waits: Sequence[float] = (0.1, 0.3, 1.0)) -> "optuna.Study":
     """The study in its storage, made where there is none; a ValueError where the storage is none."""
     import optuna
 
-    for waiting in (0.1, 0.3, 1.0, None):
-        try:
-            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        except Exception as error:
-            # If two commands make the tables of one storage at the same moment, one of them finds these half made.
-            half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
-            if waiting is None or not half_made:
-                raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
-            time.sleep(waiting)
-    raise AssertionError("the last try returns or raises")
+    try:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    except Exception as error:
+        # If two commands make the tables of one storage at the same moment, one of them finds these half made.
+        half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
+        if not waits or not half_made:
+            raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
+    time.sleep(waits[0])
+    return study_of(storage, name, waits[1:])

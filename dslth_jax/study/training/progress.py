@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dslth_jax.study.results.tables import sent
+
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
 
@@ -73,9 +75,3 @@ def rate(rounds_per_second: float) -> str:
     if rounds_per_second >= 1:
         return f"{rounds_per_second:.1f} rounds/s"
     return f"{1 / rounds_per_second:.1f} s a round"
-
-
-def sent(bits: int) -> str:
-    """Bits as megabytes, with decimals where they are few."""
-    amount = bits / 8e6
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"

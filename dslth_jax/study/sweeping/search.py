@@ -57,10 +57,8 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
             if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):
                 raise ValueError
         except ValueError:
-            raise ValueError(
-                f"--search {name} must be LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0, "
-                f"got {values!r}"
-            ) from None
+            form = "LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0"
+            raise ValueError(f"--search {name} must be {form}, got {values!r}") from None
         spaces[name] = {"low": low, "high": high, "log": bool(ends[2:])}
     return spaces
 
@@ -117,10 +115,9 @@ class Trials:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.points, self.path, self.mark, self.settings = points, path, mark, points.settings
-        self.spaces, self.alone = spaces_of(points.settings), points.settings.storage is None
-        self.study = study_of(
-            self.settings.storage or f"sqlite:///{(path / 'study.db').resolve()}", self.settings.study
-        )
+        self.spaces, self.alone = spaces_of(self.settings), self.settings.storage is None
+        file = f"sqlite:///{(path / 'study.db').resolve()}"
+        self.study = study_of(self.settings.storage or file, self.settings.study)
 
     def ask(self) -> list["optuna.trial.FrozenTrial"]:
         """Ask for points until a batch of them is open, or there are all trials; returns all of this search's own."""
@@ -136,8 +133,8 @@ class Trials:
             # Marked before it has its point, so that one which a kill cuts off here is found again.
             asked.set_user_attr(MARK, self.mark)
             for name, space in self.spaces.items():
-                number = asked.suggest_float if isinstance(space.get("low"), float) else asked.suggest_int
-                (asked.suggest_categorical if "choices" in space else number)(name, **space)
+                kind = "categorical" if "choices" in space else type(space["low"]).__name__
+                getattr(asked, f"suggest_{kind}")(name, **space)
             own = self.whole()
         return own
 
@@ -168,10 +165,9 @@ class Trials:
         lost = [point for point in known if point not in had]
         if strange := lost or [one.params for one in own if one.state.is_finished() and one.params not in known]:
             where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
-            raise ValueError(
-                f"the study {self.study.study_name} must have the trials of the search in {self.path}, and only one of "
-                f"them knows {where}: give it the storage it began with, or start anew in another --out"
-            )
+            what = f"the trials of the search in {self.path}, and only one of them knows {where}"
+            remedy = "give it the storage it began with, or start anew in another --out"
+            raise ValueError(f"the study {self.study.study_name} must have {what}: {remedy}")
         for trial in self.marked():
             if not trial.state.is_finished() and trial not in own:
                 self.tell(trial, None)

@@ -35,22 +35,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 METRICS = {  # what a row of them has beside its round, and what tables call it
-    "accuracy_mean": "mean accuracy, %",
-    "accuracy_worst": "worst agent, %",
-    "accuracy_best": "best agent, %",
-    "accuracy_std": "spread (std), %",
-    "loss": "loss, nats",
-    "density": "density",
-    "flip_rate": "bits changed, %",
-    "bitmap_bits": "sent as bitmaps, MB",
-    "kept_bits": "kept entries (the authors' count), MB",
-    "coded_bits": "entropy-coded, MB",
-    "float32_bits": "sent as float32, MB",
-    "busiest_agent_bits": "busiest agent, MB",
-    "exchanges": "exchanges",
-    "coded_rounds": "of them really coded",
-    "seconds": "training, s",
-}
+    "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
+    "accuracy_std": "spread (std), %", "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
+    "bitmap_bits": "sent as bitmaps, MB", "kept_bits": "kept entries (the authors' count), MB",
+    "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
+    "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
+}  # fmt: skip
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
@@ -181,20 +171,10 @@ def finish(folder: Path) -> None:
 
 def circumstances() -> Row:
     """How, when, on what and with what versions a command runs."""
-    device = jax.devices()[0]
-    return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "started": now(),
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "machine": platform.platform(),
-            "cpu_cores": os.cpu_count(),
-        },
-        "versions": versions(),
-        "numerics": numerics(),
-    }
+    device, command = jax.devices()[0], shlex.join(["python", *sys.orig_argv[1:]])
+    on: Row = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
+    on |= {"machine": platform.platform(), "cpu_cores": os.cpu_count()}
+    return {"command": command, "started": now(), "device": on, "versions": versions(), "numerics": numerics()}
 
 
 def versions() -> dict[str, str]:

@@ -159,24 +159,17 @@ def label_steps(set_ticks: Callable[..., Any], values: Sequence[Any]) -> None:
 
 def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one: str, other: str) -> pd.DataFrame:
     """The best accuracy, in percent, at every pair of values of two axes of a sweep."""
-    places = [[str(row[axis]) for row in results] for axis in (one, other)]
-    accuracies = pd.Series([row["accuracy_mean"] for row in results], pd.MultiIndex.from_arrays(places), dtype=float)
-    table = 100 * accuracies.groupby(level=[0, 1]).max().unstack()
-    known = [list(map(str, axes[axis])) for axis in (one, other)]
-    return table.reindex(index=known[0], columns=known[1]).rename_axis(index=one, columns=other)
+    rows = [(str(row[one]), str(row[other]), row["accuracy_mean"]) for row in results]
+    table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "max")
+    return 100 * table.reindex(index=[*map(str, axes[one])], columns=[*map(str, axes[other])])
 
 
-def draw_along(
-    axes: "Axes",
-    name: str,
-    dots: Sequence[tuple[str, float]],
-    steps: Sequence[str] | None,
-    joined: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Accuracies over one axis of a sweep, as dots, and a line through the best of others; pairs of value, accuracy.
+Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
 
-    `steps` are the axis' values in order; None is an axis of numbers.
-    """
+
+def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
+    """Dots over one axis of a sweep, and a line through the best of those to be joined; `steps` are the axis' values in
+    order, None is an axis of numbers."""
     place = float if steps is None else list(steps).index
     across = [place(value) for value, _ in dots]
     axes.plot(across, [100 * accuracy for _, accuracy in dots], "o", color=SERIES[0], markersize=5, alpha=0.6)
@@ -262,8 +255,7 @@ def chart(
 
 
 def for_page(text: str, label: str) -> str:
-    """An SVG file's text as an element of a page. Its names are unlike those of other charts, no address leads
-    outside."""
+    """An SVG file's text as an element of a page: names are its own, and no address leads outside."""
     inside = text.partition("<svg")[2].partition(">")[2]
     # The page has the one rule of the file's own style sheet.
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)

@@ -62,7 +62,7 @@ def render(found: list[Run] | Sweep) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else shown(value),
     )
-    environment.globals |= {"written": written, "sent": tables.sent}
+    environment.globals |= {"written": written, "sent": tables.sent, "named": plots.named}
     environment.globals |= {"look_of": plots.look_of, "palette": plots.COLOURS}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
     return environment.get_template("report.html.jinja").render(view)
@@ -82,7 +82,6 @@ def view_of_runs(runs: list[Run]) -> dict[str, Any]:
         "table": tables.comparison(runs) if several else None,
         "last": None if several else last_row(runs[0]),
         "lines": [*lines] if several else [],
-        "named": plots.named(len(lines)),
         "curves": curves(lines, "worst to best agent"),
         "runs": [view_of_run(run, shared if several else ()) for run in runs],
     }
@@ -112,7 +111,6 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
         ],
         "table": table("Points of the grid, best first", columns, rows),
         "lines": drawn,
-        "named": len(best),
         "curves": curves(best, "lowest to highest seed"),
         "grid": [grid(sweep, finite, *pair) for pair in pairs if finite]
         + [along(sweep, finite, axis) for axis in sweep.axes if finite],
@@ -143,11 +141,10 @@ def curves(lines: Lines, band: str) -> list[Chart]:
 
 def grid(sweep: Sweep, points: list[Point], one: str, other: str) -> Chart:
     """The heat map of two axes of a sweep."""
-    rows = [point.values | {"accuracy_mean": point.result["accuracy_mean"]} for point in points]
     note = "Mean test accuracy, %" + (", the best along the other axes." if len(sweep.axes) > 2 else ".")
-    best, title = plots.best_of_pairs(sweep.axes, rows, one, other), f"{one} and {other}"
-    label = f"Heat map of the accuracy at every {title}"
-    return chart(title, label, plots.draw_heat_map, best, aspect="auto", note=note)
+    best = plots.best_of_pairs(sweep.axes, [point.result | point.values for point in points], one, other)
+    label = f"Heat map of the accuracy at every {one} and {other}"
+    return chart(f"{one} and {other}", label, plots.draw_heat_map, best, aspect="auto", note=note)
 
 
 def is_drawn(sweep: Sweep, axis: str) -> bool:

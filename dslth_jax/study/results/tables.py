@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
 
-# On the screen --------------------------------------------------------------------------------------------------------
-
 
 def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
     """Print a table with its cells as they are. Nothing is cut; in a log the table is as wide as its cells need."""

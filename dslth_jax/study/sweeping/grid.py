@@ -101,11 +101,10 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in or sets a shape, in words. Members for which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    known_of = described(type(settings))
-    values = [(known_of[name], value) for name, value in folders.as_json(settings).items()]
-    fixed = {known.name: value for known, value in values if not (known.traced or known.machine)}
+    known, said = described(type(settings)), folders.as_json(settings)
+    fixed = {name: value for name, value in said.items() if not (known[name].traced or known[name].machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
-    schedules = {known.name: str(value).partition("@")[2] for known, value in values if known.scheduled}
+    schedules = {name: str(value).partition("@")[2] for name, value in said.items() if known[name].scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, batch_of(prepared))

@@ -241,9 +241,8 @@ def read_config(folder: Path) -> Row | None:
         return None
     config = from_json(read_text(path), str(path))
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise ValueError(
-            f"{path} must be the configuration of a run, with its settings, and is not: name another folder"
-        )
+        wanted = "the configuration of a run, with its settings"
+        raise ValueError(f"{path} must be {wanted}, and is not: name another folder")
     return config
 
 
@@ -300,15 +299,15 @@ def read_masks(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
     try:
         with np.load(path) as file:
             names = [name for name in file.files if not name.endswith(".shape")]
-            found = [(file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names]
+            found = {name: (file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names}
     except Exception:  # of many kinds, by where the file is damaged
         raise ValueError(f"{wrong} cannot be read so: {WHAT_TO_DO}") from None
-    for name, (bits, entries) in zip(names, found, strict=True):
+    for name, (bits, entries) in found.items():
         if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
             raise ValueError(f"{wrong} {name!r} has {bits.shape} of {bits.dtype} for {entries} entries")
     if not found:
         raise ValueError(f"{wrong} holds none")
-    return found
+    return list(found.values())
 
 
 def read_text(path: Path, undecodable: str = "strict") -> str:

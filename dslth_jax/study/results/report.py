@@ -16,7 +16,7 @@ from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
-from dslth_jax.study.results.points import Point, Sweep, last_of, read_all
+from dslth_jax.study.results.points import Sweep, last_of, read_all
 from dslth_jax.study.results.tables import facts, last_row, shown, table, written
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
@@ -94,10 +94,6 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
     drawn = [name for name, point in named.items() if any(point.members)][:BEST_POINTS]
     best = {name: numbers_of_seeds(named[name].members) for name in drawn}
-    finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
-    # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
-    stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
-    pairs = list(itertools.combinations(stepped, 2)) if len(stepped) <= 3 else [tuple(stepped)[:2]]
     columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
@@ -112,8 +108,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
         "table": table("Points of the grid, best first", columns, rows),
         "lines": drawn,
         "curves": curves(best, "lowest to highest seed"),
-        "grid": [grid(sweep, finite, *pair) for pair in pairs if finite]
-        + [along(sweep, finite, axis) for axis in sweep.axes if finite],
+        "grid": charts_of_axes(sweep),
         "runs": [view_of_run(run) for run in sweep.runs],
         "missing": sweep.missing,
     }
@@ -139,32 +134,31 @@ def curves(lines: Lines, band: str) -> list[Chart]:
     ]
 
 
-def grid(sweep: Sweep, points: list[Point], one: str, other: str) -> Chart:
-    """The heat map of two axes of a sweep."""
-    note = "Mean test accuracy, %" + (", the best along the other axes." if len(sweep.axes) > 2 else ".")
-    best = plots.best_of_pairs(sweep.axes, [point.result | point.values for point in points], one, other)
-    label = f"Heat map of the accuracy at every {one} and {other}"
-    return chart(f"{one} and {other}", label, plots.draw_heat_map, best, aspect="auto", note=note)
-
-
-def is_drawn(sweep: Sweep, axis: str) -> bool:
-    """Whether an axis is of numbers that a search has drawn."""
-    return bool(sweep.config["settings"].get("search")) and all(map(plots.is_number, sweep.axes[axis]))
-
-
-def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
-    """The dots of one axis of a sweep."""
-    found = [(point.values[axis], point.result["accuracy_mean"]) for point in points]
-    dots, joined, note = found, found, "A dot is a point of the grid; the line joins the best."
-    if sweep.config["settings"].get("search"):
-        joined, note = [], "A dot is a point of the search."
-    elif len(sweep.axes) == 1:
-        # With one axis there is room for every seed.
-        dots = [(point.values[axis], last) for point in points for last in last_of(point.members, "accuracy_mean")]
-        note = "A dot is a seed; the line joins the means."
-    steps = None if is_drawn(sweep, axis) else sweep.axes[axis]
-    label = f"Test accuracy over {axis}"
-    return chart(f"Accuracy along {axis}", label, plots.draw_along, axis, dots, steps, joined, note=note)
+def charts_of_axes(sweep: Sweep) -> list[Chart]:
+    """The accuracies of a sweep over its axes: heat maps of pairs of them, and dots along each."""
+    points = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
+    rows, charts = [point.result | point.values for point in points], list[Chart]()
+    searched, every = bool(sweep.config["settings"].get("search")), sweep.axes if points else {}
+    drawn = [axis for axis in every if searched and all(map(plots.is_number, every[axis]))]
+    # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
+    stepped = [axis for axis in every if axis not in drawn]
+    note = "Mean test accuracy, %" + (", the best along the other axes." if len(every) > 2 else ".")
+    for one, other in itertools.combinations(stepped if len(stepped) <= 3 else stepped[:2], 2):
+        label = f"Heat map of the accuracy at every {one} and {other}"
+        best = plots.best_of_pairs(every, rows, one, other)
+        charts.append(chart(f"{one} and {other}", label, plots.draw_heat_map, best, aspect="auto", note=note))
+    for axis in every:
+        dots = joined = [(row[axis], row["accuracy_mean"]) for row in rows]
+        note = "A dot is a point of the grid; the line joins the best."
+        if searched:
+            joined, note = [], "A dot is a point of the search."
+        elif len(every) == 1:
+            # With one axis there is room for every seed.
+            dots = [(point.values[axis], last) for point in points for last in last_of(point.members, "accuracy_mean")]
+            note = "A dot is a seed; the line joins the means."
+        what = axis, dots, None if axis in drawn else every[axis], joined
+        charts.append(chart(f"Accuracy along {axis}", f"Test accuracy over {axis}", plots.draw_along, *what, note=note))
+    return charts
 
 
 def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:

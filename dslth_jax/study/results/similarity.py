@@ -33,13 +33,9 @@ class Similarity(NamedTuple):
 def similarity(path: Path, agents: Sequence[Row]) -> Similarity:
     """The similarity of the masks in a masks.npz; `agents` are the rows of agents.csv."""
     chosen = np.linspace(0, len(agents) - 1, min(len(agents), MOST_AGENTS)).astype(int)
-    common = np.zeros((len(chosen), len(chosen)), np.int64)
-    expected = np.zeros(common.shape)
-    for bits, entries in read_masks(path, len(agents)):
-        shared = intersections(bits[chosen])
-        common += shared
-        kept = np.diag(shared).astype(float)
-        expected += np.outer(kept, kept) / entries
+    layers = [(intersections(bits[chosen]), entries) for bits, entries in read_masks(path, len(agents))]
+    common = np.sum([shared for shared, _ in layers], axis=0)
+    expected = np.sum([np.outer(np.diag(shared), np.diag(shared)) / entries for shared, entries in layers], axis=0)
     by_chance = jaccard(expected, np.diag(common))
     pairs = np.triu_indices(len(chosen), 1)
     classes = of_classes([agents[agent]["classes"] for agent in chosen.tolist()])

@@ -77,8 +77,7 @@ def search(
     Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
     is the sweep's folder; `write` writes its config.json.
     """
-    earlier = (folders.read_config(path) or {}).get("members", [])  # in the order of the numbers of members
-    add_members(points, [{axis: member[axis] for axis in points.axes} for member in earlier])
+    add_members(points, (folders.read_config(path) or {}).get("members", []))  # in the order of their numbers
     write()  # which has the mark in it before any trial bears it
     trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
     trials.check()
@@ -86,7 +85,7 @@ def search(
         # Write a point that was asked for into config.json before a signal can stop the search.
         stop.later = True
         own = trials.ask()
-        add_members(points, [trials.point_of(trial) for trial in own])
+        add_members(points, [trial.params for trial in own])
         write()
         stop.obey(anywhere)
         open_ones = [trial for trial in own if not trial.state.is_finished()]
@@ -94,8 +93,7 @@ def search(
             return
         yield
         for trial in open_ones:
-            point = trials.point_of(trial)
-            came = [outcomes[number] for number, member in enumerate(points.members) if member.point == point]
+            came = [outcomes[number] for number, one in enumerate(points.members) if one.point == trial.params]
             failed = any(outcome.failure for outcome in came)
             trials.tell(trial, None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came))
 
@@ -103,6 +101,7 @@ def search(
 def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
     """Add a member for each seed of the points that are new. A point that is drawn twice is trained once."""
     known = [member.point for member in points.members]
+    more = [{axis: own[axis] for axis in points.axes} for own in more]
     new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
     points.members.extend(members_of(points.settings, new, points.seeds))
 
@@ -147,10 +146,6 @@ class Trials:
     def whole(self) -> list["optuna.trial.FrozenTrial"]:
         """Those of them that have a whole point."""
         return [trial for trial in self.marked() if trial.params.keys() == self.points.axes.keys()]
-
-    def point_of(self, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
-        """A trial's point, in the order of the axes."""
-        return {axis: trial.params[axis] for axis in self.points.axes}
 
     def tell(self, trial: "optuna.trial.FrozenTrial", accuracy: float | None) -> None:
         """Tell what a trial came to, None that it failed."""

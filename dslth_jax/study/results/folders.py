@@ -58,11 +58,10 @@ class Folder(NamedTuple):
 def open_folder(
     settings: Settings, what: str, kind: str | None = None, expect: Callable[[Row], None] | None = None
 ) -> Folder:
-    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own.
+    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own; after all else.
 
-    Call it after everything that can be checked has been. Raises a ValueError if the folder cannot be written to, if
-    another process works in it, or if it holds a run and is not to be resumed, another `kind` of thing (None is a
-    single run), a run of other settings, or a config.json that is not as `expect` wants it.
+    Raises a ValueError if the folder cannot be written to, if another process works in it, or if it holds a run and is
+    not to be resumed, another `kind` of thing (None is a single run), other settings, or what `expect` refuses.
     """
     data = settings.data_file.stem if settings.data_file else settings.dataset
     stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{data}_{what}_{os.getpid()}"
@@ -133,21 +132,17 @@ def as_json(settings: Settings) -> Row:
 
 def expect_same(settings: Settings, other: Row, whose: str) -> None:
     """Raise a ValueError that names every field in which settings as config.json has them differ."""
-    own = as_json(settings)
-    differing = [
-        f"{flag(name)} was {other.get(name)} and is {own[name]}"
-        for name in own
-        if not described(type(settings))[name].machine and other.get(name) != own[name]
-    ]
+    own, known = as_json(settings), described(type(settings))
+    differing = [name for name in own if not known[name].machine and other.get(name) != own[name]]
     if differing:
-        raise ValueError(f"{whose} has other settings: {'; '.join(differing)}: say the same, or name another --out")
+        said = "; ".join(f"{flag(name)} was {other.get(name)} and is {own[name]}" for name in differing)
+        raise ValueError(f"{whose} has other settings: {said}: say the same, or name another --out")
 
 
 def write_config(
     folder: Path, settings: Settings, graph: Mapping[str, Any], from_round: int | None = None, **planned: int
 ) -> None:
-    """config.json of a run: every setting as resolved and `planned`, the graph, versions, device, seed and command. If
-    the run was resumed, also the rounds at which it was."""
+    """config.json of a run: settings as resolved and `planned`, graph, circumstances, and where it was resumed."""
     # A run of these settings again must start anew.
     resolved = {**as_json(settings), **planned, "out": folder.resolve(), "resume": False}
     config = {"settings": resolved, "graph": graph, "seed": settings.seed, **circumstances()}

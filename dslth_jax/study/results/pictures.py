@@ -1,5 +1,6 @@
 """The pictures of run folders and sweep folders. One that cannot be drawn or written costs a line of warning."""
 
+import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ def save(path: Path, width: float, height: float, draw: Callable[..., None], *wh
     try:
         with plots.new_figure(width, height) as figure:
             draw(figure, *what)
-            replace(path, plots.png(figure))
+            figure.savefig(out := io.BytesIO(), format="png", dpi=110, bbox_inches="tight", facecolor="white")
+        replace(path, out.getvalue())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warn(f"the picture {path} is left out ({reason[:200]})")
@@ -35,8 +37,7 @@ def save(path: Path, width: float, height: float, draw: Callable[..., None], *wh
 def lines_picture(
     path: Path, lines: Lines, panels: Sequence[Panel], title: str = "", chance: float | None = None
 ) -> None:
-    """The panels side by side, with a line and a band for each of `lines`, which are named below; `chance` is the
-    accuracy of a guess."""
+    """The panels side by side, of lines that are named below; `chance` is the accuracy of a guess."""
 
     def draw(figure: "Figure") -> None:
         pictures = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -59,8 +60,7 @@ def curves_picture(folder: Path, rows: Sequence[Row], chance: float) -> None:
 
 
 def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[Row]]]]) -> None:
-    """curves.png of a sweep: of the best points accuracy and loss over rounds; `points`, best first, are their names
-    and the rows of each seed."""
+    """curves.png of a sweep: accuracy and loss of the best `points`, which are names and the rows of each seed."""
     more = f"the best {MOST_LINES} of {len(points)} points, " if len(points) > MOST_LINES else ""
     seeds = len(points[0][1]) if points else 0
     title = f"{more}mean of {seeds} seeds, bands from smallest to largest" if seeds > 1 else more.removesuffix(", ")
@@ -96,9 +96,8 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
         faint = float(np.clip(60 / max(links, 1), 0.06, 0.6))
         arrows = {"arrows": True, "arrowsize": 7} if directed else {}
         networkx.draw_networkx_edges(graph, places, ax=axes, alpha=faint, **arrows)
-        size = 260 if agents <= MANY else 60
-        look: dict[str, Any] = {"node_color": 100 * np.asarray(accuracy, float), "cmap": "YlGn", "node_size": size}
-        drawn = networkx.draw_networkx_nodes(graph, places, ax=axes, **look)
+        size, colours = 260 if agents <= MANY else 60, 100 * np.asarray(accuracy, float)
+        drawn = networkx.draw_networkx_nodes(graph, places, ax=axes, node_color=colours, cmap="YlGn", node_size=size)
         if agents <= MANY:
             networkx.draw_networkx_labels(graph, places, ax=axes, font_size=7)
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=WORDS["accuracy"])
@@ -129,6 +128,6 @@ def slices_picture(folder: Path, axes: Mapping[str, Sequence[Any]], results: Seq
         pictures = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for drawn, (name, values) in zip(pictures, axes.items(), strict=True):
             dots, steps = [(str(row[name]), row["accuracy_mean"]) for row in known], list(map(str, values))
-            plots.draw_along(drawn, name, dots, None if all(map(plots.is_number, steps)) else steps)
+            plots.draw_along(drawn, name, dots, None if plots.are_numbers(steps) else steps)
 
     save(folder / "slices.png", 1 + 2.8 * len(axes), 3.2, draw)

@@ -6,7 +6,6 @@ Matplotlib is loaded when something is drawn, so that a user's settings of it, e
 import contextlib
 import hashlib
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +51,7 @@ WORDS = {
     **dict.fromkeys(("megabytes", "shortest"), "sent over all links, MB"),
 }
 Lines = Mapping[str, pd.DataFrame]  # numbers of runs, or of points of a sweep, by their names, best first
+Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
 
 
 class Panel(NamedTuple):
@@ -127,8 +127,7 @@ def named(lines: int) -> int:
 def draw_heat_map(
     axes: "Axes", table: pd.DataFrame, *, colours: str = "viridis", words: str | None = None, **how: Any
 ) -> None:
-    """The cells of a table, its columns across; a scale of colours with words beside it or, in a small table without
-    words, the numbers themselves."""
+    """The cells of a table, with a scale of colours and words beside it or, if small and without words, its numbers."""
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), cmap=colours, interpolation="none", **how)
     label_steps(axes.set_xticks, table.columns)
     label_steps(axes.set_yticks, table.index)
@@ -162,9 +161,6 @@ def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one
     rows = [(str(row[one]), str(row[other]), row["accuracy_mean"]) for row in results]
     table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "max")
     return 100 * table.reindex(index=[*map(str, axes[one])], columns=[*map(str, axes[other])])
-
-
-Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
 
 
 def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
@@ -207,12 +203,9 @@ def draw_against(axes: "Axes", agents: Sequence[Row], key: str, words: str) -> N
     axes.locator_params("x", nbins=5, integer=key != "retention")
 
 
-def is_number(text: str) -> bool:
-    """Whether a text spells a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def are_numbers(values: Sequence[str]) -> bool:
+    """Whether all of them spell finite numbers."""
+    return bool(np.isfinite(pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").astype(float)).all())
 
 
 def shortened(text: str, length: int) -> str:
@@ -222,8 +215,7 @@ def shortened(text: str, length: int) -> str:
 
 @contextlib.contextmanager
 def new_figure(width: float, height: float, **style: Any) -> "Iterator[Figure]":
-    """A figure of so many inches, drawn and written by Matplotlib's defaults and the style above, whatever a user's
-    matplotlibrc says."""
+    """A figure of so many inches, drawn and written in the style above, whatever a user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -233,13 +225,6 @@ def new_figure(width: float, height: float, **style: Any) -> "Iterator[Figure]":
         from matplotlib.figure import Figure
 
         yield Figure(figsize=(width, height), layout="constrained")
-
-
-def png(figure: "Figure") -> bytes:
-    """A figure large enough to be read in a document."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return out.getvalue()
 
 
 def chart(

@@ -109,12 +109,10 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 def read(folder: Path, name: str) -> Run | Sweep:
     """What a folder holds."""
-    if not folder.is_dir():
-        how = "is no folder" if folder.exists() else "does not exist"
-        raise ValueError(f"a run folder was expected, and {folder} {how}: {WHAT_TO_DO}")
-    config = read_config(folder)
+    config = read_config(folder) if folder.is_dir() else None
     if config is None:
-        raise ValueError(f"a run folder was expected, and {folder} holds no config.json: {WHAT_TO_DO}")
+        what = "holds no config.json" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"a run folder was expected, and {folder} {what}: {WHAT_TO_DO}")
     return read_sweep(folder, name, config) if config.get("kind") == "sweep" else read_run(folder, name, config)
 
 

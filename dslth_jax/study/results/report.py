@@ -54,14 +54,9 @@ def write(settings: Report) -> str:
 
 def render(found: list[Run] | Sweep) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else shown(value),
-    )
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment.finalize = lambda value: value if isinstance(value, Markup) else shown(value)
     environment.globals |= {"written": written, "sent": tables.sent, "named": plots.named}
     environment.globals |= {"look_of": plots.look_of, "palette": plots.COLOURS}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
@@ -139,7 +134,7 @@ def charts_of_axes(sweep: Sweep) -> list[Chart]:
     points = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
     rows, charts = [point.result | point.values for point in points], list[Chart]()
     searched, every = bool(sweep.config["settings"].get("search")), sweep.axes if points else {}
-    drawn = [axis for axis in every if searched and all(map(plots.is_number, every[axis]))]
+    drawn = [axis for axis in every if searched and plots.are_numbers(every[axis])]
     # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
     stepped = [axis for axis in every if axis not in drawn]
     note = "Mean test accuracy, %" + (", the best along the other axes." if len(every) > 2 else ".")
@@ -165,10 +160,8 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
     """What the page says of one run, without its curves and without the facts in `told`."""
     missing = list(run.missing)
     if absent := [name for name in ("agents.csv", "masks.npz", *PICTURES) if not (run.folder / name).is_file()]:
-        missing.append(
-            f"Not there, and so left out: {', '.join(absent)}. A run writes its last files at its end, and masks only "
-            f"where the algorithm learns masks."
-        )
+        why = "A run writes its last files at its end, and masks only where the algorithm learns masks."
+        missing.append(f"Not there, and so left out: {', '.join(absent)}. {why}")
     pictures = [(PICTURES[name], data_address(run.folder / name)) for name in PICTURES if name not in absent]
     return run._asdict() | {
         "facts": [fact for fact in facts(run.config) if fact not in told],

@@ -38,9 +38,11 @@ def similarity(path: Path, agents: Sequence[Row]) -> Similarity:
     expected = np.sum([np.outer(np.diag(shared), np.diag(shared)) / entries for shared, entries in layers], axis=0)
     by_chance = jaccard(expected, np.diag(common))
     pairs = np.triu_indices(len(chosen), 1)
-    classes = of_classes([agents[agent]["classes"] for agent in chosen.tolist()])
+    classes = [{*agents[agent]["classes"]} for agent in chosen.tolist()]
+    held = np.array([[name in own for name in set().union(*classes)] for own in classes], np.int64)
     mean = float(by_chance[pairs].mean()) if len(chosen) > 1 else 1.0
-    return Similarity(chosen, jaccard(common, np.diag(common)), classes, mean)
+    of_classes = jaccard(held @ held.T, held.sum(axis=1))
+    return Similarity(chosen, jaccard(common, np.diag(common)), of_classes, mean)
 
 
 def intersections(bits: np.ndarray) -> np.ndarray:
@@ -62,16 +64,8 @@ def jaccard(common: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.divide(common, union, out=np.ones(common.shape), where=union > 0)
 
 
-def of_classes(classes: Sequence[Sequence[str]]) -> np.ndarray:
-    """The Jaccard indices of lists of classes."""
-    names = {name for own in classes for name in own}
-    held = np.array([[name in own for name in names] for own in map(set, classes)], np.int64)
-    return jaccard(held @ held.T, held.sum(axis=1))
-
-
 def charts_of_masks(run: Run) -> list[Chart]:
-    """How alike the masks of a run's agents are: over how alike their classes are, as pairs and as means over pairs
-    whose classes are equally alike; and, of not too many agents, as a heat map in the order of their classes."""
+    """How alike the masks of a run's agents are: over how alike their classes are, and as a heat map."""
     similar = similarity(run.folder / "masks.npz", run.agents)
     if len(similar.agents) < 2:
         return []

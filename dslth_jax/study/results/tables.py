@@ -36,8 +36,7 @@ def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Seq
 
 
 def show_population(console: Console, plan: "Plan", memory: str) -> None:
-    """What starts a run: who holds what, training and test apart, the graph, and in words what memory it takes; of a
-    plan's first member."""
+    """What starts a run, of a plan's first member: who holds what, the graph, and in words what memory it takes."""
     prepared, devices = plan.members[0], plan.mesh.devices.flat
     settings, graph = prepared.settings, prepared.graph_report
     source = settings.data_file.name if settings.data_file else settings.dataset
@@ -193,9 +192,8 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 def facts(config: Row) -> list[tuple[str, str]]:
     """What was run, in words; what a configuration does not say is left out."""
     get = config["settings"].get
-    graph, device, versions = (
-        own if isinstance(own := config.get(name), dict) else {} for name in ("graph", "device", "versions")
-    )
+    parts = [config.get(name) for name in ("graph", "device", "versions")]
+    graph, device, versions = (own if isinstance(own, dict) else {} for own in parts)
 
     def said(before: str, value: Any, behind: str = "") -> str | None:
         return None if value is None else f"{before}{shown(value)}{behind}"

@@ -68,9 +68,8 @@ def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str
     for part in str(spelled).split(",") if spelled is not None else ():
         name, equals, step = part.partition("=")
         if not (equals and step) or name not in algorithms:
-            raise ValueError(
-                f"--lr must be ALGORITHM=STEP,... of algorithms among {', '.join(sorted(algorithms))}, got {part!r}"
-            )
+            among = ", ".join(sorted(algorithms))
+            raise ValueError(f"--lr must be ALGORITHM=STEP,... of algorithms among {among}, got {part!r}")
         if name in steps:
             raise ValueError(f"--lr must say one step for {name}, got several: {spelled!r}")
         steps[name] = step
@@ -87,17 +86,13 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
-# Of the table: what each column is of (bits in megabytes), a factor, and how it is written.
-COLUMNS = {
+MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}
+COLUMNS = {  # of the table: what each is of, a factor, and how it is written
     "accuracy, %": ("accuracy_mean", 100, ".1f"),
     "worst agent, %": ("accuracy_worst", 100, ".1f"),
     "loss": ("loss", 1, ".3f"),
     "density": ("density", 1, ".3f"),
-    "kept entries, MB": ("kept_bits", 1, ",.4g"),
-    "bitmaps, MB": ("bitmap_bits", 1, ",.4g"),
-    "coded, MB": ("coded_bits", 1, ",.4g"),
-    "float32, MB": ("float32_bits", 1, ",.4g"),
-    "busiest agent, MB": ("busiest_agent_bits", 1, ",.4g"),
+    **{f"{words}, MB": (f"{size}_bits", 1, ",.4g") for size, words in MEGABYTES.items()},
 }
 
 

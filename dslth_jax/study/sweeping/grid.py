@@ -57,8 +57,7 @@ class Points:
 
 
 def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
-    """The axes of a grid, each value of its field's type; a ValueError where one means nothing, or `settings` say it
-    otherwise."""
+    """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
     for spelled in grid:
         name, values = axis_of("--grid", spelled, "NAME=VALUE,VALUE,... such as lr=3,10,30", axes, settings)

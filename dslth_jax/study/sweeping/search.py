@@ -74,8 +74,7 @@ def search(
 ) -> Iterator[None]:
     """Add members for the points that Optuna asks for, batch after batch, until this command has tried its trials.
 
-    Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
-    is the sweep's folder; `write` writes its config.json.
+    Points that an interruption cut off come first. `path` is the sweep's folder; `write` writes its config.json.
     """
     add_members(points, (folders.read_config(path) or {}).get("members", []))  # in the order of their numbers
     write()  # which has the mark in it before any trial bears it
@@ -149,9 +148,7 @@ class Trials:
 
     def tell(self, trial: "optuna.trial.FrozenTrial", accuracy: float | None) -> None:
         """Tell what a trial came to, None that it failed."""
-        import optuna
-
-        self.study.tell(trial.number, accuracy, optuna.trial.TrialState.FAIL if accuracy is None else None)
+        self.study.tell(trial.number, accuracy, type(trial.state).FAIL if accuracy is None else None)
 
     def check(self) -> None:
         """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""

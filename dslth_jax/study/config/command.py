@@ -102,7 +102,11 @@ class Asked(NamedTuple):
 
 
 def act(
-    program: str, kind: type[Kind], do: Callable[[Kind], str], arguments: Sequence[str] | None, stop: Stop | None
+    program: str,
+    kind: type[Kind],
+    do: Callable[[Kind], str],
+    arguments: Sequence[str] | None = None,
+    stop: Stop | None = None,
 ) -> int:
     """Run a command that trains nothing: `do` takes its flags, and returns what is said at its end."""
     words = sys.argv[1:] if arguments is None else arguments

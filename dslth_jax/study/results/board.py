@@ -1,16 +1,15 @@
 """The metrics of run folders as event files, which TensorBoard shows: `experiments.board`."""
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results.folders import METRICS, Run
+from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import Sweep, read_all
 
 
@@ -22,11 +21,6 @@ class Board:
     """Run folders."""
     log_dir: Path
     """Gets a folder for each run."""
-
-
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return command.act("experiments.board", Board, write, arguments, stop)
 
 
 def write(settings: Board) -> str:
@@ -42,29 +36,21 @@ def write(settings: Board) -> str:
     if taken := [run.name for run in runs if (logs / run.name).exists()]:
         raise ValueError(f"--log-dir {logs} has {', '.join(taken)} already: name another, or remove it")
     for run in runs:
-        began, said = start_of(run), {key: value for key, value in run.config["settings"].items() if value is not None}
+        began = 0.0  # in seconds since 1970; where that is not known, times are those of training
+        with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, OSError):
+            began = datetime.datetime.fromisoformat(run.config["started"]).timestamp()
+        said = {key: value for key, value in run.config["settings"].items() if value is not None}
         said = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in said.items()}
         with SummaryWriter(str(logs / run.name)) as writer:
             for summary in hparams(said, {"accuracy/mean": None, "loss": None}):
                 writer.file_writer.add_summary(summary)
             for row, key in itertools.product(run.rows, METRICS):
                 if row[key] is not None:
-                    when = {"global_step": row["round"], "walltime": began + (row["seconds"] or 0)}
-                    writer.add_scalar(*scalar(key, row[key]), **when)
+                    bits, when = key.endswith("_bits"), began + (row["seconds"] or 0)
+                    # A slash makes groups.
+                    tag = f"megabytes/{key.removesuffix('_bits')}" if bits else key.replace("accuracy_", "accuracy/")
+                    writer.add_scalar(tag, row[key] / (8e6 if bits else 1), row["round"], walltime=when)
     return f"event files: {logs}"
 
 
-def scalar(key: str, value: float) -> tuple[str, float]:
-    """A metric's name on the board, where a slash makes groups, and its value, of bits in megabytes."""
-    if key.endswith("_bits"):
-        return f"megabytes/{key.removesuffix('_bits')}", value / 8e6
-    return key.replace("accuracy_", "accuracy/"), value
-
-
-def start_of(run: Run) -> float:
-    """When a run started, in seconds since 1970; 0 where that is not known, so that times are those of training."""
-    said: Any = run.config.get("started")
-    try:
-        return datetime.datetime.fromisoformat(said).timestamp()
-    except (TypeError, ValueError, OverflowError, OSError):
-        return 0.0
+main = partial(command.act, "experiments.board", Board, write)

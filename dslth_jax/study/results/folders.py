@@ -309,10 +309,9 @@ def read_text(path: Path, undecodable: str = "strict") -> str:
     """The text of a file."""
     try:
         return path.read_text("utf-8-sig", undecodable)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} must be text, and is not: {WHAT_TO_DO}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): {WHAT_TO_DO}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        how = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "must be text, and is not"
+        raise ValueError(f"{path} {how}: {WHAT_TO_DO}") from None
 
 
 def from_json(text: str, where: str) -> Any:

@@ -15,8 +15,6 @@ from dslth_jax.study.results.folders import Row, replace
 from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dslth_jax.study.training.plan import Prepared
 
 MOST_LINES = 8  # of a sweep's points, in one picture
@@ -39,7 +37,7 @@ def lines_picture(
 ) -> None:
     """The panels side by side, of lines that are named below; `chance` is the accuracy of a guess."""
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         pictures = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(pictures, panels, strict=True):
             plots.draw_lines(axes, lines, panel)
@@ -71,7 +69,7 @@ def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[R
 def partition_picture(folder: Path, prepared: "Prepared") -> None:
     """partition.png: how many training and test samples of each class every agent holds."""
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         sides = {"training samples": prepared.train, "test samples": prepared.tests}
         for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
             table = pd.DataFrame(prepared.held(shares)).rename_axis(index="agent", columns="class")
@@ -84,7 +82,7 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
 def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) -> None:
     """topology.png: the graph, its agents coloured by accuracy."""
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         import networkx
 
         agents, axes = len(adjacency), figure.subplots()
@@ -111,7 +109,7 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
 def heat_maps(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:
     """heat_map_ONE_OTHER.png for every two axes of a sweep: the accuracy of the best point that has both values."""
 
-    def draw(figure: "Figure", table: pd.DataFrame) -> None:
+    def draw(figure: "plots.Figure", table: pd.DataFrame) -> None:
         plots.draw_heat_map(figure.subplots(), table, aspect="auto")
 
     for one, other in itertools.combinations(axes, 2):
@@ -124,7 +122,7 @@ def slices_picture(folder: Path, axes: Mapping[str, Sequence[Any]], results: Seq
     """slices.png: of all points of a search, accuracy against the value of each searched setting."""
     known = [row for row in results if row["accuracy_mean"] is not None]
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         pictures = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for drawn, (name, values) in zip(pictures, axes.items(), strict=True):
             dots, steps = [(str(row[name]), row["accuracy_mean"]) for row in known], list(map(str, values))

@@ -183,9 +183,9 @@ def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None,
         axes.locator_params("x", nbins=5)
 
 
-def draw_sorted(axes: "Axes", accuracies: Sequence[float]) -> None:
+def draw_sorted(axes: "Axes", agents: Sequence[Row]) -> None:
     """The accuracy of every agent, worst to best, and their mean."""
-    percent = 100 * np.sort(np.array(accuracies))
+    percent = 100 * np.sort([row["accuracy"] for row in agents])
     places = np.arange(1, len(percent) + 1)
     axes.vlines(places, 0, percent, color=GRID, linewidth=min(3, 200 / len(percent)))
     axes.plot(places, percent, "o", color=SERIES[0], markersize=4 if len(percent) < 80 else 2)
@@ -234,8 +234,7 @@ def chart(
     out = io.StringIO()
     with new_figure(WIDTH / 72, height / 72, **{"font.size": 12, "axes.labelsize": 12}) as figure:
         draw(figure.subplots(), *what, **how)
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(out, format="svg", transparent=True)
     return Chart(title, Markup(for_page(out.getvalue(), label)), note)
 
 

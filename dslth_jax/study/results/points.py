@@ -125,7 +125,7 @@ def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     if not fits or not all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members):
         what = "the axes of a sweep, lists of values, its members, a value of each axis, and which of them are done"
         raise ValueError(f"{folder / 'config.json'} must hold {what}, and does not: {WHAT_TO_DO}")
-    by_member, missing = read_members(folder / "metrics.jsonl", len(members))
+    by_member = read_members(folder / "metrics.jsonl", len(members), missing := list[str]())
     points: dict[tuple[str, ...], tuple[list[list[Row]], list[str]]] = {}  # rows and statuses of their members
     for number, (member, rows) in enumerate(zip(members, by_member, strict=True)):
         of_seeds, statuses = points.setdefault(tuple(spelled(member[axis]) for axis in axes), ([], []))
@@ -151,16 +151,17 @@ def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     return Sweep(name, folder, config, known, found, runs, missing)
 
 
-def read_members(path: Path, members: int) -> tuple[list[list[Row]], list[str]]:
-    """The rows of each member of a sweep, and what is missing of its metrics.jsonl."""
+def read_members(path: Path, members: int, missing: list[str]) -> list[list[Row]]:
+    """The rows of each member of a sweep, from its metrics.jsonl; adds to `missing` what that lacks."""
     by_member: list[list[Row]] = [[] for _ in range(members)]
-    if not path.is_file():
-        return by_member, ["There is no metrics.jsonl: the sweep has no curves."]
-    rows, missing = read_metrics(path)
+    rows, lacking = list[Row](), ["There is no metrics.jsonl: the sweep has no curves."]
+    if path.is_file():
+        rows, lacking = read_metrics(path)
+    missing += lacking
     for row in rows:
         number = row.pop("member", None)
         if type(number) is not int or not 0 <= number < members:
             had = f"round {row['round']} has {str(number)[:40]!r}"
             raise ValueError(f"rows of {path} must name a member below {members}, and {had}")
         by_member[number].append(row)
-    return by_member, missing
+    return by_member

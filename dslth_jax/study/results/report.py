@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import pandas as pd
 from markupsafe import Markup
 
 from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
@@ -35,11 +35,6 @@ class Report:
     """Run folders, or one folder of a sweep."""
     out: Path = Path("report.html")
     """File of the page."""
-
-
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return command.act("experiments.report", Report, write, arguments, stop)
 
 
 def write(settings: Report) -> str:
@@ -181,8 +176,7 @@ def charts_of_agents(run: Run) -> list[Chart]:
         return []
     label = f"Test accuracy of each of {len(agents)} agents of {run.name}, sorted"
     note = "Sorted; the dashed line is the mean."
-    accuracies = [row["accuracy"] for row in agents]
-    drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, accuracies, note=note)]
+    drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, agents, note=note)]
     for key, word in (("samples", "training samples"), ("retention", "retention"), ("neighbours", "neighbours")):
         known = [row for row in agents if row[key] is not None]
         if len({row[key] for row in known}) > 1:
@@ -197,3 +191,6 @@ def data_address(path: Path) -> str:
     if not content.startswith(b"\x89PNG"):
         raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+main = partial(command.act, "experiments.report", Report, write)

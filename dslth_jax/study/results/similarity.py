@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, Run, read_masks
-from dslth_jax.study.results.plots import Chart
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 MOST_AGENTS = 256  # of more, so many are compared: pairs grow with the square
 BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
@@ -64,7 +60,7 @@ def jaccard(common: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.divide(common, union, out=np.ones(common.shape), where=union > 0)
 
 
-def charts_of_masks(run: Run) -> list[Chart]:
+def charts_of_masks(run: Run) -> list[plots.Chart]:
     """How alike the masks of a run's agents are: over how alike their classes are, and as a heat map."""
     similar = similarity(run.folder / "masks.npz", run.agents)
     if len(similar.agents) < 2:
@@ -85,7 +81,7 @@ def charts_of_masks(run: Run) -> list[Chart]:
     return charts
 
 
-def draw_dots(axes: "Axes", pairs: pd.DataFrame, by_chance: float) -> None:
+def draw_dots(axes: "plots.Axes", pairs: pd.DataFrame, by_chance: float) -> None:
     """A part of the pairs, and means of all along the classes in common."""
     rng = np.random.default_rng(0)
     shown = pairs.iloc[rng.permutation(len(pairs))[:MOST_DOTS]]

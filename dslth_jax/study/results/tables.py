@@ -148,9 +148,7 @@ def shown(value: Any) -> Any:
 
 def written(value: Any, form: str, unit: str = "") -> str:
     """A number as its column writes it."""
-    if value is None:
-        return NOTHING
-    if form == "shown":
+    if value is None or form == "shown":
         return str(shown(value))
     if form == "percent":
         return f"{100 * value:.1f}{unit}"
@@ -199,14 +197,13 @@ def facts(config: Row) -> list[tuple[str, str]]:
         return None if value is None else f"{before}{shown(value)}{behind}"
 
     linked = {"True": "connected", "False": "not connected"}.get(str(graph.get("connected")))
-    of_graph = [said("", graph.get("links"), " one-way links"), linked]
-    of_graph += [said("spectral gap ", graph.get("spectral_gap"))]
+    wires = [said("", graph.get("links"), " one-way links"), linked, said("spectral gap ", graph.get("spectral_gap"))]
     of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition")]),
         ("agents", [get("agents"), said("retention ", get("retention"))]),
-        ("graph", [get("topology"), "directed" if get("directed") is True else None, *of_graph]),
+        ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
         ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),
         ("network", [get("model")]),
         ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),

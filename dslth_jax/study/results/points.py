@@ -93,18 +93,14 @@ def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
     if not folders:
         raise ValueError(f"at least one folder was expected, got none: {WHAT_TO_DO}")
     distinct = list(dict.fromkeys(folder.resolve() if folder.is_dir() else folder for folder in folders))
-    found = [read(folder, name) for folder, name in zip(distinct, short_names(distinct), strict=True)]
+    # The last part of each path, with as many parts before it as tell them apart.
+    names = (["/".join(folder.parts[-parts:]) for folder in distinct] for parts in itertools.count(1))
+    found = list(map(read, distinct, next(own for own in names if len(set(own)) == len(own))))
     sweeps = [one for one in found if isinstance(one, Sweep)]
     if sweeps and len(found) > 1:
         sentence = "is the folder of a sweep, which is read alone: name it without other folders"
         raise ValueError(f"{sweeps[0].folder} {sentence}")
     return sweeps[0] if sweeps else [run for run in found if isinstance(run, Run)]
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parts before it as tell them apart."""
-    names = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in itertools.count(1))
-    return next(own for own in names if len(set(own)) == len(own))
 
 
 def read(folder: Path, name: str) -> Run | Sweep:

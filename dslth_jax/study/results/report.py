@@ -43,19 +43,16 @@ def write(settings: Report) -> str:
     # Check before the work, so that a slip of the command overwrites no file of another kind.
     if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
-    replace(out, render(read_all(settings.folders)).encode("utf-8", "replace"))
-    return f"report: {out}"
-
-
-def render(found: list[Run] | Sweep) -> str:
-    """The page."""
+    found = read_all(settings.folders)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment.finalize = lambda value: value if isinstance(value, Markup) else shown(value)
     environment.globals |= {"written": written, "sent": tables.sent, "named": plots.named}
     environment.globals |= {"look_of": plots.look_of, "palette": plots.COLOURS}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
-    return environment.get_template("report.html.jinja").render(view)
+    page = environment.get_template("report.html.jinja").render(view)
+    replace(out, page.encode("utf-8", "replace"))
+    return f"report: {out}"
 
 
 def view_of_runs(runs: list[Run]) -> dict[str, Any]:
@@ -81,9 +78,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     """What the page says of a sweep."""
     swept = {axis: f"swept: {', '.join(values)}" for axis, values in sweep.axes.items()}
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
-    named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
-    drawn = [name for name, point in named.items() if any(point.members)][:BEST_POINTS]
-    best = {name: numbers_of_seeds(named[name].members) for name in drawn}
+    best = [point for point in sweep.points if any(point.members)][:BEST_POINTS]
+    lines = {str(shown(point.values)): numbers_of_seeds(point.members) for point in best}
     columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
@@ -96,8 +92,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             *facts(config),
         ],
         "table": table("Points of the grid, best first", columns, rows),
-        "lines": drawn,
-        "curves": curves(best, "lowest to highest seed"),
+        "lines": [*lines],
+        "curves": curves(lines, "lowest to highest seed"),
         "grid": charts_of_axes(sweep),
         "runs": [view_of_run(run) for run in sweep.runs],
         "missing": sweep.missing,
@@ -157,7 +153,12 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
     if absent := [name for name in ("agents.csv", "masks.npz", *PICTURES) if not (run.folder / name).is_file()]:
         why = "A run writes its last files at its end, and masks only where the algorithm learns masks."
         missing.append(f"Not there, and so left out: {', '.join(absent)}. {why}")
-    pictures = [(PICTURES[name], data_address(run.folder / name)) for name in PICTURES if name not in absent]
+    pictures = []
+    for path in (run.folder / name for name in PICTURES if name not in absent):
+        content = path.read_bytes()
+        if not content.startswith(b"\x89PNG"):
+            raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
+        pictures.append((PICTURES[path.name], f"data:image/png;base64,{base64.b64encode(content).decode()}"))
     return run._asdict() | {
         "facts": [fact for fact in facts(run.config) if fact not in told],
         "agents": sorted(run.agents, key=lambda row: row["accuracy"] or 0),
@@ -183,14 +184,6 @@ def charts_of_agents(run: Run) -> list[Chart]:
             label = f"Test accuracy of agents of {run.name} over their {word}"
             drawn.append(chart(f"Accuracy and {word}", label, plots.draw_against, known, key, word))
     return drawn
-
-
-def data_address(path: Path) -> str:
-    """A picture as an address that holds it."""
-    content = path.read_bytes()
-    if not content.startswith(b"\x89PNG"):
-        raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
 main = partial(command.act, "experiments.report", Report, write)

@@ -94,20 +94,21 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
 
 def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:
     """The best rows of results.csv."""
-    shown, names = results[:ROWS_SHOWN], list(axes)
-    more = f", the best {len(shown)}" if len(results) > len(shown) else ""
-    forms = [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
-    forms += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
-    forms += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in SIZES.items()]
+    best = results[:ROWS_SHOWN]
+    columns = [(axis, axis, "") for axis in axes]
+    columns += [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
+    columns += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
+    columns += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in SIZES.items()] + [("status", "status", "")]
 
-    def cells(row: Row) -> list[str]:
-        values = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in names)
-        numbers = ("" if row[key] is None else f"{row[key]:{form}}" for key, _, form in forms)
-        return [*values, *numbers, row["status"]]
+    def cell(value: Any, form: str) -> str:
+        if not form:
+            return f"{value:.5g}" if isinstance(value, float) else str(value)
+        return "" if value is None else f"{value:{form}}"
 
-    heads = [*names, *(head for _, head, _ in forms), "status"]
+    more = f", the best {len(best)}" if len(results) > len(best) else ""
     title = f"{len(results)} points, {seeds} seeds each, after round {rounds}{more}"
-    show(console, title, map(cells, shown), heads)
+    cells = ([cell(row[key], form) for key, _, form in columns] for row in best)
+    show(console, title, cells, [head for _, head, _ in columns])
 
 
 # On the page ----------------------------------------------------------------------------------------------------------
@@ -190,8 +191,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
 def facts(config: Row) -> list[tuple[str, str]]:
     """What was run, in words; what a configuration does not say is left out."""
     get = config["settings"].get
-    parts = [config.get(name) for name in ("graph", "device", "versions")]
-    graph, device, versions = (own if isinstance(own, dict) else {} for own in parts)
+    graph, device = (own if isinstance(own := config.get(name), dict) else {} for name in ("graph", "device"))
 
     def said(before: str, value: Any, behind: str = "") -> str | None:
         return None if value is None else f"{before}{shown(value)}{behind}"
@@ -209,7 +209,7 @@ def facts(config: Row) -> list[tuple[str, str]]:
         ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),
         ("rounds", [get("rounds"), said("seed ", get("seed"))]),
         ("device", of_device if device else [config.get("device")]),
-        ("versions", [said(f"{name} ", version) for name, version in versions.items()]),
+        ("versions", [config.get("versions")]),
         ("started", [config.get("started")]),
         ("command", [config.get("command")]),
     ]

@@ -58,11 +58,9 @@ class Folder(NamedTuple):
 def open_folder(
     settings: Settings, what: str, kind: str | None = None, expect: Callable[[Row], None] | None = None
 ) -> Folder:
-    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own; after all else.
-
-    Raises a ValueError if the folder cannot be written to, if another process works in it, or if it holds a run and is
-    not to be resumed, another `kind` of thing (None is a single run), other settings, or what `expect` refuses.
-    """
+    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own, after all else.
+    A ValueError if it cannot be written to, if another process works in it, or if it holds a run and is not to be
+    resumed, another `kind` of thing (None is a single run), other settings, or what `expect` refuses."""
     data = settings.data_file.stem if settings.data_file else settings.dataset
     stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{data}_{what}_{os.getpid()}"
     path, folder = settings.out or Path("runs") / stamp, None

@@ -73,7 +73,7 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
         sides = {"training samples": prepared.train, "test samples": prepared.tests}
         for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
             table = pd.DataFrame(prepared.held(shares)).rename_axis(index="agent", columns="class")
-            plots.draw_heat_map(axes, table, colours="Blues", words="samples", vmin=0, aspect="auto")
+            plots.draw_heat_map(axes, table, words="samples", cmap="Blues", vmin=0, aspect="auto")
             axes.set_title(title)
 
     save(folder / "partition.png", 9, min(12, 2 + 0.16 * prepared.settings.agents), draw)

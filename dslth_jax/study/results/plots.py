@@ -124,11 +124,9 @@ def named(lines: int) -> int:
     return lines if lines <= NAMED else FEW
 
 
-def draw_heat_map(
-    axes: "Axes", table: pd.DataFrame, *, colours: str = "viridis", words: str | None = None, **how: Any
-) -> None:
+def draw_heat_map(axes: "Axes", table: pd.DataFrame, words: str | None = None, **how: Any) -> None:
     """The cells of a table, with a scale of colours and words beside it or, if small and without words, its numbers."""
-    image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), cmap=colours, interpolation="none", **how)
+    image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), interpolation="none", **how)
     label_steps(axes.set_xticks, table.columns)
     label_steps(axes.set_yticks, table.index)
     axes.set(xlabel=shortened(str(table.columns.name), 40), ylabel=shortened(str(table.index.name), 30))
@@ -164,8 +162,7 @@ def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one
 
 
 def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
-    """Dots over one axis of a sweep, and a line through the best of those to be joined; `steps` are the axis' values in
-    order, None is an axis of numbers."""
+    """Dots over an axis of a sweep, a line through the best of `joined`; `steps` are its values, None where numbers."""
     place = float if steps is None else list(steps).index
     across = [place(value) for value, _ in dots]
     axes.plot(across, [100 * accuracy for _, accuracy in dots], "o", color=SERIES[0], markersize=5, alpha=0.6)
@@ -240,7 +237,7 @@ def chart(
 
 def for_page(text: str, label: str) -> str:
     """An SVG file's text as an element of a page: names are its own, and no address leads outside."""
-    inside = text.partition("<svg")[2].partition(">")[2]
+    size, inside = re.findall(r'<svg.*?( viewBox="[^"]*").*?>(.*)', text, re.DOTALL)[0]
     # The page has the one rule of the file's own style sheet.
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)
     inside = inside.replace("xlink:href=", "href=")
@@ -251,5 +248,4 @@ def for_page(text: str, label: str) -> str:
     inside = re.sub(r'(font: [^;"]*?px)[^;"]*', r"\1 system-ui, sans-serif", inside)
     for name, colour in COLOURS.items():
         inside = inside.replace(f": {colour}", f": var(--{name})")
-    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{inside}'
+    return f'<svg{size} role="img" aria-label="{escape(label)}">{inside}'

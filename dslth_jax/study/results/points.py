@@ -45,10 +45,7 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
 
 
 def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
-    """What a point comes to: means over the seeds that stay finite, the spread of accuracy, the worst agent of all.
-
-    `members` holds the rows of metrics of each seed, no rows where one has not begun; `statuses` says how each stands.
-    """
+    """What a point comes to over the seeds that stay finite, from the rows of each in `members`, and its status."""
     finite = [rows for rows, status in zip(members, statuses, strict=True) if rows and status != FAILED]
     failed = statuses.count(FAILED)
     accuracies = last_of(finite, "accuracy_mean")

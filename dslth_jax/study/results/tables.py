@@ -16,6 +16,7 @@ from dslth_jax.study.results.points import SIZES
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Plan
 
+HEADS = METRICS | {"round": "after round"}
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
 
@@ -111,11 +112,6 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
     show(console, title, cells, [head for _, head, _ in columns])
 
 
-# On the page ----------------------------------------------------------------------------------------------------------
-
-HEADS = METRICS | {"round": "after round"}
-
-
 def column(key: str, head: str = "") -> Column:
     """A column of numbers, in the unit that its head says."""
     head = head or HEADS.get(key, key.replace("_", " "))
@@ -131,7 +127,6 @@ OF_A_POINT = [
     *(column(f"{size}_mb", HEADS[f"{size}_bits"]) for size in SIZES),
     ("status", "status", "shown"),
 ]
-NOTHING = "\u2013"
 
 
 def shown(value: Any) -> Any:
@@ -144,7 +139,7 @@ def shown(value: Any) -> Any:
         return ", ".join(str(shown(part)) for part in value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    return NOTHING if value in (None, "") else value
+    return "\u2013" if value in (None, "") else value
 
 
 def written(value: Any, form: str, unit: str = "") -> str:

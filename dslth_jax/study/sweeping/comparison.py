@@ -5,9 +5,9 @@ An experiment is a module that names its arms and the panels of its figure. Its 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
@@ -38,11 +38,9 @@ BY_BITS = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accu
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
-    """The settings that all arms share, and those that each has of its own: its step size, and the given flags that
-    mean something to its algorithm. Every message of masks is really encoded, unless a flag says otherwise.
-
-    Raises a ValueError if a flag sets what arms differ in, or means nothing to any of them.
-    """
+    """The settings that all arms share, and those of each: its step size, the given flags that mean something to its
+    algorithm, and that every message of masks is really encoded unless a flag says otherwise. A ValueError if a flag
+    sets what arms differ in, or means nothing to any of them."""
     differing = {"algorithm"}.union(*arms.values())
     said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}
     for name in said.keys() & differing:
@@ -51,15 +49,13 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     shared = {name: value for name, value in said.items() if name in of_some() - {"lr"}}
     for name in shared.keys() - set().union(*(ALGORITHMS[arm["algorithm"]].flags for arm in arms.values())):
         raise ValueError(f"{flag(name)} means nothing to any arm: leave it out")
-
-    def own(arm: Mapping[str, Any]) -> dict[str, Any]:
+    own = {}
+    for name, arm in arms.items():
         flags = ALGORITHMS[arm["algorithm"]].flags
         step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
-        said = {name: value for name, value in {"code_every": 1, **shared}.items() if name in flags}
-        return {**said, **step, **arm}
-
+        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
     common = {name: value for name, value in said.items() if name not in of_some()}
-    return Sweep(**common, seeds=settings.seeds), {name: own(arm) for name, arm in arms.items()}
+    return Sweep(**common, seeds=settings.seeds), own
 
 
 def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str]:
@@ -99,12 +95,10 @@ COLUMNS = {  # of the table: what each is of, a factor, and how it is written
 def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
     lines = [
-        f"`{found.config['command']}`",
-        "",
+        f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        "those of the busiest agent as bitmaps or floats.",
-        "",
+        "those of the busiest agent as bitmaps or floats.\n",
         f"| arm | {' | '.join(COLUMNS)} |",
         "|---" * (1 + len(COLUMNS)) + "|",
     ]

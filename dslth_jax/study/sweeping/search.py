@@ -43,8 +43,7 @@ def check_search(settings: Sweep) -> None:
 
 
 def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
-    """What each searched field is drawn from, as Optuna's arguments: the ends of a range of numbers, or choices; a
-    ValueError where one means nothing."""
+    """What Optuna draws each searched field from, as its arguments; a ValueError where one means nothing."""
     spaces: dict[str, dict[str, Any]] = {}
     for spelled in settings.search:
         name, values = axis_of("--search", spelled, FORM, spaces, settings)
@@ -72,10 +71,8 @@ def corners_of(settings: Sweep) -> list[dict[str, Any]]:
 def search(
     points: Points, path: Path, outcomes: Mapping[int, Outcome], write: Callable[[], None], stop: Stop
 ) -> Iterator[None]:
-    """Add members for the points that Optuna asks for, batch after batch, until this command has tried its trials.
-
-    Points that an interruption cut off come first. `path` is the sweep's folder; `write` writes its config.json.
-    """
+    """Add members for the points that Optuna asks for, first for those that an interruption cut off, batch after batch
+    until this command has tried its trials. `path` is the sweep's folder; `write` writes its config.json."""
     add_members(points, (folders.read_config(path) or {}).get("members", []))  # in the order of their numbers
     write()  # which has the mark in it before any trial bears it
     trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
@@ -94,7 +91,8 @@ def search(
         for trial in open_ones:
             came = [outcomes[number] for number, one in enumerate(points.members) if one.point == trial.params]
             failed = any(outcome.failure for outcome in came)
-            trials.tell(trial, None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came))
+            accuracy = None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came)
+            trials.study.tell(trial.number, accuracy, type(trial.state).FAIL if failed else None)
 
 
 def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
@@ -146,10 +144,6 @@ class Trials:
         """Those of them that have a whole point."""
         return [trial for trial in self.marked() if trial.params.keys() == self.points.axes.keys()]
 
-    def tell(self, trial: "optuna.trial.FrozenTrial", accuracy: float | None) -> None:
-        """Tell what a trial came to, None that it failed."""
-        self.study.tell(trial.number, accuracy, type(trial.state).FAIL if accuracy is None else None)
-
     def check(self) -> None:
         """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""
         own, known = self.whole(), [member.point for member in self.points.members]
@@ -162,7 +156,7 @@ class Trials:
             raise ValueError(f"the study {self.study.study_name} must have {what}: {remedy}")
         for trial in self.marked():
             if not trial.state.is_finished() and trial not in own:
-                self.tell(trial, None)
+                self.study.tell(trial.number, state=type(trial.state).FAIL)
 
 
 def study_of(storage: str, name: str, waits: Sequence[float] = (0.1, 0.3, 1.0)) -> "optuna.Study":

@@ -16,7 +16,6 @@ from dslth_jax.study.results.points import SIZES
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Plan
 
-HEADS = METRICS | {"round": "after round"}
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
 
@@ -114,19 +113,16 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
 
 def column(key: str, head: str = "") -> Column:
     """A column of numbers, in the unit that its head says."""
-    head = head or HEADS.get(key, key.replace("_", " "))
+    head = head or METRICS.get(key, key)
     return key, head, "percent" if head.endswith("%") else "megabytes" if key.endswith("_bits") else "number"
 
 
-EVERY_ROW = [column(key) for key in ("round", *METRICS)]
+EVERY_ROW = [column("round", "after round"), *map(column, METRICS)]
 IN_DETAIL = ("accuracy_best", "flip_rate", "busiest_agent_bits", "exchanges", "coded_rounds")
 OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
-OF_A_POINT = [
-    *(column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")),
-    *map(column, ("accuracy_worst", "loss", "density")),
-    *(column(f"{size}_mb", HEADS[f"{size}_bits"]) for size in SIZES),
-    ("status", "status", "shown"),
-]
+OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
+OF_A_POINT += [column(key) for key in ("accuracy_worst", "loss", "density")]
+OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] + [("status", "status", "shown")]
 
 
 def shown(value: Any) -> Any:

@@ -13,7 +13,7 @@ from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, numbers_of_seeds
-from dslth_jax.study.results.points import DONE, Point, mean_of
+from dslth_jax.study.results.points import DONE, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
 
@@ -103,15 +103,12 @@ def table_of(found: points.Sweep) -> str:
         "|---" * (1 + len(COLUMNS)) + "|",
     ]
     for point in found.points:
+        cells = []
+        for key, factor, form in COLUMNS.values():
+            value = point.result[key] if key in point.result else mean_of(point.members, key)
+            cells.append("" if value is None else f"{factor * value:{form}}")
+        if (deviation := point.result["accuracy_std"]) is not None:
+            cells[0] += f" \u00b1 {100 * deviation:.1f}"
         status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
-        accuracy, *others = (cell(point, *column) for column in COLUMNS.values())
-        deviation = point.result["accuracy_std"]
-        accuracy += "" if deviation is None else f" \u00b1 {100 * deviation:.1f}"
-        lines.append(f"| {' | '.join((point.values['arm'] + status, accuracy, *others))} |")
+        lines.append(f"| {' | '.join((point.values['arm'] + status, *cells))} |")
     return "\n".join(lines) + "\n"
-
-
-def cell(point: Point, key: str, factor: float, form: str) -> str:
-    """A number of a point, in bits its mean over seeds."""
-    value = point.result[key] if key in point.result else mean_of(point.members, key)
-    return "" if value is None else f"{factor * value:{form}}"

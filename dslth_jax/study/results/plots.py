@@ -42,7 +42,7 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": GRID, "legend.frameon": False, "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
 }  # fmt: skip
-# The numbers of lines: "shortest" are megabytes with masks entropy-coded, of bands `_low` and `_high` stand behind.
+# The numbers of lines, in percent, nats and megabytes ("shortest": masks entropy-coded); a band's are `_low`, `_high`.
 WORDS = {
     "round": "round",
     "accuracy": "test accuracy, %",

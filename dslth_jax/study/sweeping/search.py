@@ -1,6 +1,5 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +37,10 @@ def check_search(settings: Sweep) -> None:
     for name in ("trials", "ask"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(settings, name)}")
-    if importlib.util.find_spec("optuna") is None:
-        raise ValueError("--search needs Optuna: pip install optuna")
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        raise ValueError("--search needs Optuna: pip install optuna") from None
 
 
 def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:

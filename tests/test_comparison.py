@@ -5,11 +5,12 @@ import csv
 import pytest
 from fakes import use_fakes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from tiny import use_tiny_network
 
 from dslth_jax.study.config import command
-from dslth_jax.study.results import pictures, plots
-from dslth_jax.study.results.plots import line_of_seeds
+from dslth_jax.study.results import pictures
+from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
 from experiments import ablation, communication, thousandfold, validation
@@ -135,8 +136,8 @@ def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_s
     points = [point_of(f"arm {number}", [rows_of(0.1, 0.2, bits=8e6 * (number != 1))] * 2) for number in range(12)]
     points[3] = point_of("arm 3", [[], rows_of(0.1, 0.2)], "not finite (1 of 2 seeds)")
     drawn = []
-    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
-    lines = [line_of_seeds(point.values["arm"], point.members) for point in points]
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in points}
     pictures.lines_picture(tmp_path / "figure.png", lines, comparison.BY_BITS)
     (figure,) = drawn
     looks = [

@@ -347,7 +347,7 @@ def test_a_search_is_shown_by_dots_at_the_numbers_it_tried(tmp_path):
     assert sum(label.startswith("Test accuracy over") for label in labels) == 4
     found = read_all([sweep])
     assert isinstance(found, Sweep)
-    assert {report.along(found, found.points[:-1], axis).note for axis in axes} == {"A dot is a point of the search."}
+    assert [chart.note for chart in report.charts_of_axes(found)[1:]] == ["A dot is a point of the search."] * 4
     # Before its first point.
     config |= {"axes": {axis: [] for axis in axes}, "members": []}
     (sweep / "config.json").write_text(json.dumps(config))

@@ -69,7 +69,11 @@ def conduct(
 
 
 def act(
-    program: str, kind: type[Kind], do: Callable[[Kind], str], arguments: Sequence[str] | None, stop: Stop | None
+    program: str,
+    kind: type[Kind],
+    do: Callable[[Kind], str],
+    arguments: Sequence[str] | None = None,
+    stop: Stop | None = None,
 ) -> int:
     """Run a command that trains nothing: `do` takes its flags, and returns what is said at its end."""
     return conduct(

@@ -25,6 +25,7 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax import masks
+from dslth_jax.algorithm import by_name
 from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings, described, flag
 
@@ -33,10 +34,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-METRICS = (
-    "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate", "kept_bits",
-    "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "exchanges", "coded_rounds", "seconds",
-)  # fmt: skip
+METRICS = {  # what a row of them has beside its round, and what tables call it
+    "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
+    "accuracy_std": "spread (std), %", "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
+    "bitmap_bits": "sent as bitmaps, MB", "kept_bits": "kept entries (the authors' count), MB",
+    "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
+    "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
+}  # fmt: skip
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
@@ -54,15 +58,12 @@ class Folder(NamedTuple):
 def open_folder(
     settings: Settings, what: str, kind: str | None = None, expect: Callable[[Row], None] | None = None
 ) -> Folder:
-    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own.
-
-    Call it after everything that can be checked has been. Raises a ValueError if the folder cannot be written to, if
-    another process works in it, or if it holds a run and is not to be resumed, another `kind` of thing (None is a
-    single run), a run of other settings, or a config.json that is not as `expect` wants it.
-    """
+    """Make `--out`, or a fresh dated folder under runs/ that says `what` it holds, this process's own, after all else.
+    A ValueError if it cannot be written to, if another process works in it, or if it holds a run and is not to be
+    resumed, another `kind` of thing (None is a single run), other settings, or what `expect` refuses."""
     data = settings.data_file.stem if settings.data_file else settings.dataset
-    stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    path, folder = settings.out or Path("runs") / f"{stamp}_{data}_{what}_{os.getpid()}", None
+    stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{data}_{what}_{os.getpid()}"
+    path, folder = settings.out or Path("runs") / stamp, None
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder(path, _lock(path), "")
@@ -94,12 +95,12 @@ def _lock(path: Path) -> int | None:
     opened = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(opened)
-        raise ValueError(f"another process is at work in the run folder {path}: wait, or name another --out") from None
-    except OSError:  # the file system has no locks
-        os.close(opened)
-        return None
+        if isinstance(error, BlockingIOError):
+            sentence = f"another process is at work in the run folder {path}: wait, or name another --out"
+            raise ValueError(sentence) from None
+        return None  # the file system has no locks
     return opened
 
 
@@ -129,33 +130,24 @@ def as_json(settings: Settings) -> Row:
 
 def expect_same(settings: Settings, other: Row, whose: str) -> None:
     """Raise a ValueError that names every field in which settings as config.json has them differ."""
-    own = as_json(settings)
-    differing = [
-        f"{flag(name)} was {other.get(name)} and is {own[name]}"
-        for name in own
-        if not described(type(settings))[name].machine and other.get(name) != own[name]
-    ]
+    own, known = as_json(settings), described(type(settings))
+    differing = [name for name in own if not known[name].machine and other.get(name) != own[name]]
     if differing:
-        raise ValueError(f"{whose} has other settings: {'; '.join(differing)}: say the same, or name another --out")
+        said = "; ".join(f"{flag(name)} was {other.get(name)} and is {own[name]}" for name in differing)
+        raise ValueError(f"{whose} has other settings: {said}: say the same, or name another --out")
 
 
 def write_config(
     folder: Path, settings: Settings, graph: Mapping[str, Any], from_round: int | None = None, **planned: int
 ) -> None:
-    """config.json of a run: every setting as resolved and `planned`, the graph, versions, device, seed and command. If
-    the run was resumed, also the rounds at which it was."""
+    """config.json of a run: settings as resolved and `planned`, graph, circumstances, and where it was resumed."""
     # A run of these settings again must start anew.
-    resolved = {**planned, "out": folder.resolve(), "resume": False}
-    config = {
-        "settings": {**as_json(settings), **resolved},
-        "graph": graph,
-        "seed": settings.seed,
-        **circumstances(),
-    }
+    resolved = {**as_json(settings), **planned, "out": folder.resolve(), "resume": False}
+    config = {"settings": resolved, "graph": graph, "seed": settings.seed, **circumstances()}
     earlier = read_config(folder)
     if earlier and from_round is not None:
-        again = {"from_round": from_round, **{name: config[name] for name in ("command", "started")}}
-        config |= {name: earlier[name] for name in ("command", "started")}
+        again = {"from_round": from_round, "command": config["command"], "started": config["started"]}
+        config |= {"command": earlier["command"], "started": earlier["started"]}
         config["resumed"] = [*earlier.get("resumed", []), again]
     save_config(folder, config)
 
@@ -172,20 +164,10 @@ def finish(folder: Path) -> None:
 
 def circumstances() -> Row:
     """How, when, on what and with what versions a command runs."""
-    device = jax.devices()[0]
-    return {
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "started": now(),
-        "device": {
-            "platform": device.platform,
-            "kind": device.device_kind,
-            "count": jax.device_count(),
-            "machine": platform.platform(),
-            "cpu_cores": os.cpu_count(),
-        },
-        "versions": versions(),
-        "numerics": numerics(),
-    }
+    device, command = jax.devices()[0], shlex.join(["python", *sys.orig_argv[1:]])
+    on: Row = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
+    on |= {"machine": platform.platform(), "cpu_cores": os.cpu_count()}
+    return {"command": command, "started": now(), "device": on, "versions": versions(), "numerics": numerics()}
 
 
 def versions() -> dict[str, str]:
@@ -212,10 +194,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
     """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
     arrays: dict[str, Any] = {}
-    for (path, packed), kernel in zip(
-        jax.tree_util.tree_leaves_with_path(bits), jax.tree.leaves(maskable), strict=True
-    ):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for (name, packed), kernel in zip(by_name(bits).items(), jax.tree.leaves(maskable), strict=True):
         # Users of the file expect numpy's order of bits, not the fast one of the exchange.
         unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
         arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
@@ -241,11 +220,10 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     rows, missing = read_metrics(folder / "metrics.jsonl")
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")
-    path, agents = folder / "agents.csv", list[Row]()
-    if path.is_file():
-        agents = [
-            row | {"classes": row["classes"].split()} for row in read_table(path, ("agent", "classes"), OF_AGENTS)
-        ]
+    path = folder / "agents.csv"
+    agents = read_table(path, ("agent", "classes"), OF_AGENTS) if path.is_file() else []
+    for row in agents:
+        row["classes"] = row["classes"].split()
     return Run(name, folder, config, rows, agents, missing)
 
 
@@ -256,9 +234,8 @@ def read_config(folder: Path) -> Row | None:
         return None
     config = from_json(read_text(path), str(path))
     if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise ValueError(
-            f"{path} must be the configuration of a run, with its settings, and is not: name another folder"
-        )
+        wanted = "the configuration of a run, with its settings"
+        raise ValueError(f"{path} must be {wanted}, and is not: name another folder")
     return config
 
 
@@ -277,7 +254,14 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
             raise
         if not isinstance(row, dict) or type(row.get("round")) is not int:
             raise ValueError(f"{where} must be an object with a whole number as its round, and is not: {WHAT_TO_DO}")
-        rows.append(row | {key: finite(row.get(key), f"{key} in {where}") for key in METRICS})
+        for key in METRICS:
+            value = row.get(key)
+            # A whole number beyond the largest float is no count of anything.
+            if type(value) not in (int, float, type(None)) or (type(value) is int and abs(value) > 1e300):
+                wanted = f"must be a number or null, got {str(value)[:40]!r}"
+                raise ValueError(f"{key} in {where} {wanted}: {WHAT_TO_DO}")
+            row[key] = value if value is not None and math.isfinite(value) else None
+        rows.append(row)
     return rows, []
 
 
@@ -308,25 +292,24 @@ def read_masks(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
     try:
         with np.load(path) as file:
             names = [name for name in file.files if not name.endswith(".shape")]
-            found = [(file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names]
+            found = {name: (file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names}
     except Exception:  # of many kinds, by where the file is damaged
         raise ValueError(f"{wrong} cannot be read so: {WHAT_TO_DO}") from None
-    for name, (bits, entries) in zip(names, found, strict=True):
+    for name, (bits, entries) in found.items():
         if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
             raise ValueError(f"{wrong} {name!r} has {bits.shape} of {bits.dtype} for {entries} entries")
     if not found:
         raise ValueError(f"{wrong} holds none")
-    return found
+    return list(found.values())
 
 
 def read_text(path: Path, undecodable: str = "strict") -> str:
     """The text of a file."""
     try:
         return path.read_text("utf-8-sig", undecodable)
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} must be text, and is not: {WHAT_TO_DO}") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}): {WHAT_TO_DO}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        how = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "must be text, and is not"
+        raise ValueError(f"{path} {how}: {WHAT_TO_DO}") from None
 
 
 def from_json(text: str, where: str) -> Any:
@@ -335,13 +318,3 @@ def from_json(text: str, where: str) -> Any:
         return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         raise ValueError(f"{where} must be JSON, and is not: {WHAT_TO_DO}") from None
-
-
-def finite(value: Any, where: str) -> float | None:
-    """A number or None, which also stands for a number that is not finite."""
-    if value is None:
-        return None
-    # A whole number beyond the largest float is no count of anything.
-    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > 1e300):
-        raise ValueError(f"{where} must be a number or null, got {str(value)[:40]!r}: {WHAT_TO_DO}")
-    return value if math.isfinite(value) else None

@@ -1,5 +1,6 @@
 """The pictures of run folders and sweep folders. One that cannot be drawn or written costs a line of warning."""
 
+import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,52 +12,37 @@ import pandas as pd
 from dslth_jax.study.config.console import warn
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
-from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Line, Panel, best_of_pairs, line_of_run, line_of_seeds
+from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dslth_jax.study.training.plan import Prepared
 
 MOST_LINES = 8  # of a sweep's points, in one picture
 
 
-def save(path: Path, width: float, height: float, draw: Callable[["Figure"], None]) -> None:
-    """Write what `draw` draws into a figure of so many inches, whole or not at all."""
+def save(path: Path, width: float, height: float, draw: Callable[..., None], *what: Any) -> None:
+    """Write what `draw` draws of some things into a figure of so many inches, whole or not at all."""
     try:
         with plots.new_figure(width, height) as figure:
-            draw(figure)
-            replace(path, plots.png(figure))
+            draw(figure, *what)
+            figure.savefig(out := io.BytesIO(), format="png", dpi=110, bbox_inches="tight", facecolor="white")
+        replace(path, out.getvalue())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warn(f"the picture {path} is left out ({reason[:200]})")
 
 
-def curves_picture(folder: Path, rows: Sequence[Row], chance: float) -> None:
-    """curves.png: accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes sent.
+def lines_picture(
+    path: Path, lines: Lines, panels: Sequence[Panel], title: str = "", chance: float | None = None
+) -> None:
+    """The panels side by side, of lines that are named below; `chance` is the accuracy of a guess."""
 
-    `chance` is the accuracy of a guess.
-    """
-    line = line_of_run("mean of agents; band: worst to best", rows)
-
-    def draw(figure: "Figure") -> None:
-        panels = (Panel("round", "accuracy"), Panel("round", "loss"), Panel("megabytes", "accuracy"))
-        for axes, panel in zip(figure.subplots(1, 3), panels, strict=True):
-            plots.draw_lines(axes, [line], panel)
-            if panel.up == "accuracy":
-                axes.axhline(100 * chance, color=FAINT, linestyle=":", label="a guess")
-                axes.legend(loc="lower right")
-
-    save(folder / "curves.png", 12, 3.6, draw)
-
-
-def lines_picture(path: Path, lines: Sequence[Line], panels: Sequence[Panel], title: str = "") -> None:
-    """The panels side by side, with a line and a band for each of `lines`, which are named below."""
-
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         pictures = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(pictures, panels, strict=True):
             plots.draw_lines(axes, lines, panel)
+            if chance is not None and panel.up == "accuracy":
+                axes.axhline(100 * chance, color=FAINT, linestyle=":", label="a guess")
         if lines:
             figure.legend(*pictures[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
         figure.suptitle(title, fontsize=9)
@@ -64,25 +50,30 @@ def lines_picture(path: Path, lines: Sequence[Line], panels: Sequence[Panel], ti
     save(path, 5 * len(panels), 4 + 0.2 * (len(lines) // 3), draw)
 
 
+def curves_picture(folder: Path, rows: Sequence[Row], chance: float) -> None:
+    """curves.png: accuracy (mean, and from worst to best agent) and loss over rounds, and accuracy over megabytes."""
+    lines = {"mean of agents; band: worst to best": numbers_of(rows)}
+    panels = (Panel("round", "accuracy"), Panel("round", "loss"), Panel("megabytes", "accuracy"))
+    lines_picture(folder / "curves.png", lines, panels, chance=chance)
+
+
 def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[Row]]]]) -> None:
-    """curves.png of a sweep: of the best points accuracy and loss over rounds; `points`, best first, are their names
-    and the rows of each seed."""
+    """curves.png of a sweep: accuracy and loss of the best `points`, which are names and the rows of each seed."""
     more = f"the best {MOST_LINES} of {len(points)} points, " if len(points) > MOST_LINES else ""
     seeds = len(points[0][1]) if points else 0
     title = f"{more}mean of {seeds} seeds, bands from smallest to largest" if seeds > 1 else more.removesuffix(", ")
-    lines = [line_of_seeds(name, members) for name, members in points[:MOST_LINES]]
+    lines = {name: numbers_of_seeds(members) for name, members in points[:MOST_LINES]}
     lines_picture(folder / "curves.png", lines, (Panel("round", "accuracy"), Panel("round", "loss")), title)
 
 
 def partition_picture(folder: Path, prepared: "Prepared") -> None:
     """partition.png: how many training and test samples of each class every agent holds."""
 
-    def draw(figure: "Figure") -> None:
-        sides = (prepared.train, "training samples"), (prepared.tests, "test samples")
-        for axes, (shares, title) in zip(figure.subplots(1, 2), sides, strict=True):
-            counts = prepared.held(shares)
-            table = pd.DataFrame(counts).rename_axis(index="agent", columns="class")
-            plots.draw_heat_map(axes, table, colours="Blues", words="samples", vmin=0, aspect="auto")
+    def draw(figure: "plots.Figure") -> None:
+        sides = {"training samples": prepared.train, "test samples": prepared.tests}
+        for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
+            table = pd.DataFrame(prepared.held(shares)).rename_axis(index="agent", columns="class")
+            plots.draw_heat_map(axes, table, words="samples", cmap="Blues", vmin=0, aspect="auto")
             axes.set_title(title)
 
     save(folder / "partition.png", 9, min(12, 2 + 0.16 * prepared.settings.agents), draw)
@@ -91,7 +82,7 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
 def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) -> None:
     """topology.png: the graph, its agents coloured by accuracy."""
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         import networkx
 
         agents, axes = len(adjacency), figure.subplots()
@@ -103,9 +94,8 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
         faint = float(np.clip(60 / max(links, 1), 0.06, 0.6))
         arrows = {"arrows": True, "arrowsize": 7} if directed else {}
         networkx.draw_networkx_edges(graph, places, ax=axes, alpha=faint, **arrows)
-        size = 260 if agents <= MANY else 60
-        look: dict[str, Any] = {"node_color": 100 * np.asarray(accuracy, float), "cmap": "YlGn", "node_size": size}
-        drawn = networkx.draw_networkx_nodes(graph, places, ax=axes, **look)
+        size, colours = 260 if agents <= MANY else 60, 100 * np.asarray(accuracy, float)
+        drawn = networkx.draw_networkx_nodes(graph, places, ax=axes, node_color=colours, cmap="YlGn", node_size=size)
         if agents <= MANY:
             networkx.draw_networkx_labels(graph, places, ax=axes, font_size=7)
         figure.colorbar(drawn, ax=axes, shrink=0.8, label=WORDS["accuracy"])
@@ -118,24 +108,24 @@ def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) 
 
 def heat_maps(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:
     """heat_map_ONE_OTHER.png for every two axes of a sweep: the accuracy of the best point that has both values."""
+
+    def draw(figure: "plots.Figure", table: pd.DataFrame) -> None:
+        plots.draw_heat_map(figure.subplots(), table, aspect="auto")
+
     for one, other in itertools.combinations(axes, 2):
         table = best_of_pairs(axes, results, one, other)
-
-        def draw(figure: "Figure", table: pd.DataFrame = table) -> None:
-            plots.draw_heat_map(figure.subplots(), table, aspect="auto")
-
         size = 2.2 + 0.9 * len(table.columns), 1.6 + 0.6 * len(table)
-        save(folder / f"heat_map_{one}_{other}.png", *size, draw)
+        save(folder / f"heat_map_{one}_{other}.png", *size, draw, table)
 
 
 def slices_picture(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:
     """slices.png: of all points of a search, accuracy against the value of each searched setting."""
     known = [row for row in results if row["accuracy_mean"] is not None]
 
-    def draw(figure: "Figure") -> None:
+    def draw(figure: "plots.Figure") -> None:
         pictures = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
         for drawn, (name, values) in zip(pictures, axes.items(), strict=True):
             dots, steps = [(str(row[name]), row["accuracy_mean"]) for row in known], list(map(str, values))
-            plots.draw_along(drawn, name, dots, None if all(map(plots.is_number, steps)) else steps)
+            plots.draw_along(drawn, name, dots, None if plots.are_numbers(steps) else steps)
 
     save(folder / "slices.png", 1 + 2.8 * len(axes), 3.2, draw)

@@ -6,7 +6,6 @@ Matplotlib is loaded when something is drawn, so that a user's settings of it, e
 import contextlib
 import hashlib
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
+
+from dslth_jax.study.results.folders import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,37 +36,22 @@ CELLS = 100  # numbers are written into heat maps of no more cells
 MANY = 40  # beyond it agents and classes go without their numbers
 WIDTH, HEIGHT = 360, 270  # of a chart, in the page's pixels at its natural size
 STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "dslth_jax",
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "axes.edgecolor": FAINT,
-    "axes.facecolor": "none",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-}
+    "svg.fonttype": "none", "svg.hashsalt": "dslth_jax", "text.parse_math": False, "axes.facecolor": "none",
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), FAINT),
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
+    "grid.color": GRID, "legend.frameon": False, "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
+}  # fmt: skip
+# The numbers of lines, in percent, nats and megabytes ("shortest": masks entropy-coded); a band's are `_low`, `_high`.
 WORDS = {
     "round": "round",
     "accuracy": "test accuracy, %",
     "loss": "training loss, nats",
     "density": "density of the masks in use",
-    "megabytes": "sent over all links, MB",
-    "shortest": "sent over all links, MB",
+    **dict.fromkeys(("megabytes", "shortest"), "sent over all links, MB"),
 }
-
-
-Row = dict[str, Any]  # of metrics.jsonl, or of results.csv
+Lines = Mapping[str, pd.DataFrame]  # numbers of runs, or of points of a sweep, by their names, best first
+Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
 
 
 class Panel(NamedTuple):
@@ -76,14 +62,6 @@ class Panel(NamedTuple):
     logarithmic: bool = False
 
 
-class Line(NamedTuple):
-    """What one run, or one point of a sweep, puts into pictures of curves: columns named as in `WORDS`, in percent,
-    nats and megabytes, and of bands, with `_low` and `_high` behind the name."""
-
-    name: str
-    numbers: pd.DataFrame
-
-
 class Chart(NamedTuple):
     """A chart of a page with the words around it."""
 
@@ -92,15 +70,12 @@ class Chart(NamedTuple):
     note: str = ""
 
 
-# Lines ----------------------------------------------------------------------------------------------------------------
-
-
 def numbers_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """The numbers of rows of metrics that have an accuracy."""
-    keys = ("round", "loss", "density", "bitmap_bits", "float32_bits", "coded_bits")
-    accuracies = [f"accuracy_{which}" for which in ("mean", "worst", "best")]
-    every = pd.DataFrame({key: [row[key] for row in rows] for key in (*keys, *accuracies)}, dtype=float)
-    found = every[["round", "loss", "density"]].copy()
+    """The numbers of rows of metrics that have an accuracy, whose band goes from the worst to the best agent."""
+    keys, accuracies = ["round", "loss", "density"], ["accuracy_mean", "accuracy_worst", "accuracy_best"]
+    columns = [*keys, "bitmap_bits", "float32_bits", "coded_bits", *accuracies]
+    every = pd.DataFrame(rows, columns=columns).astype(float)
+    found = every[keys].copy()
     # On the wire are masks as bitmaps and weights as float32; as short as may be, masks are entropy-coded.
     found["megabytes"] = every[["bitmap_bits", "float32_bits"]].sum(axis=1, min_count=1) / 8e6
     found["shortest"] = every["coded_bits"].fillna(every["float32_bits"]) / 8e6
@@ -108,40 +83,33 @@ def numbers_of(rows: Sequence[Row]) -> pd.DataFrame:
     return found.dropna(subset=["accuracy"])
 
 
-def line_of_run(name: str, rows: Sequence[Row]) -> Line:
-    """A run's curves; their band goes from the worst to the best agent."""
-    return Line(name, numbers_of(rows))
-
-
-def line_of_seeds(name: str, members: Sequence[Sequence[Row]]) -> Line:
-    """The curves of a point of a sweep: means over its seeds, and bands from the lowest to the highest."""
+def numbers_of_seeds(members: Sequence[Sequence[Row]]) -> pd.DataFrame:
+    """The numbers of a point of a sweep: means over its seeds, and bands from the lowest to the highest."""
     every = pd.concat([numbers_of(rows)[[*WORDS]] for rows in members or [[]]]).groupby("round")
     bands = [every.min().add_suffix("_low"), every.max().add_suffix("_high")]
-    return Line(name, pd.concat([every.mean(), *bands], axis=1).reset_index())
+    return pd.concat([every.mean(), *bands], axis=1).reset_index()
 
 
-def draw_lines(axes: "Axes", lines: Sequence[Line], panel: Panel, bands: int | None = None) -> None:
-    """Lines, best first, so many of them with bands (all by default)."""
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+def draw_lines(axes: "Axes", lines: Lines, panel: Panel, bands: int | None = None) -> None:
+    """Lines, so many of them with bands (all by default)."""
     across, up, logarithmic = panel
-    for place, line in enumerate(lines):
-        rows = line.numbers.dropna(subset=[across, up])
+    for place, (name, numbers) in enumerate(lines.items()):
+        rows = numbers.dropna(subset=[across, up])
         # A logarithmic axis has no place for 0.
         rows = rows[rows[across] > 0] if logarithmic else rows
         look, few = look_of(place, len(lines)), len(rows) == 1 or (len(rows) <= 30 and len(lines) <= BANDS)
         dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if few else {}
-        axes.plot(rows[across], rows[up], label=line.name, **look, **dots)
+        axes.plot(rows[across], rows[up], label=name, **look, **dots)
         if f"{up}_low" in rows and (bands is None or place < bands):
             faint = 0.16 if len(lines) == 1 or bands == 1 else 0.09
             low, high = rows[f"{up}_low"], rows[f"{up}_high"]
             axes.fill_between(rows[across], low, high, linewidth=0, zorder=1, color=look["color"], alpha=faint)
     axes.set(xlabel=WORDS[across], ylabel=WORDS[up])
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=across == "round"))
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.locator_params(nbins=6)
+    axes.locator_params("x", integer=across == "round")
     if logarithmic:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_major_formatter("{x:,g}")
 
 
 def look_of(place: int, lines: int) -> dict[str, Any]:
@@ -156,15 +124,9 @@ def named(lines: int) -> int:
     return lines if lines <= NAMED else FEW
 
 
-# Tables and axes of sweeps --------------------------------------------------------------------------------------------
-
-
-def draw_heat_map(
-    axes: "Axes", table: pd.DataFrame, *, colours: str = "viridis", words: str | None = None, **how: Any
-) -> None:
-    """The cells of a table, its columns across; a scale of colours with words beside it or, in a small table without
-    words, the numbers themselves."""
-    image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), cmap=colours, interpolation="none", **how)
+def draw_heat_map(axes: "Axes", table: pd.DataFrame, words: str | None = None, **how: Any) -> None:
+    """The cells of a table, with a scale of colours and words beside it or, if small and without words, its numbers."""
+    image = axes.imshow(np.ma.masked_invalid(table.to_numpy(float)), interpolation="none", **how)
     label_steps(axes.set_xticks, table.columns)
     label_steps(axes.set_yticks, table.index)
     axes.set(xlabel=shortened(str(table.columns.name), 40), ylabel=shortened(str(table.index.name), 30))
@@ -194,73 +156,53 @@ def label_steps(set_ticks: Callable[..., Any], values: Sequence[Any]) -> None:
 
 def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one: str, other: str) -> pd.DataFrame:
     """The best accuracy, in percent, at every pair of values of two axes of a sweep."""
-    places = [[str(row[axis]) for row in results] for axis in (one, other)]
-    accuracies = pd.Series([row["accuracy_mean"] for row in results], pd.MultiIndex.from_arrays(places), dtype=float)
-    table = 100 * accuracies.groupby(level=[0, 1]).max().unstack()
-    known = [list(map(str, axes[axis])) for axis in (one, other)]
-    return table.reindex(index=known[0], columns=known[1]).rename_axis(index=one, columns=other)
+    rows = [(str(row[one]), str(row[other]), row["accuracy_mean"]) for row in results]
+    table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "max")
+    return 100 * table.reindex(index=[*map(str, axes[one])], columns=[*map(str, axes[other])])
 
 
-def draw_along(
-    axes: "Axes",
-    name: str,
-    dots: Sequence[tuple[str, float]],
-    steps: Sequence[str] | None,
-    joined: Sequence[tuple[str, float]] = (),
-) -> None:
-    """Accuracies over one axis of a sweep, as dots, and a line through the best of others; pairs of value, accuracy.
-
-    `steps` are the axis' values in order; None is an axis of numbers.
-    """
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
+    """Dots over an axis of a sweep, a line through the best of `joined`; `steps` are its values, None where numbers."""
     place = float if steps is None else list(steps).index
     across = [place(value) for value, _ in dots]
     axes.plot(across, [100 * accuracy for _, accuracy in dots], "o", color=SERIES[0], markersize=5, alpha=0.6)
     best = pd.Series([100 * y for _, y in joined], [place(x) for x, _ in joined], float).groupby(level=0).max()
     axes.plot(best.index, best, color=SERIES[1], zorder=1)
     axes.set(xlabel=shortened(name, 40), ylabel=WORDS["accuracy"])
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.locator_params("y", nbins=6)
     if steps is not None:
         label_steps(axes.set_xticks, steps)
         axes.set_xlim(-0.5, len(steps) - 0.5)
     elif across and min(across) > 0 and max(across) > FAR * min(across):
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.locator_params("x", nbins=5)
 
 
-def draw_sorted(axes: "Axes", accuracies: Sequence[float]) -> None:
+def draw_sorted(axes: "Axes", agents: Sequence[Row]) -> None:
     """The accuracy of every agent, worst to best, and their mean."""
-    from matplotlib.ticker import MaxNLocator
-
-    percent = 100 * np.sort(np.array(accuracies))
+    percent = 100 * np.sort([row["accuracy"] for row in agents])
     places = np.arange(1, len(percent) + 1)
     axes.vlines(places, 0, percent, color=GRID, linewidth=min(3, 200 / len(percent)))
     axes.plot(places, percent, "o", color=SERIES[0], markersize=4 if len(percent) < 80 else 2)
     axes.axhline(percent.mean(), color=SERIES[1], linestyle="--", linewidth=1.2)
     axes.set(ylabel=WORDS["accuracy"], xlabel="agents, worst to best", ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.locator_params("x", nbins=6, integer=True)
     axes.grid(axis="x", visible=False)
 
 
 def draw_against(axes: "Axes", agents: Sequence[Row], key: str, words: str) -> None:
     """The accuracy of agents over another of their numbers."""
-    from matplotlib.ticker import MaxNLocator
-
     percent = [100 * row["accuracy"] for row in agents]
     axes.plot([row[key] for row in agents], percent, "o", color=SERIES[0], markersize=4.5, alpha=0.7)
     axes.set(ylabel=WORDS["accuracy"], xlabel=words)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=key != "retention"))
+    axes.locator_params("x", nbins=5, integer=key != "retention")
 
 
-def is_number(text: str) -> bool:
-    """Whether a text spells a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def are_numbers(values: Sequence[str]) -> bool:
+    """Whether all of them spell finite numbers."""
+    return bool(np.isfinite(pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").astype(float)).all())
 
 
 def shortened(text: str, length: int) -> str:
@@ -268,13 +210,9 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def new_figure(width: float, height: float, **style: Any) -> "Iterator[Figure]":
-    """A figure of so many inches, drawn and written by Matplotlib's defaults and the style above, whatever a user's
-    matplotlibrc says."""
+    """A figure of so many inches, drawn and written in the style above, whatever a user's matplotlibrc says."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -286,13 +224,6 @@ def new_figure(width: float, height: float, **style: Any) -> "Iterator[Figure]":
         yield Figure(figsize=(width, height), layout="constrained")
 
 
-def png(figure: "Figure") -> bytes:
-    """A figure large enough to be read in a document."""
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return out.getvalue()
-
-
 def chart(
     title: str, label: str, draw: Callable[..., None], *what: Any, height: int = HEIGHT, note: str = "", **how: Any
 ) -> Chart:
@@ -300,15 +231,13 @@ def chart(
     out = io.StringIO()
     with new_figure(WIDTH / 72, height / 72, **{"font.size": 12, "axes.labelsize": 12}) as figure:
         draw(figure.subplots(), *what, **how)
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=metadata)
+        figure.savefig(out, format="svg", transparent=True)
     return Chart(title, Markup(for_page(out.getvalue(), label)), note)
 
 
 def for_page(text: str, label: str) -> str:
-    """An SVG file's text as an element of a page. Its names are unlike those of other charts, no address leads
-    outside."""
-    inside = text.partition("<svg")[2].partition(">")[2]
+    """An SVG file's text as an element of a page: names are its own, and no address leads outside."""
+    size, inside = re.findall(r'<svg.*?( viewBox="[^"]*").*?>(.*)', text, re.DOTALL)[0]
     # The page has the one rule of the file's own style sheet.
     inside = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", inside, flags=re.DOTALL)
     inside = inside.replace("xlink:href=", "href=")
@@ -319,5 +248,4 @@ def for_page(text: str, label: str) -> str:
     inside = re.sub(r'(font: [^;"]*?px)[^;"]*', r"\1 system-ui, sans-serif", inside)
     for name, colour in COLOURS.items():
         inside = inside.replace(f": {colour}", f": var(--{name})")
-    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)[0]
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{inside}'
+    return f'<svg{size} role="img" aria-label="{escape(label)}">{inside}'

@@ -1,25 +1,15 @@
 """Points of sweeps: the summary of a point over its seeds, and how a sweep's folder is read."""
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dslth_jax.study.results.folders import (
-    WHAT_TO_DO,
-    Row,
-    Run,
-    read_config,
-    read_metrics,
-    read_run,
-    read_table,
-)
+from dslth_jax.study.results.folders import WHAT_TO_DO, Row, Run, read_config, read_metrics, read_run, read_table
 
-SIZES = ("bitmap", "coded", "float32")  # in what messages are counted: _bits of a run, _mb of a point
-OF_POINTS = (
-    "seeds", "accuracy_mean", "accuracy_std", "accuracy_worst", "loss", "density",
-    *(f"{size}_mb" for size in SIZES),
-)  # fmt: skip
+# In what messages are counted (_bits of a run, _mb of a point), and in words.
+SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}
 DONE, FAILED, UNFINISHED = "done", "not finite", "not finished"  # statuses of members, and of points
 
 
@@ -49,31 +39,29 @@ def last_of(members: Sequence[Sequence[Row]], key: str) -> list[float]:
 
 
 def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
-    """Its mean over members."""
+    """Its mean over members, of bits in megabytes."""
     known = last_of(members, key)
-    return statistics.fmean(known) if known else None
+    return statistics.fmean(known) / (8e6 if key.endswith("_bits") else 1) if known else None
 
 
 def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
-    """What a point comes to: means over the seeds that stay finite, the spread of accuracy, the worst agent of all.
-
-    `members` holds the rows of metrics of each seed, no rows where one has not begun; `statuses` says how each stands.
-    """
+    """What a point comes to over the seeds that stay finite, from the rows of each in `members`, and its status."""
     finite = [rows for rows, status in zip(members, statuses, strict=True) if rows and status != FAILED]
     failed = statuses.count(FAILED)
     accuracies = last_of(finite, "accuracy_mean")
-    megabytes = {f"{size}_mb": mean_of(finite, f"{size}_bits") for size in SIZES}
     unfinished = UNFINISHED if UNFINISHED in statuses else DONE
     return {
         "seeds": len(finite) + failed,
         "accuracy_mean": mean_of(finite, "accuracy_mean"),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracy_worst": min(last_of(finite, "accuracy_worst"), default=None),
-        "loss": mean_of(finite, "loss"),
-        "density": mean_of(finite, "density"),
-        **{key: None if bits is None else bits / 8e6 for key, bits in megabytes.items()},
+        **{key: mean_of(finite, key) for key in ("loss", "density")},
+        **{f"{size}_mb": mean_of(finite, f"{size}_bits") for size in SIZES},
         "status": f"{FAILED} ({failed} of {len(statuses)} seeds)" if failed else unfinished,
     }
+
+
+OF_POINTS = tuple(summary([], []))[:-1]  # its numbers
 
 
 def best_first(results: Sequence[Row]) -> list[Row]:
@@ -102,99 +90,71 @@ def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
     if not folders:
         raise ValueError(f"at least one folder was expected, got none: {WHAT_TO_DO}")
     distinct = list(dict.fromkeys(folder.resolve() if folder.is_dir() else folder for folder in folders))
-    found = [read(folder, name) for folder, name in zip(distinct, short_names(distinct), strict=True)]
-    if len(found) == 1 and isinstance(found[0], Sweep):
-        return found[0]
-    for folder, one in zip(distinct, found, strict=True):
-        if isinstance(one, Sweep):
-            raise ValueError(f"{folder} is the folder of a sweep, which is read alone: name it without other folders")
-    return [run for run in found if isinstance(run, Run)]
-
-
-def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parts before it as tell them apart."""
-    for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
-    return names
+    # The last part of each path, with as many parts before it as tell them apart.
+    names = (["/".join(folder.parts[-parts:]) for folder in distinct] for parts in itertools.count(1))
+    found = list(map(read, distinct, next(own for own in names if len(set(own)) == len(own))))
+    sweeps = [one for one in found if isinstance(one, Sweep)]
+    if sweeps and len(found) > 1:
+        sentence = "is the folder of a sweep, which is read alone: name it without other folders"
+        raise ValueError(f"{sweeps[0].folder} {sentence}")
+    return sweeps[0] if sweeps else [run for run in found if isinstance(run, Run)]
 
 
 def read(folder: Path, name: str) -> Run | Sweep:
     """What a folder holds."""
-    if not folder.is_dir():
-        how = "is no folder" if folder.exists() else "does not exist"
-        raise ValueError(f"a run folder was expected, and {folder} {how}: {WHAT_TO_DO}")
-    config = read_config(folder)
+    config = read_config(folder) if folder.is_dir() else None
     if config is None:
-        raise ValueError(f"a run folder was expected, and {folder} holds no config.json: {WHAT_TO_DO}")
+        what = "holds no config.json" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        raise ValueError(f"a run folder was expected, and {folder} {what}: {WHAT_TO_DO}")
     return read_sweep(folder, name, config) if config.get("kind") == "sweep" else read_run(folder, name, config)
 
 
 def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
     """A sweep, whether it has come to its end or not."""
-    axes: Any = config.get("axes")
-    members: Any = config.get("members")
-    done: Any = config.get("done", {})
+    axes, members, done = config.get("axes", ()), config.get("members", ()), config.get("done", {})
     fits = isinstance(axes, dict) and isinstance(done, dict) and isinstance(members, list)
     # The axes of a search that has only begun are empty.
     fits = fits and all(isinstance(values, list) and (values or not members) for values in axes.values())
     if not fits or not all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members):
         what = "the axes of a sweep, lists of values, its members, a value of each axis, and which of them are done"
         raise ValueError(f"{folder / 'config.json'} must hold {what}, and does not: {WHAT_TO_DO}")
-    missing: list[str] = []
-    by_member = read_members(folder / "metrics.jsonl", len(members), missing)
-    points: dict[tuple[str, ...], list[int]] = {}  # the numbers of their members
-    for number, member in enumerate(members):
-        points.setdefault(tuple(spelled(member[axis]) for axis in axes), []).append(number)
-    statuses = [status_of(done, number) for number in range(len(members))]
-    # What a member was before it failed is no outcome of its point.
-    curves = [[] if status == FAILED else rows for rows, status in zip(by_member, statuses, strict=True)]
+    by_member = read_members(folder / "metrics.jsonl", len(members), missing := list[str]())
+    points: dict[tuple[str, ...], tuple[list[list[Row]], list[str]]] = {}  # rows and statuses of their members
+    for number, (member, rows) in enumerate(zip(members, by_member, strict=True)):
+        of_seeds, statuses = points.setdefault(tuple(spelled(member[axis]) for axis in axes), ([], []))
+        status = UNFINISHED if str(number) not in done else DONE if done[str(number)] is None else FAILED
+        # What a member was before it failed is no outcome of its point.
+        of_seeds.append([] if status == FAILED else rows)
+        statuses.append(status)
     if (folder / "results.csv").is_file():
         results = read_table(folder / "results.csv", (*axes, "status"), OF_POINTS)
     else:
         missing.append("There is no results.csv yet: the table is of what each member had at its last evaluation.")
-        results = best_first([
-            dict(zip(axes, point, strict=True))
-            | summary([curves[number] for number in numbers], [statuses[number] for number in numbers])
-            for point, numbers in points.items()
-        ])  # fmt: skip
+        results = best_first([dict(zip(axes, own, strict=True)) | summary(*came) for own, came in points.items()])
     known = {axis: list(dict.fromkeys(map(spelled, values))) for axis, values in axes.items()}
     found = []
     for result in results:
         values = {axis: spelled(result[axis]) for axis in axes}
         if wrong := [axis for axis in axes if values[axis] not in known[axis]]:
-            raise ValueError(
-                f"{wrong[0]} in results.csv of {folder} must be one of {', '.join(known[wrong[0]])}, "
-                f"got {values[wrong[0]]!r}"
-            )
-        found.append(Point(values, result, [curves[number] for number in points.get(tuple(values.values()), [])]))
+            among = f"one of {', '.join(known[wrong[0]])}, got {values[wrong[0]]!r}"
+            raise ValueError(f"{wrong[0]} in results.csv of {folder} must be {among}")
+        found.append(Point(values, result, points.get(tuple(values.values()), ([], []))[0]))
     inner = sorted(path.parent for path in folder.glob("runs/*/config.json"))
     runs = [run for run in (read(path, path.name) for path in inner) if isinstance(run, Run)]
     return Sweep(name, folder, config, known, found, runs, missing)
 
 
-def status_of(done: Row, number: int) -> str:
-    """Whether a member is done, has failed, or is not finished yet."""
-    if str(number) not in done:
-        return UNFINISHED
-    return DONE if done[str(number)] is None else FAILED
-
-
 def read_members(path: Path, members: int, missing: list[str]) -> list[list[Row]]:
-    """The rows of each member of a sweep; adds to `missing`."""
+    """The rows of each member of a sweep, from its metrics.jsonl; adds to `missing` what that lacks."""
     by_member: list[list[Row]] = [[] for _ in range(members)]
-    if not path.is_file():
-        missing.append("There is no metrics.jsonl: the sweep has no curves.")
-        return by_member
-    rows, broken = read_metrics(path)
-    missing += broken
+    rows, lacking = list[Row](), ["There is no metrics.jsonl: the sweep has no curves."]
+    if path.is_file():
+        rows, lacking = read_metrics(path)
+    missing += lacking
     for row in rows:
-        number = row.get("member")
+        number = row.pop("member", None)
         if type(number) is not int or not 0 <= number < members:
-            named = str(number)[:40]
-            raise ValueError(
-                f"rows of {path} must name a member below {members}, and round {row['round']} has {named!r}"
-            )
+            had = f"round {row['round']} has {str(number)[:40]!r}"
+            raise ValueError(f"rows of {path} must name a member below {members}, and {had}")
         by_member[number].append(row)
     return by_member

@@ -1,43 +1,26 @@
-"""One page of HTML for a run folder, several, or the folder of a sweep: everything in one file, no network needed.
-
-    python -m experiments.report runs/ONE runs/OTHER --out report.html
-
-Two seconds for a run of 16 agents on two cores. Open the file in any browser, or send it; it needs nothing else.
-"""
+"""One page of HTML for a run folder, several, or the folder of a sweep: `experiments.report`."""
 
 import base64
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
+import pandas as pd
 from markupsafe import Markup
 
 from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results import plots, similarity
+from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
-from dslth_jax.study.results.plots import Chart, Line, Panel, chart, line_of_run, line_of_seeds
-from dslth_jax.study.results.points import Point, Sweep, last_of, read_all
-from dslth_jax.study.results.tables import (
-    EVERY_ROW,
-    OF_A_POINT,
-    OF_AN_AGENT,
-    comparison,
-    facts,
-    last_row,
-    shown,
-    table,
-    tiles,
-    written,
-)
+from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
+from dslth_jax.study.results.points import Sweep, last_of, read_all
+from dslth_jax.study.results.tables import facts, last_row, shown, table
 
-MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
-EMPTY: dict[str, Any] = {"table": None, "tiles": [], "lines": [], "grid": [], "missing": []}  # of a page's parts
+EMPTY: dict[str, Any] = {"table": None, "last": None, "lines": [], "grid": [], "missing": []}  # of a page's parts
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
     "topology.png": "The graph, its agents coloured by accuracy",
@@ -54,54 +37,39 @@ class Report:
     """File of the page."""
 
 
-def main(arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Run the command with `arguments` (those of the process by default); returns its exit code."""
-    return command.act("experiments.report", Report, write, arguments, stop)
-
-
 def write(settings: Report) -> str:
     """Write the page; returns where it is, in words."""
     out = settings.out
     # Check before the work, so that a slip of the command overwrites no file of another kind.
     if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
         raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
-    replace(out, render(read_all(settings.folders)).encode("utf-8", "replace"))
-    return f"report: {out}"
-
-
-def render(found: list[Run] | Sweep) -> str:
-    """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) else shown(value),
-    )
-    environment.globals |= {"written": written, "palette": plots.COLOURS, "look_of": plots.look_of}
-    environment.globals["names"] = {colour: name for name, colour in plots.COLOURS.items()}
+    found = read_all(settings.folders)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment.finalize = lambda value: value if isinstance(value, Markup) else shown(value)
+    environment.globals |= {"plots": plots, "tables": tables}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
-    return environment.get_template("report.html.jinja").render(view)
+    page = environment.get_template("report.html.jinja").render(view)
+    replace(out, page.encode("utf-8", "replace"))
+    return f"report: {out}"
 
 
 def view_of_runs(runs: list[Run]) -> dict[str, Any]:
     """What the page says of one run or several."""
     runs = sorted(runs, key=lambda run: -(last_row(run)["accuracy_mean"] or 0))
     shared = [fact for fact in facts(runs[0].config) if all(fact in facts(run.config) for run in runs)]
-    lines = [line_of_run(run.name, run.rows) for run in runs]
+    lines = {run.name: numbers_of(run.rows) for run in runs}
     several = len(runs) > 1
     return {
         **EMPTY,
         "kind": "runs" if several else "run",
         "title": f"{len(runs)} runs compared" if several else runs[0].name,
         "facts": shared,
-        "table": comparison(runs) if several else None,
-        "tiles": [] if several else tiles(last_row(runs[0])),
-        "lines": lines if several else [],
-        "named": plots.named(len(lines)),
+        "table": tables.comparison(runs) if several else None,
+        "last": None if several else last_row(runs[0]),
+        "lines": [*lines] if several else [],
         "curves": curves(lines, "worst to best agent"),
-        "runs": [view_of_run(run, f"run-{place}", shared if several else []) for place, run in enumerate(runs, 1)],
+        "runs": [view_of_run(run, shared if several else ()) for run in runs],
     }
 
 
@@ -109,13 +77,9 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     """What the page says of a sweep."""
     swept = {axis: f"swept: {', '.join(values)}" for axis, values in sweep.axes.items()}
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
-    named = {", ".join(f"{axis} {shown(value)}" for axis, value in own.values.items()): own for own in sweep.points}
-    best = [line_of_seeds(name, point.members) for name, point in named.items() if any(point.members)][:BEST_POINTS]
-    finite = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
-    # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
-    stepped = [axis for axis in sweep.axes if not is_drawn(sweep, axis)]
-    pairs = list(itertools.combinations(stepped, 2)) if len(stepped) <= 3 else [tuple(stepped)[:2]]
-    columns = [(axis, axis, "shown") for axis in sweep.axes] + OF_A_POINT
+    best = [point for point in sweep.points if any(point.members)][:BEST_POINTS]
+    lines = {str(shown(point.values)): numbers_of_seeds(point.members) for point in best}
+    columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
         **EMPTY,
@@ -126,22 +90,19 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             ("points", f"{len(sweep.points)}, with {len(sweep.config['members'])} members in all"),
             *facts(config),
         ],
-        "table": {"caption": "Points of the grid, best first", "columns": columns, "rows": rows, "left_out": []},
-        "lines": best,
-        "named": len(best),
-        "curves": curves(best, "lowest to highest seed"),
-        "grid": [grid(sweep, finite, *pair) for pair in pairs if finite]
-        + [along(sweep, finite, axis) for axis in sweep.axes if finite],
-        "runs": [view_of_run(run, f"run-{place}", []) for place, run in enumerate(sweep.runs, 1)],
+        "table": table("Points of the grid, best first", columns, rows),
+        "lines": [*lines],
+        "curves": curves(lines, "lowest to highest seed"),
+        "grid": charts_of_axes(sweep),
+        "runs": [view_of_run(run) for run in sweep.runs],
         "missing": sweep.missing,
     }
 
 
-def curves(lines: Sequence[Line], band: str) -> list[Chart]:
-    """Accuracy over rounds, loss over rounds, accuracy over megabytes, of lines that come best first; `band` says what
-    lies inside a band."""
-    what = lines[0].name if len(lines) == 1 else f"{len(lines)} runs"
-    ends = [float(line.numbers["megabytes"].max()) for line in lines if line.numbers["megabytes"].notna().any()]
+def curves(lines: Lines, band: str) -> list[Chart]:
+    """Accuracy over rounds, loss over rounds, accuracy over megabytes; `band` says what lies inside a band."""
+    what = next(iter(lines)) if len(lines) == 1 else f"{len(lines)} runs"
+    ends = [float(end) for own in lines.values() if pd.notna(end := own["megabytes"].max())]
     # Weights and masks on one axis, say: the masks would stand on top of each other.
     logarithmic = bool(ends) and min(ends) > 0 and max(ends) > plots.WIDE * min(ends)
     banded = ("Band", len(lines)) if len(lines) <= plots.BANDS else ("Band of the best", 1)
@@ -154,59 +115,56 @@ def curves(lines: Sequence[Line], band: str) -> list[Chart]:
     return [
         chart(title, f"{title} of {what}; band: {band}", plots.draw_lines, lines, panel, banded[1], note=note)
         for panel, title, note in panels
-        if any(line.numbers[[panel.across, panel.up]].notna().all(axis=1).any() for line in lines)
+        if any(own[[panel.across, panel.up]].notna().all(axis=1).any() for own in lines.values())
     ]
 
 
-def grid(sweep: Sweep, points: list[Point], one: str, other: str) -> Chart:
-    """The heat map of two axes of a sweep."""
-    rows = [point.values | {"accuracy_mean": point.result["accuracy_mean"]} for point in points]
-    note = "Mean test accuracy, %" + (", the best along the other axes." if len(sweep.axes) > 2 else ".")
-    best, title = plots.best_of_pairs(sweep.axes, rows, one, other), f"{one} and {other}"
-    label = f"Heat map of the accuracy at every {title}"
-    return chart(title, label, plots.draw_heat_map, best, aspect="auto", note=note)
+def charts_of_axes(sweep: Sweep) -> list[Chart]:
+    """The accuracies of a sweep over its axes: heat maps of pairs of them, and dots along each."""
+    points = [point for point in sweep.points if point.result["accuracy_mean"] is not None]
+    rows, charts = [point.result | point.values for point in points], list[Chart]()
+    searched, every = bool(sweep.config["settings"].get("search")), sweep.axes if points else {}
+    drawn = [axis for axis in every if searched and plots.are_numbers(every[axis])]
+    # A search hardly draws a number twice: a heat map over it would have one filled cell in each line.
+    stepped = [axis for axis in every if axis not in drawn]
+    note = "Mean test accuracy, %" + (", the best along the other axes." if len(every) > 2 else ".")
+    for one, other in itertools.combinations(stepped if len(stepped) <= 3 else stepped[:2], 2):
+        label = f"Heat map of the accuracy at every {one} and {other}"
+        best = plots.best_of_pairs(every, rows, one, other)
+        charts.append(chart(f"{one} and {other}", label, plots.draw_heat_map, best, aspect="auto", note=note))
+    for axis in every:
+        dots = joined = [(row[axis], row["accuracy_mean"]) for row in rows]
+        note = "A dot is a point of the grid; the line joins the best."
+        if searched:
+            joined, note = [], "A dot is a point of the search."
+        elif len(every) == 1:
+            # With one axis there is room for every seed.
+            dots = [(point.values[axis], last) for point in points for last in last_of(point.members, "accuracy_mean")]
+            note = "A dot is a seed; the line joins the means."
+        what = axis, dots, None if axis in drawn else every[axis], joined
+        charts.append(chart(f"Accuracy along {axis}", f"Test accuracy over {axis}", plots.draw_along, *what, note=note))
+    return charts
 
 
-def is_drawn(sweep: Sweep, axis: str) -> bool:
-    """Whether an axis is of numbers that a search has drawn."""
-    return bool(sweep.config["settings"].get("search")) and all(map(plots.is_number, sweep.axes[axis]))
-
-
-def along(sweep: Sweep, points: list[Point], axis: str) -> Chart:
-    """The dots of one axis of a sweep."""
-    found = [(point.values[axis], point.result["accuracy_mean"]) for point in points]
-    dots, joined, note = found, found, "A dot is a point of the grid; the line joins the best."
-    if sweep.config["settings"].get("search"):
-        joined, note = [], "A dot is a point of the search."
-    elif len(sweep.axes) == 1:
-        # With one axis there is room for every seed.
-        dots = [(point.values[axis], last) for point in points for last in last_of(point.members, "accuracy_mean")]
-        note = "A dot is a seed; the line joins the means."
-    steps = None if is_drawn(sweep, axis) else sweep.axes[axis]
-    label = f"Test accuracy over {axis}"
-    return chart(f"Accuracy along {axis}", label, plots.draw_along, axis, dots, steps, joined, note=note)
-
-
-def view_of_run(run: Run, anchor: str, told: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
     """What the page says of one run, without its curves and without the facts in `told`."""
     missing = list(run.missing)
     if absent := [name for name in ("agents.csv", "masks.npz", *PICTURES) if not (run.folder / name).is_file()]:
-        missing.append(
-            f"Not there, and so left out: {', '.join(absent)}. A run writes its last files at its end, and masks only "
-            f"where the algorithm learns masks."
-        )
-    pictures = [(PICTURES[name], data_address(run.folder / name)) for name in PICTURES if name not in absent]
-    return {
-        "name": run.name,
-        "anchor": anchor,
+        why = "A run writes its last files at its end, and masks only where the algorithm learns masks."
+        missing.append(f"Not there, and so left out: {', '.join(absent)}. {why}")
+    pictures = []
+    for path in (run.folder / name for name in PICTURES if name not in absent):
+        content = path.read_bytes()
+        if not content.startswith(b"\x89PNG"):
+            raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
+        pictures.append((PICTURES[path.name], f"data:image/png;base64,{base64.b64encode(content).decode()}"))
+    return run._asdict() | {
         "facts": [fact for fact in facts(run.config) if fact not in told],
-        "settings": run.config["settings"],
         "agents": sorted(run.agents, key=lambda row: row["accuracy"] or 0),
-        "agent_columns": OF_AN_AGENT,
         "by_agent": charts_of_agents(run),
         "pictures": pictures,
-        "alike": charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
-        "rows": table("Every evaluated round; bits are cumulative", EVERY_ROW, run.rows),
+        "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
+        "rows": table("Every evaluated round; bits are cumulative", tables.EVERY_ROW, run.rows),
         "missing": missing,
     }
 
@@ -218,8 +176,7 @@ def charts_of_agents(run: Run) -> list[Chart]:
         return []
     label = f"Test accuracy of each of {len(agents)} agents of {run.name}, sorted"
     note = "Sorted; the dashed line is the mean."
-    accuracies = [row["accuracy"] for row in agents]
-    drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, accuracies, note=note)]
+    drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, agents, note=note)]
     for key, word in (("samples", "training samples"), ("retention", "retention"), ("neighbours", "neighbours")):
         known = [row for row in agents if row[key] is not None]
         if len({row[key] for row in known}) > 1:
@@ -228,19 +185,4 @@ def charts_of_agents(run: Run) -> list[Chart]:
     return drawn
 
 
-def charts_of_masks(run: Run) -> list[Chart]:
-    """How alike the masks of agents are."""
-    similar = similarity.similarity(run.folder / "masks.npz", run.agents)
-    drawn = [similarity.dots(similar, run.name)] if len(run.agents) > 1 else []
-    if 1 < len(run.agents) <= MOST_AGENTS_OF_MAP:
-        order = np.array(sorted(range(len(run.agents)), key=lambda agent: run.agents[agent]["classes"]))
-        drawn.append(similarity.heat_map(similar, order, run.name))
-    return drawn
-
-
-def data_address(path: Path) -> str:
-    """A picture as an address that holds it."""
-    content = path.read_bytes()
-    if not content.startswith(b"\x89PNG"):
-        raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+main = partial(command.act, "experiments.report", Report, write)

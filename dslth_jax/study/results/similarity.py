@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from dslth_jax.study.results import plots
-from dslth_jax.study.results.folders import read_masks
-from dslth_jax.study.results.plots import Chart
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from dslth_jax.study.results.folders import Row, Run, read_masks
 
 MOST_AGENTS = 256  # of more, so many are compared: pairs grow with the square
 BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
+MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 MOST_DOTS = 1200  # pairs that a chart draws
 MOST_STEPS = 12  # similarities of classes that have a mean of their own; more are put together
 
@@ -29,26 +26,19 @@ class Similarity(NamedTuple):
     by_chance: float  # mean over pairs of what masks of as many entries, drawn at random, would have
 
 
-def similarity(path: Path, agents: Sequence[dict[str, Any]]) -> Similarity:
+def similarity(path: Path, agents: Sequence[Row]) -> Similarity:
     """The similarity of the masks in a masks.npz; `agents` are the rows of agents.csv."""
-    chosen = np.arange(len(agents))
-    if len(agents) > MOST_AGENTS:
-        chosen = np.linspace(0, len(agents) - 1, MOST_AGENTS).astype(int)
-    common = np.zeros((len(chosen), len(chosen)), np.int64)
-    expected = np.zeros(common.shape)
-    for bits, entries in read_masks(path, len(agents)):
-        shared = intersections(bits[chosen])
-        common += shared
-        kept = np.diag(shared).astype(float)
-        expected += np.outer(kept, kept) / entries
+    chosen = np.linspace(0, len(agents) - 1, min(len(agents), MOST_AGENTS)).astype(int)
+    layers = [(intersections(bits[chosen]), entries) for bits, entries in read_masks(path, len(agents))]
+    common = np.sum([shared for shared, _ in layers], axis=0)
+    expected = np.sum([np.outer(np.diag(shared), np.diag(shared)) / entries for shared, entries in layers], axis=0)
     by_chance = jaccard(expected, np.diag(common))
     pairs = np.triu_indices(len(chosen), 1)
-    return Similarity(
-        chosen,
-        jaccard(common, np.diag(common)),
-        of_classes([agents[agent]["classes"] for agent in chosen.tolist()]),
-        float(by_chance[pairs].mean()) if len(chosen) > 1 else 1.0,
-    )
+    classes = [{*agents[agent]["classes"]} for agent in chosen.tolist()]
+    held = np.array([[name in own for name in set().union(*classes)] for own in classes], np.int64)
+    mean = float(by_chance[pairs].mean()) if len(chosen) > 1 else 1.0
+    of_classes = jaccard(held @ held.T, held.sum(axis=1))
+    return Similarity(chosen, jaccard(common, np.diag(common)), of_classes, mean)
 
 
 def intersections(bits: np.ndarray) -> np.ndarray:
@@ -70,31 +60,28 @@ def jaccard(common: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.divide(common, union, out=np.ones(common.shape), where=union > 0)
 
 
-def of_classes(classes: Sequence[Sequence[str]]) -> np.ndarray:
-    """The Jaccard indices of lists of classes."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(name for own in classes for name in own))}
-    held = np.zeros((len(classes), len(numbers)), np.int64)
-    for row, own in zip(held, classes, strict=True):
-        row[[numbers[name] for name in own]] = 1
-    return jaccard(held @ held.T, held.sum(axis=1))
-
-
-def dots(similar: Similarity, whose: str) -> Chart:
-    """How alike masks are over how alike classes are: pairs, and means over pairs whose classes are equally alike."""
+def charts_of_masks(run: Run) -> list[plots.Chart]:
+    """How alike the masks of a run's agents are: over how alike their classes are, and as a heat map."""
+    similar = similarity(run.folder / "masks.npz", run.agents)
+    if len(similar.agents) < 2:
+        return []
     pairs = np.triu_indices(len(similar.agents), 1)
     table = pd.DataFrame({"classes": similar.classes[pairs], "masks": similar.masks[pairs]})
     fewer = f" {MOST_DOTS} of {len(table)} pairs are drawn; means are over all." if len(table) > MOST_DOTS else ""
-    return plots.chart(
-        "Masks against classes",
-        f"Similarity of masks over similarity of classes, for pairs of agents of {whose}",
-        draw_dots,
-        table,
-        similar.by_chance,
-        note=f"A dot is a pair of agents; the line is the mean. By chance: masks of the same densities.{fewer}",
-    )
+    note = f"A dot is a pair of agents; the line is the mean. By chance: masks of the same densities.{fewer}"
+    label = f"Similarity of masks over similarity of classes, for pairs of agents of {run.name}"
+    charts = [plots.chart("Masks against classes", label, draw_dots, table, similar.by_chance, note=note)]
+    if len(run.agents) <= MOST_AGENTS_OF_MAP:
+        order = sorted(range(len(run.agents)), key=lambda agent: run.agents[agent]["classes"])
+        masks = np.where(np.eye(len(order)), np.nan, similar.masks[np.ix_(order, order)])
+        table = pd.DataFrame(masks, order, order).rename_axis(index="agent", columns="agent")
+        label = f"Heat map of the similarity of masks of every two agents of {run.name}"
+        how: Any = {"note": "Jaccard index of kept entries; agents in the order of their classes.", "height": 300}
+        charts.append(plots.chart("Masks of every two agents", label, plots.draw_heat_map, table, words="", **how))
+    return charts
 
 
-def draw_dots(axes: "Axes", pairs: pd.DataFrame, by_chance: float) -> None:
+def draw_dots(axes: "plots.Axes", pairs: pd.DataFrame, by_chance: float) -> None:
     """A part of the pairs, and means of all along the classes in common."""
     rng = np.random.default_rng(0)
     shown = pairs.iloc[rng.permutation(len(pairs))[:MOST_DOTS]]
@@ -109,20 +96,3 @@ def draw_dots(axes: "Axes", pairs: pd.DataFrame, by_chance: float) -> None:
     beside: Any = {"xytext": (0, 3), "textcoords": "offset points", "color": plots.FAINT, "ha": "right"}
     axes.annotate("by chance", (1, by_chance), **beside)
     axes.set(xlabel="classes in common (Jaccard)", ylabel="mask entries in common (Jaccard)")
-
-
-def heat_map(similar: Similarity, order: np.ndarray, whose: str) -> Chart:
-    """How alike the masks of every two agents are, as a heat map in the given order of agents."""
-    values = similar.masks[np.ix_(order, order)].copy()
-    np.fill_diagonal(values, np.nan)
-    agents = similar.agents[order]
-    table = pd.DataFrame(values, agents, agents).rename_axis(index="agent", columns="agent")
-    return plots.chart(
-        "Masks of every two agents",
-        f"Heat map of the similarity of masks of every two agents of {whose}",
-        plots.draw_heat_map,
-        table,
-        words="",
-        height=300,
-        note="Jaccard index of kept entries; agents in the order of their classes.",
-    )

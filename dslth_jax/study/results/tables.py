@@ -10,18 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dslth_jax.study.training.progress import sent
+from dslth_jax.study.results.folders import METRICS, Row, Run
+from dslth_jax.study.results.points import SIZES
 
 if TYPE_CHECKING:
-    from dslth_jax.study.results.folders import Run
     from dslth_jax.study.training.plan import Plan
 
-Row = dict[str, Any]
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
-OF_SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}  # in what messages are counted, in words
-
-# On the screen --------------------------------------------------------------------------------------------------------
 
 
 def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
@@ -40,8 +36,7 @@ def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Seq
 
 
 def show_population(console: Console, plan: "Plan", memory: str) -> None:
-    """What starts a run: who holds what, training and test apart, the graph, and in words what memory it takes; of a
-    plan's first member."""
+    """What starts a run, of a plan's first member: who holds what, the graph, and in words what memory it takes."""
     prepared, devices = plan.members[0], plan.mesh.devices.flat
     settings, graph = prepared.settings, prepared.graph_report
     source = settings.data_file.name if settings.data_file else settings.dataset
@@ -53,7 +48,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
         rows.append((f"{name} classes an agent, of {prepared.classes}", span((held > 0).sum(axis=1))))
         rows.append(("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%")))
     anew = "; of its first round:" if prepared.topology.redraw else ""
-    name = Path(settings.topology).name + (", directed" if settings.directed else "")
+    name = Path(settings.topology).name + ", directed" * settings.directed
     name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
     rows += [
@@ -99,62 +94,35 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
 
 def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:
     """The best rows of results.csv."""
-    shown, names = results[:ROWS_SHOWN], list(axes)
-    more = f", the best {len(shown)}" if len(results) > len(shown) else ""
-    forms = [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
-    forms += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
-    forms += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in OF_SIZES.items()]
+    best = results[:ROWS_SHOWN]
+    columns = [(axis, axis, "") for axis in axes]
+    columns += [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
+    columns += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
+    columns += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in SIZES.items()] + [("status", "status", "")]
 
-    def cells(row: Row) -> list[str]:
-        values = (f"{row[axis]:.5g}" if isinstance(row[axis], float) else str(row[axis]) for axis in names)
-        numbers = ("" if row[key] is None else f"{row[key]:{form}}" for key, _, form in forms)
-        return [*values, *numbers, row["status"]]
+    def cell(value: Any, form: str) -> str:
+        if not form:
+            return f"{value:.5g}" if isinstance(value, float) else str(value)
+        return "" if value is None else f"{value:{form}}"
 
-    heads = [*names, *(head for _, head, _ in forms), "status"]
+    more = f", the best {len(best)}" if len(results) > len(best) else ""
     title = f"{len(results)} points, {seeds} seeds each, after round {rounds}{more}"
-    show(console, title, map(cells, shown), heads)
+    cells = ([cell(row[key], form) for key, _, form in columns] for row in best)
+    show(console, title, cells, [head for _, head, _ in columns])
 
 
-# On the page ----------------------------------------------------------------------------------------------------------
+def column(key: str, head: str = "") -> Column:
+    """A column of numbers, in the unit that its head says."""
+    head = head or METRICS.get(key, key)
+    return key, head, "percent" if head.endswith("%") else "megabytes" if key.endswith("_bits") else "number"
 
-# What a table's column says of rows: its head, and how a value is written.
-COLUMNS = {
-    "round": ("after round", "whole"),
-    "accuracy_mean": ("mean accuracy, %", "percent"),
-    "accuracy_worst": ("worst agent, %", "percent"),
-    "accuracy_best": ("best agent, %", "percent"),
-    "accuracy_std": ("spread (std), %", "percent"),
-    "loss": ("loss, nats", "number"),
-    "density": ("density", "number"),
-    "flip_rate": ("bits changed, %", "percent"),
-    "bitmap_bits": ("sent as bitmaps, MB", "megabytes"),
-    "kept_bits": ("kept entries (the authors' count), MB", "megabytes"),
-    "coded_bits": ("entropy-coded, MB", "megabytes"),
-    "float32_bits": ("sent as float32, MB", "megabytes"),
-    "busiest_agent_bits": ("busiest agent, MB", "megabytes"),
-    "exchanges": ("exchanges", "whole"),
-    "coded_rounds": ("of them really coded", "whole"),
-    "seconds": ("training, s", "number"),
-}
-EVERY_ROW = [(key, *column) for key, column in COLUMNS.items()]
+
+EVERY_ROW = [column("round", "after round"), *map(column, METRICS)]
 IN_DETAIL = ("accuracy_best", "flip_rate", "busiest_agent_bits", "exchanges", "coded_rounds")
-OUTCOME = [column for column in EVERY_ROW if column[0] not in IN_DETAIL]
-OF_A_POINT = [
-    ("seeds", "seeds", "whole"),
-    ("accuracy_mean", *COLUMNS["accuracy_mean"]),
-    ("accuracy_std", "std over seeds, %", "percent"),
-    *((key, *COLUMNS[key]) for key in ("accuracy_worst", "loss", "density")),
-    *((f"{size}_mb", COLUMNS[f"{size}_bits"][0], "number") for size in OF_SIZES),
-    ("status", "status", "shown"),
-]
-OF_AN_AGENT = [
-    ("samples", "training samples", "whole"),
-    ("test_samples", "test samples", "whole"),
-    ("retention", "retention", "number"),
-    ("neighbours", "neighbours", "whole"),
-    ("density", "density", "number"),
-]
-NOTHING = "\u2013"
+OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
+OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
+OF_A_POINT += [column(key) for key in ("accuracy_worst", "loss", "density")]
+OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] + [("status", "status", "shown")]
 
 
 def shown(value: Any) -> Any:
@@ -167,35 +135,37 @@ def shown(value: Any) -> Any:
         return ", ".join(str(shown(part)) for part in value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    return NOTHING if value in (None, "") else value
+    return "\u2013" if value in (None, "") else value
 
 
 def written(value: Any, form: str, unit: str = "") -> str:
     """A number as its column writes it."""
-    if value is None:
-        return NOTHING
-    if form == "shown":
+    if value is None or form == "shown":
         return str(shown(value))
     if form == "percent":
         return f"{100 * value:.1f}{unit}"
-    if form == "megabytes":
-        value = value / 8e6
-    return f"{value:,.0f}{unit}" if form == "whole" or abs(value) >= 1000 else f"{value:.3g}{unit}"
+    amount = value / 8e6 if form == "megabytes" else value
+    return f"{amount:,.0f}{unit}" if abs(amount) >= 100 else f"{amount:.3g}{unit}"
+
+
+def sent(bits: int | None) -> str:
+    """Bits as megabytes."""
+    return written(bits, "megabytes", " MB")
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
     """A table without empty columns of bits, and the heads of the columns that were left out."""
-    kept = [column for column in columns if not column[0].endswith("_bits") or any(row[column[0]] for row in rows)]
-    empty = [head.removesuffix(", MB") for key, head, form in columns if (key, head, form) not in kept]
-    return {"caption": caption, "columns": kept, "rows": rows, "left_out": empty}
+    empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]
+    kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]
+    return {"caption": caption, "columns": kept, "rows": rows, "left_out": left_out}
 
 
-def last_row(run: "Run") -> Row:
+def last_row(run: Run) -> Row:
     """A run's last row of metrics, or an empty row."""
-    return run.rows[-1] if run.rows else dict.fromkeys(key for key, *_ in EVERY_ROW)
+    return run.rows[-1] if run.rows else dict.fromkeys(("round", *METRICS))
 
 
-def comparison(runs: Sequence["Run"]) -> dict[str, Any]:
+def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     """The settings that differ between runs, and what came of them."""
     settings = [run.config["settings"] for run in runs]
     names = [name for name in dict.fromkeys(itertools.chain(*settings)) if name != "out"]
@@ -209,48 +179,28 @@ def comparison(runs: Sequence["Run"]) -> dict[str, Any]:
     return table(caption, [*columns, *outcome], rows)
 
 
-def tiles(row: Row) -> list[tuple[str, str]]:
-    """What is said of one run in large figures, from its last row of metrics."""
-    rate = row["seconds"] / row["round"] if row["round"] and row["seconds"] is not None else None
-    bits = [row[key] for key in ("bitmap_bits", "float32_bits") if row[key] is not None]
-    megabytes = sum(bits) / 8e6 if bits else None
-    worst, best = written(row["accuracy_worst"], "percent"), written(row["accuracy_best"], "percent", " %")
-    return [
-        ("mean accuracy", written(row["accuracy_mean"], "percent", " %")),
-        ("worst, best agent", f"{worst}, {best}"),
-        ("training loss", written(row["loss"], "number", " nats")),
-        ("density of masks", written(row["density"], "number")),
-        ("sent over all links", written(megabytes, "number", " MB")),
-        ("training a round", written(rate, "number", " s")),
-    ]
-
-
 def facts(config: Row) -> list[tuple[str, str]]:
     """What was run, in words; what a configuration does not say is left out."""
     get = config["settings"].get
-    graph, device, versions = (
-        own if isinstance(own := config.get(name), dict) else {} for name in ("graph", "device", "versions")
-    )
+    graph, device = (own if isinstance(own := config.get(name), dict) else {} for name in ("graph", "device"))
 
     def said(before: str, value: Any, behind: str = "") -> str | None:
         return None if value is None else f"{before}{shown(value)}{behind}"
 
     linked = {"True": "connected", "False": "not connected"}.get(str(graph.get("connected")))
-    gap = graph.get("spectral_gap")
-    of_graph = [said("", graph.get("links"), " one-way links"), linked]
-    of_graph.append(f"spectral gap {gap:.3g}" if isinstance(gap, float) else None)
+    wires = [said("", graph.get("links"), " one-way links"), linked, said("spectral gap ", graph.get("spectral_gap"))]
     of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition")]),
         ("agents", [get("agents"), said("retention ", get("retention"))]),
-        ("graph", [get("topology"), "directed" if get("directed") is True else None, *of_graph]),
+        ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
         ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),
         ("network", [get("model")]),
         ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),
         ("rounds", [get("rounds"), said("seed ", get("seed"))]),
         ("device", of_device if device else [config.get("device")]),
-        ("versions", [said(f"{name} ", version) for name, version in versions.items()]),
+        ("versions", [config.get("versions")]),
         ("started", [config.get("started")]),
         ("command", [config.get("command")]),
     ]

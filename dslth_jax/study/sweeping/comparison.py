@@ -5,15 +5,15 @@ An experiment is a class that names its arms and the panels of its figure. Its f
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
 from dslth_jax.study.results import folders, pictures, points
-from dslth_jax.study.results.plots import Panel, line_of_seeds
-from dslth_jax.study.results.points import DONE, Point, mean_of
+from dslth_jax.study.results.plots import Panel, numbers_of_seeds
+from dslth_jax.study.results.points import DONE, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
 # Accuracy over what is sent, and over rounds.
@@ -41,11 +41,9 @@ class Experiment(Settings):
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
-    """The settings that all arms share, and those that each has of its own: its step size, and the given flags that
-    mean something to its algorithm. Every message of masks is really encoded, unless a flag says otherwise.
-
-    Raises a ValueError if a flag sets what arms differ in, or means nothing to any of them.
-    """
+    """The settings that all arms share, and those of each: its step size, the given flags that mean something to its
+    algorithm, and that every message of masks is really encoded unless a flag says otherwise. A ValueError if a flag
+    sets what arms differ in, or means nothing to any of them."""
     differing = {"algorithm"}.union(*arms.values())
     said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}
     for name in said.keys() & differing:
@@ -54,15 +52,13 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     shared = {name: value for name, value in said.items() if name in of_some() - {"lr"}}
     for name in shared.keys() - set().union(*(ALGORITHMS[arm["algorithm"]].flags for arm in arms.values())):
         raise ValueError(f"{flag(name)} means nothing to any arm: leave it out")
-
-    def own(arm: Mapping[str, Any]) -> dict[str, Any]:
+    own = {}
+    for name, arm in arms.items():
         flags = ALGORITHMS[arm["algorithm"]].flags
         step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
-        said = {name: value for name, value in {"code_every": 1, **shared}.items() if name in flags}
-        return {**said, **step, **arm}
-
+        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
     common = {name: value for name, value in said.items() if name not in of_some()}
-    return Sweep(**common, seeds=settings.seeds), {name: own(arm) for name, arm in arms.items()}
+    return Sweep(**common, seeds=settings.seeds), own
 
 
 def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str]:
@@ -71,9 +67,8 @@ def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str
     for part in str(spelled).split(",") if spelled is not None else ():
         name, equals, step = part.partition("=")
         if not (equals and step) or name not in algorithms:
-            raise ValueError(
-                f"--lr must be ALGORITHM=STEP,... of algorithms among {', '.join(sorted(algorithms))}, got {part!r}"
-            )
+            among = ", ".join(sorted(algorithms))
+            raise ValueError(f"--lr must be ALGORITHM=STEP,... of algorithms among {among}, got {part!r}")
         if name in steps:
             raise ValueError(f"--lr must say one step for {name}, got several: {spelled!r}")
         steps[name] = step
@@ -85,48 +80,38 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
     found = points.read(path, path.name)
     assert isinstance(found, points.Sweep)
     folders.replace(path / "table.md", table_of(found))
-    lines = [line_of_seeds(point.values["arm"], point.members) for point in found.points]
+    lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}
     pictures.lines_picture(path / "figure.png", lines, panels)
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
-COLUMNS: dict[str, Callable[[Point], str]] = {
-    "accuracy, %": lambda point: spread(point.result["accuracy_mean"], point.result["accuracy_std"]),
-    "worst agent, %": lambda point: number(point.result["accuracy_worst"], 100, ".1f"),
-    "loss": lambda point: number(point.result["loss"], 1, ".3f"),
-    "density": lambda point: number(point.result["density"], 1, ".3f"),
-    "kept entries, MB": lambda point: number(mean_of(point.members, "kept_bits"), 1 / 8e6, ",.4g"),
-    "bitmaps, MB": lambda point: number(mean_of(point.members, "bitmap_bits"), 1 / 8e6, ",.4g"),
-    "coded, MB": lambda point: number(mean_of(point.members, "coded_bits"), 1 / 8e6, ",.4g"),
-    "float32, MB": lambda point: number(mean_of(point.members, "float32_bits"), 1 / 8e6, ",.4g"),
-    "busiest agent, MB": lambda point: number(mean_of(point.members, "busiest_agent_bits"), 1 / 8e6, ",.4g"),
+MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}
+COLUMNS = {  # of the table: what each is of, a factor, and how it is written
+    "accuracy, %": ("accuracy_mean", 100, ".1f"),
+    "worst agent, %": ("accuracy_worst", 100, ".1f"),
+    "loss": ("loss", 1, ".3f"),
+    "density": ("density", 1, ".3f"),
+    **{f"{words}, MB": (f"{size}_bits", 1, ",.4g") for size, words in MEGABYTES.items()},
 }
 
 
 def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
     lines = [
-        f"`{found.config['command']}`",
-        "",
+        f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        "those of the busiest agent as bitmaps or floats.",
-        "",
+        "those of the busiest agent as bitmaps or floats.\n",
         f"| arm | {' | '.join(COLUMNS)} |",
         "|---" * (1 + len(COLUMNS)) + "|",
     ]
     for point in found.points:
+        cells = []
+        for key, factor, form in COLUMNS.values():
+            value = point.result[key] if key in point.result else mean_of(point.members, key)
+            cells.append("" if value is None else f"{factor * value:{form}}")
+        if (deviation := point.result["accuracy_std"]) is not None:
+            cells[0] += f" \u00b1 {100 * deviation:.1f}"
         status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
-        cells = [point.values["arm"] + status, *(write(point) for write in COLUMNS.values())]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join((point.values['arm'] + status, *cells))} |")
     return "\n".join(lines) + "\n"
-
-
-def number(value: float | None, factor: float, form: str) -> str:
-    """A cell."""
-    return "" if value is None else f"{factor * value:{form}}"
-
-
-def spread(mean: float | None, deviation: float | None) -> str:
-    """An accuracy, and its standard deviation over seeds where there are several."""
-    return number(mean, 100.0, ".1f") + (f" \u00b1 {100 * deviation:.1f}" if deviation is not None else "")

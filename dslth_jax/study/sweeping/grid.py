@@ -1,5 +1,6 @@
 """Points of a grid of settings, which of them can be one program, and how many of those memory holds."""
 
+import bisect
 import dataclasses
 import itertools
 import json
@@ -56,8 +57,7 @@ class Points:
 
 
 def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
-    """The axes of a grid, each value of its field's type; a ValueError where one means nothing, or `settings` say it
-    otherwise."""
+    """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
     for spelled in grid:
         name, values = axis_of("--grid", spelled, "NAME=VALUE,VALUE,... such as lr=3,10,30", axes, settings)
@@ -100,11 +100,10 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in or sets a shape, in words. Members for which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    known_of = described(type(settings))
-    values = [(known_of[name], value) for name, value in folders.as_json(settings).items()]
-    fixed = {known.name: value for known, value in values if not (known.traced or known.machine)}
+    known, said = described(type(settings)), folders.as_json(settings)
+    fixed = {name: value for name, value in said.items() if not (known[name].traced or known[name].machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
-    schedules = {known.name: str(value).partition("@")[2] for known, value in values if known.scheduled}
+    schedules = {name: str(value).partition("@")[2] for name, value in said.items() if known[name].scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, prepared.batch_size)
@@ -126,22 +125,17 @@ def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[l
 
 def most_that_fit(group: Sequence[Prepared]) -> int:
     """How many members of a group memory holds at once; a TooLargeError where it holds none."""
-
     largest = max(group, key=lambda one: one.train.indices.size + one.tests.indices.size)
 
-    def fits(number: int) -> bool:
+    def is_too_large(number: int) -> bool:
         try:
             plan([largest] * number)
         except TooLargeError:
             if number == 1:
                 raise
-            return False
-        return True
+            return True
+        return False
 
-    if fits(len(group)):
+    if not is_too_large(len(group)):
         return len(group)
-    fitting, too_many = int(fits(1)), len(group)
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        fitting, too_many = (middle, too_many) if fits(middle) else (fitting, middle)
-    return fitting
+    return bisect.bisect_left(range(1, len(group)), True, key=is_too_large)

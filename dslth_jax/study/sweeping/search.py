@@ -1,7 +1,5 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
-import dataclasses
-import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +11,7 @@ import numpy as np
 from dslth_jax.study.config.settings import SETTINGS, parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
-from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, value_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, points_of, value_of
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.processes import anywhere
@@ -22,16 +20,15 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
-OF_A_SEARCH = ("trials", "ask", "study", "storage")
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
 
 def check_search(settings: Sweep) -> None:
     """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
     if not settings.search:
-        for field in dataclasses.fields(settings):
-            if field.name in OF_A_SEARCH and getattr(settings, field.name) != field.default:
-                raise ValueError(f"--{field.name} needs --search: say it, or leave --{field.name} out")
+        for name in ("trials", "ask", "study", "storage"):
+            if getattr(settings, name) != getattr(Sweep, name):
+                raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
         return
     if settings.grid:
         raise ValueError("--grid and --search contradict each other: leave one of them out")
@@ -46,53 +43,38 @@ def check_search(settings: Sweep) -> None:
         raise ValueError("--search needs Optuna: pip install optuna") from None
 
 
-def spaces_of(settings: Sweep) -> dict[str, "optuna.distributions.BaseDistribution"]:
-    """What each searched field is drawn from; a ValueError where one means nothing."""
-    spaces: dict[str, optuna.distributions.BaseDistribution] = {}
+def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
+    """What Optuna draws each searched field from, as its arguments; a ValueError where one means nothing."""
+    spaces: dict[str, dict[str, Any]] = {}
     for spelled in settings.search:
         name, values = axis_of("--search", spelled, FORM, spaces, settings)
-        spaces[name] = space_of(name, values)
+        words, ends, kinds = values.split(","), values.split(":"), parts(SETTINGS[name].hint)
+        if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
+            spaces[name] = {"choices": [value_of(name, word.strip()) for word in words]}
+            continue
+        try:
+            low, high = map(float if float in kinds else int, ends[:2])
+            if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):
+                raise ValueError
+        except ValueError:
+            form = "LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0"
+            raise ValueError(f"--search {name} must be {form}, got {values!r}") from None
+        spaces[name] = {"low": low, "high": high, "log": bool(ends[2:])}
     return spaces
-
-
-def space_of(name: str, values: str) -> "optuna.distributions.BaseDistribution":
-    """A range of numbers, or choices."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    words = [word.strip() for word in values.split(",")]
-    ends = values.split(":")
-    if len(words) > 1 or not {int, float} & set(parts(SETTINGS[name].hint)) or len(ends) == 1:
-        return CategoricalDistribution([value_of(name, word) for word in words])
-    kind: type = float if float in parts(SETTINGS[name].hint) else int
-    try:
-        low, high = map(kind, ends[:2])
-        if not low < high or ends[2:] not in ([], ["log"]) or (ends[2:] and low <= 0):
-            raise ValueError
-    except ValueError:
-        raise ValueError(
-            f"--search {name} must be LOW:HIGH with LOW below HIGH, or LOW:HIGH:log with LOW above 0, got {values!r}"
-        ) from None
-    distribution = FloatDistribution if kind is float else IntDistribution
-    return distribution(low, high, log=bool(ends[2:]))
 
 
 def corners_of(settings: Sweep) -> list[dict[str, Any]]:
     """The extreme points of a search. If they make sense, all points between them do."""
     spaces = spaces_of(settings)
-    ends = [vars(space).get("choices") or (vars(space)["low"], vars(space)["high"]) for space in spaces.values()]
-    return [dict(zip(spaces, point, strict=True)) for point in itertools.product(*ends)]
+    return points_of({name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()})
 
 
 def search(
     points: Points, path: Path, outcomes: Mapping[int, Outcome], write: Callable[[], None], stop: Stop
 ) -> Iterator[None]:
-    """Add members for the points that Optuna asks for, batch after batch, until this command has tried its trials.
-
-    Points that an interruption cut off come first. What a batch comes to is told when the next one is asked for. `path`
-    is the sweep's folder; `write` writes its config.json.
-    """
-    earlier = (folders.read_config(path) or {}).get("members", [])  # in the order of the numbers of members
-    add_members(points, [{axis: member[axis] for axis in points.axes} for member in earlier])
+    """Add members for the points that Optuna asks for, first for those that an interruption cut off, batch after batch
+    until this command has tried its trials. `path` is the sweep's folder; `write` writes its config.json."""
+    add_members(points, (folders.read_config(path) or {}).get("members", []))  # in the order of their numbers
     write()  # which has the mark in it before any trial bears it
     trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
     trials.check()
@@ -100,7 +82,7 @@ def search(
         # Write a point that was asked for into config.json before a signal can stop the search.
         stop.later = True
         own = trials.ask()
-        add_members(points, [trials.point_of(trial) for trial in own])
+        add_members(points, [trial.params for trial in own])
         write()
         stop.obey(anywhere)
         open_ones = [trial for trial in own if not trial.state.is_finished()]
@@ -108,15 +90,16 @@ def search(
             return
         yield
         for trial in open_ones:
-            point = trials.point_of(trial)
-            came = [outcomes[number] for number, member in enumerate(points.members) if member.point == point]
+            came = [outcomes[number] for number, one in enumerate(points.members) if one.point == trial.params]
             failed = any(outcome.failure for outcome in came)
-            trials.tell(trial, None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came))
+            accuracy = None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came)
+            trials.study.tell(trial.number, accuracy, type(trial.state).FAIL if failed else None)
 
 
 def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
     """Add a member for each seed of the points that are new. A point that is drawn twice is trained once."""
     known = [member.point for member in points.members]
+    more = [{axis: own[axis] for axis in points.axes} for own in more]
     new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
     points.members.extend(members_of(points.settings, new, points.seeds))
 
@@ -129,10 +112,9 @@ class Trials:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.points, self.path, self.mark, self.settings = points, path, mark, points.settings
-        self.spaces, self.alone = spaces_of(points.settings), points.settings.storage is None
-        self.study = study_of(
-            self.settings.storage or f"sqlite:///{(path / 'study.db').resolve()}", self.settings.study
-        )
+        self.spaces, self.alone = spaces_of(self.settings), self.settings.storage is None
+        file = f"sqlite:///{(path / 'study.db').resolve()}"
+        self.study = study_of(self.settings.storage or file, self.settings.study)
 
     def ask(self) -> list["optuna.trial.FrozenTrial"]:
         """Ask for points until a batch of them is open, or there are all trials; returns all of this search's own."""
@@ -148,7 +130,8 @@ class Trials:
             # Marked before it has its point, so that one which a kill cuts off here is found again.
             asked.set_user_attr(MARK, self.mark)
             for name, space in self.spaces.items():
-                draw(asked, name, space)
+                kind = "categorical" if "choices" in space else type(space["low"]).__name__
+                getattr(asked, f"suggest_{kind}")(name, **space)
             own = self.whole()
         return own
 
@@ -162,19 +145,6 @@ class Trials:
         """Those of them that have a whole point."""
         return [trial for trial in self.marked() if trial.params.keys() == self.points.axes.keys()]
 
-    def point_of(self, trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
-        """A trial's point, in the order of the axes."""
-        return {axis: trial.params[axis] for axis in self.points.axes}
-
-    def tell(self, trial: "optuna.trial.FrozenTrial", accuracy: float | None) -> None:
-        """Tell what a trial came to, None that it failed."""
-        import optuna
-
-        if accuracy is None:
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        else:
-            self.study.tell(trial.number, accuracy)
-
     def check(self) -> None:
         """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""
         own, known = self.whole(), [member.point for member in self.points.members]
@@ -182,38 +152,24 @@ class Trials:
         lost = [point for point in known if point not in had]
         if strange := lost or [one.params for one in own if one.state.is_finished() and one.params not in known]:
             where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
-            raise ValueError(
-                f"the study {self.study.study_name} must have the trials of the search in {self.path}, and only one of "
-                f"them knows {where}: give it the storage it began with, or start anew in another --out"
-            )
+            what = f"the trials of the search in {self.path}, and only one of them knows {where}"
+            remedy = "give it the storage it began with, or start anew in another --out"
+            raise ValueError(f"the study {self.study.study_name} must have {what}: {remedy}")
         for trial in self.marked():
             if not trial.state.is_finished() and trial not in own:
-                self.tell(trial, None)
+                self.study.tell(trial.number, state=type(trial.state).FAIL)
 
 
-def draw(trial: "optuna.Trial", name: str, space: "optuna.distributions.BaseDistribution") -> None:
-    """Let a trial have a value of one field."""
-    from optuna.distributions import FloatDistribution, IntDistribution
-
-    if isinstance(space, FloatDistribution):
-        trial.suggest_float(name, space.low, space.high, log=space.log)
-    elif isinstance(space, IntDistribution):
-        trial.suggest_int(name, space.low, space.high, log=space.log)
-    else:
-        trial.suggest_categorical(name, vars(space)["choices"])
-
-
-def study_of(storage: str, name: str) -> "optuna.Study":
+def study_of(storage: str, name: str, waits: Sequence[float] = (0.1, 0.3, 1.0)) -> "optuna.Study":
     """The study in its storage, made where there is none; a ValueError where the storage is none."""
     import optuna
 
-    for waiting in (0.1, 0.3, 1.0, None):
-        try:
-            return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        except Exception as error:
-            # If two commands make the tables of one storage at the same moment, one of them finds these half made.
-            half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
-            if waiting is None or not half_made:
-                raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
-            time.sleep(waiting)
-    raise AssertionError("the last try returns or raises")
+    try:
+        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    except Exception as error:
+        # If two commands make the tables of one storage at the same moment, one of them finds these half made.
+        half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
+        if not waits or not half_made:
+            raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
+    time.sleep(waits[0])
+    return study_of(storage, name, waits[1:])

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from dslth_jax.study.results.tables import sent
+
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 
 
@@ -64,9 +66,3 @@ class ProgressLine:
 def rate(rounds_per_second: float) -> str:
     """Rounds a second, or seconds a round where that is the larger number."""
     return f"{rounds_per_second:.1f} rounds/s" if rounds_per_second >= 1 else f"{1 / rounds_per_second:.1f} s a round"
-
-
-def sent(bits: int) -> str:
-    """Bits as megabytes, with decimals where they are few."""
-    amount = bits / 8e6
-    return f"{amount:,.0f} MB" if amount >= 100 else f"{amount:.3g} MB"

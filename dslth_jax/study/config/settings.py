@@ -305,4 +305,12 @@ def refusal(name: str, wanted: str, value: Any, known: Iterable[str] = ()) -> st
     return f"{flag(name)} must be {wanted}, got {quoted}{nearest(given, known)}"
 
 
+def spelled(value: Any) -> str:
+    """One spelling of a value, whether it comes from JSON or from a table: 10, 10.0 and "1e1" are the same."""
+    try:
+        return f"{float(value):.12g}" if not isinstance(value, bool) else str(value)
+    except (TypeError, ValueError, OverflowError):
+        return "" if value is None else str(value)
+
+
 SETTINGS = described(Settings)

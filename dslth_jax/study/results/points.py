@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dslth_jax.study.config.settings import spelled
 from dslth_jax.study.results.folders import WHAT_TO_DO, Row, Run, read_config, read_metrics, read_run, read_table
 
 # In what messages are counted (_bits of a run, _mb of a point), and in words.
@@ -67,14 +68,6 @@ OF_POINTS = tuple(summary([], []))[:-1]  # its numbers
 def best_first(results: Sequence[Row]) -> list[Row]:
     """Rows of results.csv by accuracy; points of which a seed failed come last."""
     return sorted(results, key=lambda row: (row["status"].startswith(FAILED), -(row["accuracy_mean"] or 0.0)))
-
-
-def spelled(value: Any) -> str:
-    """One spelling of a value, whether it comes from JSON or from a table: 10, 10.0 and "1e1" are the same."""
-    try:
-        return f"{float(value):.12g}" if not isinstance(value, bool) else str(value)
-    except (TypeError, ValueError, OverflowError):
-        return "" if value is None else str(value)
 
 
 def place_of(value: Any) -> tuple[bool, float, str]:

@@ -10,8 +10,7 @@ from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import GraphReport
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
-from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results.points import spelled
+from dslth_jax.study.config.settings import Settings, spelled
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
 WINDOW = 50  # exchanges over which flip rates are compared

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -16,11 +17,12 @@ if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false":
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-# Compile hastily: most tests wait for compilers, and not for what these make. See `as_users_compile`.
+# Compile hastily: most tests wait for compilers, and not for what these make. See `as_users_compile`, and `hastily`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
 import pytest
+from jax._src import compiler
 from jaxtyping import install_import_hook
 
 # Check the annotations of every function of the core while tests run. Must come before its first import.
@@ -28,6 +30,25 @@ rooms = {path.stem for path in (Path(__file__).parents[1] / "dslth_jax").iterdir
 install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def hastily(options_of):
+    """Where most optimizations are disabled, have LLVM make no effort in any program, and XLA write loops the short way
+    round: that takes half of the time again. No public setting reaches all programs."""
+    hasty = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+    @functools.wraps(options_of)
+    def options(*arguments, env_options_overrides=None, **settings):
+        if jax.config.values["jax_disable_most_optimizations"]:
+            env_options_overrides = (env_options_overrides or {}) | hasty
+        return options_of(*arguments, env_options_overrides=env_options_overrides, **settings)
+
+    return options
+
+
+# If a version of JAX has it elsewhere, tests only take longer.
+if hasattr(compiler, "get_compile_options"):
+    compiler.get_compile_options = hastily(compiler.get_compile_options)
 
 
 @contextlib.contextmanager

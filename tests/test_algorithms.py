@@ -370,6 +370,45 @@ def flat(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, float) for path, leaf in paths}
 
 
+@functools.partial(jax.jit, static_argnames="local_steps")
+def draws(world, shares, local_steps):
+    """The samples of every agent's minibatches in a round, and which of them are real."""
+
+    def of_agent(agent, indices, size):
+        keys = jax.random.split(AGENT_KEY(world, agent, population.DRAW), local_steps + 1)
+        return jax.vmap(lambda key: population.draw(key, indices, size, BATCH))(keys)
+
+    return jax.vmap(of_agent)(NAMES, shares.indices, shares.sizes)
+
+
+@functools.partial(jax.jit, static_argnames=("phase", "number"))
+def uniforms(world, like, phase, number):
+    """What every agent draws like a tree in a phase of a round, by its key there or `number` keys split of it."""
+
+    def of_agent(agent):
+        key = AGENT_KEY(world, agent, phase)
+        keys = key[None] if number is None else jax.random.split(key, number)
+        return jax.vmap(lambda key: draw_like(key, like, jax.random.uniform))(keys)
+
+    return jax.vmap(of_agent)(NAMES)
+
+
+@jax.jit
+@jax.value_and_grad
+def loss_and_derivative(variables, images, labels, real):
+    """The mean cross-entropy of those images that are real."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(NETWORK.apply(variables, images), labels)
+    return jnp.sum(losses * real) / jnp.sum(real)
+
+
+@jax.jit
+def unpacked_layers(bits, like):
+    """Everybody's masks, layers by their names, of a message's bits or of a pytree of bits."""
+    shapes = {name: leaf.shape for name, leaf in by_name(like).items()}
+    of_layer = lambda own, shape: jax.vmap(lambda bits: masks.unpack(bits, shape))(own)  # noqa: E731
+    return {name: of_layer(leaf, shapes[name]) for name, leaf in by_name(bits).items()}
+
+
 class Case:
     """The compiled rounds of an algorithm in float64, and all that an oracle asks for."""
 
@@ -383,82 +422,53 @@ class Case:
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
         self.step = lambda state: programs.step(state, self.hyper, self.shares, self.graph, NAMES)
         self.world = population.world_of(NETWORK, jax.random.key(0), 0, ROUNDS)
-        self.weights = flat(self.world.weights)
+        self.weights, hyper = flat(self.world.weights), jax.device_get(self.hyper)
         self.settings = [
-            {key: float(getattr(self.hyper, key)[i]) for key in ALL[name].settings}
-            | (
-                {"counts": {k: int(v) for k, v in flat(agent_of(self.hyper.kept, i)).items()}}
-                if name in WITH_COUNTS
-                else {}
-            )
+            {key: float(getattr(hyper, key)[i]) for key in ALL[name].settings}
+            | ({"counts": {k: int(v) for k, v in flat(agent_of(hyper.kept, i)).items()}} if name in WITH_COUNTS else {})
             for i in range(AGENTS)
         ]
 
-    def key(self, agent, round, phase):
-        return AGENT_KEY(self.world._replace(round=round), agent, phase)
+    def at(self, round):
+        return self.world._replace(round=jnp.int32(round))
 
     def batches(self, round):
         """The samples of every agent's minibatches."""
-
-        @jax.jit
-        def draw(round):
-            def of_agent(agent, indices, size):
-                keys = jax.random.split(self.key(agent, round, population.DRAW), self.local_steps + 1)
-                return jax.vmap(lambda key: population.draw(key, indices, size, BATCH))(keys)
-
-            return jax.vmap(of_agent)(NAMES, self.shares.indices, self.shares.sizes)
-
-        drawn, present = jax.device_get(draw(jnp.int32(round)))
+        drawn, present = jax.device_get(draws(self.at(round), self.shares, self.local_steps))
         return [[samples[real] for samples, real in zip(*own, strict=True)] for own in zip(drawn, present, strict=True)]
 
     def uniform(self, like, round, phase, number=None):
-        """What every agent draws like a tree in a phase of a round, by its key there or `number` keys split of it."""
-
-        @jax.jit
-        def draw(round):
-            def of_agent(agent):
-                key = self.key(agent, round, phase)
-                keys = key[None] if number is None else jax.random.split(key, number)
-                return jax.vmap(lambda key: draw_like(key, like, jax.random.uniform))(keys)
-
-            return jax.vmap(of_agent)(NAMES)
-
-        drawn = jax.device_get(draw(jnp.int32(round)))
+        drawn = jax.device_get(uniforms(self.at(round), like, phase, number))
         return [[flat(agent_of(agent_of(drawn, i), k)) for k in range(number or 1)] for i in range(AGENTS)]
 
-    def gradient(self, like, complete):
-        """The oracle's `gradient_fn` for parameters of the structure of `like`; `complete` makes variables of them."""
-
-        @jax.jit
-        def derivative(tree, images, labels):
-            def loss(tree):
-                logits = NETWORK.apply(complete(tree), images)
-                return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-            return jax.value_and_grad(loss)(tree)
+    def gradient(self, like, complete, part):
+        """The oracle's `gradient_fn` for parameters of the structure of `like`; `complete` makes variables of them, and
+        `part` takes from a derivative by variables that by them. Batches are filled up, so that one program serves."""
 
         def gradient_fn(parameters, samples):
             tree = jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, parameters.values()))
-            loss, gradient = derivative(tree, self.shares.images[samples], self.shares.labels[samples])
-            return flat(gradient), float(loss)
+            chosen, real = np.resize(samples, BATCH), np.arange(BATCH) < len(samples)
+            images, labels = np.asarray(self.shares.images)[chosen], np.asarray(self.shares.labels)[chosen]
+            loss, gradient = loss_and_derivative(complete(tree), images, labels, real)
+            return flat(part(gradient)), float(loss)
 
         return gradient_fn
 
     def of_weights(self):
-        return self.gradient(variables_of(self.world.weights, self.world.frozen), lambda variables: variables)
+        variables = variables_of(self.world.weights, self.world.frozen)
+        return self.gradient(variables, lambda variables: variables, lambda gradient: gradient)
 
     def of_masks(self):
-        return self.gradient(self.world.weights, lambda v: variables_of(v, self.world.frozen))
+        complete = lambda v: variables_of(v, self.world.frozen)  # noqa: E731
+        return self.gradient(self.world.weights, complete, lambda gradient: gradient["params"])
 
     def all_of(self, stacked):
-        return [flat(agent_of(jax.device_get(stacked), agent)) for agent in range(AGENTS)]
+        stacked = jax.device_get(stacked)
+        return [flat(agent_of(stacked, agent)) for agent in range(AGENTS)]
 
     def unpacked(self, bits, like):
         """Every agent's masks, layers by their names, of a message's bits or of a pytree of bits."""
-        of_layer = lambda own, w: jax.vmap(lambda bits: masks.unpack(bits, w.shape))(own)  # noqa: E731
-        shapes = by_name(like)
-        every = jax.jit(lambda bits: {name: of_layer(leaf, shapes[name]) for name, leaf in bits.items()})
-        return self.all_of(every(by_name(bits)))
+        return self.all_of(unpacked_layers(bits, like))
 
 
 def assert_close(found, expected):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl
-from dslth_jax.study.config.settings import flag
 
 # What the presets code, paper and tuned say where a flag is left out.
 _SAID = {
@@ -121,8 +120,8 @@ def table() -> list[str]:
     rows = [head, "|---" * 5 + "|"]
     for name, row in ALGORITHMS.items():
         own = sorted(one for one in row.flags if len(owners_of(one)) <= len(ALGORITHMS) // 2)
-        flags = ", ".join(f"`{flag(one)}`" for one in own)
-        says = " ".join(f"{flag(one)} {value}" for one, value in row.defaults.items())
+        flags = ", ".join(f"`--{one.replace('_', '-')}`" for one in own)
+        says = " ".join(f"--{one.replace('_', '-')} {value}" for one, value in row.defaults.items())
         rows.append(f"| `{name}` | {row.does} | {row.sends} | {flags} | {f'`{says}`' if says else ''} |")
     return rows
 

@@ -70,3 +70,34 @@ def guard(stop: Stop) -> None:
             # Take the descriptor's number: the next file to be opened would get it, and with it all output.
             os.open(os.devnull, os.O_RDWR)
     sys.stdout, sys.stderr = Stream(sys.stdout, stop), Stream(sys.stderr)
+
+
+# Values in words -----------------------------------------------------------------------------------------------------
+
+
+def shown(value: Any) -> Any:
+    """A value of a file as a reader likes it; text, and what is markup already, stays as it is."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(shown(part)) for part in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
+    return "\u2013" if value in (None, "") else value
+
+
+def written(value: Any, form: str, unit: str = "") -> str:
+    """A number as its column writes it."""
+    if value is None or form == "shown":
+        return str(shown(value))
+    if form == "percent":
+        return f"{100 * value:.1f}{unit}"
+    amount = value / 8e6 if form == "megabytes" else value
+    return f"{amount:,.0f}{unit}" if abs(amount) >= 100 else f"{amount:.3g}{unit}"
+
+
+def sent(bits: int | None) -> str:
+    """Bits as megabytes."""
+    return written(bits, "megabytes", " MB")

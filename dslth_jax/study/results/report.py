@@ -12,12 +12,13 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from dslth_jax.study.config import command
+from dslth_jax.study.config import command, console
+from dslth_jax.study.config.console import shown
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
 from dslth_jax.study.results.points import Sweep, last_of, read_all
-from dslth_jax.study.results.tables import facts, last_row, shown, table
+from dslth_jax.study.results.tables import facts, last_row, table
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 EMPTY: dict[str, Any] = {"table": None, "last": None, "lines": [], "grid": [], "missing": []}  # of a page's parts
@@ -47,7 +48,7 @@ def write(settings: Report) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment.finalize = lambda value: value if isinstance(value, Markup) else shown(value)
-    environment.globals |= {"plots": plots, "tables": tables}
+    environment.globals |= {"plots": plots, "words": console}
     view = view_of_sweep(found) if isinstance(found, Sweep) else view_of_runs(found)
     page = environment.get_template("report.html.jinja").render(view)
     replace(out, page.encode("utf-8", "replace"))

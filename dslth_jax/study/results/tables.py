@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dslth_jax.study.config.console import sent, shown
 from dslth_jax.study.results.folders import METRICS, Row, Run
 from dslth_jax.study.results.points import SIZES
 
@@ -123,34 +124,6 @@ OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
 OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
 OF_A_POINT += [column(key) for key in ("accuracy_worst", "loss", "density")]
 OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] + [("status", "status", "shown")]
-
-
-def shown(value: Any) -> Any:
-    """A value of a file as a reader likes it; text, and what is markup already, stays as it is."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(str(shown(part)) for part in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {shown(part)}" for name, part in value.items())
-    return "\u2013" if value in (None, "") else value
-
-
-def written(value: Any, form: str, unit: str = "") -> str:
-    """A number as its column writes it."""
-    if value is None or form == "shown":
-        return str(shown(value))
-    if form == "percent":
-        return f"{100 * value:.1f}{unit}"
-    amount = value / 8e6 if form == "megabytes" else value
-    return f"{amount:,.0f}{unit}" if abs(amount) >= 100 else f"{amount:.3g}{unit}"
-
-
-def sent(bits: int | None) -> str:
-    """Bits as megabytes."""
-    return written(bits, "megabytes", " MB")
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:

@@ -25,9 +25,11 @@ import pytest
 from jax._src import compiler
 from jaxtyping import install_import_hook
 
-# Check the annotations of every function of the core while tests run. Must come before its first import.
+# Check the annotations of every function of the core while tests run, but not again in processes that they start. Must
+# come before its first import.
 rooms = {path.stem for path in (Path(__file__).parents[1] / "dslth_jax").iterdir()} - {"study"}
-install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
+if os.environ.get("DSLTH_ANNOTATIONS") != "unchecked":
+    install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

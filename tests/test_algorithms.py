@@ -185,13 +185,13 @@ def programs():
 ALWAYS = ("mask-mean", "dis-pfl, random", "local")
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.slow)
-        for name in ALL
-        if name != "dis-pfl, gradient"
-    ]
-)
+def battery(*always):
+    """All algorithms, of which all but these are slow."""
+    names = [name for name in ALL if name != "dis-pfl, gradient"]
+    return [pytest.param(name, marks=[] if name in always else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=battery(*ALWAYS))
 def name(request) -> str:
     return request.param
 
@@ -295,6 +295,7 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_not_been(name, programs, tm
     )
 
 
+@pytest.mark.parametrize("name", battery("mask-mean"), indirect=True)  # each takes a program of its own
 def test_a_member_of_a_sweep_is_its_run_alone(name, programs):
     """Bit for bit: seeds and settings of several, as one more axis."""
     own, graph, shares = programs(name), graph_of(ADJACENCY), shares_of()
@@ -823,6 +824,9 @@ def run(*flags: str, stop=None) -> int:
     return cifar.main([*FEW, "--eval-every", "2", *flags], stop)
 
 
+GOING_ON = [pytest.param(name, True, marks=pytest.mark.slow) for name in ("dsgd", "dis-pfl")]
+
+
 def test_every_algorithm_is_a_method_with_flags_of_its_own():
     assert ALGORITHMS.keys() == set(ALL) - {"dis-pfl, random", "dis-pfl, gradient"} | {"dis-pfl"}
     for name, row in ALGORITHMS.items():
@@ -856,13 +860,14 @@ def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
     assert groups("algorithm=fedpm", "clamp=0.01,0.1") == 1
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("dsgd", marks=pytest.mark.slow), "dis-pfl"])
-def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, tiny, tmp_path):
-    whole, cut, own = tmp_path / "whole", tmp_path / "cut", ["--algorithm", algorithm]
+@pytest.mark.parametrize(("algorithm", "cut"), [("dis-pfl", False), *GOING_ON])
+def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, cut, tiny, tmp_path):
+    whole, own = tmp_path / "whole", ["--algorithm", algorithm]
     assert run(*own, "--out", str(whole)) == 0
-    assert run(*own, "--out", str(cut), stop=StopAfter(3)) == 143
-    assert run(*own, "--out", str(cut), "--resume") == 0
-    assert_same_numbers(whole, cut)
+    if cut:
+        assert run(*own, "--out", str(tmp_path / "cut"), stop=StopAfter(3)) == 143
+        assert run(*own, "--out", str(tmp_path / "cut"), "--resume") == 0
+        assert_same_numbers(whole, tmp_path / "cut")
     rows = rows_of(whole)
     with (whole / "agents.csv").open() as file:
         agents = list(csv.DictReader(file))

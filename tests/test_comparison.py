@@ -29,16 +29,19 @@ def tiny_network(monkeypatch):
     [
         (validation, [], 4),
         (ablation, [], 4),
+        pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
         (communication, ["--retentions", "0.3"], 7),
         (communication, ["--retentions", "0.2,0.4"], 11),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
     ],
-    ids=["validation", "ablation", "communication", "communication at two retentions", "thousandfold"],
+    ids=["validation", "ablation", "real", "communication", "communication at two retentions", "thousandfold"],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "out"
-    if experiment is not ablation:  # what its majorities find is no fake's to say
+    out, real, save = tmp_path / "out", "--code-every" in flags, pictures.save
+    if not real:  # what majorities find is no fake's to say
         use_fakes(monkeypatch)
+    if experiment is ablation:
+        monkeypatch.setattr(pictures, "save", save)
     assert experiment.main([*TINY, *flags, "--out", str(out)]) == 0
     table = (out / "table.md").read_text().splitlines()
     assert table[2].startswith("Seeds 0, 1.")
@@ -54,7 +57,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         # An entry of a mask is a bit, an entry of weights 32; weights are biases too, of which one layer has ten.
         floats = float(rows["weights, among neighbours"]["float32_mb"])
         assert floats == pytest.approx(32 * float(rows["masks, among neighbours"]["bitmap_mb"]) * 406 / 396)
-    if experiment is ablation:
+    if real:
         # Thresholds keep what was asked for, majorities what they find.
         density = {name: float(row["density"]) for name, row in rows.items()}
         assert density["none"] == density["aggregation tensor"] > density["majority, sent on"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny import use_tiny_network
 
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of, report
@@ -134,10 +135,12 @@ def test_graphs_that_change_are_not_judged_by_their_first_round():
     assert list(watch(topology="changing-regular:1").at_start) == []
 
 
-def test_the_command_says_them_among_its_lines(tmp_path, capsys):
+def test_the_command_says_them_among_its_lines(tmp_path, capsys, monkeypatch):
     """A group lasso that kills every filter, on real digits."""
-    flags = ["--dataset", "digits", "--agents", "2", "--topology", "erdos-renyi:0", "--rounds", "4", "--test-samples"]
-    assert cifar.main([*flags, "3", "--group-lasso", "1e-1", "--out", str(tmp_path / "run")]) == 0
+    use_tiny_network(monkeypatch)
+    flags = ["--dataset", "digits", "--model", "tiny", "--agents", "2", "--topology", "erdos-renyi:0", "--rounds", "4"]
+    flags += ["--test-samples", "3", "--group-lasso", "1e-1"]
+    assert cifar.main([*flags, "--out", str(tmp_path / "run")]) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
     assert len(warnings) >= 2
     assert "hear nobody" in warnings[0]

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from fakes import use_fakes
-from tiny import use_tiny_network
+from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.over_agents import default_chunk
 from dslth_jax.study.config.resolve import numbers_of, resolve
@@ -122,7 +122,15 @@ def test_masks_are_those_in_use(folder, agents):
         assert kept / ENTRIES == pytest.approx(float(row["density"]), abs=1e-6)
 
 
-def test_the_same_run_from_python_gives_the_same_numbers(folder, rows, tmp_path):
+@pytest.fixture
+def faked(tmp_path, monkeypatch) -> Path:
+    """The run folder of the same run by the command, of fakes."""
+    use_fakes(monkeypatch)
+    assert cifar.main([*SMALL, "--retention", "0.1:0.4", "--out", str(tmp_path / "faked")]) == 0
+    return tmp_path / "faked"
+
+
+def test_the_same_run_from_python_gives_the_same_numbers(faked, tmp_path):
     settings = Settings(
         dataset="digits",
         agents=4,
@@ -132,18 +140,14 @@ def test_the_same_run_from_python_gives_the_same_numbers(folder, rows, tmp_path)
         retention="0.1:0.4",
         out=tmp_path / "again",
     )
-    result = cifar.run(settings)
-    timeless = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-    assert [{key: value for key, value in row.items() if key != "seconds"} for row in result.metrics] == timeless
-    with np.load(folder / "masks.npz") as first, np.load(result.folder / "masks.npz") as second:
-        assert all((first[name] == second[name]).all() for name in first)
+    assert_same_numbers(cifar.run(settings).folder, faked)
 
 
-def test_evaluating_more_often_changes_no_training(rows, tmp_path):
+def test_evaluating_more_often_changes_no_training(faked, tmp_path):
     assert cifar.main([*SMALL, "--eval-every", "5", "--retention", "0.1:0.4", "--out", str(tmp_path / "rarely")]) == 0
-    last = json.loads((tmp_path / "rarely" / "metrics.jsonl").read_text().splitlines()[-1])
+    often, rarely = rows_of(faked)[-1], rows_of(tmp_path / "rarely")[-1]
     for key in ("accuracy_mean", "flip_rate", "density", "kept_bits"):
-        assert last[key] == rows[-1][key]
+        assert often[key] == rarely[key]
 
 
 def test_given_test_samples_hold_at_the_end_too(tmp_path):
@@ -242,7 +246,7 @@ def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
     process = subprocess.Popen(
         [sys.executable, *words, *flags],
         cwd=here.parent,
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "DSLTH_ANNOTATIONS": "unchecked"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

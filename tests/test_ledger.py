@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import use_fakes
+from fakes import FakePrograms, use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax import population
@@ -69,8 +69,9 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
 
 
 @pytest.mark.parametrize("links", [{"topology": "changing-regular:1"}, {"link_drop": 0.5}], ids=["change", "drop"])
-def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links, tmp_path):
-    """And what was lost on the way is counted as sent."""
+def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links, tmp_path, monkeypatch):
+    """Of fakes, whose messages are as good as any."""
+    use_fakes(monkeypatch)
     settings = Settings(
         **TINY | {"agents": 4, "rounds": 4} | links,
         code_every=1,
@@ -78,7 +79,7 @@ def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links
         out=tmp_path / "run",
     )
     planned = plan([prepare(settings)])
-    programs = compile_programs(planned)
+    programs = FakePrograms.of(planned)
     weights, _ = jax.eval_shape(planned.members[0].network.init, jax.random.key(0))
     shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
     state, bits = programs.start(), 0
@@ -111,7 +112,9 @@ def test_between_encoded_rounds_lengths_change_evenly():
     assert (sparse.coded_rounds, exact.coded_rounds) == (5, 12)
 
 
-def test_what_is_interpolated_is_near_what_is_encoded(tmp_path):
+def test_what_is_interpolated_is_near_what_is_encoded(tmp_path, monkeypatch):
+    """Of fakes, whose masks settle as real ones do."""
+    use_fakes(monkeypatch)
     rows = [
         run(Settings(**TINY | {"rounds": 40}, eval_every=10, code_every=every, out=tmp_path / str(every))).metrics
         for every in (None, 1)

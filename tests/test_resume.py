@@ -71,7 +71,7 @@ def stop_after(rounds: int, out: Path, *flags: str) -> None:
 @pytest.mark.parametrize(
     ("name", "rounds"),
     [
-        ("code", 0),
+        pytest.param("code", 0, marks=pytest.mark.slow),
         pytest.param("code", 4, marks=pytest.mark.slow),
         pytest.param("adam", 4, marks=pytest.mark.slow),
         pytest.param("silent rounds", 4, marks=pytest.mark.slow),
@@ -268,7 +268,7 @@ def begin(*flags: str, fakes: bool = False) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-c", words, *(["fakes"] * fakes), *FLAGS, *flags],
         cwd=here.parent,
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}", "DSLTH_ANNOTATIONS": "unchecked"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -281,7 +281,7 @@ def wait_for(process: subprocess.Popen, what) -> None:
         time.sleep(0.02)
 
 
-LONG = ["--rounds", "300", "--eval-every", "100"]
+LONG = ["--rounds", "120", "--eval-every", "60"]
 
 
 @pytest.fixture(scope="module")

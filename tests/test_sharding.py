@@ -51,11 +51,12 @@ class OneLayer(nn.Module):
 
 
 def begin(function, *arguments: str, flags: Sequence[str] = ()) -> subprocess.Popen:
-    """Start a function of a test file in a process of its own, as strict as tests are."""
+    """Start a function of a test file in a process of its own, where a warning is an error as in tests."""
     here = Path(__file__).parent
     words = f"import conftest, sys, {function.__module__} as here; here.{function.__name__}(*sys.argv[1:])"
     # Keep no programs: of several processes one would read what another is writing.
     own = {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    own["DSLTH_ANNOTATIONS"] = "unchecked"
     own["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(HASTY in flags).lower()
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", words, *arguments],

@@ -28,6 +28,11 @@ Layers = dict[str, np.ndarray]  # by name; (members, agents, entries)
 def use_fakes(patch: pytest.MonkeyPatch) -> None:
     """Train with fakes from here on, and draw nothing."""
     patch.setattr(loop, "compile_programs", FakePrograms.of)
+    draw_nothing(patch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Leave empty files for pictures from here on."""
     patch.setattr(pictures, "save", lambda path, *_: path.write_bytes(b""))
 
 

@@ -296,7 +296,7 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_not_been(name, programs, tm
 
 
 @pytest.mark.parametrize("name", battery("mask-mean"), indirect=True)  # each takes a program of its own
-def test_a_member_of_a_sweep_is_its_run_alone(name, programs):
+def test_a_member_of_a_sweep_is_its_run_alone(name, programs, as_users_compile):
     """Bit for bit: seeds and settings of several, as one more axis."""
     own, graph, shares = programs(name), graph_of(ADJACENCY), shares_of()
     hypers = [hyper_of(name), hyper_of(name, lr=ALL[name].settings["lr"] / 3)]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fakes import use_fakes
+from tiny import TinyNet
 
 import dslth_jax
 from dslth_jax.networks import zoo
@@ -52,6 +53,7 @@ COMMANDS = [
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
+    monkeypatch.setitem(zoo.MODULES, "small", TinyNet)
     if 'dataset="digits"' in code:
         use_fakes(monkeypatch)  # the others compile: a population, a run on data of one's own, a loop of one's own
     names = {}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import optimized
-from fakes import use_fakes
+from fakes import draw_nothing, use_fakes
 from jax.sharding import NamedSharding, PartitionSpec
 from test_sweep import StopAfter
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
@@ -44,6 +44,7 @@ SWITCHES = {
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
+    draw_nothing(monkeypatch)
 
 
 @pytest.fixture
@@ -289,6 +290,7 @@ def long(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "long"
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_network(patch)
+        draw_nothing(patch)
         assert cifar.main([*FLAGS, *LONG, "--out", str(out)]) == 0
     return out
 

@@ -30,7 +30,7 @@ def tiny_network(monkeypatch):
         (validation, [], 4),
         (ablation, [], 4),
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
-        (communication, ["--retentions", "0.3"], 7),
+        pytest.param(communication, ["--retentions", "0.3"], 7, marks=pytest.mark.slow),
         (communication, ["--retentions", "0.2,0.4"], 11),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
     ],

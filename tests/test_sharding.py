@@ -340,9 +340,9 @@ def test_a_second_axis_of_the_mesh_is_left_open():
     succeed(begin(a_second_axis_is_left_open, flags=[FOUR, HASTY]))
 
 
-def lowered_for_accelerators(chunk: int, mesh: Mesh | None = None) -> jax.export.Exported:
-    """The round of eight agents with the authors' network."""
-    network, agents, axis = network_by_name("alexnet", (32, 32, 3), 10), 8, AXIS if mesh else None
+def lowered_for_accelerators(chunk: int, mesh: Mesh | None = None, name: str = "small") -> jax.export.Exported:
+    """The round of eight agents with a network of the zoo."""
+    network, agents, axis = network_by_name(name, (32, 32, 3), 10), 8, AXIS if mesh else None
     start, step = programs(network, agents, agents // (mesh.size if mesh else 1), chunk, axis)
     if mesh:
         start = over_devices(start, mesh, (EVERYWHERE, SPREAD), STATE)
@@ -354,10 +354,10 @@ def lowered_for_accelerators(chunk: int, mesh: Mesh | None = None) -> jax.export
     return lowered
 
 
-@pytest.mark.parametrize("chunk", [4, 8])
-def test_the_whole_round_lowers_for_accelerators(chunk):
+@pytest.mark.parametrize(("chunk", "name"), [(4, "small"), (8, "alexnet")])
+def test_the_whole_round_lowers_for_accelerators(chunk, name):
     """Nothing in it is of the CPU alone, with the agents in chunks or all together."""
-    assert "all_gather" not in lowered_for_accelerators(chunk).mlir_module()
+    assert "all_gather" not in lowered_for_accelerators(chunk, name=name).mlir_module()
 
 
 # Meshes, and what lies on them.

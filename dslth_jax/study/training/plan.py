@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
-from dslth_jax.evaluation import BATCH
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
@@ -48,6 +47,7 @@ class Prepared(NamedTuple):
     schedules: Any  # of the same structure: the schedule of each
     agent_chunk: int | None  # agents computed at once on each device, if that is asked for
     devices: int | None  # over which agents are spread, if that is asked for
+    footprint: Callable[[int], dict[str, int]]  # bytes on each of so many devices; traced once
     point: Mapping[str, Any] = {}  # of a study's grid: the axes' values, as they were spelled
     name: str = ""  # which member of a study it is, in words
 
@@ -96,11 +96,7 @@ def what_fits(
     ValueError where it is more than the `free` bytes; None is no limit."""
     devices, on_cpu = mesh.shape[sharding.AXIS], platform == "cpu"
     agents = one.agents // devices
-    hyper = jax.tree.map(lambda leaf: leaf[0], one.hyper)
-    sizes = {"batch_size": one.batch_size, "test_batch": BATCH, "local_steps": one.local_steps, "devices": devices}
-    parts = memory.footprint(
-        one.network, one.algorithm, hyper, one.topology.graph, one.train, agents=one.agents, **sizes
-    )
+    parts = dict(one.footprint(devices))
     # Test samples are held as training samples are, and only images and labels are the same for all members.
     parts["data"] += memory.bytes_of_samples(one.tests, devices)
     common = memory.bytes_of((one.train[:2], one.tests[:2]))

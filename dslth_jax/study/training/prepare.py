@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dslth_jax import partition, population
+from dslth_jax.evaluation import BATCH
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.networks.network import Network
@@ -27,7 +28,7 @@ from dslth_jax.study.config.resolve import (
     resolve,
 )
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.training import processes
+from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
 
@@ -72,12 +73,15 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     )
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
-    given = vars(settings)
+    batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
+    of_one, given = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
+    sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
+    footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, **sizes)
     return Prepared(
         settings,
         **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
         course=Course(*(given[name] for name in Course._fields)),
-        batch_size=min(settings.batch_size, capacity),
+        batch_size=batch_size,
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         train=train,
@@ -88,9 +92,10 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         last_adjacency=last,
         graph_report=report(first, weighting=settings.mixing),
         network=network,
-        algorithm=algorithm_of(settings, network),
+        algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
+        footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )
 
 

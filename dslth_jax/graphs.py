@@ -201,7 +201,7 @@ def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False)
 
     If directed, everybody draws by itself whom it hears. Otherwise `agents` times `degree` must be even, and the graph
     is close to a uniform draw among all such graphs. It is drawn by pairing (Steger and Wormald 1999). Where pairing
-    takes minutes, because everybody hears more than 300 others and does not hear more than 300, it is drawn by
+    takes minutes, because everybody has more than 300 neighbours and as many others, it is drawn by
     switching (Milo et al. 2003): agents stand on a circle in random order and hear their nearest, and then links
     exchange ends two by two, each about four times.
     """

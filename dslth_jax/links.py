@@ -20,7 +20,7 @@ class Remember(Protocol):
     """What a link begins with."""
 
     def __call__(self, messages: Message) -> Any:
-        """Its memory, from everybody's start messages: leaves with a leading agents axis."""
+        """Its memory, from everybody's start messages. Each device holds all of it."""
         ...
 
 

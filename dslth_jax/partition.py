@@ -32,9 +32,8 @@ class Partition(NamedTuple):
 
     train: list[Indices]  # disjoint
     tests: list[Indices]  # in the order of `ranks`; agents may share test samples; empty without test labels
-    # Positions 0, 1, ... in a class: the tests of rank below k are the first k of each class. Where tests are drawn in
-    # the agent's proportions, they are k of its most frequent class, and of the others as many as keep the proportions.
-    # So a quick evaluation takes a prefix of an agent's list.
+    # A quick evaluation takes the samples of rank below k: the first k of each class or, where tests follow the agent's
+    # proportions, k of its most frequent class and proportionally fewer of the others.
     ranks: list[Ranks]
 
 

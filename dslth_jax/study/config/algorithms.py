@@ -1,7 +1,7 @@
 """The algorithms by name, one row each: what makes it, what it sends, which settings are its own, and their defaults.
 
 Another algorithm is one more row, which a script can add too: `ALGORITHMS["name"] = Row(...)`. A setting that no row
-has yet is one more field, of `settings.Method` or of a subclass of `Settings`.
+has yet is one more field of `settings.Method`.
 """
 
 from collections.abc import Callable, Mapping
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     """An algorithm as the settings know it."""
 
     factory: Callable[..., Algorithm]  # of a network, an optimizer and switches
-    hyper: Any  # the class of its traced settings; `kept` is from retentions, all others are settings of the same name
+    hyper: Any  # the class of its traced settings: `kept` comes from the retentions, others from the settings so named
     does: str  # what agents do, in a few words
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names

@@ -24,7 +24,7 @@ class Setting(NamedTuple):
 
     bounds: str = ""  # low..high, or as an interval such as (0, 1]
     unit: str = ""  # of which it is a number
-    traced: bool = False  # may differ between members of one program: it is traced, or decides only traced values
+    traced: bool = False  # runs of a sweep that differ in it share one program
     scheduled: bool = False  # may be spelled VALUE@SCHEDULE too, and is traced
     machine: bool = False  # may differ between processes, and after --resume: no number depends on it
     against: tuple[str, ...] = ()  # flags that mean something else: only one of them can be said

@@ -69,7 +69,7 @@ class Ledger:
     sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent, as bitmaps and floats
     lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
     links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
-    moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times how many exchanges after it
+    moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times the exchanges since then
     since: int = 0  # exchanges
 
     def add(self, info: dict[str, Any]) -> None:

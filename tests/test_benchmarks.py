@@ -203,6 +203,7 @@ def test_the_codec_tries_its_forms():
         codec.measured(wrong, case, repeats=1)
 
 
+@pytest.mark.slow
 def test_the_round_says_what_it_measured(monkeypatch, capsys):
     said = last_line(round, "--agents 2 --batch 2 --repeats 1", monkeypatch, capsys)
     assert said["agents"] == 2

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fakes import use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax.evaluation import Evaluation
@@ -135,14 +136,27 @@ def test_graphs_that_change_are_not_judged_by_their_first_round():
     assert list(watch(topology="changing-regular:1").at_start) == []
 
 
-def test_the_command_says_them_among_its_lines(tmp_path, capsys, monkeypatch):
-    """A group lasso that kills every filter, on real digits."""
-    use_tiny_network(monkeypatch)
-    flags = ["--dataset", "digits", "--model", "tiny", "--agents", "2", "--topology", "erdos-renyi:0", "--rounds", "4"]
-    flags += ["--test-samples", "3", "--group-lasso", "1e-1"]
-    assert cifar.main([*flags, "--out", str(tmp_path / "run")]) == 0
+FEW = ["--dataset", "digits", "--model", "tiny", "--agents", "2", "--topology", "erdos-renyi:0", "--rounds", "4"]
+
+
+def warnings_of(capsys) -> list[str]:
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
-    assert len(warnings) >= 2
-    assert "hear nobody" in warnings[0]
-    assert any("all filters of" in line for line in warnings)
     assert len(set(warnings)) == len(warnings)
+    return warnings
+
+
+def test_the_command_says_them_among_its_lines(tmp_path, capsys, monkeypatch):
+    use_tiny_network(monkeypatch)
+    use_fakes(monkeypatch)
+    assert cifar.main([*FEW, "--lr", "5", "--out", str(tmp_path / "run")]) == 0
+    steps, alone = warnings_of(capsys)
+    assert "--lr is 5.0 and --fine-tune-lr 10.0" in steps
+    assert "hear nobody" in alone
+
+
+@pytest.mark.slow
+def test_a_group_lasso_that_kills_every_filter_is_said(tmp_path, capsys, monkeypatch):
+    """On real digits."""
+    use_tiny_network(monkeypatch)
+    assert cifar.main([*FEW, "--test-samples", "3", "--group-lasso", "1e-1", "--out", str(tmp_path / "run")]) == 0
+    assert any("all filters of" in line for line in warnings_of(capsys))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Batch, Batches, Heard, Message, World, by_name
@@ -129,6 +130,7 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
                 assert_close(np.abs(scores).sum(), trace[f"zabs/{suffix}"], trace[f"zabs/{suffix}"])
 
 
+@pytest.mark.slow
 def test_float32_agrees_in_the_first_round(shared, as_users_compile):
     """Later rounds part in float32, for a step of 10 amplifies rounding."""
     trace = np.load(shared / "golden" / "trace_a.npz")

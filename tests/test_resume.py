@@ -76,7 +76,7 @@ def stop_after(rounds: int, out: Path, *flags: str) -> None:
         pytest.param("code", 4, marks=pytest.mark.slow),
         pytest.param("adam", 4, marks=pytest.mark.slow),
         pytest.param("silent rounds", 4, marks=pytest.mark.slow),
-        ("changing links", 4),
+        pytest.param("changing links", 4, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, rounds, tmp_path, capsys):
@@ -92,6 +92,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, rounds, tmp_pat
 
 
 def test_a_run_goes_on_with_other_chunks_and_other_intervals(tmp_path):
+    """And ends as one that nothing stopped."""
     whole, out = tmp_path / "whole", tmp_path / "cut"
     assert cifar.main([*FLAGS, "--out", str(whole)]) == 0
     stop_after(5, out, "--checkpoint-every", "2", "--agent-chunk", "2")

@@ -151,6 +151,7 @@ def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path, f
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_whole_populations_computed_together_give_the_same_to_rounding():
     """As accelerators compute them: three settings of four at once, each with all of its agents, and the one left."""
     own = members(grid=("lr=3,10",), seeds=2)

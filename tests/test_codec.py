@@ -294,7 +294,7 @@ def test_who_joins_late_lacks_the_past():
     sender = Sender(5, SMALL)
     for round, layers in enumerate(slowly_changing(2)):
         sender, message = sender.send(round, layers)
-    with pytest.raises(MissingPastError, match="here is none: ask for a key frame"):
+    with pytest.raises(MissingPastError, match="got none: ask for a key frame"):
         Receiver(5, SMALL).receive(message)
 
 
@@ -399,7 +399,7 @@ def test_a_sender_remembers_no_mask_that_it_refused():
 
 
 def test_what_a_sender_remembers_is_its_own():
-    """A buffer that is written again is no past of other bits."""
+    """A buffer that is written again is no past with other bits."""
     buffers = small_layers(0)
     sender, first = Sender(3, SMALL).send(1, buffers)
     for buffer, bits in zip(buffers, small_layers(1), strict=True):
@@ -450,17 +450,17 @@ def rewritten(message, at, new):
         (
             3,
             b"\x09",
-            "flips since round 4 of agent 9's mask of round 5 need that mask, and here is agent 3's mask of round 4",
+            "flips since round 4 of agent 9's mask of round 5 need that mask, got agent 3's mask of round 4",
         ),
-        (7, b"\x06", "another mask came out than went in"),
+        (7, b"\x06", "the decoded mask is not the one sent"),
         (
             11,
             b"\x03",
-            "flips since round 3 of agent 3's mask of round 5 need that mask, and here is agent 3's mask of round 4",
+            "flips since round 3 of agent 3's mask of round 5 need that mask, got agent 3's mask of round 4",
         ),
-        (19, bytes(4), "here is one of other bits: ask for a key frame"),
-        (23, bytes(8), "another mask came out than went in"),
-        (11, b"\x05", r"layers were expected, got other bytes \(layer 0 takes a past mask, and there is none\)"),
+        (19, bytes(4), "got one with other bits: ask for a key frame"),
+        (23, bytes(8), "the decoded mask is not the one sent"),
+        (11, b"\x05", r"layers were expected, got other bytes \(layer 0 needs a past mask, got none\)"),
     ],
 )
 def test_a_header_of_another_message_is_refused(at, new, said):
@@ -475,7 +475,7 @@ def test_a_header_of_another_message_is_refused(at, new, said):
 def test_a_past_of_other_bits_is_seen():
     before, after = slowly_changing(2)
     message = encode(SentMask(3, 5, after), SMALL, past=SentMask(3, 4, before))
-    with pytest.raises(MissingPastError, match="one of other bits"):
+    with pytest.raises(MissingPastError, match="one with other bits"):
         decode(message, SMALL, past=SentMask(3, 4, [*before[:2], before[2] ^ 1]))
 
 
@@ -520,10 +520,10 @@ OTHER = encode(sent(1, [with_ones(900, 90, seed=1), with_ones(10, 5)]), [(900,),
         (b"", "layer 0 of 2 is missing"),
         (b"\x00", "layer 1 of 2 is missing"),
         (b"\x00\x00\x00", "1 bytes are left over"),
-        (b"\x03\x00", "layer 0 is of form 3, which there is not"),
-        (b"\x00\x10", "layer 1 is of form 16, which there is not"),
-        (b"\x00\xff", "layer 1 is of form 255, which there is not"),
-        (b"\x08\x00", "layer 0 takes a past mask"),
+        (b"\x03\x00", "layer 0 has the unknown form 3"),
+        (b"\x00\x10", "layer 1 has the unknown form 16"),
+        (b"\x00\xff", "layer 1 has the unknown form 255"),
+        (b"\x08\x00", "layer 0 needs a past mask"),
         (b"\x00\x01", "buffer"),
         (b"\x00\x01\x03", "buffer is smaller"),
         (b"\x00\x02\x00", "a count of ones must lie from 1 to 5, got 0"),
@@ -532,9 +532,9 @@ OTHER = encode(sent(1, [with_ones(900, 90, seed=1), with_ones(10, 5)]), [(900,),
         (b"\x02" + COUNT, "layer 1 of 2 is missing"),
         (b"\x02" + COUNT + b"\x00" + bytes(4), "zero word"),
         (b"\x02" + COUNT + b"\x00" + b"\xff" * 4000, "code is left over"),
-        (b"\x00\x01\x01\x00", "another mask came out"),
+        (b"\x00\x01\x01\x00", "the decoded mask is not the one sent"),
         (b"\x02" + COUNT + b"\x00" + b"\xff", "code is left over"),
-        (OTHER[HEADER:-CHECKSUM], "another mask came out"),
+        (OTHER[HEADER:-CHECKSUM], "the decoded mask is not the one sent"),
     ],
 )
 def test_a_body_that_is_none_is_refused_whatever_its_checksum(body, said):
@@ -656,7 +656,7 @@ DAMAGES = [
 
 REFUSALS = {
     "a message of at least", "a message that starts with", "a message of format", "a whole message was expected",
-    "layers of shapes", "layers were expected", "flips since", "another mask came out",
+    "layers of shapes", "layers were expected", "flips since", "the decoded mask is not the one sent",
 }  # fmt: skip
 
 

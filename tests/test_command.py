@@ -106,7 +106,7 @@ def test_a_second_hangup_does_not_insist():
 
 
 def test_nothing_compiles_where_that_is_forbidden_or_there_is_no_device(monkeypatch):
-    with jax.disable_jit(), pytest.raises(ValueError, match=r"JAX_DISABLE_JIT forbids .*: unset it"):
+    with jax.disable_jit(), pytest.raises(ValueError, match=r"JAX_DISABLE_JIT must be unset"):
         check_machine()
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     for error, reason in (

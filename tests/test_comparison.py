@@ -100,8 +100,8 @@ def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--algorithm", "dsgd"], "--algorithm is what arms differ in"),
-        (["--exchange-every", "2"], "--exchange-every is what arms differ in"),
+        (["--algorithm", "dsgd"], "--algorithm is set by the experiment itself"),
+        (["--exchange-every", "2"], "--exchange-every is set by the experiment itself"),
         (["--clamp", "0.1"], "--clamp means nothing to any arm"),
         (["--lr", "dsgd=0.1,mce-pl=1,dsgd=0.2"], "--lr must say one step for dsgd, got several"),
         (["--lr", "0.1"], "--lr must be ALGORITHM=STEP,... of algorithms among dsgd, mce-pl, got '0.1'"),

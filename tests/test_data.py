@@ -442,5 +442,5 @@ def test_without_a_cache_folder_nothing_is_kept_and_nothing_written_here(tmp_pat
 
 def test_a_folder_of_tfds_that_is_nobodys_is_refused(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "~nobody-of-this-name")
-    with pytest.raises(ValueError, match="~nobody-of-this-name is none of this user's: give --data-dir another"):
+    with pytest.raises(ValueError, match="~nobody-of-this-name cannot be found: give another by --data-dir"):
         datasets.load("mnist")

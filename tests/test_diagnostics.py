@@ -95,7 +95,7 @@ def test_accuracy_at_chance_for_long_is_said_once():
     symptoms = watch()
     said = [list(symptoms.after_evaluation(25 * i, accuracies(0.505))) for i in range(8)]
     assert [len(lines) for lines in said] == [0] * PATIENCE + [1] + [0] * (7 - PATIENCE)
-    assert "50.5% after round 75, where a guess scores 50.0%" in said[PATIENCE][0]
+    assert "50.5% after round 75, chance level 50.0%" in said[PATIENCE][0]
 
 
 def test_who_has_one_class_is_not_at_chance_where_all_is_right():

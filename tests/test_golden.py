@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from dslth_jax import masks, population
-from dslth_jax.algorithm import Batch, Batches, Heard, Message, World, by_name
+from dslth_jax.algorithm import Heard, Message, World, by_name
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, kept_by_layer, mce_pl
 from dslth_jax.control import Control
 from dslth_jax.graphs import graph_of
@@ -88,18 +88,16 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
     network, algorithm, world, hyper, state, graph = replay(trace)
     batch = trace["labels"].shape[2]
 
-    @jax.jit
-    def local_gradients(state, shares):
-        def one(hyper, agent, heard, indices):
-            own = Batch(shares.images[indices], shares.labels[indices], jnp.ones(batch, bool))
-            batches = Batches(jax.tree.map(lambda leaf: leaf[None], own), own)
-            return algorithm.send(world.key, world, hyper, agent, heard, batches)[1]
+    def receive(key, world, hyper, agent, gradient, *rest):
+        """What it does, with the gradient of the local step, which is carried over the exchange, as a diagnostic."""
+        agent, info = algorithm.receive(key, world, hyper, agent, gradient, *rest)
+        return agent, {**info, "gradient": gradient}
 
-        return population.over_agents(one, hyper, state.agents, state.heard, shares.indices)
+    telling = algorithm._replace(receive=receive)
 
     @jax.jit
     def step(state, shares):
-        return population.round(algorithm, world, hyper, state, shares, graph, batch_size=batch)
+        return population.round(telling, world, hyper, state, shares, graph, batch_size=batch)
 
     @jax.jit
     def probe(state):
@@ -111,7 +109,6 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
 
     for r, (images, labels) in enumerate(zip(trace["images"], trace["labels"], strict=True)):
         shares = shares_of(images, labels)
-        gradients = local_gradients(state, shares)
         state, info = step(state, shares)
         logits = probe(state)
         assert_close(info["loss"], trace["loss"][r], trace["loss"][r])
@@ -122,7 +119,7 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
                 mask = np.asarray(masks.unpack(state.sent.masks[f"{ours}/kernel"][i], shape))
                 np.testing.assert_array_equal(np.packbits(to_torch(theirs, mask)), trace[f"mask/{suffix}"])
                 scores = to_torch(theirs, np.asarray(state.agents.scores[ours]["kernel"][i]))
-                gradient = to_torch(theirs, np.asarray(gradients[ours]["kernel"][i]))
+                gradient = to_torch(theirs, np.asarray(info["gradient"][ours]["kernel"][i]))
                 where = trace[f"sample_index/{theirs}"]
                 assert_close(scores.reshape(-1)[where], trace[f"z/{suffix}"], scores)
                 assert_close(gradient.reshape(-1)[where], trace[f"grad/{suffix}"], gradient)

@@ -163,7 +163,7 @@ def test_other_kinds_of_numbers_are_refused_by_name(tmp_path, capsys, fakes):
     with jax.default_matmul_precision("highest"):
         assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 2
     said = capsys.readouterr().err
-    assert "other numbers: JAX_DEFAULT_MATMUL_PRECISION was None and is highest: say the same again" in said
+    assert "other JAX settings: JAX_DEFAULT_MATMUL_PRECISION was None and is highest: restore them" in said
 
 
 def turned(dataset):

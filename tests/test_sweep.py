@@ -401,7 +401,7 @@ def test_what_a_search_draws_twice_is_trained_once_and_its_trials_are_known_in_a
     assert len(shared.trials) == 7
     config["members"][0]["lr"] = config["members"][1]["lr"] = 5
     (moved / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="only one of them knows lr=5: give it the storage it began with"):
+    with pytest.raises(ValueError, match="only one of the two has lr=5: give it the storage it began with"):
         sweep.sweep(Sweep(**{**settings, "out": moved, "resume": True}))
 
 

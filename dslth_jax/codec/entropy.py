@@ -61,7 +61,7 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = Non
     for index, (layer, size) in enumerate(zip(_read(body, sizes), sizes, strict=True)):
         bits = layer.bits ^ full(size) if layer.form & INVERTED else layer.bits
         if layer.form & FLIPS and past is None:
-            raise ValueError(f"layer {index} takes a past mask, and there is none")
+            raise ValueError(f"layer {index} needs a past mask, got none")
         layers.append(bits ^ past[index] if layer.form & FLIPS and past is not None else bits)
     return layers
 
@@ -130,7 +130,7 @@ def _read(body: bytes, sizes: Sequence[int]) -> list[_Layer]:
             raise ValueError(f"layer {index} of {len(sizes)} is missing")
         layer, at = _Layer(body[at], np.zeros(-(-size // 8), np.uint8)), at + 1
         if layer.form not in FORMS:
-            raise ValueError(f"layer {index} is of form {layer.form}, which there is not")
+            raise ValueError(f"layer {index} has the unknown form {layer.form}")
         if layer.form & BITMAP:
             layer = layer._replace(bits=np.frombuffer(body, np.uint8, layer.bits.size, at))
             at += layer.bits.size

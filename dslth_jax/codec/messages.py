@@ -113,7 +113,7 @@ def decode(message: Received, shapes: Shapes, *, past: SentMask | None = None, r
         ) from None
     mask = _cleaned(SentMask(header.sender, header.round, layers), shapes)
     if _digest(mask, _kind(shapes, run)) != header.digest:
-        raise CodecError("another mask came out than went in: drop it, and give both ends one release of constriction")
+        raise CodecError("the decoded mask is not the one sent: drop it, and use one constriction release at both ends")
     return mask
 
 
@@ -203,14 +203,14 @@ def _past_of(header: _Header, shapes: Shapes, past: SentMask | None, run: bytes)
     """The mask that a message's flips are against. Half a digest is enough: the decoded mask's own is whole."""
     if header.past_round == header.round:
         return None
-    wanted = f"flips since round {header.past_round} of {_named(header)} need that mask, and here is"
+    wanted = f"flips since round {header.past_round} of {_named(header)} need that mask, got"
     if past is None:
         raise MissingPastError(f"{wanted} none: ask for a key frame")
     past = _cleaned(past, shapes)
     if (past.sender, past.round) != (header.sender, header.past_round):
         raise MissingPastError(f"{wanted} {_named(past)}: ask for a key frame")
     if _digest(past, _kind(shapes, run))[:4] != header.past:
-        raise MissingPastError(f"{wanted} one of other bits: ask for a key frame")
+        raise MissingPastError(f"{wanted} one with other bits: ask for a key frame")
     return past
 
 

@@ -74,7 +74,7 @@ def of_tfds(name: str, data_dir: Path | None) -> Dataset:
         exists = folder.is_dir()
     except (OSError, RuntimeError, ValueError):  # a name too long, somebody unknown's home, a loop of links
         if data_dir is None:
-            raise ValueError(f"the data folder {folder} is none of this user's: give --data-dir another") from None
+            raise ValueError(f"the data folder {folder} cannot be found: give another by --data-dir") from None
         exists = False
     if data_dir is not None and not exists:
         raise ValueError(f"the data folder {folder} does not exist or is no folder: create it, or leave --data-dir out")

@@ -17,7 +17,7 @@ def check_machine() -> None:
         # Matplotlib would take a folder of no user for one in the current folder.
         os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp(prefix="matplotlib_")
     if jax.config.values["jax_disable_jit"]:
-        raise ValueError("JAX_DISABLE_JIT forbids to compile, and every round is a compiled program: unset it")
+        raise ValueError("JAX_DISABLE_JIT must be unset, because every round is a compiled program")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # without a plugin for what is asked for JAX merely asserts

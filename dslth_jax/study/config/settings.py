@@ -107,7 +107,7 @@ class Population:
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
     (0.1,0.3,...) or low:high."""
     linear_retention: float | str | None = setting(None, bounds="(0, 1]", scheduled=True)
-    """One number for all agents' linear layers, or same (each agent's own)."""
+    """Retention of linear layers: one number for all agents, or same (as --retention)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +117,11 @@ class Method:
     algorithm: str = "mce-pl"
     """What the agents run. A flag that means nothing to it is refused."""
     preset: str = setting("code", traced=True)
-    """Bundle of switches: what the authors' program does, what the paper says, what learned best."""
+    """Default settings: of the authors' program (code), of the paper, or those that learned best (tuned)."""
     order: Literal["code", "paper"] | None = None
     """Send the mask before fine-tuning (code) or after it (paper)."""
     fine_tune_gradient: Literal["reused", "recomputed"] | None = None
-    """Gradient of fine-tuning: the local step's, or anew on another minibatch."""
+    """Gradient of fine-tuning: the local step's (reused), or that of another minibatch (recomputed)."""
     fine_tune_weight: Literal["mean", "touched"] = "mean"
     """Fine-tune by the mean of the neighbours' masks, or fully where any of them keeps an entry."""
     optimizer: Literal["sgd", "momentum", "adam"] | None = None
@@ -139,13 +139,13 @@ class Method:
     amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True)
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float | str | None = setting(None, bounds=REAL, scheduled=True)
-    """Weight of the group lasso over output filters and rows; a proximal round takes lr times it off their norms."""
+    """Weight of the group lasso over output filters and rows; a proximal step shrinks their norms by lr times it."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
     penalty_on: Literal["fused", "scores"] = "fused"
-    """What a penalty is taken of: the aggregation tensor or the scores."""
+    """What the penalty is computed from: the aggregation tensor (fused) or the scores."""
     filter_rule: int | None = setting(None, bounds=FROM_ZERO, unit="entries")
-    """Drop convolutions' filters of at most so many kept entries, where a layer's filters keep more on average."""
+    """Drop a convolution's filters that keep at most so many entries, if its filters keep more on average."""
     revive: bool = False
     """Let scores of exactly zero take part in fusion and gradients again."""
     mask_sent: Literal["own", "majority"] = "own"
@@ -159,8 +159,8 @@ class Method:
     model: str | None = None
     """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
-    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; the second without the
-    retention for methods that have none."""
+    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; methods without a
+    retention take ±√(2/fan_in)."""
     biases: Literal["random", "zero"] | None = None
     """Biases of linear layers, frozen where masks are learned."""
     start_scores: Literal["shared", "personal"] = "shared"
@@ -178,8 +178,8 @@ class Method:
     key_every: int = setting(0, bounds=FROM_ZERO, unit="exchanges")
     """Exchanges from one key frame to the next where coded messages are counted; 0 is a single one at the start."""
     code_every: int | None = setting(None, bounds=COUNT, unit="exchanges")
-    """Exchanges from one whose messages are really encoded to the next; None encodes the 1st, 2nd, 4th, 8th... and the
-    last before each evaluation."""
+    """Encode the messages of every so many exchanges, beside the 1st, 2nd, 4th, 8th... and the last before each
+    evaluation, which always are; the lengths of others are interpolated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Run:
     eval_every: int = setting(25, bounds=COUNT, unit="rounds")
     """Rounds from one evaluation to the next; there is one before training and one at the end too."""
     test_samples: int | None = setting(None, bounds=COUNT, unit="samples")
-    """Test samples of a class that count; None is the first 200 while running and all at the end."""
+    """Test samples used of each class; None uses the first 200 during the run and all at the end."""
     agent_chunk: int | None = setting(None, bounds=COUNT, unit="agents", machine=True)
     """Agents computed at once on each device; None is one on a CPU, elsewhere as many as fit its memory."""
     devices: int | None = setting(None, bounds=COUNT, unit="devices", machine=True)
@@ -203,7 +203,7 @@ class Run:
     processes: int | None = setting(None, bounds=COUNT, unit="processes", machine=True)
     """How many processes the run has (with --coordinator ADDRESS:PORT)."""
     process: int | None = setting(None, bounds=FROM_ZERO, machine=True)
-    """Which of them this one is, from 0; process 0 writes the run folder."""
+    """Number of this process, from 0; process 0 writes the run folder."""
     compilation_cache: bool = setting(True, machine=True)
     """Keep compiled programs in the user's cache folder, or in JAX_COMPILATION_CACHE_DIR."""
     out: Path | None = setting(None, machine=True)

@@ -49,7 +49,7 @@ class Stop:
         self.asked = self.asked or signal.SIGPIPE
 
     def obey(self, anywhere: Callable[[bool], bool]) -> None:
-        """Raise a StoppedError if a signal came meanwhile, or `anywhere` knows of one: all that is to be saved is."""
+        """After all is saved, raise a StoppedError if a signal came here or, as `anywhere` tells, in any process."""
         self.later = False
         if anywhere(self.asked is not None):
             raise StoppedError(self.asked or signal.SIGTERM)

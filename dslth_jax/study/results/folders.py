@@ -288,18 +288,18 @@ def read_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> list
 
 def read_masks(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
     """Each layer's packed masks, (agents, bytes), and how many entries one mask has."""
-    wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, and"
+    wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, got"
     try:
         with np.load(path) as file:
             names = [name for name in file.files if not name.endswith(".shape")]
             found = {name: (file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names}
     except Exception:  # of many kinds, by where the file is damaged
-        raise ValueError(f"{wrong} cannot be read so: {WHAT_TO_DO}") from None
+        raise ValueError(f"{wrong} a file that cannot be read: {WHAT_TO_DO}") from None
     for name, (bits, entries) in found.items():
         if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
-            raise ValueError(f"{wrong} {name!r} has {bits.shape} of {bits.dtype} for {entries} entries")
+            raise ValueError(f"{wrong} {name!r}, {bits.dtype} of {bits.shape} for {entries} entries: {WHAT_TO_DO}")
     if not found:
-        raise ValueError(f"{wrong} holds none")
+        raise ValueError(f"{wrong} none: {WHAT_TO_DO}")
     return list(found.values())
 
 

@@ -71,9 +71,9 @@ def span(values: np.ndarray, form: str = "") -> str:
 def show_outcome(console: Console, row: Row, chance: float, rounds: int, compilation: float, evaluation: float) -> None:
     """What ends a run, from its last row of metrics; `chance` is the accuracy of a guess, times are seconds."""
     rows = [
-        ("accuracy, mean of agents", f"{row['accuracy_mean']:.2%}"),
+        ("test accuracy, mean of agents", f"{row['accuracy_mean']:.2%}"),
         ("its standard deviation over agents", f"{row['accuracy_std']:.2%}"),
-        ("naming an agent's likeliest class scores", f"{chance:.2%}"),
+        ("chance level (the most frequent class)", f"{chance:.2%}"),
         ("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}"),
     ]
     if row["density"] is not None:
@@ -89,7 +89,7 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
     else:
         rows.append(("sent over all links, as float32", sent(row["float32_bits"])))
     rows.append(("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round"))
-    rows.append(("compilation, evaluation", f"{compilation:.1f} s, {evaluation:.1f} s"))
+    rows.append(("compile time, evaluation time", f"{compilation:.1f} s, {evaluation:.1f} s"))
     show(console, f"after round {row['round']}", rows)
 
 

@@ -47,7 +47,7 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     differing = {"algorithm"}.union(*arms.values())
     said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}
     for name in said.keys() & differing:
-        raise ValueError(f"{flag(name)} is what arms differ in, or have in common already: leave it out")
+        raise ValueError(f"{flag(name)} is set by the experiment itself: leave it out")
     steps = steps_of(settings.lr, {arm["algorithm"] for arm in arms.values()})
     shared = {name: value for name, value in said.items() if name in of_some() - {"lr"}}
     for name in shared.keys() - set().union(*(ALGORITHMS[arm["algorithm"]].flags for arm in arms.values())):

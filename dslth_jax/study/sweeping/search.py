@@ -146,13 +146,13 @@ class Trials:
         return [trial for trial in self.marked() if trial.params.keys() == self.points.axes.keys()]
 
     def check(self) -> None:
-        """Tell that trials cut off in the asking by a kill failed; a ValueError unless the others are the members'."""
+        """Mark trials that a kill left without a point as failed; a ValueError if others and members differ."""
         own, known = self.whole(), [member.point for member in self.points.members]
         had = [trial.params for trial in own]
         lost = [point for point in known if point not in had]
         if strange := lost or [one.params for one in own if one.state.is_finished() and one.params not in known]:
             where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
-            what = f"the trials of the search in {self.path}, and only one of them knows {where}"
+            what = f"the trials of the search in {self.path}, but only one of the two has {where}"
             remedy = "give it the storage it began with, or start anew in another --out"
             raise ValueError(f"the study {self.study.study_name} must have {what}: {remedy}")
         for trial in self.marked():

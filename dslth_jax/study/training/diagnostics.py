@@ -27,7 +27,7 @@ REASONS = {
     ),
     "mask-mean": (
         "majorities of masks that differ keep ever less; take a larger --retention, or --algorithm mce-pl",
-        "that is of an agent's own mask, and the majority of several keeps another number",
+        "retention applies to an agent's own mask; the majority of several keeps another number",
     ),
 }
 Signs = Iterator[tuple[str, str]]  # signatures, each with its sentence
@@ -120,7 +120,7 @@ class Symptoms:
         self.seen.at_chance = self.seen.at_chance + 1 if round > 0 and accuracy < learning else 0
         if self.seen.at_chance >= PATIENCE and round >= ROUNDS_AT_CHANCE:
             sentence = (
-                f"mean accuracy is {accuracy:.1%} after round {round}, where a guess scores {self.chance:.1%}: nothing "
+                f"mean test accuracy is {accuracy:.1%} after round {round}, chance level {self.chance:.1%}: nothing "
                 f"is learned; try another --lr, a larger --retention, or --preset tuned"
             )
             yield from self.new([("chance", sentence)])

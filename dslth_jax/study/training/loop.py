@@ -136,7 +136,7 @@ def interrupted(study: Study) -> Found | None:
         return None  # there is none, or the group was done and killed before its checkpoints were gone
     if (then := found.notes["numerics"]) != (now := numerics()):
         differing = "; ".join(f"{name} was {then[name]} and is {now[name]}" for name in now if then[name] != now[name])
-        raise ValueError(f"the checkpoint {found.path} was trained with other numbers: {differing}: say the same again")
+        raise ValueError(f"the checkpoint {found.path} was trained with other JAX settings: {differing}: restore them")
     members = [study.members[number] for number in group]
     for member, other in zip(members, found.notes["settings"], strict=True):
         folders.expect_same(member.settings, other, f"the checkpoint {found.path}")

@@ -111,7 +111,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def available(device: jax.Device, sharing: int = 1) -> int | None:
-    """Bytes that can still be had on a device, None where nobody says. A CPU's are what the operating system, or a
+    """Bytes still free on a device, None if that is unknown. A CPU's are what the operating system, or a
     control group of the process, has left, for each of the `sharing` devices that one CPU may pretend to be."""
     if device.platform != "cpu":
         said = device.memory_stats() or {}

@@ -174,7 +174,7 @@ def with_edges(graph: Graph, edges: int) -> Graph:
 
 
 def filled(of_members: np.ndarray, plan: Plan) -> np.ndarray:
-    """Repeat the last member until all devices have equally many; nobody looks at what the copies come to."""
+    """Repeat the last member until all devices have equally many; the results of the copies are dropped."""
     missing = -len(of_members) % plan.mesh.shape[sharding.SETTINGS]
     return np.concatenate([of_members, np.repeat(of_members[-1:], missing, axis=0)]) if missing else of_members
 
@@ -189,6 +189,6 @@ def keep_programs(wanted: bool) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder / "programs"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         else:
-            warn("there is no folder of this user's to keep compiled programs in: name one in XDG_CACHE_HOME")
+            warn("no cache folder for compiled programs can be written to: name one in XDG_CACHE_HOME")
     # JAX reads these settings once, when it first compiles: make it read them again.
     compilation_cache.reset_cache()

@@ -35,8 +35,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def hastily(options_of):
-    """Where most optimizations are disabled, have LLVM make no effort in any program, and XLA write loops the short way
-    round: that takes half of the time again. No public setting reaches all programs."""
+    """Where most optimizations are disabled, let LLVM optimize no program at all, and let XLA write loops without its
+    fusion emitters: compiling takes half of the time again. No public setting reaches all programs."""
     hasty = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
     @functools.wraps(options_of)

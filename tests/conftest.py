@@ -36,8 +36,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 def hastily(options_of):
     """Where most optimizations are disabled, let LLVM optimize no program at all, and let XLA write loops without its
-    fusion emitters: compiling takes half of the time again. No public setting reaches all programs."""
-    hasty = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    fusion emitters, where it still can: compiling takes half of the time again. No public setting reaches all programs.
+    """
+    hasty = {"xla_backend_optimization_level": 0}
+    if jax.__version_info__ < (0, 11):
+        hasty["xla_cpu_use_fusion_emitters"] = False
 
     @functools.wraps(options_of)
     def options(*arguments, env_options_overrides=None, **settings):

@@ -11,16 +11,16 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import reference
 import reference_algorithms as oracles
+from asked import derivative_of, drawn_batches, unpacked_layers
 from flax import linen as nn
 from test_sweep import StopAfter
 from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
-from dslth_jax import masks, population
-from dslth_jax.algorithm import Algorithm, by_name, mean_with_own
+from dslth_jax import population
+from dslth_jax.algorithm import Algorithm, mean_with_own
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.evaluation import evaluate
@@ -371,17 +371,6 @@ def flat(tree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf, float) for path, leaf in paths}
 
 
-@functools.partial(jax.jit, static_argnames="local_steps")
-def draws(world, shares, local_steps):
-    """The samples of every agent's minibatches in a round, and which of them are real."""
-
-    def of_agent(agent, indices, size):
-        keys = jax.random.split(AGENT_KEY(world, agent, population.DRAW), local_steps + 1)
-        return jax.vmap(lambda key: population.draw(key, indices, size, BATCH))(keys)
-
-    return jax.vmap(of_agent)(NAMES, shares.indices, shares.sizes)
-
-
 @functools.partial(jax.jit, static_argnames=("phase", "number"))
 def uniforms(world, like, phase, number):
     """What every agent draws like a tree in a phase of a round, by its key there or `number` keys split of it."""
@@ -394,20 +383,7 @@ def uniforms(world, like, phase, number):
     return jax.vmap(of_agent)(NAMES)
 
 
-@jax.jit
-@jax.value_and_grad
-def loss_and_derivative(variables, images, labels, real):
-    """The mean cross-entropy of those images that are real."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(NETWORK.apply(variables, images), labels)
-    return jnp.sum(losses * real) / jnp.sum(real)
-
-
-@jax.jit
-def unpacked_layers(bits, like):
-    """Everybody's masks, layers by their names, of a message's bits or of a pytree of bits."""
-    shapes = {name: leaf.shape for name, leaf in by_name(like).items()}
-    of_layer = lambda own, shape: jax.vmap(lambda bits: masks.unpack(bits, shape))(own)  # noqa: E731
-    return {name: of_layer(leaf, shapes[name]) for name, leaf in by_name(bits).items()}
+derivative = derivative_of(NETWORK, BATCH)
 
 
 class Case:
@@ -435,8 +411,7 @@ class Case:
 
     def batches(self, round):
         """The samples of every agent's minibatches."""
-        drawn, present = jax.device_get(draws(self.at(round), self.shares, self.local_steps))
-        return [[samples[real] for samples, real in zip(*own, strict=True)] for own in zip(drawn, present, strict=True)]
+        return drawn_batches(self.at(round), self.shares, self.local_steps, BATCH)
 
     def uniform(self, like, round, phase, number=None):
         drawn = jax.device_get(uniforms(self.at(round), like, phase, number))
@@ -444,13 +419,11 @@ class Case:
 
     def gradient(self, like, complete, part):
         """The oracle's `gradient_fn` for parameters of the structure of `like`; `complete` makes variables of them, and
-        `part` takes from a derivative by variables that by them. Batches are filled up, so that one program serves."""
+        `part` takes from a derivative by variables that by them."""
 
         def gradient_fn(parameters, samples):
             tree = jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, parameters.values()))
-            chosen, real = np.resize(samples, BATCH), np.arange(BATCH) < len(samples)
-            images, labels = np.asarray(self.shares.images)[chosen], np.asarray(self.shares.labels)[chosen]
-            loss, gradient = loss_and_derivative(complete(tree), images, labels, real)
+            loss, gradient = derivative(complete(tree), self.shares, samples)
             return flat(part(gradient)), float(loss)
 
         return gradient_fn

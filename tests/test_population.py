@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 import reference
+from asked import derivative_of, drawn_batches, unpacked_layers
 from conftest import optimized
 from flax import linen as nn
 from tiny import heard_of
@@ -145,54 +146,18 @@ def agent_of(tree, agent):
     return jax.tree.map(lambda leaf: leaf[agent], tree)
 
 
-@functools.partial(jax.jit, static_argnames="local_steps")
-def draws(world, shares, local_steps):
-    """The minibatches that the driver draws for all agents in a round, and which of their samples are real."""
-
-    def of_agent(number, indices, size):
-        keys = jax.random.split(population.agent_key(world, number, population.DRAW), local_steps + 1)
-        return jax.vmap(lambda key: population.draw(key, indices, size, BATCH))(keys)
-
-    return jax.vmap(of_agent)(jnp.arange(AGENTS), shares.indices, shares.sizes)
-
-
-def drawn_batches(world, shares, local_steps):
-    """The same as lists, without what only fills a batch up: of each agent, of each of its steps."""
-    drawn, real = jax.device_get(draws(world, shares, local_steps))
-    return [[own[kept] for own, kept in zip(*steps, strict=True)] for steps in zip(drawn, real, strict=True)]
-
-
-@jax.jit
-@functools.partial(jax.value_and_grad, argnums=0)
-def loss_and_derivative(v, frozen, images, labels, real):
-    """The mean cross-entropy of those images that are real, and its derivative by the masked layers' kernels."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(
-        NETWORK.apply({"params": v, "frozen": frozen}, images), labels
-    )
-    return jnp.sum(losses * real) / jnp.sum(real)
+derivative = derivative_of(NETWORK, BATCH)
 
 
 def gradients_of(s, world):
-    """The derivative that the oracle asks for, on samples of the data set; filled up, so that one program serves."""
+    """The derivative that the oracle asks for: by the masked layers' kernels, on samples of the data set."""
 
     def gradient_fn(v, samples):
         nested = {layer: {"kernel": jnp.asarray(kernel)} for layer, kernel in v.items()}
-        chosen, real = np.resize(samples, BATCH), np.arange(BATCH) < len(samples)
-        images, labels = np.asarray(s.shares.images)[chosen], np.asarray(s.shares.labels)[chosen]
-        loss, dv = loss_and_derivative(nested, world.frozen, images, labels, real)
-        return layers(dv), float(loss)
+        loss, gradient = derivative({"params": nested, "frozen": world.frozen}, s.shares, samples)
+        return layers(gradient["params"]), float(loss)
 
     return gradient_fn
-
-
-@jax.jit
-def unpacked_kernels(sent):
-    """Everybody's masks, layers by their names."""
-    shapes = {name: leaf.shape for name, leaf in by_name(WORLD.weights).items()}
-    return {
-        name.removesuffix("/kernel"): jax.vmap(lambda own, name=name: masks.unpack(own, shapes[name]))(bits)
-        for name, bits in sent.masks.items()
-    }
 
 
 def optimizer_of(switches):
@@ -225,7 +190,8 @@ def assert_rounds_equal(
     state, hyper = start(), jax.device_get(s.hyper)
 
     def unpacked(sent):
-        return [agent_of(jax.tree.map(np.float64, unpacked_kernels(sent)), i) for i in range(AGENTS)]
+        stacked = jax.tree.map(np.float64, unpacked_layers(sent.masks, world.weights))
+        return [{name.removesuffix("/kernel"): own[i] for name, own in stacked.items()} for i in range(AGENTS)]
 
     def settings_of(agent, number):
         scale = lambda name: factors(name, number) if factors else 1.0  # noqa: E731
@@ -243,7 +209,7 @@ def assert_rounds_equal(
         switches,
     )
     for number in range(rounds):
-        batches = drawn_batches(world._replace(round=jnp.int32(number)), s.shares, local_steps)
+        batches = drawn_batches(world._replace(round=jnp.int32(number)), s.shares, local_steps, BATCH)
         losses = oracle.round(batches, [settings_of(i, number) for i in range(AGENTS)], mixing * arrived(number))
         state, info = step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
@@ -622,7 +588,7 @@ def test_the_second_round_compiles_nothing():
 def test_rounds_do_not_repeat_their_minibatches():
     s = setting()
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
-    everybody = [drawn_batches(world._replace(round=jnp.int32(r)), s.shares, 1) for r in (0, 1)]
+    everybody = [drawn_batches(world._replace(round=jnp.int32(r)), s.shares, 1, BATCH) for r in (0, 1)]
     drawn = [of_round[agent][0].tolist() for of_round in everybody for agent in (0, 4)]
     assert len({tuple(batch) for batch in drawn}) == 4
     for agent, batch in zip((0, 4, 0, 4), drawn, strict=True):

@@ -5,7 +5,7 @@ agent; `population.round` maps them over all. A layer goes by its name, which is
 algorithm sends leaves of, such as "conv1/kernel".
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
@@ -130,6 +130,44 @@ class Algorithm(NamedTuple):
     send: Send
     receive: Receive
     model: Model
+
+
+def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:
+    """The same algorithm, whose agents keep these layers to themselves: they are in no message.
+
+    Nobody hears anything of them, so that m̄ = 0 there and a mean is one's own value. A layer goes by its module, such
+    as "linear2", which stands for its kernel and for its bias, or by the name of a leaf, such as "linear2/kernel".
+    """
+    if not layers:
+        return algorithm
+
+    def shared(message: Message) -> Message:
+        def rest(of_layers: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: leaf for name, leaf in of_layers.items() if not any(belongs_to(name, one) for one in layers)}
+
+        return Message(*(None if part is None else rest(part) for part in message))
+
+    def init(key: Key[Array, ""], world: World, hyper: Any) -> tuple[Any, Message]:
+        agent, message = algorithm.init(key, world, hyper)
+        return agent, shared(message)
+
+    def send(
+        key: Key[Array, ""], world: World, hyper: Any, agent: Any, heard: Heard, batches: Batches
+    ) -> tuple[Any, Any, Message, dict[str, Array]]:
+        agent, carry, message, info = algorithm.send(key, world, hyper, agent, heard, batches)
+        return agent, carry, shared(message), info
+
+    return algorithm._replace(init=init, send=send)
+
+
+def belongs_to(name: str, layer: str) -> bool:
+    """Whether a leaf that is masked, trained or sent is of a layer.
+
+    >>> belongs_to("params/linear2/kernel", "linear2"), belongs_to("linear20/kernel", "linear2")
+    (True, False)
+    """
+    leaf = name.removeprefix("params/").removeprefix("frozen/")
+    return f"{leaf}/".startswith(f"{layer}/")
 
 
 def name_of(path: tuple[Any, ...]) -> str:

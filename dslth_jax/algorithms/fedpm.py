@@ -59,7 +59,7 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         keys = jax.random.split(key, batches.steps.labels.shape[0] + 1)
         samples = (keys[:-1], batches.steps)
         objective = lambda scores, sample: loss_fn(world, scores, sample)  # noqa: E731
-        scores, state, _, loss = local_steps(objective, rule, *agent, samples, lr=hyper.lr)
+        scores, state, _, loss = local_steps(objective, rule, *agent[:2], samples, lr=hyper.lr)
         message = packed(drawn(keys[-1], scores))
         return Agent(scores, state), message.masks, message, {"loss": loss}
 
@@ -71,6 +71,8 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         clamp = hyper.clamp
 
         def averaged(name: str, share: Array, before: Array) -> Array:
+            if name not in heard.weight:
+                return before
             after = jax.scipy.special.logit(jnp.clip(share, clamp, 1 - clamp))
             return jnp.where(heard.weight[name] > 0, after, before)
 

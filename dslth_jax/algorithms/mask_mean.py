@@ -79,7 +79,7 @@ def mask_mean(
             return loss, loss
 
         scores, state, _, loss = local_steps(
-            loss_fn, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+            loss_fn, rule, *agent[:2], batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
         )
         mask = masks.threshold(scores, hyper.kept) if mask_sent == "own" else majority(hyper, scores, heard)
         return Agent(scores, state), None, packed(mask), {"loss": loss}

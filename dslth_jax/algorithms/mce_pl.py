@@ -14,10 +14,22 @@ loss of a minibatch at v = w ⊙ m, η and η' the steps. One round, in the two 
 
 where g = ∂f/∂z at the mask of (z, m̄ heard last), and g' is g again, or the gradient at the scores after the local step.
 
+The paper's fusion is of masks alone: y moves and z does not, so that what was heard is gone as soon as neighbours send
+something else. The other fusion, "force", is ours. It moves z itself, and takes y = z and no fine-tuning:
+
+    local step    the same                                                }
+    threshold     m = Thres(|z|; r)                                       } send
+    exchange      m̄ ← mean of what is sent
+    force         z ← s · max(|z| + κ η f, 1e-9) where f is not 0         } receive
+                  f = (m̄ - mean m̄) - (m - mean m)
+
+with s = -1 for z < 0 and else 1, κ the strength, and η the sum of the steps since the last exchange, those of all local
+steps and silent rounds: see `consensus`.
+
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
-optimizer in `descent.py`, the filter rule, `revive` and the scale of kept weights in `personal_model` and what it
-calls, schedules in the values of `Hyper`, the random weights in `networks`.
+optimizer in `descent.py`, the fusion in `fused` and `receive`, the filter rule, `revive` and the scale of kept weights
+in `personal_model` and what it calls, schedules in the values of `Hyper`, the random weights in `networks`.
 """
 
 from collections.abc import Mapping
@@ -29,8 +41,19 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import group_lasso, masks
-from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, by_name, heard_anybody, neighbour_mean
-from dslth_jax.algorithms import descent
+from dslth_jax.algorithm import (
+    Algorithm,
+    Batch,
+    Batches,
+    Heard,
+    Message,
+    World,
+    by_name,
+    heard_anybody,
+    neighbour_mean,
+    with_names,
+)
+from dslth_jax.algorithms import consensus, descent
 from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
@@ -51,6 +74,7 @@ class Hyper(NamedTuple):
     weight_decay: float | Float[Array, ""] = 5e-4  # wd, part of the local step alone
     group_lasso: float | Float[Array, ""] = 0.0  # λ
     amplitude: float | Float[Array, ""] = 1.0  # a factor on the adaptive amplitude a
+    force: float | Float[Array, ""] = 1.0  # κ
 
 
 class Agent(NamedTuple):
@@ -58,6 +82,7 @@ class Agent(NamedTuple):
 
     scores: Scores
     optimizer: optax.OptState
+    stepped: Float[Array, ""] | None = None  # the sum of the steps since the last exchange, where a force needs it
 
 
 class MaskRule(NamedTuple):
@@ -80,6 +105,8 @@ def mce_pl(
     group_lasso_form: Literal["proximal", "penalty"] = "proximal",
     penalty_on: Literal["fused", "scores"] = "fused",
     start_scores: Literal["shared", "personal"] = "shared",
+    fusion: Literal["tensor", "force"] = "tensor",
+    mask_sent: Literal["fused", "own"] = "fused",
     mask_rule: MaskRule = AS_IN_CODE,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Algorithm:
@@ -94,6 +121,11 @@ def mce_pl(
         group_lasso_form: λR as a proximal step after the local steps, or as a term of the loss.
         penalty_on: what the term of the loss is taken of: the aggregation tensor y (as in the authors' code) or z.
         start_scores: all agents start with common scores, or each with its own.
+        fusion: neighbours' masks enter the aggregation tensor, or pull at the scores; a force does not read `amplitude`
+            and `fine_tune_lr` of `Hyper`, nor the switches of fine-tuning, and the tensor does not read `force`.
+        mask_sent: the mask in use, of the fused scores, or that of an agent's own scores, so that neighbours are not
+            told their own opinion again; with a force these are the same. Own masks of shared scores start as
+            Thres(|z|; r), others at random, both known from the seed.
         mask_rule: see `MaskRule`.
         optimizer: makes each gradient a direction; the step size multiplies outside. None is plain descent. A reused
             gradient is the direction of the step; a recomputed one passes through the optimizer like any other.
@@ -104,14 +136,24 @@ def mce_pl(
     expect_choice("group_lasso_form", group_lasso_form, ("proximal", "penalty"))
     expect_choice("penalty_on", penalty_on, ("fused", "scores"))
     expect_choice("start_scores", start_scores, ("shared", "personal"))
+    expect_choice("fusion", fusion, ("tensor", "force"))
+    expect_choice("mask_sent", mask_sent, ("fused", "own"))
     rule, roles = optimizer or optax.identity(), network.roles
+    by_force = fusion == "force"
+
+    def fused(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:
+        """y, whose mask is in use."""
+        return alive(scores, mask_rule) if by_force else fused_scores(hyper, scores, heard, mask_rule)
+
+    def own_masks(hyper: Hyper, scores: Scores) -> Scores:
+        return personal_masks(alive(scores, mask_rule), hyper.kept, roles, mask_rule)
 
     def loss_fn(scores: Scores, world: World, hyper: Hyper, heard: Heard, batch: Batch) -> tuple[Array, Array]:
-        variables, _ = personal_model(world, hyper, scores, heard, roles, mask_rule)
+        variables, _ = personal_model(world, fused(hyper, scores, heard), hyper.kept, roles, mask_rule)
         data_loss = batch_loss(network, variables, batch)
         if group_lasso_form == "proximal":
             return data_loss, data_loss
-        kernels = scores if penalty_on == "scores" else fused_scores(hyper, scores, heard, mask_rule)
+        kernels = scores if penalty_on == "scores" else fused(hyper, scores, heard)
         return data_loss + hyper.group_lasso * group_lasso.penalty(kernels), data_loss
 
     def local_steps(
@@ -120,12 +162,13 @@ def mce_pl(
         """Descend each minibatch's loss on z, then the proximal step; returns the last direction and the mean loss."""
         objective = lambda scores, batch: loss_fn(scores, world, hyper, heard, batch)  # noqa: E731
         scores, state, step, loss = descent.local_steps(
-            objective, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+            objective, rule, *agent[:2], batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
         )
         if group_lasso_form == "proximal":
             strength = hyper.lr * hyper.group_lasso
             scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
-        return Agent(scores, state), step, loss
+        taken = batches.steps.labels.shape[0] * hyper.lr
+        return Agent(scores, state, None if agent.stepped is None else agent.stepped + taken), step, loss
 
     def fine_tuned(
         world: World, hyper: Hyper, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
@@ -134,7 +177,7 @@ def mce_pl(
         step = carry
         if fine_tune_gradient == "recomputed":
             objective = lambda scores, batch: loss_fn(scores, world, hyper, heard, batch)  # noqa: E731
-            step, moved, _ = descent.direction(objective, rule, *agent, batches.extra)
+            step, moved, _ = descent.direction(objective, rule, *agent[:2], batches.extra)
             # An agent that heard nobody has nothing to fine-tune, and its optimizer stays as it was.
             anybody = heard_anybody(heard)
             state = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), moved, agent.optimizer)
@@ -144,39 +187,48 @@ def mce_pl(
     @reproducible
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         scores = scores_at_start(key, world, start_scores)
-        _, masks_key = jax.random.split(world.key)
-        drawn = draw_like(masks_key, world.weights, jax.random.uniform)
-        return Agent(scores, rule.init(scores)), packed(
-            jax.tree.map(lambda u, kept: u < kept / u.size, drawn, hyper.kept)
-        )
+        if start_scores == "shared" and (by_force or mask_sent == "own"):
+            start = own_masks(hyper, scores)
+        else:
+            _, masks_key = jax.random.split(world.key)
+            drawn = draw_like(masks_key, world.weights, jax.random.uniform)
+            start = jax.tree.map(lambda u, kept: u < kept / u.size, drawn, hyper.kept)
+        stepped = jnp.zeros((), jnp.result_type(*jax.tree.leaves(scores))) if by_force else None
+        return Agent(scores, rule.init(scores), stepped), packed(start)
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, Scores | None, Message, dict[str, Array]]:
+    ) -> tuple[Agent, Any, Message, dict[str, Array]]:
         del key
         agent, step, loss = local_steps(world, hyper, agent, heard, batches)
+        if by_force:
+            message = packed(own_masks(hyper, agent.scores))
+            return agent, message.masks, message, {"loss": loss}
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
-        return agent, carry, packed(personal_masks(hyper, agent.scores, heard, roles, mask_rule)), {"loss": loss}
+        sent = alive(agent.scores, mask_rule) if mask_sent == "own" else fused(hyper, agent.scores, heard)
+        return agent, carry, packed(personal_masks(sent, hyper.kept, roles, mask_rule)), {"loss": loss}
 
     def receive(
         key: Key[Array, ""],
         world: World,
         hyper: Hyper,
         agent: Agent,
-        carry: Scores | None,
+        carry: Any,
         heard: Heard,
         batches: Batches,
     ) -> tuple[Agent, dict[str, Array]]:
         del key
-        if order == "code":
+        if by_force:
+            agent = pulled(hyper, agent, carry, heard)
+        elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
         return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
-        return personal_model(world, hyper, agent.scores, heard, roles, mask_rule)
+        return personal_model(world, fused(hyper, agent.scores, heard), hyper.kept, roles, mask_rule)
 
     return Algorithm(init, send, receive, model)
 
@@ -193,17 +245,22 @@ def packed(masks_of_layers: PyTree[Array]) -> Message:
     return Message(by_name(jax.tree.map(masks.pack, masks_of_layers)))
 
 
+def alive(scores: Scores, rule: MaskRule) -> Scores:
+    """The scores, and those of exactly zero revived where the rule says so."""
+    return jax.tree.map(masks.revive, scores) if rule.revive else scores
+
+
 def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """y of every layer, from an agent's scores and what it heard last."""
-    alive = jax.tree.map(masks.revive, scores) if rule.revive else scores
-    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude), alive, neighbour_mean(heard, scores))
+    mean = neighbour_mean(heard, scores)
+    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude), alive(scores, rule), mean)
 
 
 def personal_masks(
-    hyper: Hyper, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
+    fused: Scores, kept: PyTree[Int[Array, ""]], roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
     """m = Thres(|y|; r) of every layer; convolutions then pass through the filter rule, if there is one."""
-    personal = masks.threshold(fused_scores(hyper, scores, heard, rule), hyper.kept)
+    personal = masks.threshold(fused, kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal
@@ -211,11 +268,11 @@ def personal_masks(
 
 
 def personal_model(
-    world: World, hyper: Hyper, scores: Scores, heard: Heard, roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
+    world: World, fused: Scores, kept: PyTree[Int[Array, ""]], roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> tuple[dict[str, Any], Scores]:
-    """The variables of v = w ⊙ m, and the masks m."""
-    personal = personal_masks(hyper, scores, heard, roles, rule)
-    return masked_model(world, hyper.kept, personal, rule), personal
+    """The variables of v = w ⊙ m, and the masks m, from the fused scores y."""
+    personal = personal_masks(fused, kept, roles, rule)
+    return masked_model(world, kept, personal, rule), personal
 
 
 def masked_model(
@@ -244,6 +301,16 @@ def fine_tune(
     if weight == "touched":
         mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
     return jax.tree.map(lambda z, g, m: z - hyper.fine_tune_lr * g * m, scores, step, mean)
+
+
+def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard) -> Agent:
+    """After the force; `own` is the mask that the agent has sent. In a silent round nothing moves and steps add up."""
+    assert agent.stepped is not None
+    strength = jnp.where(heard.spoke, hyper.force * agent.stepped, 0)
+    own_masks = with_names(lambda name, z: masks.unpack(own[name], z.shape).astype(z.dtype), agent.scores)
+    pulls = jax.tree.map(lambda f: strength.astype(f.dtype) * f, consensus.force(own_masks, heard))
+    stepped = jnp.where(heard.spoke, 0, agent.stepped)
+    return agent._replace(scores=consensus.pull(agent.scores, pulls), stepped=stepped)
 
 
 def kept_by_layer(

@@ -31,12 +31,14 @@ class Network(NamedTuple):
     - `apply(variables, images) -> logits`, with variables `{"params": masked, "frozen": frozen}` and uint8 images
       (batch, height, width, channels); logits (batch, classes);
     - `roles`: the kind of each masked leaf, by its name: the key path, such as `conv1/kernel`. A parameter without a
-      role is never masked, and so it is frozen.
+      role is never masked, and so it is frozen;
+    - `heads`: the modules that make the logits, such as `linear2`, whose outputs are classes.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, UInt8[Array, "batch height width channels"]], Float[Array, "batch classes"]]
     roles: Mapping[str, Role]
+    heads: tuple[str, ...] = ()
 
 
 def map_layers(function: Callable[[Role, Any], Any], roles: Mapping[str, Role], masked: PyTree) -> PyTree:
@@ -134,6 +136,7 @@ def network_of(
     Masked are the kernels of this file's `Conv` and `Linear`, those of flax's convolutions and dense layers, and the
     parameters to which a module of yours gives a role: `roles = {"kernel": "linear"}` in the class that makes the
     parameter `kernel`. All other parameters (biases, scales of norms, slopes) and the collection "frozen" are frozen.
+    The network's heads are those that the module's field `heads` names, else the masked module that is applied last.
 
     Args:
         module: takes images in [-1, 1] of any dtype, returns logits.
@@ -149,7 +152,7 @@ def network_of(
     """
     if weights is not None:
         expect_choice("weights", weights, tuple(WEIGHTS))
-    shapes, roles = look_at(module, image_shape)
+    shapes, roles, heads = look_at(module, image_shape)
     unmasked = set(_by_name(shapes["params"])) - set(roles)
 
     @reproducible
@@ -175,16 +178,19 @@ def network_of(
         logits = logits.astype(dtype)
         return elu(logits) if elu_on_logits else logits
 
-    return Network(init, apply, roles)
+    return Network(init, apply, roles, heads)
 
 
-def look_at(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict[str, Any], dict[str, Role]]:
-    """The shapes of a module's variables and the roles of its parameters, seen by abstract evaluation: nothing is
-    computed. A ValueError says why the module cannot be a network."""
+def look_at(
+    module: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[dict[str, Any], dict[str, Role], tuple[str, ...]]:
+    """The shapes of a module's variables, the roles of its parameters and its heads, seen by abstract evaluation:
+    nothing is computed. A ValueError says why the module cannot be a network."""
     name = f"the module {type(module).__name__}"
     owners: dict[tuple[str, ...], nn.Module] = {}
 
     def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        owners.pop(context.module.path, None)  # in the order in which modules are applied last
         owners[context.module.path] = context.module
         return call(*args, **kwargs)
 
@@ -214,7 +220,17 @@ def look_at(module: nn.Module, image_shape: tuple[int, int, int]) -> tuple[dict[
             f'and Linear, or give the class that makes a parameter its role, such as roles = {{"kernel": "linear"}}'
         )
     _check_logits(module, shapes, images_of(2))
-    return shapes, roles
+    return shapes, roles, _heads_of(module, list(owners), roles)
+
+
+def _heads_of(module: nn.Module, applied: list[tuple[str, ...]], roles: Mapping[str, Role]) -> tuple[str, ...]:
+    """The heads that a module names, else its masked module that is applied last; a ValueError if it has none such."""
+    masked = {name.rpartition("/")[0] for name in roles}
+    heads = getattr(module, "heads", None) or tuple([path for path in map("/".join, applied) if path in masked][-1:])
+    for head in heads:
+        if not any(name == head or name.startswith(f"{head}/") for name in masked):
+            raise ValueError(f"the heads of {type(module).__name__} must be among {', '.join(masked)}, got {head!r}")
+    return tuple(heads)
 
 
 def _check_logits(module: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> None:

@@ -44,6 +44,21 @@ class SmallNet(nn.Module):
         return Linear(self.classes, name="linear2")(values)
 
 
+class Conv3(nn.Module):
+    """For studies that are to be cheap, at 16x16 pixels: three 3x3 convolutions and two linear layers. Ours."""
+
+    classes: int
+    smallest_side: ClassVar[int] = 8
+
+    @nn.compact
+    def __call__(self, values: Array) -> Array:
+        for number, features in enumerate((32, 64, 128), 1):
+            values = max_pool_pairs(elu(Conv(features, side=3, padding=1, name=f"conv{number}")(values)))
+        values = values.reshape(values.shape[0], -1)
+        values = elu(Linear(128, name="linear1")(values))
+        return Linear(self.classes, name="linear2")(values)
+
+
 class Conv4(nn.Module):
     """Conv-4 of the lottery ticket papers (Frankle and Carbin 2019): 3x3 convolutions in pairs, three linear layers."""
 
@@ -76,7 +91,13 @@ class MLP(nn.Module):
         return Linear(self.classes, name="linear3")(values)
 
 
-MODULES: dict[str, Callable[..., nn.Module]] = {"alexnet": AlexNet, "small": SmallNet, "conv4": Conv4, "mlp": MLP}
+MODULES: dict[str, Callable[..., nn.Module]] = {
+    "alexnet": AlexNet,
+    "small": SmallNet,
+    "conv3": Conv3,
+    "conv4": Conv4,
+    "mlp": MLP,
+}
 
 
 def network_by_name(name: str, image_shape: tuple[int, int, int], classes: int, **settings: Any) -> Network:

@@ -12,6 +12,9 @@ from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_
 
 # What the presets code, paper and tuned say where a flag is left out.
 _SAID = {
+    "fusion": ("tensor", "tensor", "force"),
+    "mask_sent": ("fused", "fused", "own"),
+    "personal_layers": ("none", "none", "last"),
     "order": ("code", "paper", "code"),
     "fine_tune_gradient": ("reused", "recomputed", "reused"),
     "group_lasso": (0.0, 1e-4, 0.0),
@@ -30,8 +33,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 # What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
-# own, because those of presets are for scores. experiments/RESULTS.md holds the searches of both.
-_network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
+# own, because those of presets are for scores. Their published forms share all layers. experiments/RESULTS.md holds
+# the searches of both.
+_network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")} | {"personal_layers": "none"}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
 _filters, _coded = ("filter_rule", "revive"), ("key_every", "code_every")
@@ -53,13 +57,17 @@ class Row(NamedTuple):
     def flags(self) -> set[str]:
         """The settings that mean something to it and not to every algorithm."""
         kept = ("retention", "linear_retention")[: 1 + self.by_scores] if "kept" in self.hyper._fields else ()
-        return {*_steps, *self.hyper._fields, *kept, *self.switches, *self.further} - {"kept"}
+        shared = () if self.sends == "nothing" else ("personal_layers",)
+        return {*_steps, *self.hyper._fields, *kept, *shared, *self.switches, *self.further} - {"kept"}
 
 
 ALGORITHMS: dict[str, Row] = {
     "mce-pl": Row(
         mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", by_scores=True,
-        switches=("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "start_scores"),
+        switches=(
+            "fusion", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on",
+            "start_scores",
+        ),
         further=(*_filters, *_coded),
     ),
     "independent": Row(
@@ -69,6 +77,7 @@ ALGORITHMS: dict[str, Row] = {
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
         sends="a mask", by_scores=True, switches=("mask_sent", "start_scores"), further=_coded,
+        defaults={"mask_sent": "own"},
     ),
     "dsgd": Row(
         dsgd.dsgd, dsgd.Hyper,

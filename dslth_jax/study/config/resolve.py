@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dslth_jax.algorithm import Algorithm
+from dslth_jax.algorithm import Algorithm, with_personal_layers
 from dslth_jax.algorithms.dis_pfl import erk_kept
 from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer
 from dslth_jax.keys import key_of
@@ -22,7 +22,18 @@ from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
 from dslth_jax.study.config.datasets import READERS
-from dslth_jax.study.config.settings import Settings, choices, described, flag, is_of, kinds, parts, refusal, within
+from dslth_jax.study.config.settings import (
+    Setting,
+    Settings,
+    choices,
+    described,
+    flag,
+    is_of,
+    kinds,
+    parts,
+    refusal,
+    within,
+)
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
@@ -38,8 +49,11 @@ def resolve(settings: Settings) -> Settings:
     chosen = defaults_of(settings.algorithm, settings.preset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     known = vars(settings) | filled
+    for name, own in described(type(settings)).items():
+        if own.needs and name not in foreign_to(settings.algorithm) and known[own.needs[0]] != own.needs[1]:
+            filled[name] = idle(name, own, getattr(settings, name))
     same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
-    filled |= {name: known[other] for name, other in same if known[name] == "same"}
+    filled |= {name: known[other] for name, other in same if (known | filled)[name] == "same"}
     if settings.dirichlet_alpha is not None:
         filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
     elif settings.class_file is None:
@@ -48,6 +62,15 @@ def resolve(settings: Settings) -> Settings:
     check_optimizer(settings, resolved)
     numbers_of(resolved)
     return resolved
+
+
+def idle(name: str, known: Setting, given: Any) -> Any:
+    """The value of a setting that means nothing beside another's value: a number is 0, all else is as it is left out.
+    A ValueError if it is given, unless as 0."""
+    other, value = known.needs or ("", "")
+    if given not in (known.default, 0):
+        raise ValueError(f"{flag(name)} needs {flag(other)} {value}: say it, or leave {flag(name)} out")
+    return 0.0 if known.scheduled else given
 
 
 def check_each(settings: Settings) -> None:
@@ -104,8 +127,6 @@ def check_together(settings: Settings) -> None:
         got = f"got {settings.exchange_every} and {settings.rounds}"
         raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
     check_processes(settings)
-    if "penalty_on" in given and settings.group_lasso_form != "penalty":
-        raise ValueError("--penalty-on needs --group-lasso-form penalty: say it, or leave --penalty-on out")
 
 
 def check_processes(settings: Settings) -> None:
@@ -202,16 +223,17 @@ def numbers_in(settings: Settings, name: str, text: str, several: bool) -> np.nd
 
 def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     """The algorithm of resolved settings, with their switches."""
-    row = ALGORITHMS[settings.algorithm]
+    row, given = ALGORITHMS[settings.algorithm], vars(settings)
     optimizers = {
         "sgd": optax.identity(),
         "momentum": optax.trace(settings.momentum),
         "adam": optax.scale_by_adam(settings.momentum, settings.second_momentum),
     }
-    switches = {name: getattr(settings, name) for name in row.switches}
+    switches = {name: given[name] for name in row.switches if given[name] is not None}
     if row.by_scores:
         switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant")
-    return row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
+    algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
+    return with_personal_layers(algorithm, spellings.layers_of(settings.personal_layers or "none", network))
 
 
 def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ class Setting(NamedTuple):
     scheduled: bool = False  # may be spelled VALUE@SCHEDULE too, and is traced
     machine: bool = False  # may differ between processes, and after --resume: no number depends on it
     against: tuple[str, ...] = ()  # flags that mean something else: only one of them can be said
+    needs: tuple[str, str] | None = None  # another flag, and the value of it beside which this one means something
     name: str = ""
     hint: Any = None  # the type of its value; of a flag that may be said several times, of one
     several: bool = False
@@ -118,11 +119,22 @@ class Method:
     """What the agents run. A flag that means nothing to it is refused."""
     preset: str = setting("code", traced=True)
     """Default settings: of the authors' program (code), of the paper, or those that learned best (tuned)."""
-    order: Literal["code", "paper"] | None = None
+    fusion: Literal["tensor", "force"] | None = None
+    """How neighbours' masks enter: the paper's aggregation tensor, which leaves scores as they are, or a consensus
+    force, which moves them; with a force there is no amplitude and no fine-tuning."""
+    force: float | str = setting(1.0, bounds=REAL, scheduled=True, needs=("fusion", "force"))
+    """Strength of the consensus force, in steps since the last exchange."""
+    mask_sent: Literal["own", "fused", "majority"] | None = None
+    """What neighbours get: the mask of an agent's own scores, or the one that it uses, of its fused scores (mce-pl) or
+    the majority (mask-mean)."""
+    personal_layers: str | None = None
+    """Layers that agents keep to themselves: last (those that make the logits), none, or names such as
+    conv1,linear2."""
+    order: Literal["code", "paper"] | None = setting(None, needs=("fusion", "tensor"))
     """Send the mask before fine-tuning (code) or after it (paper)."""
-    fine_tune_gradient: Literal["reused", "recomputed"] | None = None
+    fine_tune_gradient: Literal["reused", "recomputed"] | None = setting(None, needs=("fusion", "tensor"))
     """Gradient of fine-tuning: the local step's (reused), or that of another minibatch (recomputed)."""
-    fine_tune_weight: Literal["mean", "touched"] = "mean"
+    fine_tune_weight: Literal["mean", "touched"] = setting("mean", needs=("fusion", "tensor"))
     """Fine-tune by the mean of the neighbours' masks, or fully where any of them keeps an entry."""
     optimizer: Literal["sgd", "momentum", "adam"] | None = None
     """What makes gradients into steps."""
@@ -132,24 +144,22 @@ class Method:
     """Decay of adam's mean square of gradients."""
     lr: float | str | None = setting(None, bounds=REAL, scheduled=True)
     """Step size of the local step."""
-    fine_tune_lr: float | str | None = setting(None, bounds=REAL, scheduled=True)
+    fine_tune_lr: float | str | None = setting(None, bounds=REAL, scheduled=True, needs=("fusion", "tensor"))
     """Step size of fine-tuning, or same (as the local step's)."""
     weight_decay: float | str | None = setting(None, bounds=REAL, scheduled=True)
     """Decay in the local step, of weights or of scores."""
-    amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True)
+    amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True, needs=("fusion", "tensor"))
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float | str | None = setting(None, bounds=REAL, scheduled=True)
     """Weight of the group lasso over output filters and rows; a proximal step shrinks their norms by lr times it."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
-    penalty_on: Literal["fused", "scores"] = "fused"
+    penalty_on: Literal["fused", "scores"] = setting("fused", needs=("group_lasso_form", "penalty"))
     """What the penalty is computed from: the aggregation tensor (fused) or the scores."""
     filter_rule: int | None = setting(None, bounds=FROM_ZERO, unit="entries")
     """Drop a convolution's filters that keep at most so many entries, if its filters keep more on average."""
     revive: bool = False
     """Let scores of exactly zero take part in fusion and gradients again."""
-    mask_sent: Literal["own", "majority"] = "own"
-    """What mask-mean sends: an agent's own mask, or the majority that it uses."""
     prune_rate: float = setting(0.5, bounds="[0, 1]", traced=True)
     """Share of its entries that a dis-pfl agent drops and grows anew after the first round, falling to 0."""
     regrow: Literal["random", "gradient"] = "random"
@@ -157,7 +167,8 @@ class Method:
     clamp: float = setting(0.01, bounds="[1e-06, 0.5)", traced=True)
     """How close to 0 and 1 fedpm's mean masks may be."""
     model: str | None = None
-    """Network: alexnet, small, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, small below."""
+    """Network: alexnet, small, conv3, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, else
+    small."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
     """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; methods without a
     retention take ±√(2/fan_in)."""

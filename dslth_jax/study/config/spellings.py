@@ -16,8 +16,10 @@ from typing import Any, get_args
 import numpy as np
 
 from dslth_jax import graphs, partition, schedules, skew
+from dslth_jax.algorithm import belongs_to
 from dslth_jax.graphs import Adjacency, Topology, graph_of, metropolis
 from dslth_jax.naming import nearest
+from dslth_jax.networks.network import Network
 from dslth_jax.partition import Partition
 from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
@@ -96,6 +98,22 @@ def schedule_of(spelling: str, rounds: int) -> Schedule:
     """
     factors = [made("schedule", part, SCHEDULES, rounds=rounds) for part in spelling.split("@") if part]
     return schedules.product(*factors)
+
+
+def layers_of(spelling: str, network: Network) -> tuple[str, ...]:
+    """Layers of a network: "none", "last" for its heads, or names with commas between them, such as "conv1,linear2".
+
+    A ValueError where it has no such layer.
+    """
+    if spelling in ("none", "last"):
+        return network.heads if spelling == "last" else ()
+    names = tuple(word.strip() for word in spelling.split(","))
+    known = list(dict.fromkeys(name.rpartition("/")[0] for name in network.roles))
+    for name in names:
+        if not any(belongs_to(leaf, name) for leaf in network.roles):
+            instead = nearest(name, known)
+            raise ValueError(f"--personal-layers must be none, last or among {', '.join(known)}, got {name!r}{instead}")
+    return names
 
 
 def made(what: str, spelling: str, known: Mapping[str, Callable[..., Any]], also: str = "", /, **given: Any) -> Any:

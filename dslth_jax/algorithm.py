@@ -145,7 +145,7 @@ def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algor
         def rest(of_layers: Mapping[str, Any]) -> dict[str, Any]:
             return {name: leaf for name, leaf in of_layers.items() if not any(belongs_to(name, one) for one in layers)}
 
-        return Message(*(None if part is None else rest(part) for part in message))
+        return Message(rest(message.masks), rest(message.values), None if message.has is None else rest(message.has))
 
     def init(key: Key[Array, ""], world: World, hyper: Any) -> tuple[Any, Message]:
         agent, message = algorithm.init(key, world, hyper)

@@ -43,19 +43,22 @@ class Message(NamedTuple):
     """What one agent sends, layer by layer. An agent that sends nothing has an empty message.
 
     Every agent's message has the same names, and no name for a layer that nobody ever sends. Bits need not be the mask
-    in use. Where a name has bits and values, values are sent only where the bits are 1.
+    in use. Where a name has bits and values, values are sent only where the bits are 1. Bits that have a scale are
+    signs of numbers of this size, and no mask.
     """
 
     masks: Mapping[str, UInt8[Array, "..."]] = {}  # packed bits
     values: Mapping[str, Float[Array, "..."]] = {}
     has: Mapping[str, Bool[Array, ""]] | None = None  # whether this message holds the layer; None says all
+    scales: Mapping[str, Float[Array, ""]] = {}  # one number a layer, of some of the layers that have bits
 
 
 class Heard(NamedTuple):
     """What one agent heard of its neighbours, without itself: sums over those whose message of a layer arrived.
 
     Where links weigh 0 or 1 in uint8, masks are counted in whole numbers, which sum exactly in any order. Other weights
-    are floats, and sums are of weighted masks; sums of values are always weighted, edge after edge.
+    are floats, and sums are of weighted masks; sums of values are always weighted, edge after edge. Bits that have a
+    scale are summed in floats, each times its sender's scale.
     """
 
     masks: Mapping[str, Shaped[Array, "..."]]  # how many neighbours keep each entry, or their weight
@@ -63,6 +66,7 @@ class Heard(NamedTuple):
     weight: Mapping[str, Shaped[Array, ""]]  # of all neighbours that were heard, layer by layer
     own: Float[Array, ""]  # the weight of one's own value in a mean
     spoke: Bool[Array, ""]  # whether this was a round of exchange; an agent may hear nobody in such a round too
+    scales: Mapping[str, Float[Array, ""]] = {}  # of all neighbours that were heard, weighted, where layers have any
 
 
 class Init(Protocol):
@@ -145,7 +149,8 @@ def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algor
         def rest(of_layers: Mapping[str, Any]) -> dict[str, Any]:
             return {name: leaf for name, leaf in of_layers.items() if not any(belongs_to(name, one) for one in layers)}
 
-        return Message(rest(message.masks), rest(message.values), None if message.has is None else rest(message.has))
+        has = None if message.has is None else rest(message.has)
+        return Message(rest(message.masks), rest(message.values), has, rest(message.scales))
 
     def init(key: Key[Array, ""], world: World, hyper: Any) -> tuple[Any, Message]:
         agent, message = algorithm.init(key, world, hyper)
@@ -206,6 +211,16 @@ def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..
         return heard.masks[name].astype(leaf.dtype) / jnp.where(weight > 0, weight, 1).astype(leaf.dtype)
 
     return with_names(one, like)
+
+
+def sum_of_signs(heard: Heard, name: str) -> Float[Array, "..."]:
+    """Σ a s (2b - 1) of a layer: the numbers that the neighbours' scaled bits b stand for, with their links' weights a.
+
+    >>> heard = Heard({"w": jnp.array([0.0, 3.0])}, {}, {"w": 1}, jnp.ones(()), jnp.array(True), {"w": jnp.array(3.0)})
+    >>> sum_of_signs(heard, "w").tolist()
+    [-3.0, 3.0]
+    """
+    return 2 * heard.masks[name] - heard.scales[name]
 
 
 def mean_with_own(

@@ -23,8 +23,8 @@ def hear(
     """One row of the product: what `receiver` has of its neighbours' masks and values, in a round of exchange.
 
     One agent's world on the receiving side; map it over receivers. The cost grows with the edges, and masks stay bits
-    until the moment they are counted: in the smallest type that holds the count where edges weigh 0 or 1 in uint8, else
-    as sums of floats in the order of the edges, as values always are.
+    until the moment they are counted: in the smallest type that holds the count where edges weigh 0 or 1 in uint8 and
+    bits have no scale, else as sums of floats in the order of the edges, as values always are.
 
     Args:
         messages: everybody's, stacked along a leading agents axis.
@@ -50,11 +50,14 @@ def hear(
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
     edges = Edges(jnp.asarray(graph.senders), weights, first, end)
-    form = weighted_sum if jnp.issubdtype(graph.weights.dtype, jnp.floating) else count
+    scaled = edges._replace(weights={**weights, **scaled_weights(messages, graph, weights)})
+    counted = {name: zeros for name, zeros in nothing.masks.items() if jnp.issubdtype(zeros.dtype, jnp.integer)}
+    summed = {name: zeros for name, zeros in nothing.masks.items() if name not in counted}
     return nothing._replace(
-        masks=form(nothing.masks, messages.masks, edges) if messages.masks else nothing.masks,
+        masks=(count(counted, messages.masks, edges) if counted else {}) | weighted_sum(summed, messages.masks, scaled),
         values=sum_of_values(nothing.values, messages.values, edges) if messages.values else nothing.values,
         weight=total_weight(nothing.weight, edges),
+        scales=total_weight(nothing.scales, scaled),
     )
 
 
@@ -88,14 +91,22 @@ def edge_weights(messages: Message, graph: Graph) -> dict[str, Shaped[Array, "ed
     return {name: jnp.where(messages.has[name][graph.senders], weights, 0).astype(weights.dtype) for name in names}
 
 
+def scaled_weights(
+    messages: Message, graph: Graph, weights: Mapping[str, Shaped[Array, "edges"]]
+) -> dict[str, Float[Array, "edges"]]:
+    """The weight of every edge times its sender's scale, of the layers that have scales."""
+    return {name: weights[name].astype(own.dtype) * own[graph.senders] for name, own in messages.scales.items()}
+
+
 def count(
     zeros: Mapping[str, Integer[Array, "..."]], sent: Mapping[str, UInt8[Array, "agents _"]], edges: Edges
 ) -> dict[str, Integer[Array, "..."]]:
-    """How many senders of the edges keep each entry, in arrays like `zeros`.
+    """How many senders of the edges keep each entry of the layers of `zeros`, in arrays like these.
 
     Several neighbours at a time. The first several stand outside of the loop, so that the counts of few neighbours are
     written once, to where they belong.
     """
+    sent = {name: sent[name] for name in zeros}
     hears_any, hears_more = edges.first < edges.end, edges.end - edges.first > AT_ONCE
 
     def add_neighbours(step: Array, planes: dict[str, Array]) -> dict[str, Array]:
@@ -159,16 +170,21 @@ def total_weight(zeros: Mapping[str, Array], edges: Edges) -> dict[str, Array]:
 def weighted_sum(
     zeros: Mapping[str, Float[Array, "..."]], sent: Mapping[str, UInt8[Array, "agents _"]], edges: Edges
 ) -> dict[str, Float[Array, "..."]]:
-    """The weight of the senders that keep each entry, edge after edge."""
+    """The weight of the senders that keep each entry of the layers of `zeros`, edge after edge; several of them at a
+    time, so that sums are written once for all of these."""
 
-    def add(edge: Array, totals: dict[str, Array]) -> dict[str, Array]:
+    def add_several(step: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        senders, weights = edges.several(step)
+
         def add_layer(name: str, total: Array) -> Array:
-            kept = unpack(sent[name][edges.senders[edge]], total.shape)
-            return total + edges.weights[name][edge] * kept.astype(total.dtype)
+            for i in range(AT_ONCE):
+                kept = unpack(sent[name][senders[i]], total.shape) != 0
+                total = total + jnp.where(kept, weights[name][i].astype(total.dtype), 0)
+            return total
 
         return {name: add_layer(name, total) for name, total in totals.items()}
 
-    return lax.fori_loop(edges.first, edges.end, add, dict(zeros))
+    return lax.fori_loop(0, edges.steps, add_several, dict(zeros)) if zeros else {}
 
 
 def sum_of_values(
@@ -201,17 +217,21 @@ def present_first(graph: Graph, agents: int) -> Graph:
 def silence(like: Message, senders: int, graph: Graph) -> Heard:
     """What an agent has heard of `senders` agents, over edges like those of `graph`, in a round without exchange.
 
-    `like` is a message with its masks unpacked: only its shapes count, and of values their types.
+    `like` is a message with its masks unpacked: only its shapes count, and of values and scales their types.
     """
     dtype = jnp.result_type(graph.weights)
     floats = jnp.issubdtype(dtype, jnp.floating)
     counts, weight = (dtype, dtype) if floats else (counting_dtype(senders), jnp.int32)
     return Heard(
-        masks={name: jnp.zeros(leaf.shape, counts) for name, leaf in like.masks.items()},
+        masks={
+            name: jnp.zeros(leaf.shape, jnp.result_type(like.scales[name]) if name in like.scales else counts)
+            for name, leaf in like.masks.items()
+        },
         values={name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in like.values.items()},
         weight={name: jnp.zeros((), weight) for name in {**like.masks, **like.values}},
         own=jnp.ones((), jnp.result_type(graph.own)),
         spoke=jnp.array(False),
+        scales=jax.tree.map(jnp.zeros_like, dict(like.scales)),
     )
 
 
@@ -219,7 +239,7 @@ def unpacked(message: Message, weights: PyTree[Array]) -> Message:
     """Arrays of the shapes of one agent's message: bits are of the entries of the values of the same name, else of the
     weights."""
     shapes = {**by_name(weights), **message.values}
-    return Message({name: shapes[name] for name in message.masks}, message.values)
+    return message._replace(masks={name: shapes[name] for name in message.masks})
 
 
 def counting_dtype(agents: int) -> Any:

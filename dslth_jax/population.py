@@ -250,7 +250,7 @@ def exchange(
 
     # Take planes, in the order in which bits are packed, so that counts are written at once to where they belong.
     planes = heard._replace(masks={name: as_planes(counts) for name, counts in heard.masks.items()})
-    like = jax.tree.map(lambda leaf: leaf[0], Message(planes.masks, planes.values))
+    like = jax.tree.map(lambda leaf: leaf[0], Message(planes.masks, planes.values, scales=planes.scales))
 
     def listen(_: Heard, number: Array) -> tuple[Heard, None]:
         return hear(messages, graph, number, like, weights), None

@@ -3,9 +3,10 @@
 A mask is a sequence of layers of packed bits, as `masks.pack` makes them (`jax.tree.leaves` of one agent's message on
 the host), and comes with the layers' shapes. A message is, integers with the lowest byte first:
 
-    b"DM", version (1 byte), sender (4), round (4)
+    b"DM", or b"DS" where layers have scales, version (1 byte), sender (4), round (4)
     round of the mask that flips are against (4); a key frame has no flips and names its own round
     digests of shapes and the run's name (4), of the mask that flips are against (4; zeros), of this mask (8)
+    scales, one float32 a layer, where there are any
     layers, as `entropy.shorten` writes them
     checksum of everything before (8)
 
@@ -26,7 +27,7 @@ import numpy as np
 
 from dslth_jax.codec.entropy import Bits, full, restore, shorten
 
-MAGIC, VERSION = b"DM", 1  # what is written in another way is not read
+MAGIC, SCALED, VERSION = b"DM", b"DS", 1  # what is written in another way is not read
 HEADER = struct.Struct("<2sBIII4s4s8s")
 CHECKSUM = 8  # bytes
 
@@ -48,6 +49,7 @@ class SentMask(NamedTuple):
     sender: int
     round: int
     layers: Sequence[Bits]
+    scales: Sequence[float] = ()  # where bits are signs: what those of each layer stand for, as float32
 
 
 def encode(
@@ -85,7 +87,8 @@ def encode(
         _digest(against, kind)[:4] if against else bytes(4),
         _digest(mask, kind),
     )
-    message = HEADER.pack(MAGIC, VERSION, *header) + body
+    scales = np.array(mask.scales, "<f4").tobytes()
+    message = HEADER.pack(SCALED if scales else MAGIC, VERSION, *header) + scales + body
     return message + _hash(message)
 
 
@@ -103,7 +106,7 @@ def decode(message: Received, shapes: Shapes, *, past: SentMask | None = None, r
         MissingPastError: its flips are against another mask than `past`.
         ImportError: constriction is missing, and the message is entropy coded.
     """
-    header, body = _open(message, shapes, run)
+    header, scales, body = _open(message, shapes, run)
     against = _past_of(header, shapes, past, run)
     try:
         layers = restore(body, _sizes(shapes), against and against.layers)
@@ -111,7 +114,7 @@ def decode(message: Received, shapes: Shapes, *, past: SentMask | None = None, r
         raise CodecError(
             f"layers were expected, got other bytes ({error}): drop it, and give both ends one release of constriction"
         ) from None
-    mask = _cleaned(SentMask(header.sender, header.round, layers), shapes)
+    mask = _cleaned(SentMask(header.sender, header.round, layers, scales), shapes)
     if _digest(mask, _kind(shapes, run)) != header.digest:
         raise CodecError("the decoded mask is not the one sent: drop it, and use one constriction release at both ends")
     return mask
@@ -132,11 +135,11 @@ class Sender(NamedTuple):
     past: SentMask | None = None  # sent last
     key_round: int | None = None  # of the last key frame
 
-    def send(self, round: int, layers: Sequence[Bits]) -> tuple["Sender", bytes]:
+    def send(self, round: int, layers: Sequence[Bits], scales: Sequence[float] = ()) -> tuple["Sender", bytes]:
         """The state after a round, and its message; a CodecError as in `encode`, or where rounds do not rise."""
         if self.past and round <= self.past.round:
             raise CodecError(f"a round after {self.past.round}, which was sent, was expected, got {round}")
-        mask = _cleaned(SentMask(self.number, round, layers), self.shapes)
+        mask = _cleaned(SentMask(self.number, round, layers, scales), self.shapes)
         due = self.key_round is None or 0 < self.key_every <= round - self.key_round
         message = encode(mask, self.shapes, past=None if due else self.past, coded=self.coded, run=self.run)
         return self._replace(past=mask, key_round=round if due else self.key_round), message
@@ -160,7 +163,7 @@ class Receiver(NamedTuple):
         Raises a CodecError as `decode` does, and where another agent sent the message or it is no newer than the last.
         This state can then be used further. After a MissingPastError, ask the sender for a key frame.
         """
-        header, _ = _open(message, self.shapes, self.run)
+        header, *_ = _open(message, self.shapes, self.run)
         if header.sender != self.sender:
             raise CodecError(f"a mask of agent {self.sender} was expected, got {_named(header)}: drop it")
         if self.past and header.round <= self.past.round:
@@ -178,8 +181,9 @@ class _Header(NamedTuple):
     digest: bytes
 
 
-def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, bytes]:
-    """The header, and the layers yet to be read, of a message that came whole and is of these shapes and this run."""
+def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, list[float], bytes]:
+    """The header, the scales, and the layers yet to be read, of a message that came whole and is of these shapes and
+    this run."""
     message, least = memoryview(message).tobytes(), HEADER.size + CHECKSUM
     if len(message) < least:
         raise CodecError(f"a message of at least {least} bytes was expected, got {len(message)}: ask for it again")
@@ -187,7 +191,7 @@ def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, bytes
     if checksum != _hash(body):
         raise CodecError(f"a whole message was expected, got {len(message)} damaged or other bytes: ask for it again")
     magic, version, *fields = HEADER.unpack_from(message)
-    if magic != MAGIC:
+    if magic not in (MAGIC, SCALED):
         raise CodecError(f"a message that starts with {MAGIC!r} was expected, got {magic!r}: drop it, it is no mask")
     if version != VERSION:
         raise CodecError(f"a message of format {VERSION} was expected, got {version}: both ends need one release")
@@ -196,7 +200,10 @@ def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, bytes
         raise CodecError(
             f"layers of shapes {list(shapes)} were expected, got others: both ends need one network, and one run's name"
         )
-    return header, body[HEADER.size :]
+    end = HEADER.size + (4 * len(shapes) if magic == SCALED else 0)
+    if len(body) < end:
+        raise CodecError(f"scales of {len(shapes)} layers were expected, got {len(body)} bytes in all: drop it")
+    return header, np.frombuffer(body[HEADER.size : end], "<f4").tolist(), body[end:]
 
 
 def _past_of(header: _Header, shapes: Shapes, past: SentMask | None, run: bytes) -> SentMask | None:
@@ -222,6 +229,9 @@ def _cleaned(mask: SentMask, shapes: Shapes) -> SentMask:
         raise CodecError(f"sender and round from 0 to 2**32 - 1 were expected, got {_named(mask)}")
     if len(mask.layers) != len(sizes):
         raise CodecError(f"{len(sizes)} layers were expected, got {len(mask.layers)}")
+    if len(mask.scales) not in (0, len(sizes)):
+        raise CodecError(f"a scale for each of {len(sizes)} layers was expected, or none, got {len(mask.scales)}")
+    mask = mask._replace(scales=np.array(mask.scales, np.float32).tolist())
     layers = []
     for number, (bits, size) in enumerate(zip(map(np.asarray, mask.layers), sizes, strict=True)):
         if bits.dtype != np.uint8 or bits.shape != (-(-size // 8),):
@@ -240,6 +250,7 @@ def _sizes(shapes: Shapes) -> list[int]:
 
 def _digest(mask: SentMask, kind: bytes) -> bytes:
     digest = blake2b(b"%d %d %b" % (mask.sender, mask.round, kind), digest_size=8)
+    digest.update(np.array(mask.scales, "<f4").tobytes())
     for bits in mask.layers:
         digest.update(bits.data)
     return digest.digest()

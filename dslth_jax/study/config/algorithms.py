@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from dslth_jax.algorithm import Algorithm
-from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl
+from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl, score_gossip
 
 # What the presets code, paper and tuned say where a flag is left out.
 _SAID = {
@@ -68,6 +68,11 @@ ALGORITHMS: dict[str, Row] = {
             "fusion", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on",
             "start_scores",
         ),
+        further=(*_filters, *_coded),
+    ),
+    "score-gossip": Row(
+        score_gossip.score_gossip, score_gossip.Hyper, does="scores mixed with neighbours', told by signs",
+        sends="a sign an entry", by_scores=True, switches=("modulation", "group_lasso_form"),
         further=(*_filters, *_coded),
     ),
     "independent": Row(

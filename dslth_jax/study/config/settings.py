@@ -127,6 +127,10 @@ class Method:
     mask_sent: Literal["own", "fused", "majority"] | None = None
     """What neighbours get: the mask of an agent's own scores, or the one that it uses, of its fused scores (mce-pl) or
     the majority (mask-mean)."""
+    mixing_step: float | str = setting(0.5, bounds="[0, 1]", scheduled=True)
+    """How far score-gossip moves the magnitudes of scores toward the neighbours' mean."""
+    modulation: Literal["step", "adaptive"] = "adaptive"
+    """What a sign of score-gossip stands for: the steps since the last exchange, or the layer's mean error."""
     personal_layers: str | None = None
     """Layers that agents keep to themselves: last (those that make the logits), none, or names such as
     conv1,linear2."""

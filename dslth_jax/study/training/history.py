@@ -65,7 +65,8 @@ class History:
         self.prepared, self.number = prepared, number  # of several runs, which one it is
         self.maskable, self.message = maskable_of(prepared)
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
-        self.tally, self.ledger = Tally(), Ledger(sizes, masks_alone=bool(sizes) and not self.message.values)
+        alone = bool(sizes) and not self.message.values
+        self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
         tested = prepared.held(prepared.tests)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None

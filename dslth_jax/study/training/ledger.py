@@ -59,6 +59,7 @@ class Ledger:
     """The bits of one run so far, in Python's numbers, because those of one round may exceed 32 bits."""
 
     entries: dict[str, int]  # of the bits of each layer of a message
+    scales: int = 0  # how many of the layers have a scale, which is sent as a float; their bits are no masks
     masks_alone: bool = True  # whether messages hold no values; bits of masks are counted of no others
     kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
     bitmap_bits: int = 0
@@ -86,7 +87,7 @@ class Ledger:
 
     def bits_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
         """How many bits, 0 and 1, each agent's message of a round holds, whether it is sent or not."""
-        bits = np.zeros(len(info["listeners"]), np.int64)
+        bits = np.full(len(info["listeners"]), 32 * self.scales, np.int64)
         for name, size in self.entries.items():
             bits += size * (1 if info["has"] is None else info["has"][name])
         return bits
@@ -121,7 +122,11 @@ class Ledger:
             "coded_rounds": self.coded_rounds,
         }
         of_all = ("float32_bits", "busiest_agent_bits")
-        return {name: own if self.masks_alone or name in of_all else None for name, own in row.items()}
+        unknown = {"kept_bits"} if self.scales else set()
+        return {
+            name: own if name in of_all or (self.masks_alone and name not in unknown) else None
+            for name, own in row.items()
+        }
 
     @property
     def on_the_wire(self) -> int:
@@ -142,7 +147,8 @@ def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -
         return [name for name in like.masks if messages.has is None or messages.has[name][agent]]
 
     def mask_of(messages: Message, agent: int, names: list[str], round: int) -> SentMask:
-        return SentMask(agent, round, [np.asarray(messages.masks[name][agent]) for name in names])
+        scales = [float(messages.scales[name][agent]) for name in names if name in messages.scales]
+        return SentMask(agent, round, [np.asarray(messages.masks[name][agent]) for name in names], scales)
 
     def length(agent: int) -> int:
         names = layers_of(sent, agent)

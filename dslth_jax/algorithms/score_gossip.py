@@ -1,0 +1,156 @@
+"""Score gossip: neighbours learn each other's scores from one bit an entry. One agent's world. Ours.
+
+Agents mix the magnitudes of their scores, not their masks. Nobody sends a score: of every agent i there is a public
+estimate ẑ_i, which starts at the common |z₀| and moves by one step up or down for each bit that i sends (delta
+modulation; with an adaptive step it is sign compression with memory, as in CHOCO-SGD: Koloskova et al., ICML 2019). S_i
+is the weighted mean of the neighbours' estimates, which i keeps from their bits alone. One round, with the symbols of
+`mce_pl`, the steps δ, and the strength γ of the mixing:
+
+    local step    z ← z − η (g + wd · z), prox of η λ R                  }
+    signs         b = [ |z| ≥ ẑ ],  δ by layer                           } send b and δ
+    exchange      σ ← weighted mean of the neighbours' δ_j (2 b_j − 1)
+    estimates     ẑ ← ẑ + δ (2b − 1),  S ← S + σ                         }
+    mixing        z ← s · max(|z| + γ (S − ẑ), 1e-9)                     } receive
+
+with s = −1 for z < 0 and else 1. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ |
+over the layer. In a silent round nothing but z moves. S is a sum of what all neighbours have ever sent: their number
+never changes, and a link may be late but must lose nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from dslth_jax import masks
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, sum_of_signs, with_names
+from dslth_jax.algorithms import mce_pl
+from dslth_jax.algorithms.consensus import pull
+from dslth_jax.algorithms.mce_pl import AS_IN_CODE, MaskRule, Scores
+from dslth_jax.naming import expect_choice
+from dslth_jax.networks.network import Network
+
+
+class Hyper(NamedTuple):
+    """The traced settings of one agent in one round; the population's carry a leading agents axis."""
+
+    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `mce_pl.kept_by_layer`
+    lr: float | Float[Array, ""] = 5e-4  # η
+    weight_decay: float | Float[Array, ""] = 0.0  # wd
+    group_lasso: float | Float[Array, ""] = 0.0  # λ
+    mixing_step: float | Float[Array, ""] = 0.5  # γ
+
+
+class Agent(NamedTuple):
+    """What one agent carries from round to round."""
+
+    scores: Scores
+    optimizer: optax.OptState
+    stepped: Float[Array, ""]  # the sum of the steps since the last exchange
+    public: Scores  # ẑ
+    neighbours: Scores  # S
+    weight: Mapping[str, Float[Array, ""]]  # of all neighbours, by layer
+
+
+def score_gossip(
+    network: Network,
+    *,
+    modulation: Literal["step", "adaptive"] = "step",
+    group_lasso_form: Literal["proximal", "penalty"] = "proximal",
+    mask_rule: MaskRule = AS_IN_CODE,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Algorithm:
+    """Score gossip on `network`. All agents start with common scores, or ẑ would have to be sent first.
+
+    Args:
+        network: whose masked weights get scores.
+        modulation: what a bit is worth: the steps taken since the last exchange, or the layer's mean error.
+        group_lasso_form: see `mce_pl.mce_pl`, as for `mask_rule` and `optimizer`.
+    """
+    expect_choice("modulation", modulation, ("step", "adaptive"))
+    local = mce_pl.mce_pl(
+        network, fusion="force", group_lasso_form=group_lasso_form, mask_rule=mask_rule, optimizer=optimizer
+    )
+
+    def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
+        started, _ = local.init(key, world, learning(hyper))
+        start = jax.tree.map(jnp.abs, started.scores)
+        nobody = {name: jnp.zeros((), z.dtype) for name, z in by_name(start).items()}
+        agent = Agent(started.scores, started.optimizer, jnp.asarray(started.stepped), start, start, nobody)
+        return agent, signs(agent.scores, start, jax.tree.map(jnp.ones_like, nobody))
+
+    def send(
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
+    ) -> tuple[Agent, Message, Message, dict[str, Array]]:
+        before = mce_pl.Agent(agent.scores, agent.optimizer, agent.stepped)
+        moved, _, _, info = local.send(key, world, learning(hyper), before, heard, batches)
+        # Start messages pass through no link: what was heard before the first round is of all neighbours.
+        weight = {
+            name: jnp.where(world.round == 0, heard.weight[name].astype(own.dtype), own)
+            if name in heard.weight
+            else own
+            for name, own in agent.weight.items()
+        }
+        agent = agent._replace(**moved._asdict(), weight=weight)
+        message = signs(agent.scores, agent.public, by_name(steps(agent)))
+        return agent, message, message, info
+
+    def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
+        """δ of every layer."""
+        if modulation == "step":
+            return jax.tree.map(lambda z: agent.stepped.astype(z.dtype), agent.scores)
+        return jax.tree.map(lambda z, known: jnp.mean(jnp.abs(jnp.abs(z) - known)), agent.scores, agent.public)
+
+    def receive(
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches
+    ) -> tuple[Agent, dict[str, Array]]:
+        del key, world, batches
+
+        def told(name: str, known: Array) -> Array:
+            up = masks.unpack(carry.masks[name], known.shape) != 0
+            return known + jnp.where(up, carry.scales[name], -carry.scales[name])
+
+        def told_by_all(name: str, known: Array) -> Array:
+            if name not in heard.masks:
+                return known
+            weight = agent.weight[name]
+            return known + sum_of_signs(heard, name) / jnp.where(weight > 0, weight, 1)
+
+        def mixing(name: str, public: Array, neighbours: Array) -> Array:
+            if name not in heard.masks:
+                return jnp.zeros_like(public)
+            mixed = heard.spoke & (agent.weight[name] > 0)
+            return jnp.where(mixed, hyper.mixing_step * (neighbours - public), 0)
+
+        public = jax.tree.map(
+            lambda new, old: jnp.where(heard.spoke, new, old), with_names(told, agent.public), agent.public
+        )
+        neighbours = with_names(told_by_all, agent.neighbours)
+        scores = pull(agent.scores, with_names(mixing, public, neighbours))
+        agent = agent._replace(
+            scores=scores,
+            stepped=jnp.where(heard.spoke, 0, agent.stepped),
+            public=public,
+            neighbours=neighbours,
+        )
+        return agent, {"score_magnitude": optax.tree.norm(scores, ord=1)}
+
+    def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
+        return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)
+
+    return Algorithm(init, send, receive, model)
+
+
+def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]]) -> Message:
+    """b of every layer, each with its step δ."""
+    above = jax.tree.map(lambda z, known: masks.pack(jnp.abs(z) >= known), scores, public)
+    return Message(by_name(above), scales=steps)
+
+
+def learning(hyper: Hyper) -> mce_pl.Hyper:
+    """The settings of the local step; there is no force."""
+    own = {name: value for name, value in hyper._asdict().items() if name != "mixing_step"}
+    return mce_pl.Hyper(**own, fine_tune_lr=0.0, amplitude=0.0, force=0.0)

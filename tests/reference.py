@@ -31,6 +31,12 @@ def threshold(y, count):
     return mask.reshape(y.shape)
 
 
+def pull(z, by):
+    """Move magnitudes, keep signs (0 counts as positive), and leave entries that nothing pulls at."""
+    moved = np.where(z < 0, -1.0, 1.0) * np.maximum(np.abs(z) + by, 1e-9)
+    return np.where(by != 0, moved, z)
+
+
 def groups(z):
     """Each output's group of entries, as a view of columns."""
     return z.reshape(-1, z.shape[-1])
@@ -90,6 +96,9 @@ class Switches:
     momentum: float = 0.9
     second_momentum: float = 0.99
     exchange_every: int = 1
+    fusion: str = "tensor"
+    mask_sent: str = "fused"
+    personal: tuple = ()  # layers that nobody sends
 
 
 class Optimizer:
@@ -127,6 +136,7 @@ class Population:
         self.scores = [{layer: z.copy() for layer, z in own.items()} for own in scores]
         self.optimizers = [Optimizer(switches) for _ in scores]
         self.sent, self.rounds = start_masks, 0
+        self.stepped = [0.0 for _ in scores]
         self.heard = [self.listen(agent, mixing) for agent in range(len(scores))]
 
     def listen(self, agent, mixing):
@@ -136,18 +146,21 @@ class Population:
         mean = {}
         for layer, w in self.weights.items():
             total = np.zeros_like(w)
-            for j in neighbours:
-                total += mixing[agent][j] * self.sent[j][layer]
+            if layer not in self.switches.personal:
+                for j in neighbours:
+                    total += mixing[agent][j] * self.sent[j][layer]
             mean[layer] = total / total_weight if neighbours else total
         return mean
 
     def alive(self, z):
         return np.where(z == 0, math.sqrt(np.finfo(z.dtype).tiny), z) if self.switches.revive else z
 
-    def masks(self, agent, settings, heard):
+    def masks(self, agent, settings, heard, own=False):
         masks = {}
         for layer, z in self.scores[agent].items():
-            y = fuse(self.alive(z), heard[layer], settings["amplitude"])
+            y = self.alive(z)
+            if self.switches.fusion == "tensor" and not own:
+                y = fuse(y, heard[layer], settings["amplitude"])
             masks[layer] = threshold(y, settings["counts"][layer])
             if self.switches.smallest_filter is not None and z.ndim == 4:
                 masks[layer] = drop_filters(masks[layer], self.switches.smallest_filter)
@@ -168,7 +181,8 @@ class Population:
             alive = self.alive(z)
             g = np.sign(alive) * weights[layer] * dv[layer]
             if self.switches.group_lasso_form == "penalty":
-                y = z if self.switches.penalty_on == "scores" else fuse(alive, heard[layer], settings["amplitude"])
+                fuses = self.switches.penalty_on == "fused" and self.switches.fusion == "tensor"
+                y = fuse(alive, heard[layer], settings["amplitude"]) if fuses else z
                 g = g + settings["group_lasso"] * penalty_gradient(y)
             gradient[layer] = g
         return self.optimizers[agent].direction(gradient), loss
@@ -194,6 +208,15 @@ class Population:
             weight = heard[layer] > 0 if self.switches.fine_tune_weight == "touched" else heard[layer]
             self.scores[agent][layer] = z - settings["fine_tune_lr"] * step[layer] * weight
 
+    def force(self, agent, settings, own):
+        """Pull magnitudes toward what neighbours keep more than the layer's mean, and away from what they keep less."""
+        for layer, z in self.scores[agent].items():
+            if layer in self.switches.personal or not self.hears_anybody[agent]:
+                continue
+            heard, kept = self.heard[agent][layer], own[layer]
+            f = (heard - heard.mean()) - (kept - kept.mean())
+            self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f)
+
     def round(self, batches, settings, mixing):
         """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
         steps, losses, messages = [], [], []
@@ -204,12 +227,18 @@ class Population:
                 self.fine_tune(agent, s, step, self.heard[agent], batches[agent][-1])
             steps.append(step)
             losses.append(loss)
-            messages.append(self.masks(agent, s, self.heard[agent]))
+            self.stepped[agent] += s["lr"] * len(batches[agent][:-1])
+            messages.append(self.masks(agent, s, self.heard[agent], own=self.switches.mask_sent == "own"))
         self.rounds += 1
         if self.rounds % self.switches.exchange_every == 0:
             self.sent = messages
             self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
-            if not paper_order:
+            self.hears_anybody = [any(row) for row in mixing]
+            if self.switches.fusion == "force":
+                for agent, s in enumerate(settings):
+                    self.force(agent, s, messages[agent])
+                    self.stepped[agent] = 0.0
+            elif not paper_order:
                 for agent, s in enumerate(settings):
                     self.fine_tune(agent, s, steps[agent], self.heard[agent], batches[agent][-1])
         return losses

@@ -18,11 +18,12 @@ from flax import linen as nn
 from tiny import heard_of
 
 from dslth_jax import control, links, masks, population
-from dslth_jax.algorithm import Algorithm, Batch, Batches, Message, by_name
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Message, by_name, with_personal_layers
 from dslth_jax.algorithms.mce_pl import (
     Hyper,
     MaskRule,
     batch_loss,
+    fused_scores,
     kept_by_layer,
     mce_pl,
     personal_masks,
@@ -87,7 +88,15 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
     kept = [kept_by_layer(weights, NETWORK.roles, r, 0.9) for r in RETENTION]
     dtype = jnp.result_type(float)
     # Personal step sizes, so that a mix-up of agents' settings shows.
-    defaults = {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0, **hyper}
+    defaults = {
+        "lr": 2.0,
+        "fine_tune_lr": 3.0,
+        "weight_decay": 5e-3,
+        "group_lasso": 0.0,
+        "amplitude": 1.0,
+        "force": 1.0,
+    }
+    defaults |= {"force": 1.0, **hyper}
     traced = {name: value * jnp.linspace(0.8, 1.2, AGENTS, dtype=dtype) for name, value in defaults.items()}
     return Setting(
         Hyper(jax.tree.map(lambda *k: jnp.array(k, jnp.int32), *kept), **traced), shares, graph_of(adjacency)
@@ -183,8 +192,10 @@ def assert_rounds_equal(
         mask_rule=MaskRule(**{name: getattr(switches, name) for name in MaskRule._fields}),
         optimizer=optimizer_of(switches),
     )
+    algorithm = with_personal_layers(algorithm, switches.personal)
+    plain = switches.fusion == "tensor" and switches.mask_sent == "fused" and not switches.personal
     settings = {"local_steps": local_steps, "exchange_every": switches.exchange_every, **ways}
-    start, step = programs(algorithm, s, starts=made(switches.optimizer), **settings)
+    start, step = programs(algorithm, s, starts=made(switches.optimizer) if plain else None, **settings)
     # In float64, where the test asks for it.
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
     state, hyper = start(), jax.device_get(s.hyper)
@@ -222,7 +233,8 @@ def assert_rounds_equal(
     return state, oracle
 
 
-ALGORITHM_SWITCHES = ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on")
+ALGORITHM_SWITCHES = ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "fusion")
+ALGORITHM_SWITCHES += ("mask_sent",)
 # Every switch of the method, alone or where two meet; what else a case sets are traced settings. Those of the authors'
 # code are the cases of schedules, weights and links that drop below.
 CASES = {
@@ -249,6 +261,16 @@ CASES = {
         "exchange_every": 3,
     },
     "the paper's order, exchange every second round": {"order": "paper", "exchange_every": 2},
+    "own masks sent, the last layer personal": {"mask_sent": "own", "personal": ("linear",)},
+    "force, silent rounds, several steps": {
+        "fusion": "force",
+        "optimizer": "adam",
+        "lr": 0.01,
+        "force": 2.0,
+        "exchange_every": 2,
+        "local_steps": 2,
+    },
+    "force on revived scores": {"fusion": "force", "group_lasso": 0.15, "revive": True, "personal": ("linear",)},
 }
 
 
@@ -487,7 +509,9 @@ def test_an_agents_loss_has_zero_gradient_to_others():
 
         def loss(hyper, own, counts, degree):
             return batch_loss(
-                NETWORK, personal_model(world, hyper, own, heard_of(degree, counts), NETWORK.roles)[0], batch
+                NETWORK,
+                personal_model(world, fused_scores(hyper, own, heard_of(degree, counts)), hyper.kept, NETWORK.roles)[0],
+                batch,
             )
 
         return population.over_agents(loss, s.hyper, scaled, counts, degrees)
@@ -626,7 +650,8 @@ def test_the_filter_rule_is_for_convolutions_alone():
     scores = jax.tree.map(lambda w: jnp.linspace(1, 2, w.size).reshape(w.shape), world.weights)
     scores["linear"]["kernel"] = scores["linear"]["kernel"].at[:, 0].mul(1e-3).at[0, 0].set(9.0)
     scores["conv"]["kernel"] = scores["conv"]["kernel"].at[..., 0].mul(1e-3).at[0, 0, 0, 0].set(9.0)
-    plain, ruled = (personal_masks(hyper, scores, silent, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
+    y = fused_scores(hyper, scores, silent)
+    plain, ruled = (personal_masks(y, hyper.kept, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
     assert plain["conv"]["kernel"][..., 0].sum() == 1
     assert ruled["conv"]["kernel"][..., 0].sum() == 0
     np.testing.assert_array_equal(ruled["linear"]["kernel"], plain["linear"]["kernel"])

@@ -8,7 +8,7 @@ methods by v = w * m. `own[i]` and `links[i][j]` are the weights of agent i itse
 import math
 
 import numpy as np
-from reference import proximal_step, threshold
+from reference import proximal_step, pull, threshold
 
 
 def mix(links, uniform):
@@ -123,6 +123,40 @@ def independent_round(weights, zs, settings, batches, gradient_fn):
         new_zs.append({layer: proximal_step(own, s["lr"] * s["group_lasso"]) for layer, own in z.items()})
         losses.append(np.mean(of_steps))
     return new_zs, losses
+
+
+def gossip_start(z):
+    """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average."""
+    start = {layer: np.abs(own) for layer, own in z.items()}
+    return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0}
+
+
+def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks):
+    """Everybody after a round, the signs and steps that were sent, and the losses."""
+    zs, losses = independent_round(weights, [own["z"] for own in agents], settings, batches, gradient_fn)
+    sent, after = [], []
+    for z, own, s, own_batches in zip(zs, agents, settings, batches, strict=True):
+        own = own | {"z": z, "stepped": own["stepped"] + s["lr"] * (len(own_batches) - 1)}
+        after.append(own)
+        error = {layer: np.abs(value) - own["public"][layer] for layer, value in z.items()}
+        step = {layer: np.abs(e).mean() if adaptive else own["stepped"] for layer, e in error.items()}
+        sent.append(
+            {layer: (np.where(e >= 0, 1.0, -1.0), float(np.float32(step[layer]))) for layer, e in error.items()}
+        )
+    if not speaks:
+        return after, sent, losses
+    moved = []
+    for i, own in enumerate(after):
+        total, new = sum(links[i]), {"stepped": 0.0, "z": {}, "public": {}, "neighbours": {}}
+        for layer, z in own["z"].items():
+            sign, step = sent[i][layer]
+            new["public"][layer] = own["public"][layer] + step * sign
+            told = sum((link * sent[j][layer][1] * sent[j][layer][0] for j, link in enumerate(links[i])), 0 * z)
+            new["neighbours"][layer] = own["neighbours"][layer] + (told / total if total else 0)
+            gap = new["neighbours"][layer] - new["public"][layer]
+            new["z"][layer] = pull(z, settings[i]["mixing_step"] * gap) if total else z
+        moved.append(new)
+    return moved, sent, losses
 
 
 def heard_votes(sent, agent, links, layer):

@@ -19,10 +19,11 @@ from flax import linen as nn
 from test_sweep import StopAfter
 from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
-from dslth_jax import population
+from dslth_jax import masks, population
 from dslth_jax.algorithm import Algorithm, mean_with_own
-from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean
+from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, score_gossip
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
+from dslth_jax.codec import Receiver, Sender
 from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Topology, graph_of, metropolis
 from dslth_jax.keys import key_of
@@ -90,7 +91,12 @@ ALL = {
     "mce-pl": Rival(
         functools.partial(mce_pl, NETWORK),
         Hyper,
-        {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0},
+        {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0, "force": 1.0},
+    ),
+    "score-gossip": Rival(
+        functools.partial(score_gossip.score_gossip, NETWORK),
+        score_gossip.Hyper,
+        {"lr": 2.0, "weight_decay": 5e-3, "group_lasso": 1e-3, "mixing_step": 0.5},
     ),
     "independent": Rival(
         functools.partial(independent.independent, NETWORK),
@@ -397,7 +403,7 @@ class Case:
         self.own = oracles.mix(self.links, uniform=not weighted)
         programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
-        self.step = lambda state: programs.step(state, self.hyper, self.shares, self.graph, NAMES)
+        self.step = lambda state, **more: programs.step(state, self.hyper, self.shares, self.graph, NAMES, **more)
         self.world = population.world_of(NETWORK, jax.random.key(0), 0, ROUNDS)
         self.weights, hyper = flat(self.world.weights), jax.device_get(self.hyper)
         self.settings = [
@@ -538,6 +544,43 @@ def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
         for found, expected in zip(case.unpacked(state.sent.masks, case.world.weights), sent, strict=True):
             chex.assert_trees_all_equal(found, expected)
         assert_close(case.all_of(state.agents.scores), zs)
+
+
+@pytest.mark.parametrize(("modulation", "weighted"), [("step", False), ("adaptive", True)])
+def test_score_gossip_is_its_formulas(modulation, weighted, x64):
+    """And who replays the messages that were really sent, as a neighbour does, holds ẑ bit for bit, and S."""
+    case = Case("score-gossip", weighted=weighted, modulation=modulation)
+    state, gradient_fn = case.start(), case.of_masks()
+    agents = [oracles.gossip_start(z) for z in case.all_of(state.agents.scores)]
+    layers = list(case.weights)
+    shapes = [case.weights[layer].shape for layer in layers]
+    senders = [Sender(number, shapes) for number in range(AGENTS)]
+    receivers = [Receiver(number, shapes) for number in range(AGENTS)]
+    replayed = [dict(own["public"]) for own in agents]
+    for round, speaks in enumerate((False, True, False, True, False, True)):
+        arguments = (case.batches(round), case.links, gradient_fn, modulation == "adaptive", speaks)
+        agents, _, losses = oracles.gossip_round(case.weights, agents, case.settings, *arguments)
+        state, info = case.step(state, every=2)
+        np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
+        for name, field in (("z", "scores"), ("public", "public"), ("neighbours", "neighbours")):
+            assert_close(case.all_of(getattr(state.agents, field)), [own[name] for own in agents])
+        if not speaks:
+            continue
+        sent = jax.device_get(state.sent)
+        for number in range(AGENTS):
+            bits, scales = ([own[layer][number] for layer in layers] for own in (sent.masks, sent.scales))
+            senders[number], message = senders[number].send(round, bits, scales)
+            receivers[number], came = receivers[number].receive(message)
+            for layer, packed, scale in zip(layers, came.layers, came.scales, strict=True):
+                up = np.asarray(masks.unpack(jnp.asarray(packed), case.weights[layer].shape)) != 0
+                replayed[number][layer] = replayed[number][layer] + np.where(up, scale, -scale)
+    for found, expected in zip(case.all_of(state.agents.public), replayed, strict=True):
+        chex.assert_trees_all_equal(found, expected)
+    for i, own in enumerate(case.all_of(state.agents.neighbours)):
+        heard = [j for j in range(AGENTS) if case.links[i][j]]
+        for layer in layers if heard else ():
+            total = sum(case.links[i][j] * replayed[j][layer] for j in heard)
+            np.testing.assert_allclose(own[layer], total / sum(case.links[i]), rtol=0, atol=1e-12)
 
 
 def test_fedpm_is_its_formulas(x64):

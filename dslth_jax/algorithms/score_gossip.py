@@ -101,8 +101,10 @@ def score_gossip(
     def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
         """δ of every layer."""
         if modulation == "step":
-            return jax.tree.map(lambda z: agent.stepped.astype(z.dtype), agent.scores)
-        return jax.tree.map(lambda z, known: jnp.mean(jnp.abs(jnp.abs(z) - known)), agent.scores, agent.public)
+            sizes = jax.tree.map(lambda z: agent.stepped.astype(z.dtype), agent.scores)
+        else:
+            sizes = jax.tree.map(lambda z, known: jnp.mean(jnp.abs(jnp.abs(z) - known)), agent.scores, agent.public)
+        return jax.tree.map(lambda size: size.astype(jnp.float32).astype(size.dtype), sizes)  # as they are sent
 
     def receive(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches

@@ -134,6 +134,7 @@ class Algorithm(NamedTuple):
     send: Send
     receive: Receive
     model: Model
+    start_known: bool = False  # whether the start message is worth something as the past of the first one that is sent
 
 
 def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:

@@ -140,6 +140,7 @@ def mce_pl(
     expect_choice("mask_sent", mask_sent, ("fused", "own"))
     rule, roles = optimizer or optax.identity(), network.roles
     by_force = fusion == "force"
+    start_known = start_scores == "shared" and (by_force or mask_sent == "own")
 
     def fused(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:
         """y, whose mask is in use."""
@@ -187,7 +188,7 @@ def mce_pl(
     @reproducible
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         scores = scores_at_start(key, world, start_scores)
-        if start_scores == "shared" and (by_force or mask_sent == "own"):
+        if start_known:
             start = own_masks(hyper, scores)
         else:
             _, masks_key = jax.random.split(world.key)
@@ -230,7 +231,7 @@ def mce_pl(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return personal_model(world, fused(hyper, agent.scores, heard), hyper.kept, roles, mask_rule)
 
-    return Algorithm(init, send, receive, model)
+    return Algorithm(init, send, receive, model, start_known)
 
 
 @reproducible

@@ -90,7 +90,9 @@ class History:
         self.ledger.add(info)
         course = self.prepared.course
         if self.ledger.masks_alone and course.has_exchange(round):
-            key_frame = course.is_key_frame(round)
+            # A start message that everybody knows, and that is of the scores, is as good a past as any.
+            first_after_start = self.prepared.algorithm.start_known and round == course.exchange_every
+            key_frame = course.is_key_frame(round) and not first_after_start
             # Where a listener may lack the mask sent last, every message stands for itself.
             alone = key_frame or self.redrawn or self.prepared.link_drop > 0
             lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)

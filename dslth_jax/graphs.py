@@ -111,6 +111,21 @@ def metropolis(topology: Topology) -> Topology:
     return Topology(_weigh(graph), redraw and (lambda key, graph: _weigh(redraw(key, graph))))
 
 
+def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
+    """The same graphs, in which agent i hears agent j with `weights[i, j]`, and not at all where that is 0.
+
+    >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
+    [0.5, 0.0, 1.0, 1.0]
+    """
+    table = jnp.asarray(weights, jnp.result_type(float))
+
+    def weigh(graph: Graph) -> Graph:
+        return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))
+
+    graph, redraw = topology
+    return Topology(weigh(graph), redraw and (lambda key, graph: weigh(redraw(key, graph))))
+
+
 def _weigh(graph: Graph) -> Graph:
     present = (graph.weights != 0).astype(jnp.result_type(float))
     nobody = jnp.zeros(len(graph.own), present.dtype)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from dslth_jax.algorithm import Message
 from dslth_jax.graphs import Graph, listeners
@@ -82,8 +82,48 @@ def dropped(rate: float | Float[Array, ""]) -> Link:
     return Link(lambda messages: None, transmit)
 
 
+def by_similarity() -> Link:
+    """Each link weighs as much as the masks at its two ends agree, in floats, in place of 1. Ours.
+
+    The agreement of a layer is the correlation of its bits, (n₁₁/d − p q) / √(p (1 − p) q (1 − q)) of the densities p
+    and q, which is 0 for masks that have nothing to do with each other; that of a link is the mean over layers, by
+    their entries. Masks that disagree do not hear each other. A layer that either end lacks does not count.
+    """
+
+    def transmit(
+        key: Key[Array, ""], memory: None, graph: Graph, messages: Message
+    ) -> tuple[None, Graph, Message, Int[Array, "agents"]]:
+        del key
+        senders, receivers = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
+        has = messages.has or {name: jnp.ones(bits.shape[0], bool) for name, bits in messages.masks.items()}
+
+        def agreement(edge: tuple[Array, Array]) -> Array:
+            one, other = edge
+            sums = [jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)]
+            for name, bits in messages.masks.items():
+                size = 8 * bits.shape[1]
+                both, p, q = (share_of_ones(own, size) for own in (bits[one] & bits[other], bits[one], bits[other]))
+                spread = jnp.sqrt(p * (1 - p) * q * (1 - q))
+                counts = (has[name][one] & has[name][other] & (spread > 0)) * jnp.float32(size)
+                sums[0] += counts * (both - p * q) / jnp.where(spread > 0, spread, 1)
+                sums[1] += counts
+            return jnp.maximum(sums[0] / jnp.where(sums[1] > 0, sums[1], 1), 0)
+
+        weights = graph.weights * jax.lax.map(agreement, (senders, receivers))
+        return memory, graph._replace(weights=weights), messages, listeners(graph)
+
+    return Link(lambda messages: None, transmit)
+
+
+def share_of_ones(bits: UInt8[Array, "bytes"], size: int) -> Float[Array, ""]:
+    """What share of a layer's entries packed bits keep."""
+    return jnp.sum(jnp.bitwise_count(bits), dtype=jnp.int32).astype(jnp.float32) / size
+
+
 def chain(*links: Link) -> Link:
-    """One link after another, as messages pass through them; the first says how many were sent."""
+    """One link after another, as messages pass through them; the first says how many were sent. None is perfect."""
+    if len(links) < 2:
+        return links[0] if links else perfect()
 
     def init(messages: Message) -> tuple[Any, ...]:
         return tuple(link.init(messages) for link in links)

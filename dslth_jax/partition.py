@@ -238,6 +238,16 @@ def class_counts(
     return np.stack([np.bincount(np.asarray(labels)[row[:size]], minlength=classes) for row, size in own])
 
 
+def overlap(counts: Int[np.ndarray, "agents classes"]) -> Float[np.ndarray, "agents _"]:
+    """How much of their label shares every two agents have in common, in [0, 1], from `class_counts`. Ours.
+
+    >>> overlap(np.array([[2, 2, 0], [0, 1, 1], [0, 0, 3]])).tolist()
+    [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return np.minimum(shares[:, None], shares[None]).sum(axis=2)
+
+
 def _expect_request(agents: int, fraction: float) -> None:
     if agents < 1:
         raise ValueError(f"agents must be at least 1, got {agents}")

@@ -50,6 +50,7 @@ class Row(NamedTuple):
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
     further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
+    bits: str = "masks"  # what the bits in its messages are: masks, or changes of which none may be lost
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
 
@@ -72,7 +73,7 @@ ALGORITHMS: dict[str, Row] = {
     ),
     "score-gossip": Row(
         score_gossip.score_gossip, score_gossip.Hyper, does="scores mixed with neighbours', told by signs",
-        sends="a sign an entry", by_scores=True, switches=("modulation", "group_lasso_form"),
+        sends="a sign an entry", bits="changes", by_scores=True, switches=("modulation", "group_lasso_form"),
         further=(*_filters, *_coded),
     ),
     "independent": Row(
@@ -92,7 +93,7 @@ ALGORITHMS: dict[str, Row] = {
     "dis-pfl": Row(
         dis_pfl.dis_pfl, dis_pfl.Hyper,
         does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
-        sends="32 bits a kept weight, and a bitmap", switches=("regrow",),
+        sends="32 bits a kept weight, and its mask", switches=("regrow",),
         defaults=_trained_weights | {"lr": "0.4@cosine"},
     ),
     "fedpm": Row(

@@ -100,8 +100,9 @@ class Population:
     round), or an adjacency text file (row i of 0 and 1: whom agent i hears)."""
     directed: bool = setting(False, traced=True)
     """Whether an agent may hear another that does not hear it."""
-    mixing: Literal["uniform", "metropolis"] = setting("uniform", traced=True)
-    """Weights of neighbours in the mean of their masks."""
+    mixing: Literal["uniform", "metropolis", "similarity", "overlap"] = setting("uniform", traced=True)
+    """Weights of neighbours in a mean: alike, Metropolis weights, how much their masks agree with one's own in each
+    round (similarity), or how much of the two agents' label shares is common, which no agent could know (overlap)."""
     link_drop: float = setting(0.0, bounds="[0, 1]", traced=True)
     """Probability that a message is lost: each directed link fails on its own in each round, and the receiver knows."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)

@@ -44,7 +44,7 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
     """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of an adjacency text file.
 
     `seed` is of what is drawn once; graphs that change draw from the keys they are given. If `directed`, an agent may
-    hear another that does not hear it. `mixing` is "uniform", which counts every neighbour alike, or "metropolis". A
+    hear another that does not hear it. `mixing` "metropolis" weighs neighbours so, any other counts them alike. A
     ValueError where the spelling means nothing, or the graph cannot be.
 
     >>> topology_of("star", 3, seed=0).graph.receivers.tolist()

@@ -106,7 +106,8 @@ def statics_of(prepared: Prepared) -> str:
     schedules = {name: str(value).partition("@")[2] for name, value in said.items() if known[name].scheduled}
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
-    parts = (fixed, schedules, changing, str(graph.weights.dtype), skew, prepared.batch_size)
+    weighing = (str(graph.weights.dtype), settings.mixing == "similarity")
+    parts = (fixed, schedules, changing, weighing, skew, prepared.batch_size)
     return json.dumps(parts, default=str)
 
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
+from dslth_jax.links import Link
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
@@ -32,6 +33,7 @@ class Prepared(NamedTuple):
     batch_size: int  # samples a minibatch
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
+    links: tuple[Link, ...]  # what else happens to messages, before that
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
     train: Shares

@@ -12,8 +12,9 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.evaluation import BATCH
-from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report
+from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, weighted
 from dslth_jax.keys import key_of, reproducible
+from dslth_jax.links import by_similarity
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.population import Shares
@@ -62,6 +63,9 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
+    if settings.mixing == "overlap":
+        counts = partition.class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
+        topology = weighted(topology, partition.overlap(counts))
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
@@ -90,11 +94,12 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         topology=topology,
         adjacency=first,
         last_adjacency=last,
-        graph_report=report(first, weighting=settings.mixing),
+        graph_report=report(first, weighting="metropolis" if settings.mixing == "metropolis" else "uniform"),
         network=network,
         algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
+        links=(by_similarity(),) if settings.mixing == "similarity" else (),
         footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )
 

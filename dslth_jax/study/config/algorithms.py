@@ -50,7 +50,7 @@ class Row(NamedTuple):
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
     further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
-    bits: str = "masks"  # what the bits in its messages are: masks, or changes of which none may be lost
+    bits: str = ""  # what the bits in its messages are: masks, or changes, of which none may be lost
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
 
@@ -64,7 +64,8 @@ class Row(NamedTuple):
 
 ALGORITHMS: dict[str, Row] = {
     "mce-pl": Row(
-        mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", by_scores=True,
+        mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", bits="masks",
+        by_scores=True,
         switches=(
             "fusion", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on",
             "start_scores",
@@ -82,7 +83,7 @@ ALGORITHMS: dict[str, Row] = {
     ),
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
-        sends="a mask", by_scores=True, switches=("mask_sent", "start_scores"), further=_coded,
+        sends="a mask", bits="masks", by_scores=True, switches=("mask_sent", "start_scores"), further=_coded,
         defaults={"mask_sent": "own"},
     ),
     "dsgd": Row(
@@ -93,13 +94,13 @@ ALGORITHMS: dict[str, Row] = {
     "dis-pfl": Row(
         dis_pfl.dis_pfl, dis_pfl.Hyper,
         does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
-        sends="32 bits a kept weight, and its mask", switches=("regrow",),
+        sends="32 bits a kept weight, and a bitmap", bits="masks", switches=("regrow",),
         defaults=_trained_weights | {"lr": "0.4@cosine"},
     ),
     "fedpm": Row(
         fedpm.fedpm, fedpm.Hyper,
         does="FedPM (Isik et al. 2023), masks drawn from learned probabilities; without a server is our adaptation",
-        sends="a mask", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
+        sends="a mask", bits="masks", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
     ),
     "local": Row(
         local.local, local.Hyper, does="weight training alone", sends="nothing",

@@ -1,0 +1,118 @@
+"""How neighbours pull at scores: what moves, what stays, and where two agents without gradients come to rest."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import heard_of
+
+from dslth_jax import links, masks
+from dslth_jax.algorithm import Message, belongs_to, neighbour_mean
+from dslth_jax.algorithms import consensus
+from dslth_jax.algorithms.mce_pl import Agent, Hyper, pulled
+from dslth_jax.graphs import graph_of
+from dslth_jax.keys import key_of
+
+SIZE = 400
+
+
+def scores_of(seed, size=SIZE):
+    return {"layer": jnp.asarray(np.random.default_rng(seed).normal(size=size))}
+
+
+def mask_of(scores, count):
+    return {"layer": masks.threshold(scores["layer"], count)}
+
+
+def heard_from(mask, weight=1.0):
+    """What an agent hears of one neighbour, or of several that keep the same."""
+    return heard_of(weight, jax.tree.map(lambda leaf: weight * leaf, mask))
+
+
+def moved_by(scores, own, heard, strength=1.0, spoke=True):
+    """Scores after the force, and the steps that are left to count."""
+    sent = {name: masks.pack(leaf) for name, leaf in own.items()}
+    agent = Agent(scores, None, jnp.asarray(0.5))
+    after = pulled(Hyper({}, force=strength), agent, sent, heard._replace(spoke=jnp.array(spoke)))
+    return after.scores["layer"], float(after.stepped)
+
+
+def test_a_force_moves_magnitudes_by_what_neighbours_keep_more_than_the_agent(x64):
+    """By hand, from the formula; the sign of a score stays, and the steps that were used are not counted again."""
+    z = scores_of(0)
+    own, theirs = mask_of(z, 100), mask_of(scores_of(1), 100)
+    after, left = moved_by(z, own, heard_from(theirs, 3.0), strength=2.0)
+    f = np.asarray(theirs["layer"] - own["layer"])  # both keep as many, so that nothing is left to centre
+    by_hand = np.sign(z["layer"]) * np.maximum(np.abs(z["layer"]) + 2.0 * 0.5 * f, 1e-9)
+    np.testing.assert_allclose(after, np.where(f != 0, by_hand, z["layer"]), rtol=1e-14)
+    assert left == 0.0
+
+
+@pytest.mark.parametrize("case", ["silent round", "nobody heard", "layer that nobody sends", "no strength"])
+def test_where_nothing_is_heard_nothing_moves(case, x64):
+    """Not a bit, even of scores that are smaller than the floor."""
+    z = {"layer": scores_of(0)["layer"].at[:5].set(1e-12).at[5].set(0.0)}
+    own, theirs = mask_of(z, 100), mask_of(scores_of(1), 100)
+    heard = heard_from(theirs, 0.0 if case == "nobody heard" else 1.0)
+    if case == "layer that nobody sends":
+        heard = heard_of(1.0)
+    strength = 0.0 if case == "no strength" else 2.0
+    after, left = moved_by(z, own, heard, strength, spoke=case != "silent round")
+    np.testing.assert_array_equal(after, z["layer"])
+    assert left == (0.5 if case == "silent round" else 0.0)
+
+
+def settled(counts, steps, *, centred=True):
+    """The scores of two agents that hear each other for so many rounds, with a force of these steps and no gradient."""
+
+    def of_one(own, theirs):
+        return consensus.force(own, heard_from(theirs)) if centred else jax.tree.map(jnp.subtract, theirs, own)
+
+    def step(zs, size):
+        own = [mask_of(z, count) for z, count in zip(zs, counts, strict=True)]
+        forces = [of_one(own[i], own[1 - i]) for i in (0, 1)]
+        return [consensus.pull(z, jax.tree.map(lambda f: size * f, f)) for z, f in zip(zs, forces, strict=True)], None
+
+    return jax.jit(lambda zs: jax.lax.scan(step, zs, steps)[0])([scores_of(0), scores_of(1)])
+
+
+def test_agents_of_unlike_retention_leave_each_other_on_the_scale(x64):
+    """Of retention 0.1 and 0.7. Uncentred, half of the scores of the denser one end on the floor."""
+    counts, steps = (SIZE // 10, 7 * SIZE // 10), jnp.full(200, 0.01)
+    on_the_floor = [np.mean(np.abs(settled(counts, steps, centred=way)[1]["layer"]) <= 1e-9) for way in (False, True)]
+    assert on_the_floor[0] > 0.4
+    assert on_the_floor[1] < 0.05
+
+
+def test_two_agents_without_gradients_come_to_keep_the_same(x64):
+    """The fixed point of the force: where masks are equal it is 0. Steps that fall let masks settle."""
+    zs = settled((100, 100), 0.05 * 0.98 ** jnp.arange(600))
+    first, second = (np.asarray(mask_of(z, 100)["layer"]) for z in zs)
+    assert np.sum(first != second) <= 0.02 * SIZE
+
+
+def test_links_weigh_as_much_as_masks_agree():
+    """The correlation of bits, over all layers by their size, against numpy; who disagrees is not heard."""
+    rng = np.random.default_rng(0)
+    kept = {"a": rng.random((4, 64)) < 0.3, "b": rng.random((4, 200)) < 0.8}
+    kept["a"][1] = kept["a"][0]
+    kept["b"][1] = kept["b"][0]
+    kept["a"][2], kept["b"][2] = ~kept["a"][0], ~kept["b"][0]
+    packed = {name: jnp.stack([masks.pack(jnp.asarray(row)) for row in own]) for name, own in kept.items()}
+    graph = graph_of(~np.eye(4, dtype=bool))
+    _, weighed, _, sent = links.by_similarity().transmit(key_of(0), None, graph, Message(packed))
+    for sender, receiver, weight in zip(graph.senders, graph.receivers, np.asarray(weighed.weights), strict=True):
+        each = [(np.corrcoef(own[sender], own[receiver])[0, 1], own.shape[1]) for own in kept.values()]
+        wanted = sum(value * size for value, size in each) / sum(size for _, size in each)
+        np.testing.assert_allclose(weight, max(wanted, 0), atol=1e-5)
+    assert sent.tolist() == [3] * 4
+
+
+def test_layers_go_by_their_module():
+    assert belongs_to("params/linear2/kernel", "linear2")
+    assert belongs_to("frozen/linear2/bias", "linear2")
+    assert belongs_to("linear2/kernel", "linear2/kernel")
+    assert not belongs_to("linear20/kernel", "linear2")
+    assert not belongs_to("block/linear2/kernel", "linear2")
+    silent = neighbour_mean(heard_of(1.0), {"head": jnp.ones(3)})
+    assert not silent["head"].any()

@@ -152,6 +152,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{torn/cifar10}", "must be the folder that holds cifar10, got {torn/cifar10} itself", "--dataset cifar10"),
         ("{folder}", "digits needs none: leave it out", ""),
     ],
+    "resize": [
+        ("3", "--resize 3: side must divide the 8 pixels of the images' side, got 3: be one of [1, 2, 4, 8]", ""),
+        ("0", "--resize must be in 1..2147483647, got 0", ""),
+    ],
     "data_fraction": [
         ("half", "--data-fraction must be a number, got 'half'", ""),
         ("0", "--data-fraction must be in (0, 1], got 0.0", ""),
@@ -603,6 +607,7 @@ def test_numbers_as_numpy_has_them_are_taken():
 
 # Now at random. By field, spellings that make sense somewhere, and some that never do.
 POOLS: dict[str, tuple[str, str]] = {
+    "resize": ("8 4 None", "0 3 16"),
     "data_fraction": ("1 0.5 0.05 1e-2", "0 1.5 -1 1e-9 1e-300"),
     "partition": (
         "iid classes:1 classes:2 classes:3 classes dirichlet:0.5 dirichlet:1e6 quantity:2 None",

@@ -12,13 +12,14 @@ from dslth_jax.algorithms import local
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
+from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
 from dslth_jax.study.training import programs
-from dslth_jax.study.training.plan import plan
-from dslth_jax.study.training.prepare import prepare
+from dslth_jax.study.training.plan import fingerprints, plan
+from dslth_jax.study.training.prepare import members_of, prepare
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {
@@ -146,6 +147,26 @@ def test_everything_that_is_prepared_fits_together():
     assert prepared.train.skew.degrees.tolist() == [0, 45, 90, 135, 180, 225]
     assert np.issubdtype(prepared.topology.graph.weights.dtype, np.floating)
     assert prepared.graph_report.links == prepared.adjacency.sum() == prepared.topology.graph.senders.size
+
+
+def test_images_are_resized_before_a_network_is_chosen_and_once_for_all_of_a_sweep(monkeypatch):
+    rng, loaded = np.random.default_rng(0), []
+    images, labels = rng.integers(0, 256, (400, 24, 24, 1), dtype=np.uint8), np.arange(400, dtype=np.int32) % 10
+
+    def read(folder):
+        loaded.append(folder)
+        return datasets.Dataset(images, labels, images[:100], labels[:100], 10)
+
+    monkeypatch.setitem(datasets.READERS, "squares", read)
+    own = {"dataset": "squares", "agents": 3, "topology": "ring"}
+    large, small = prepare(Settings(**own)), prepare(Settings(**own, resize=12))
+    assert (large.settings.model, small.settings.model, small.settings.resize) == ("alexnet", "small", 12)
+    assert small.train.images.shape[1:] == small.tests.images.shape[1:] == (12, 12, 1)
+    assert fingerprints([large])[0]["the images and labels"] != fingerprints([small])[0]["the images and labels"]
+    loaded.clear()
+    members = members_of(Settings(**own, resize=12), [{"lr": 3}, {"lr": 10}], seeds=2)
+    assert len(loaded) == 1
+    assert len({id(member.train.images) for member in members}) == 1
 
 
 def test_a_class_file_gives_its_classes(tmp_path):

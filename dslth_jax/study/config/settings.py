@@ -72,6 +72,8 @@ class Data:
     """An .npz of one's own instead: train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = setting(None, machine=True)
     """Folder of tensorflow-datasets (its own default where left out)."""
+    resize: int | None = setting(None, bounds=COUNT, unit="pixels")
+    """Side that images get: each pixel is the mean of a square block, so it must divide theirs; None leaves them."""
     data_fraction: float = setting(1.0, bounds="(0, 1]", traced=True)
     """Share of each agent's training samples that is used."""
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))

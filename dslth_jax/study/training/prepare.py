@@ -37,14 +37,14 @@ BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
-    """Check the settings and load their data, unless a loaded data set is given."""
+    """Check the settings and load their data, unless what `load` returns for them is given."""
     check_each(settings)
     check_together(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     settings = resolve(settings)
-    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir)
+    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_by_name(
@@ -112,7 +112,7 @@ def members_of(
         own = Settings(**{**base, **changed})
         try:
             check_each(own)
-            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir))
+            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir, own.resize))
             return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
             raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
@@ -120,9 +120,15 @@ def members_of(
     return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
 
 
-def load(name: str, file: Path | None, folder: Path | None) -> datasets.Dataset:
-    """The data set that the settings name: in a file, or by its name."""
-    return datasets.load_file(file) if file else datasets.load(name, folder)
+def load(name: str, file: Path | None, folder: Path | None, side: int | None = None) -> datasets.Dataset:
+    """The data set that the settings name: in a file, or by its name; with images of their size."""
+    dataset = datasets.load_file(file) if file else datasets.load(name, folder)
+    if side is None:
+        return dataset
+    try:
+        return datasets.resized(dataset, side)
+    except ValueError as error:
+        raise ValueError(f"--resize {side}: {error}") from None
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:

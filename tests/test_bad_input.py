@@ -206,6 +206,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("noise:256", "--feature-skew noise:256: levels must lie in 0..255, got 256", ""),
         ("none:1", "--feature-skew none takes no number, got none:1", ""),
     ],
+    "augment": [
+        ("flipcrop", "--augment must be one of none, crop, flip-crop, got 'flipcrop'; did you mean flip-crop?", ""),
+        ("by-data", "--augment must be one of none, crop, flip-crop, got 'by-data'", ""),
+    ],
     "agents": [
         ("many", "--agents must be a whole number, got 'many'", ""),
         ("4.0", "--agents must be a whole number, got '4.0'", ""),
@@ -616,6 +620,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "classes_per_agent": ("1 2 3 10", "0 11 -4 2.0"),
     "dirichlet_alpha": ("0.3 5 1e6 None", "0 -1 1e-6 1e9"),
     "feature_skew": ("none rotation:90 rotation:0 noise:40", "rotation noise:256 noise:-1 rotations:3 none:1"),
+    "augment": ("none crop flip-crop None", "flip by-data"),
     "topology": (
         "ring star complete torus torus:1 regular:2 small-world:2:0.5 small-world:2 erdos-renyi:0.5 erdos-renyi "
         "erdos-renyi:0 changing-regular:1 changing-erdos-renyi:0.3",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dslth_jax import augment
 from dslth_jax.algorithms import local
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
@@ -34,15 +35,16 @@ ANOTHER = {
     "lr": 3.0,
     "weight_decay": 0.125,
     "fine_tune_lr": "2@step:5",
+    "augment": "crop",
 }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_stands_for_its_switches(preset):
     resolved = resolve(Settings(preset=preset, retention=0.25))
-    same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25}
+    same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25, "augment": "flip-crop"}
     for name, value in PRESETS[preset].items():
-        assert getattr(resolved, name) == (same[name] if value == "same" else value)
+        assert getattr(resolved, name) == (same[name] if value in ("same", "by-data") else value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -57,6 +59,19 @@ def test_a_flag_beside_a_preset_wins(preset, name):
     follows = {"fine_tune_lr"} if name == "lr" and PRESETS[preset]["fine_tune_lr"] == "same" else set()
     changed = {field for field, value in dataclasses.asdict(resolved).items() if value != getattr(plain, field)}
     assert changed - {name} == follows
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_images_are_varied_by_the_preset_and_the_data_whatever_the_algorithm(algorithm, tmp_path):
+    """Unless a flag says otherwise."""
+    by_data = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "crop"}
+    for dataset in datasets.READERS:
+        for preset in PRESETS:
+            own = {"algorithm": algorithm, "preset": preset, "dataset": dataset}
+            expected = by_data.get(dataset, "none") if preset == "tuned" else "none"
+            assert resolve(Settings(**own)).augment == expected
+            assert resolve(Settings(**own, augment="crop")).augment == "crop"
+    assert resolve(Settings(algorithm=algorithm, preset="tuned", data_file=tmp_path / "x.npz")).augment == "none"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -213,11 +228,13 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
     monkeypatch.setattr(programs.population, "round", look)
     flags = {"local_steps": 3, "exchange_every": 2, "batch_size": 7, "agent_chunk": 2, "rounds": 8}
     views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
+    views["augment"] = "flip-crop"
     prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
     with pytest.raises(SeenError):
         programs.compile_programs(plan([prepared]))
     assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
     assert seen["skew"].degrees.shape == (4,)
+    assert seen["augment"] is augment.flip_crop
     # Step sizes, their schedule and the redrawing were traced: none is a constant.
     assert isinstance(seen["lr"], jax.core.Tracer)
     assert isinstance(seen["first"], jax.core.Tracer)

@@ -23,11 +23,14 @@ _SAID = {
     "lr": (10.0, 10.0, "0.0005@cosine"),
     "weight_decay": (5e-4, 5e-4, 0.0),
     "fine_tune_lr": (10.0, 10.0, "same"),
+    "augment": ("none", "none", "by-data"),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     preset: {name: values[place] for name, values in _SAID.items()}
     for place, preset in enumerate(("code", "paper", "tuned"))
 }
+# What the augmentation by-data stands for, as what is moved or flipped is still of its class; none for other data.
+BY_DATA = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "crop"}
 
 # What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
 # own, because those of presets are for scores. experiments/RESULTS.md holds the searches of both.
@@ -108,9 +111,12 @@ def owners_of(name: str) -> list[str]:
     return [algorithm for algorithm, row in ALGORITHMS.items() if name in row.flags]
 
 
-def defaults_of(algorithm: str, preset: str) -> dict[str, Any]:
-    """The values that an algorithm takes for settings that are left out; it has none for settings of others."""
+def defaults_of(algorithm: str, preset: str, dataset: str | None = None) -> dict[str, Any]:
+    """The values that an algorithm takes for settings that are left out, on a data set by name (None is one's own
+    file); it has none for settings of others."""
     chosen = {**PRESETS[preset], **ALGORITHMS[algorithm].defaults}
+    if chosen["augment"] == "by-data":
+        chosen["augment"] = BY_DATA.get(str(dataset), "none")
     return {name: value for name, value in chosen.items() if name not in foreign_to(algorithm)}
 
 

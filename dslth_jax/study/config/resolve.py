@@ -26,6 +26,7 @@ from dslth_jax.study.config.settings import Settings, choices, described, flag, 
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
+NAMES["augment"] = spellings.AUGMENTATIONS
 
 
 def resolve(settings: Settings) -> Settings:
@@ -35,7 +36,8 @@ def resolve(settings: Settings) -> Settings:
     """
     check_each(settings)
     check_together(settings)
-    chosen = defaults_of(settings.algorithm, settings.preset)
+    dataset = None if settings.data_file else settings.dataset
+    chosen = defaults_of(settings.algorithm, settings.preset, dataset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     known = vars(settings) | filled
     same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))

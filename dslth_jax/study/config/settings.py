@@ -87,6 +87,10 @@ class Data:
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
     feature_skew: str = setting("none", traced=True)
     """How agents see all images: none, rotation:DEGREES (agent i turned by i times that), or noise:LEVELS (of 255)."""
+    augment: str | None = None
+    """What agents make of the images of each minibatch: none, crop (moved by up to an eighth of the side, filled by
+    reflection), or flip-crop (every second one flipped left to right by chance, then the same). None is the preset's:
+    by-data is flip-crop for cifar10 and cifar100, crop for svhn_cropped, none for all other data."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
+from dslth_jax.augment import Augment
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
@@ -32,6 +33,7 @@ class Prepared(NamedTuple):
     batch_size: int  # samples a minibatch
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
+    augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
     train: Shares

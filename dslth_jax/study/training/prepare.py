@@ -82,6 +82,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
         course=Course(*(given[name] for name in Course._fields)),
         batch_size=batch_size,
+        augment=spellings.AUGMENTATIONS[str(settings.augment)],
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         train=train,

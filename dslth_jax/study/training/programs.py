@@ -61,6 +61,7 @@ def compile_programs(plan: Plan) -> Programs:
     lossy = any(member.link_drop for member in plan.members)
     driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
     steps = driven | {"batch_size": first.batch_size, "local_steps": first.local_steps, "exchange_every": every}
+    steps |= {"augment": first.augment}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)
 

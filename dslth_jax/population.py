@@ -18,6 +18,7 @@ from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
 from dslth_jax.networks.network import Network
 from dslth_jax.over_agents import count_of, over_agents, update_agents
+from dslth_jax.pool import Pool, draw_pooled
 from dslth_jax.skew import Skew, see
 
 
@@ -40,6 +41,7 @@ class Shares(NamedTuple):
     indices: Int[Array | np.ndarray, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
     sizes: Int[Array | np.ndarray, "agents"]  # how many are its own
     skew: Skew = Skew()  # leaves with an agents axis
+    pool: Pool | None = None  # everybody's samples by class, where minibatches are drawn from these; common to all
 
 
 # One number for each use of an agent's key in a round, three that set the keys of agents, graphs and links apart, and
@@ -170,7 +172,10 @@ def round(
     # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
         def batch(key: Array) -> Batch:
-            drawn, present = draw(key, indices, size, batch_size)
+            if shares.pool is None:
+                drawn, present = draw(key, indices, size, batch_size)
+            else:
+                drawn, present = draw_pooled(key, shares.labels, indices, size, shares.pool, batch_size)
             images = see(shares.images[drawn], drawn, skew)
             images = images if augment is None else augment(jax.random.fold_in(key, AUGMENT), images)
             return Batch(images, shares.labels[drawn], present)

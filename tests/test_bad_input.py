@@ -210,6 +210,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("flipcrop", "--augment must be one of none, crop, flip-crop, got 'flipcrop'; did you mean flip-crop?", ""),
         ("by-data", "--augment must be one of none, crop, flip-crop, got 'by-data'", ""),
     ],
+    "images": [
+        ("mine", "--images must be one of own, pooled, got 'mine'", "--algorithm local"),
+        ("pooled", "--images means nothing to --algorithm mce-pl, only to independent, local: leave it out", ""),
+    ],
     "agents": [
         ("many", "--agents must be a whole number, got 'many'", ""),
         ("4.0", "--agents must be a whole number, got '4.0'", ""),
@@ -621,6 +625,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "dirichlet_alpha": ("0.3 5 1e6 None", "0 -1 1e-6 1e9"),
     "feature_skew": ("none rotation:90 rotation:0 noise:40", "rotation noise:256 noise:-1 rotations:3 none:1"),
     "augment": ("none crop flip-crop None", "flip by-data"),
+    "images": ("own", "pooled mine"),
     "topology": (
         "ring star complete torus torus:1 regular:2 small-world:2:0.5 small-world:2 erdos-renyi:0.5 erdos-renyi "
         "erdos-renyi:0 changing-regular:1 changing-erdos-renyi:0.3",

@@ -178,6 +178,9 @@ def test_a_table_says_what_images_arms_learn_from():
     assert said({"augment": "crop"}) == "Images: augmentation crop. "
     varied = arms | {"weights": {"algorithm": "dsgd", "augment": "crop"}}
     assert said({}, varied) == "Images: augmentation flip-crop (alone); augmentation crop (weights). "
+    pooled = arms | {"pooled": {"algorithm": "independent", "images": "pooled"}}
+    assert said({"augment": "none"}, pooled) == "Images: drawn from all agents' (pooled). "
+    assert said({}, pooled) == "Images: augmentation flip-crop; drawn from all agents' (pooled). "
     # Version 0.4 had none.
     assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 

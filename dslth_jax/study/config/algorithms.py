@@ -38,6 +38,7 @@ _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
 _filters, _coded = ("filter_rule", "revive"), ("key_every", "code_every")
+_alone = ("images",)  # of those who hear nobody: what others would gain is what they are compared with
 
 
 class Row(NamedTuple):
@@ -67,7 +68,7 @@ ALGORITHMS: dict[str, Row] = {
     ),
     "independent": Row(
         independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,
-        switches=("group_lasso_form", "start_scores"), further=_filters,
+        switches=("group_lasso_form", "start_scores"), further=(*_filters, *_alone),
     ),
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
@@ -90,7 +91,7 @@ ALGORITHMS: dict[str, Row] = {
         sends="a mask", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
     ),
     "local": Row(
-        local.local, local.Hyper, does="weight training alone", sends="nothing",
+        local.local, local.Hyper, does="weight training alone", sends="nothing", further=_alone,
         defaults=_trained_weights | {"lr": "0.0125@cosine"},
     ),
 }  # fmt: skip

@@ -91,6 +91,9 @@ class Data:
     """What agents make of the images of each minibatch: none, crop (moved by up to an eighth of the side, filled by
     reflection), or flip-crop (every second one flipped left to right by chance, then the same). None is the preset's:
     by-data is flip-crop for cifar10 and cifar100, crop for svhn_cropped, none for all other data."""
+    images: Literal["own", "pooled"] = "own"
+    """Whose images a minibatch is of: an agent's own; or those of all agents, of classes drawn as often as the agent
+    holds them (pooled), a yardstick that is no method and no bound."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,8 +93,9 @@ def said_of_data(config: folders.Row) -> str:
         if chosen.get("augment", "") is None:  # left out
             dataset = None if chosen["data_file"] else chosen["dataset"]
             chosen["augment"] = defaults_of(chosen["algorithm"], chosen["preset"], dataset)["augment"]
-        if (augment := chosen.get("augment", "none")) != "none":
-            said.setdefault(f"augmentation {augment}", []).append(arm)
+        augment, pooled = chosen.get("augment", "none"), chosen.get("images", "own") == "pooled"
+        for what in [f"augmentation {augment}"] * (augment != "none") + ["drawn from all agents'"] * pooled:
+            said.setdefault(what, []).append(arm)
     everybody = len(config.get("arms", {}))
     parts = [one if len(arms) == everybody else f"{one} ({', '.join(arms)})" for one, arms in said.items()]
     return f"Images: {'; '.join(parts)}. " if parts else ""

@@ -16,6 +16,7 @@ from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
+from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.machine import check_machine
@@ -65,7 +66,9 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
-    train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew)
+    pooled = settings.images == "pooled"
+    pool = pool_of(dataset.train_labels, held.train, dataset.classes) if pooled else None
+    train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew, pool)
     at_the_end, while_running = (
         # How many test samples every agent has below a rank, and one at least.
         np.array([max(np.sum(ranks < (settings.test_samples or most)), 1) for ranks in held.ranks], np.int32)

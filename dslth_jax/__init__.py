@@ -9,6 +9,8 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     schedules       factors on traced settings as functions of the traced round
     partition       labels -> which samples each agent holds
     skew            how each agent sees images: turned, noisy
+    augment         how images vary from minibatch to minibatch: moved, flipped
+    pool            a yardstick: batches drawn from all agents' samples
     graphs          who hears whom: a sparse mixing matrix by its edges; graphs that change from round to round
     networks/       Network(init, apply): the zoo, its fast convolution; the only folder that imports flax
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
+from dslth_jax.augment import Augment
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.graphs import Graph, Topology
@@ -17,6 +18,7 @@ from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
 from dslth_jax.networks.network import Network
 from dslth_jax.over_agents import count_of, over_agents, update_agents
+from dslth_jax.pool import Pool, draw_pooled
 from dslth_jax.skew import Skew, see
 
 
@@ -39,11 +41,13 @@ class Shares(NamedTuple):
     indices: Int[Array | np.ndarray, "agents capacity"]  # of samples; an agent's own come first, the rest is padding
     sizes: Int[Array | np.ndarray, "agents"]  # how many are its own
     skew: Skew = Skew()  # leaves with an agents axis
+    pool: Pool | None = None  # everybody's samples by class, where minibatches are drawn from these; common to all
 
 
-# One number for each use of an agent's key in a round, and three that set the keys of agents, graphs and links apart.
+# One number for each use of an agent's key in a round, three that set the keys of agents, graphs and links apart, and
+# one for a further use of a minibatch's key, above all places of samples that this key orders.
 INIT, SEND, RECEIVE, DRAW = range(4)
-AGENTS, GRAPHS, LINKS = 2**31, 2**31 + 1, 2**31 + 2
+AGENTS, GRAPHS, LINKS, AUGMENT = 2**31, 2**31 + 1, 2**31 + 2, 2**31 + 3
 
 
 @reproducible
@@ -133,6 +137,7 @@ def round(
     exchange_every: int | Int[Array, ""] = 1,
     link: Link | None = None,
     controller: Controller | None = None,
+    augment: Augment | None = None,
     chunk: int | None = None,
     axis: str | None = None,
 ) -> tuple[State, dict[str, Any]]:
@@ -151,6 +156,8 @@ def round(
             round nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
         link: what happens to messages on their way; None is `links.perfect()`.
         controller: what sets the settings of each round; None is `control.constant()`.
+        augment: what is made of each minibatch's images before anybody learns from them, such as `augment.crop`; None
+            leaves them as they are.
         chunk: see `over_agents`.
         axis: inside `jax.shard_map`, the mesh axis over which agents are spread: `hyper`, `state` and what is an
             agent's of `shares` are then those of this device's agents, all else is the same everywhere. Messages are
@@ -165,8 +172,13 @@ def round(
     # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:
         def batch(key: Array) -> Batch:
-            drawn, present = draw(key, indices, size, batch_size)
-            return Batch(see(shares.images[drawn], drawn, skew), shares.labels[drawn], present)
+            if shares.pool is None:
+                drawn, present = draw(key, indices, size, batch_size)
+            else:
+                drawn, present = draw_pooled(key, shares.labels, indices, size, shares.pool, batch_size)
+            images = see(shares.images[drawn], drawn, skew)
+            images = images if augment is None else augment(jax.random.fold_in(key, AUGMENT), images)
+            return Batch(images, shares.labels[drawn], present)
 
         keys = jax.random.split(agent_key(world, number, DRAW), local_steps + 1)
         return Batches(jax.vmap(batch)(keys[:-1]), batch(keys[-1]))

@@ -22,7 +22,7 @@ SPREAD, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 _state: dict[str, Any] = {"agents": SPREAD, "heard": SPREAD, "sent": SPREAD, "links": EVERYWHERE, "control": SPREAD}
 _state |= {"round": EVERYWHERE}
 _shares: dict[str, Any] = {"images": EVERYWHERE, "labels": EVERYWHERE}
-_shares |= {"indices": SPREAD, "sizes": SPREAD, "skew": SPREAD}
+_shares |= {"indices": SPREAD, "sizes": SPREAD, "skew": SPREAD, "pool": EVERYWHERE}
 STATE, SHARES = State(**_state), Shares(**_shares)
 
 

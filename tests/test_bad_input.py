@@ -152,6 +152,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{torn/cifar10}", "must be the folder that holds cifar10, got {torn/cifar10} itself", "--dataset cifar10"),
         ("{folder}", "digits needs none: leave it out", ""),
     ],
+    "resize": [
+        ("3", "--resize 3: side must divide the 8 pixels of the images' side, got 3: be one of [1, 2, 4, 8]", ""),
+        ("0", "--resize must be in 1..2147483647, got 0", ""),
+    ],
     "data_fraction": [
         ("half", "--data-fraction must be a number, got 'half'", ""),
         ("0", "--data-fraction must be in (0, 1], got 0.0", ""),
@@ -201,6 +205,14 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("rotation", "--feature-skew rotation is spelled rotation:DEGREES, got rotation", ""),
         ("noise:256", "--feature-skew noise:256: levels must lie in 0..255, got 256", ""),
         ("none:1", "--feature-skew none takes no number, got none:1", ""),
+    ],
+    "augment": [
+        ("flipcrop", "--augment must be one of none, crop, flip-crop, got 'flipcrop'; did you mean flip-crop?", ""),
+        ("by-data", "--augment must be one of none, crop, flip-crop, got 'by-data'", ""),
+    ],
+    "images": [
+        ("mine", "--images must be one of own, pooled, got 'mine'", "--algorithm local"),
+        ("pooled", "--images means nothing to --algorithm mce-pl, only to independent, local: leave it out", ""),
     ],
     "agents": [
         ("many", "--agents must be a whole number, got 'many'", ""),
@@ -623,6 +635,7 @@ def test_numbers_as_numpy_has_them_are_taken():
 
 # Now at random. By field, spellings that make sense somewhere, and some that never do.
 POOLS: dict[str, tuple[str, str]] = {
+    "resize": ("8 4 None", "0 3 16"),
     "data_fraction": ("1 0.5 0.05 1e-2", "0 1.5 -1 1e-9 1e-300"),
     "partition": (
         "iid classes:1 classes:2 classes:3 classes dirichlet:0.5 dirichlet:1e6 quantity:2 None",
@@ -631,6 +644,8 @@ POOLS: dict[str, tuple[str, str]] = {
     "classes_per_agent": ("1 2 3 10", "0 11 -4 2.0"),
     "dirichlet_alpha": ("0.3 5 1e6 None", "0 -1 1e-6 1e9"),
     "feature_skew": ("none rotation:90 rotation:0 noise:40", "rotation noise:256 noise:-1 rotations:3 none:1"),
+    "augment": ("none crop flip-crop None", "flip by-data"),
+    "images": ("own", "pooled mine"),
     "topology": (
         "ring star complete torus torus:1 regular:2 small-world:2:0.5 small-world:2 erdos-renyi:0.5 erdos-renyi "
         "erdos-renyi:0 changing-regular:1 changing-erdos-renyi:0.3",

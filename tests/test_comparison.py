@@ -165,6 +165,26 @@ def test_a_table_says_that_a_seed_was_lost_and_means_over_the_others(tmp_path):
     assert lines[-1] == "| torn (not finite (1 of 2 seeds)) | 50.0 ± 10.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
 
 
+def test_a_table_says_what_images_arms_learn_from():
+    """Where they are not as they come: the preset's choice by the data set, and that of an arm by its name."""
+    arms = {"alone": {"algorithm": "independent"}, "weights": {"algorithm": "dsgd"}}
+    own = {"preset": "tuned", "dataset": "cifar10", "data_file": None, "augment": None}
+
+    def said(changed, arms=arms):
+        return comparison.said_of_data({"settings": own | changed, "arms": arms})
+
+    assert said({}) == "Images: augmentation flip-crop. "
+    assert said({"preset": "code"}) == said({"data_file": "own.npz"}) == said({"augment": "none"}) == ""
+    assert said({"augment": "crop"}) == "Images: augmentation crop. "
+    varied = arms | {"weights": {"algorithm": "dsgd", "augment": "crop"}}
+    assert said({}, varied) == "Images: augmentation flip-crop (alone); augmentation crop (weights). "
+    pooled = arms | {"pooled": {"algorithm": "independent", "images": "pooled"}}
+    assert said({"augment": "none"}, pooled) == "Images: drawn from all agents' (pooled). "
+    assert said({}, pooled) == "Images: augmentation flip-crop; drawn from all agents' (pooled). "
+    # Version 0.4 had none.
+    assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
+
+
 def test_bad_retentions_are_one_line(capsys, tmp_path):
     flags = [*TINY, "--out", str(tmp_path / "out"), "--retentions"]
     for words, sentence in (("0.1,x", "--retentions must be numbers between commas"), ("0.1,2", "at arm=mce-pl, 2:")):

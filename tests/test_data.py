@@ -96,6 +96,35 @@ def test_ones_own_file_may_be_grey_and_name_more_classes(file_of):
         np.testing.assert_array_equal(getattr(loaded, key), images[..., None])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_images_are_means_of_blocks(channels):
+    """Rounded, halves up, in both parts; labels and classes stay."""
+    rng = np.random.default_rng(0)
+    train, test = (rng.integers(0, 256, (number, 12, 12, channels), dtype=np.uint8) for number in (5, 2))
+    train[0, :2, :2, 0] = [[0, 1], [0, 1]]  # a half
+    own = datasets.Dataset(train, np.arange(5, dtype=np.int32), test, np.arange(2, dtype=np.int32), 5)
+    for side in (12, 6, 4, 1):
+        made, block = datasets.resized(own, side), 12 // side
+        for images, original in ((made.train_images, train), (made.test_images, test)):
+            assert images.dtype == np.uint8
+            assert images.shape == (len(original), side, side, channels)
+            for sample, row, column, channel in np.ndindex(images.shape):
+                down, right = (slice(place * block, (place + 1) * block) for place in (row, column))
+                mean = original[sample, down, right, channel].astype(float).mean()
+                assert images[sample, row, column, channel] == np.floor(mean + 0.5)
+        assert_same(made[1::2], own[1::2])
+    assert datasets.resized(own, 6).train_images[0, 0, 0, 0] == 1
+
+
+def test_only_a_side_that_divides_a_square_is_taken():
+    own = datasets.Dataset(*datasets.digits())
+    for side in (0, 3, 16, -2):
+        with pytest.raises(ValueError, match=rf"must divide the 8 pixels .*, got {side}: be one of \[1, 2, 4, 8\]$"):
+            datasets.resized(own, side)
+    with pytest.raises(ValueError, match=r"^only square images can be resized, got 8x4 pixels"):
+        datasets.resized(own._replace(train_images=own.train_images[:, :, :4]), 4)
+
+
 def test_the_largest_label_may_be_in_the_test_set(file_of):
     assert datasets.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
 

@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dslth_jax import augment
 from dslth_jax.algorithms import local
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
+from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
 from dslth_jax.study.training import programs
-from dslth_jax.study.training.plan import plan
-from dslth_jax.study.training.prepare import prepare
+from dslth_jax.study.training.plan import fingerprints, plan
+from dslth_jax.study.training.prepare import members_of, prepare
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {
@@ -33,15 +35,16 @@ ANOTHER = {
     "lr": 3.0,
     "weight_decay": 0.125,
     "fine_tune_lr": "2@step:5",
+    "augment": "crop",
 }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_stands_for_its_switches(preset):
     resolved = resolve(Settings(preset=preset, retention=0.25))
-    same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25}
+    same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25, "augment": "flip-crop"}
     for name, value in PRESETS[preset].items():
-        assert getattr(resolved, name) == (same[name] if value == "same" else value)
+        assert getattr(resolved, name) == (same[name] if value in ("same", "by-data") else value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -56,6 +59,19 @@ def test_a_flag_beside_a_preset_wins(preset, name):
     follows = {"fine_tune_lr"} if name == "lr" and PRESETS[preset]["fine_tune_lr"] == "same" else set()
     changed = {field for field, value in dataclasses.asdict(resolved).items() if value != getattr(plain, field)}
     assert changed - {name} == follows
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_images_are_varied_by_the_preset_and_the_data_whatever_the_algorithm(algorithm, tmp_path):
+    """Unless a flag says otherwise."""
+    by_data = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "crop"}
+    for dataset in datasets.READERS:
+        for preset in PRESETS:
+            own = {"algorithm": algorithm, "preset": preset, "dataset": dataset}
+            expected = by_data.get(dataset, "none") if preset == "tuned" else "none"
+            assert resolve(Settings(**own)).augment == expected
+            assert resolve(Settings(**own, augment="crop")).augment == "crop"
+    assert resolve(Settings(algorithm=algorithm, preset="tuned", data_file=tmp_path / "x.npz")).augment == "none"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -148,6 +164,26 @@ def test_everything_that_is_prepared_fits_together():
     assert prepared.graph_report.links == prepared.adjacency.sum() == prepared.topology.graph.senders.size
 
 
+def test_images_are_resized_before_a_network_is_chosen_and_once_for_all_of_a_sweep(monkeypatch):
+    rng, loaded = np.random.default_rng(0), []
+    images, labels = rng.integers(0, 256, (400, 24, 24, 1), dtype=np.uint8), np.arange(400, dtype=np.int32) % 10
+
+    def read(folder):
+        loaded.append(folder)
+        return datasets.Dataset(images, labels, images[:100], labels[:100], 10)
+
+    monkeypatch.setitem(datasets.READERS, "squares", read)
+    own = {"dataset": "squares", "agents": 3, "topology": "ring"}
+    large, small = prepare(Settings(**own)), prepare(Settings(**own, resize=12))
+    assert (large.settings.model, small.settings.model, small.settings.resize) == ("alexnet", "small", 12)
+    assert small.train.images.shape[1:] == small.tests.images.shape[1:] == (12, 12, 1)
+    assert fingerprints([large])[0]["the images and labels"] != fingerprints([small])[0]["the images and labels"]
+    loaded.clear()
+    members = members_of(Settings(**own, resize=12), [{"lr": 3}, {"lr": 10}], seeds=2)
+    assert len(loaded) == 1
+    assert len({id(member.train.images) for member in members}) == 1
+
+
 def test_a_class_file_gives_its_classes(tmp_path):
     (tmp_path / "classes.txt").write_text("0 1\n2 3\n4 5 6\n")
     prepared = prepare(Settings(dataset="digits", agents=3, class_file=tmp_path / "classes.txt", topology="ring"))
@@ -192,11 +228,13 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
     monkeypatch.setattr(programs.population, "round", look)
     flags = {"local_steps": 3, "exchange_every": 2, "batch_size": 7, "agent_chunk": 2, "rounds": 8}
     views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
+    views["augment"] = "flip-crop"
     prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
     with pytest.raises(SeenError):
         programs.compile_programs(plan([prepared]))
     assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
     assert seen["skew"].degrees.shape == (4,)
+    assert seen["augment"] is augment.flip_crop
     # Step sizes, their schedule and the redrawing were traced: none is a constant.
     assert isinstance(seen["lr"], jax.core.Tracer)
     assert isinstance(seen["first"], jax.core.Tracer)

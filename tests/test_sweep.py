@@ -125,6 +125,8 @@ def test_a_sweep_leaves_its_pictures(folder):
         (("retention=0.2:0.6@cosine,0.1@cosine", "lr=3,10"), 1),
         (("feature_skew=none,rotation:90,rotation:45",), 2),
         (("preset=code,tuned",), 2),
+        (("augment=none,crop,flip-crop", "resize=8,4"), 6),
+        (("algorithm=independent", "images=own,pooled", "lr=1,2"), 2),
         (("local_steps=1,2", "start_scores=shared,personal"), 4),
     ],
 )

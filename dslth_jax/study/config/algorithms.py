@@ -26,11 +26,14 @@ _SAID = {
     "lr": (10.0, 10.0, "0.0005@cosine"),
     "weight_decay": (5e-4, 5e-4, 0.0),
     "fine_tune_lr": (10.0, 10.0, "same"),
+    "augment": ("none", "none", "by-data"),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     preset: {name: values[place] for name, values in _SAID.items()}
     for place, preset in enumerate(("code", "paper", "tuned"))
 }
+# What the augmentation by-data stands for, as what is moved or flipped is still of its class; none for other data.
+BY_DATA = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "crop"}
 
 # What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
 # own, because those of presets are for scores. Their published forms share all layers. experiments/RESULTS.md holds
@@ -39,6 +42,7 @@ _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")} | {"
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
 _filters, _coded = ("filter_rule", "revive"), ("key_every", "code_every")
+_alone = ("images",)  # of those who hear nobody: what others would gain is what they are compared with
 
 
 class Row(NamedTuple):
@@ -79,7 +83,7 @@ ALGORITHMS: dict[str, Row] = {
     ),
     "independent": Row(
         independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,
-        switches=("group_lasso_form", "start_scores"), further=_filters,
+        switches=("group_lasso_form", "start_scores"), further=(*_filters, *_alone),
     ),
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
@@ -103,7 +107,7 @@ ALGORITHMS: dict[str, Row] = {
         sends="a mask", bits="masks", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
     ),
     "local": Row(
-        local.local, local.Hyper, does="weight training alone", sends="nothing",
+        local.local, local.Hyper, does="weight training alone", sends="nothing", further=_alone,
         defaults=_trained_weights | {"lr": "0.0125@cosine"},
     ),
 }  # fmt: skip
@@ -124,9 +128,12 @@ def owners_of(name: str) -> list[str]:
     return [algorithm for algorithm, row in ALGORITHMS.items() if name in row.flags]
 
 
-def defaults_of(algorithm: str, preset: str) -> dict[str, Any]:
-    """The values that an algorithm takes for settings that are left out; it has none for settings of others."""
+def defaults_of(algorithm: str, preset: str, dataset: str | None = None) -> dict[str, Any]:
+    """The values that an algorithm takes for settings that are left out, on a data set by name (None is one's own
+    file); it has none for settings of others."""
     chosen = {**PRESETS[preset], **ALGORITHMS[algorithm].defaults}
+    if chosen["augment"] == "by-data":
+        chosen["augment"] = BY_DATA.get(str(dataset), "none")
     return {name: value for name, value in chosen.items() if name not in foreign_to(algorithm)}
 
 

@@ -66,6 +66,26 @@ def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
     return READERS[str(name)](data_dir)
 
 
+def resized(dataset: Dataset, side: int) -> Dataset:
+    """The data set with images of `side` pixels a side: each pixel is the mean of a square block, halves rounded up.
+
+    Raises a ValueError unless images are square and `side` divides theirs.
+    """
+    height, width = dataset.train_images.shape[1:3]
+    fitting = [one for one in range(1, height + 1) if height % one == 0]
+    if height != width:
+        raise ValueError(f"only square images can be resized, got {height}x{width} pixels: leave them as they are")
+    if side not in fitting:
+        raise ValueError(f"side must divide the {height} pixels of the images' side, got {side}: be one of {fitting}")
+    block = height // side
+
+    def means(images: Images) -> Images:
+        blocks = images.reshape(len(images), side, block, side, block, -1)
+        return ((blocks.sum(axis=(2, 4), dtype=np.uint32) + block**2 // 2) // block**2).astype(np.uint8)
+
+    return dataset._replace(train_images=means(dataset.train_images), test_images=means(dataset.test_images))
+
+
 def of_tfds(name: str, data_dir: Path | None) -> Dataset:
     """A data set that tensorflow-datasets has prepared, or prepares."""
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

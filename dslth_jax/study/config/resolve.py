@@ -37,6 +37,7 @@ from dslth_jax.study.config.settings import (
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
+NAMES["augment"] = spellings.AUGMENTATIONS
 
 
 def resolve(settings: Settings) -> Settings:
@@ -46,7 +47,8 @@ def resolve(settings: Settings) -> Settings:
     """
     check_each(settings)
     check_together(settings)
-    chosen = defaults_of(settings.algorithm, settings.preset)
+    dataset = None if settings.data_file else settings.dataset
+    chosen = defaults_of(settings.algorithm, settings.preset, dataset)
     filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     known = vars(settings) | filled
     for name, own in described(type(settings)).items():

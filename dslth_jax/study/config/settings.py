@@ -73,6 +73,8 @@ class Data:
     """An .npz of one's own instead: train_images, train_labels, test_images, test_labels."""
     data_dir: Path | None = setting(None, machine=True)
     """Folder of tensorflow-datasets (its own default where left out)."""
+    resize: int | None = setting(None, bounds=COUNT, unit="pixels")
+    """Side that images get: each pixel is the mean of a square block, so it must divide theirs; None leaves them."""
     data_fraction: float = setting(1.0, bounds="(0, 1]", traced=True)
     """Share of each agent's training samples that is used."""
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
@@ -86,6 +88,13 @@ class Data:
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
     feature_skew: str = setting("none", traced=True)
     """How agents see all images: none, rotation:DEGREES (agent i turned by i times that), or noise:LEVELS (of 255)."""
+    augment: str | None = None
+    """What agents make of the images of each minibatch: none, crop (moved by up to an eighth of the side, filled by
+    reflection), or flip-crop (every second one flipped left to right by chance, then the same). None is the preset's:
+    by-data is flip-crop for cifar10 and cifar100, crop for svhn_cropped, none for all other data."""
+    images: Literal["own", "pooled"] = "own"
+    """Whose images a minibatch is of: an agent's own; or those of all agents, of classes drawn as often as the agent
+    holds them (pooled), a yardstick that is no method and no bound."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dslth_jax import graphs, partition, schedules, skew
+from dslth_jax import augment, graphs, partition, schedules, skew
 from dslth_jax.algorithm import belongs_to
+from dslth_jax.augment import Augment
 from dslth_jax.graphs import Adjacency, Topology, graph_of, metropolis
 from dslth_jax.naming import nearest
 from dslth_jax.networks.network import Network
@@ -37,6 +38,7 @@ GRAPHS = by_name(
 )  # fmt: skip
 PARTITIONS = by_name(partition.classes, partition.dirichlet, partition.quantity, partition.iid)
 SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
+AUGMENTATIONS: dict[str, Augment | None] = {"none": None} | by_name(augment.crop, augment.flip_crop)
 SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
 
 

@@ -43,6 +43,8 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     source = settings.data_file.name if settings.data_file else settings.dataset
     shape = "x".join(map(str, prepared.train.images.shape[1:]))
     rows = [("images, network", f"{shape} (height, width, channels), {settings.model}")]
+    rows += [("minibatches of", "all agents' images, a yardstick")] if settings.images == "pooled" else []
+    rows += [("augmentation", str(settings.augment))] if settings.augment != "none" else []
     for shares, name in ((prepared.train, "training"), (prepared.tests, "test")):
         held = prepared.held(shares)
         rows.append((f"{name} samples an agent, of {len(shares.labels):,}", span(np.asarray(shares.sizes))))
@@ -164,8 +166,9 @@ def facts(config: Row) -> list[tuple[str, str]]:
     wires = [said("", graph.get("links"), " one-way links"), linked, said("spectral gap ", graph.get("spectral_gap"))]
     of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
+    varied, whose = said("augmentation ", get("augment")), "of all agents" if get("images") == "pooled" else None
     told: list[tuple[str, list[Any]]] = [
-        ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition")]),
+        ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), whose, varied]),
         ("agents", [get("agents"), said("retention ", get("retention"))]),
         ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
         ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dslth_jax.study.config.algorithms import ALGORITHMS, of_some
+from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some
 from dslth_jax.study.config.settings import SETTINGS, Settings, flag
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, numbers_of_seeds
@@ -85,6 +85,22 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
 
 
+def said_of_data(config: folders.Row) -> str:
+    """What a table says of the images that arms learn from, where they are not as they come."""
+    said: dict[str, list[str]] = {}
+    for arm, own in config.get("arms", {}).items():
+        chosen = {**config["settings"], **own}
+        if chosen.get("augment", "") is None:  # left out
+            dataset = None if chosen["data_file"] else chosen["dataset"]
+            chosen["augment"] = defaults_of(chosen["algorithm"], chosen["preset"], dataset)["augment"]
+        augment, pooled = chosen.get("augment", "none"), chosen.get("images", "own") == "pooled"
+        for what in [f"augmentation {augment}"] * (augment != "none") + ["drawn from all agents'"] * pooled:
+            said.setdefault(what, []).append(arm)
+    everybody = len(config.get("arms", {}))
+    parts = [one if len(arms) == everybody else f"{one} ({', '.join(arms)})" for one, arms in said.items()]
+    return f"Images: {'; '.join(parts)}. " if parts else ""
+
+
 MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}
 COLUMNS = {  # of the table: what each is of, a factor, and how it is written
     "accuracy, %": ("accuracy_mean", 100, ".1f"),
@@ -99,7 +115,8 @@ def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
     lines = [
         f"`{found.config['command']}`\n",
-        f"Seeds {', '.join(map(str, found.config['seeds']))}. Accuracy: mean of agents, mean ± standard deviation over "
+        f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
+        "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
         "those of the busiest agent as bitmaps or floats.\n",
         f"| arm | {' | '.join(COLUMNS)} |",

@@ -86,8 +86,9 @@ def footprint(
 
 
 def bytes_of_samples(shares: Shares, devices: int = 1) -> int:
-    """Bytes of samples on each device: images and labels on all, on each what its own agents hold and how they see."""
-    common = bytes_of((shares.images, shares.labels))
+    """Bytes of samples on each device: images, labels and a pool on all, on each what its own agents hold and how they
+    see."""
+    common = bytes_of((shares.images, shares.labels, shares.pool))
     return common + -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
+from dslth_jax.augment import Augment
 from dslth_jax.graphs import Adjacency, GraphReport, Topology
 from dslth_jax.links import Link
 from dslth_jax.networks.network import Network
@@ -34,6 +35,7 @@ class Prepared(NamedTuple):
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
     links: tuple[Link, ...]  # what else happens to messages, before that
+    augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
     train: Shares

@@ -17,6 +17,7 @@ from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import by_similarity
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
+from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.machine import check_machine
@@ -38,14 +39,14 @@ BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
-    """Check the settings and load their data, unless a loaded data set is given."""
+    """Check the settings and load their data, unless what `load` returns for them is given."""
     check_each(settings)
     check_together(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     settings = resolve(settings)
-    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir)
+    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_by_name(
@@ -69,7 +70,9 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
-    train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew)
+    pooled = settings.images == "pooled"
+    pool = pool_of(dataset.train_labels, held.train, dataset.classes) if pooled else None
+    train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew, pool)
     at_the_end, while_running = (
         # How many test samples every agent has below a rank, and one at least.
         np.array([max(np.sum(ranks < (settings.test_samples or most)), 1) for ranks in held.ranks], np.int32)
@@ -86,6 +89,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
         course=Course(*(given[name] for name in Course._fields)),
         batch_size=batch_size,
+        augment=spellings.AUGMENTATIONS[str(settings.augment)],
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         train=train,
@@ -117,7 +121,7 @@ def members_of(
         own = Settings(**{**base, **changed})
         try:
             check_each(own)
-            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir))
+            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir, own.resize))
             return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
             raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
@@ -125,9 +129,15 @@ def members_of(
     return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
 
 
-def load(name: str, file: Path | None, folder: Path | None) -> datasets.Dataset:
-    """The data set that the settings name: in a file, or by its name."""
-    return datasets.load_file(file) if file else datasets.load(name, folder)
+def load(name: str, file: Path | None, folder: Path | None, side: int | None = None) -> datasets.Dataset:
+    """The data set that the settings name: in a file, or by its name; with images of their size."""
+    dataset = datasets.load_file(file) if file else datasets.load(name, folder)
+    if side is None:
+        return dataset
+    try:
+        return datasets.resized(dataset, side)
+    except ValueError as error:
+        raise ValueError(f"--resize {side}: {error}") from None
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:

@@ -61,6 +61,7 @@ def compile_programs(plan: Plan) -> Programs:
     lossy = any(member.link_drop for member in plan.members)
     driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
     steps = driven | {"batch_size": first.batch_size, "local_steps": first.local_steps, "exchange_every": every}
+    steps |= {"augment": first.augment}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)
 
@@ -151,16 +152,23 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares]:
         return jax.tree.map(lambda *leaves: filled(np.stack(leaves), plan), *trees)
 
     def samples(of_all: list[Shares]) -> Shares:
-        capacity = max(own.indices.shape[1] for own in of_all)
-        padded = [np.pad(own.indices, [(0, 0), (0, capacity - own.indices.shape[1])]) for own in of_all]
-        held = [own._replace(indices=indices)[2:] for own, indices in zip(of_all, padded, strict=True)]
-        return Shares(*of_all[0][:2], *stack(held))
+        of_all = widened(of_all)
+        if of_all[0].pool is not None:
+            pools = widened([own.pool for own in of_all])
+            of_all = [own._replace(pool=pool) for own, pool in zip(of_all, pools, strict=True)]
+        return Shares(*of_all[0][:2], *stack([own[2:] for own in of_all]))
 
     owns = []
     for one in members:
         seed, link_drop = np.array(one.seed, np.uint32), np.array(one.link_drop, np.float32)
         owns.append(Own(seed, None, with_edges(one.topology.graph, edges), link_drop, one.hyper))
     return stack(owns), samples([one.train for one in members]), samples([one.tests for one in members])
+
+
+def widened(holding: list[Any]) -> list[Any]:
+    """Shares, or pools, padded to as many samples in a row as the widest of them has. Host side."""
+    widest = max(own.indices.shape[1] for own in holding)
+    return [own._replace(indices=np.pad(own.indices, [(0, 0), (0, widest - own.indices.shape[1])])) for own in holding]
 
 
 def with_edges(graph: Graph, edges: int) -> Graph:

@@ -48,7 +48,7 @@ def write(settings: Board) -> str:
             for summary in hparams(said, {"accuracy/mean": None, "loss": None}):
                 writer.file_writer.add_summary(summary)
             for row, key in itertools.product(run.rows, METRICS):
-                if row[key] is not None:
+                if row.get(key) is not None:
                     bits, when = key.endswith("_bits"), began + (row["seconds"] or 0)
                     tag = f"megabytes/{key.removesuffix('_bits')}" if bits else TAGS.get(key, key)
                     writer.add_scalar(tag, row[key] / (8e6 if bits else 1), row["round"], walltime=when)

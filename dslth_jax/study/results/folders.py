@@ -43,8 +43,9 @@ METRICS = {  # what a row of them has beside its round, and what tables call it
     "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
     "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
 }  # fmt: skip
+VALIDATION = ("validation_mean", "validation_worst")  # rows have them where samples are held back
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
-VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # where samples are held back
+VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
 Row = dict[str, Any]
@@ -243,7 +244,8 @@ def read_config(folder: Path) -> Row | None:
 
 
 def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a metrics.jsonl, and what is missing of it."""
+    """The rows of a metrics.jsonl, and what is missing of it. They get no number of validation that they lack: a sweep
+    that goes on writes them again as they were."""
     text = read_text(path)
     lines, rows = text.splitlines(), list[Row]()
     for number, line in enumerate(lines, 1):
@@ -263,7 +265,8 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
             if type(value) not in (int, float, type(None)) or (type(value) is int and abs(value) > 1e300):
                 wanted = f"must be a number or null, got {str(value)[:40]!r}"
                 raise ValueError(f"{key} in {where} {wanted}: {WHAT_TO_DO}")
-            row[key] = value if value is not None and math.isfinite(value) else None
+            if key in row or key not in VALIDATION:
+                row[key] = value if value is not None and math.isfinite(value) else None
         rows.append(row)
     return rows, []
 

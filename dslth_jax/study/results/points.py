@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dslth_jax.study.config.settings import spelled
-from dslth_jax.study.results.folders import WHAT_TO_DO, Row, Run, read_config, read_metrics, read_run, read_table
+from dslth_jax.study.results.folders import (
+    VALIDATION,
+    WHAT_TO_DO,
+    Row,
+    Run,
+    read_config,
+    read_metrics,
+    read_run,
+    read_table,
+)
 
 # In what messages are counted (_bits of a run, _mb of a point), and in words.
 SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}
-VALIDATION = ("validation_mean", "validation_worst")  # numbers of points whose members hold samples back
 DONE, FAILED, UNFINISHED = "done", "not finite", "not finished"  # statuses of members, and of points
 
 

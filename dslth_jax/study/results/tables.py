@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.study.config.console import sent, shown
-from dslth_jax.study.results.folders import METRICS, Row, Run
-from dslth_jax.study.results.points import SIZES, VALIDATION, best
+from dslth_jax.study.results.folders import METRICS, VALIDATION, Row, Run
+from dslth_jax.study.results.points import SIZES, best
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Plan
@@ -134,6 +134,7 @@ OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
     """A table without empty columns of validation, or of bits, and the heads of those of bits that were left out."""
+    rows = [dict.fromkeys(VALIDATION) | row for row in rows]
     columns = [own for own in columns if own[0] not in VALIDATION or any(row[own[0]] is not None for row in rows)]
     empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]
     kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]
@@ -141,8 +142,8 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[
 
 
 def last_row(run: Run) -> Row:
-    """A run's last row of metrics, or an empty row."""
-    return run.rows[-1] if run.rows else dict.fromkeys(("round", *METRICS))
+    """A run's last row of metrics, or an empty row; what it lacks is None."""
+    return dict.fromkeys(("round", *METRICS)) | (run.rows[-1] if run.rows else {})
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator goes
     test_labels  labels of the test samples; None tests nobody
     fraction     in (0, 1], the share of its training samples that each agent uses
 
-A request that cannot be met raises a ValueError. `stack` makes a partition's lists the arrays of `population.Shares`.
+A request that cannot be met raises a ValueError. `hold_back` takes a part of everybody's training samples away again,
+to validate with. `stack` makes a partition's lists the arrays of `population.Shares`.
 """
 
 from collections.abc import Sequence
@@ -216,6 +217,41 @@ def tests_in_proportion(
         indices.append(np.concatenate(drawn)[order].astype(np.int32))
         ranks.append(rank[order])
     return indices, ranks
+
+
+def hold_back(
+    train: Sequence[Indices], labels: Labels, share: float, seed: Any = 0
+) -> tuple[list[Indices], list[Indices]]:
+    """Split every agent's training samples, in the order they have, into those it trains on and those held back. Ours.
+
+    Each agent draws `share` of its samples, in (0, 1), rounded to a whole number, of each of its classes in proportion.
+    A sample that one agent draws is held back by all who hold it, so that nobody trains on it: agents that hold the
+    same samples may hold back more than `share`. Raises a ValueError where an agent would have none on either side.
+
+    >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> train, validation = hold_back([np.arange(8, dtype=np.int32)], labels, 0.25)
+    >>> len(train[0]), labels[validation[0]].tolist()
+    (6, [0, 1])
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie in (0, 1), got {share:g}")
+    rng = np.random.default_rng(seed)
+    # Agents draw along one order of all samples. Those that hold the same samples then draw much the same of them.
+    order, drawn = rng.permutation(len(labels)), np.zeros(len(labels), bool)
+    for own in train:
+        mixed = own[np.argsort(order[own])]
+        _, of_class, counts = np.unique(labels[mixed], return_inverse=True, return_counts=True)
+        # Spread each class evenly over 0 to 1, from a random start. The first samples are then a part of each class.
+        place = (_rank_in_class(labels[mixed]) + rng.random(len(counts))[of_class]) / counts[of_class]
+        drawn[mixed[np.argsort(place, kind="stable")[: round(share * len(own))]]] = True
+    held = [own[drawn[own]] for own in train]
+    for agent, (own, back) in enumerate(zip(train, held, strict=True)):
+        if len(back) in (0, len(own)):
+            raise ValueError(
+                f"a share of {share:g} would hold back {len(back)} of the {len(own)} training samples of agent "
+                f"{agent}, and at least one must stay on either side: take another share, fewer agents or more data"
+            )
+    return [own[~drawn[own]] for own in train], held
 
 
 def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"], Int32[np.ndarray, "agents"]]:

@@ -56,7 +56,9 @@ class FakePrograms:
         """The fakes of a plan's programs."""
         own, began = cls(plan), time.perf_counter()
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), own.start())
-        return Programs(own.start, own.evaluate, own.step, own.sent, lambda: time.perf_counter() - began, state)
+        validate = own.validate if plan.members[0].validation else None
+        compiled = lambda: time.perf_counter() - began  # noqa: E731
+        return Programs(own.start, own.evaluate, own.step, own.sent, compiled, state, validate)
 
     def of_each(self, look: Any) -> np.ndarray:
         """What `look` sees of each member, one number an agent: (members, agents)."""
@@ -120,6 +122,10 @@ class FakePrograms:
         if self.keeps_masks:
             return Evaluation(accuracy, density, self.sent(state).masks)
         return Evaluation(accuracy, None, None)
+
+    def validate(self, state: dict[str, Any]) -> np.ndarray:
+        """The worse the test accuracy, the better: who chooses by one of the two does not choose by the other."""
+        return 1 - self.evaluate(state, np.array([])).accuracy
 
     def sent(self, state: dict[str, Any]) -> Message:
         masks = self.masks(self.scores(state))

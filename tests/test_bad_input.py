@@ -163,6 +163,13 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("nan", "--data-fraction must be in (0, 1], got nan", ""),
         ("1e-300", "at a data fraction of 1e-300 are too few, each must get one: take fewer agents or more", ""),
     ],
+    "validation": [
+        ("some", "--validation must be a number, got 'some'", ""),
+        ("1", "--validation must be in [0, 1), got 1.0", ""),
+        ("-0.1", "--validation must be in [0, 1), got -0.1", ""),
+        ("0.9999", "a share of 0.9999 would hold back 360 of the 360 training samples of agent", "--partition iid"),
+        ("1e-9", "--validation: a share of 1e-09 would hold back 0 of the ", ""),
+    ],
     "partition": [
         ("clases:3", "--partition must be one of classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid", ""),
         ("classes:some", "--partition classes takes a whole number for PER_AGENT, got 'some'", ""),
@@ -637,6 +644,7 @@ def test_numbers_as_numpy_has_them_are_taken():
 POOLS: dict[str, tuple[str, str]] = {
     "resize": ("8 4 None", "0 3 16"),
     "data_fraction": ("1 0.5 0.05 1e-2", "0 1.5 -1 1e-9 1e-300"),
+    "validation": ("0 0.2 0.5", "1 -0.1 nan 1e-9"),
     "partition": (
         "iid classes:1 classes:2 classes:3 classes dirichlet:0.5 dirichlet:1e6 quantity:2 None",
         "classes:0 classes:11 classes:nan clases:2 classes:1:2 dirichlet:0 dirichlet:1e-6 quantity: iid:3 :",

@@ -185,6 +185,16 @@ def test_a_table_says_what_images_arms_learn_from():
     assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 
 
+def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_path):
+    point = point_of("held back", [rows_of(0.1, 0.2)])
+    point = point._replace(result=point.result | {"validation_mean": 0.75, "validation_worst": 0.5})
+    config = {"command": "python -m x", "seeds": [0]}
+    lines = comparison.table_of(Sweep("x", tmp_path, config, {}, [point], [], [])).splitlines()
+    assert lines[2].endswith("bitmaps or floats. Arms stand best first by validation accuracy.")
+    assert lines[-3].startswith("| arm | accuracy, % | validation, % | worst agent, % |")
+    assert lines[-1] == "| held back | 50.0 ± 10.0 | 75.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
+
+
 def test_bad_retentions_are_one_line(capsys, tmp_path):
     flags = [*TINY, "--out", str(tmp_path / "out"), "--retentions"]
     for words, sentence in (("0.1,x", "--retentions must be numbers between commas"), ("0.1,2", "at arm=mce-pl, 2:")):

@@ -113,7 +113,8 @@ def folder(tmp_path_factory) -> Path:
     settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
     config = {"settings": folders.as_json(settings), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
     folders.save_config(out, config | {"seed": 0} | folders.circumstances())
-    rows = [dict.fromkeys(METRICS, 0) | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
+    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION}, 0)
+    rows = [numbers | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
     for row in rows:
         row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}
         row |= dict.fromkeys(("kept_bits", "bitmap_bits", "coded_bits", "busiest_agent_bits"), 10000 * row["round"])
@@ -261,6 +262,29 @@ def test_weights_instead_of_masks_and_numbers_that_are_none(copy, tmp_path):
     assert "Loss over rounds" not in page.words
     # Beside masks they stand on a logarithmic axis.
     assert "logarithmic" in shown(run, copy("masks"), out=tmp_path / "page.html").words
+
+
+def test_runs_that_hold_samples_back_are_ranked_by_them_and_say_so(copy, tmp_path):
+    """On a page of several all must; on a page of one its agents have a column of their own."""
+    one, other = copy("one", lr=3.0, validation=0.2), copy("other", lr=30.0, validation=0.2)
+    for run, validation in ((one, 0.75), (other, 0.125)):
+        rewrite(run / "metrics.jsonl", lambda row, own=validation: row | dict.fromkeys(folders.VALIDATION, own))
+    rewrite(other / "metrics.jsonl", lambda row: row | {"accuracy_mean": 0.9})
+    page = shown(other, one, out=tmp_path / "page.html")
+    head = page.words.partition("Best first by validation accuracy: the settings")[2].partition("Curves")[0]
+    assert "mean validation accuracy, % worst agent's validation, %" in head
+    assert head.index("one 3 45.0 12.5 0.0 75.0 75.0") < head.index("other 30 90.0 12.5 0.0 12.5 12.5")
+    assert "validation 0.2" in page.words
+    page = shown(other, copy("without"), out=tmp_path / "page.html")
+    assert "by validation" not in page.words
+    assert "12.5 \u2013" in page.words  # of the run without
+    table = folders.read_table(one / "agents.csv", ("classes",), folders.OF_AGENTS)
+    agents = [row | {"validation_samples": 25, "validation_accuracy": 0.625} for row in table]
+    folders.write_table(one / "agents.csv", agents)
+    page = shown(one, out=tmp_path / "page.html")
+    assert "validation, mean and worst 75.0, 75.0 %" in page.words.replace("\xa0", " ")
+    assert "agent test accuracy, % validation accuracy, % classes" in page.words
+    assert page.words.count("62.5 ") >= 4
 
 
 def test_hostile_names_are_harmless(copy, tmp_path, whole_charts):

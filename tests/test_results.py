@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from dslth_jax.study.results import folders, pictures, plots, tables
-from dslth_jax.study.results.points import best_first, spelled, summary
+from dslth_jax.study.results.points import best, best_first, spelled, summary
 
 HOSTILE = '[red]x[/] $x_$ \\frac{ <b>&"猫"'
 
@@ -68,6 +68,22 @@ def test_a_point_is_summed_up_over_the_seeds_that_stay_finite():
     assert whole["accuracy_std"] is None
     assert best_first([came | {"accuracy_mean": 0.9}, whole])[0] is whole
     assert [spelled(value) for value in (None, True, 10, "10.0", "a")] == ["", "True", "10", "10", "a"]
+
+
+def test_points_are_ranked_by_what_is_held_back_where_all_hold_something_back():
+    """A point of which no seed stays finite has no accuracy to be ranked by."""
+    members = [[row(2, accuracy, validation_mean=1 - accuracy, validation_worst=0.1)] for accuracy in (0.3, 0.6)]
+    one, other = (summary([own], ["done"], validated=True) for own in members)
+    failed = summary([members[0]], ["not finite"], validated=True)
+    assert (one["validation_mean"], one["validation_worst"], failed["validation_mean"]) == (0.7, 0.1, None)
+    assert best_first([failed, other, one]) == [one, other, failed]
+    assert best([failed, other, one]) == "best first by validation accuracy"
+    without = summary([[row(2, 0.5)]], ["done"], validated=True)
+    assert best_first([one, without, other]) == [other, without, one]
+    assert best([one, without]) == "best first"
+    lines = shown(200, False, [{"lr": 3} | one, {"lr": 10} | other], ["lr"], 1, 2)
+    assert "after round 2, best first by validation accuracy" in lines
+    assert "70.00%" in lines
 
 
 def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ from dslth_jax.study.training import prepare, processes
 from experiments import cifar, sweep
 
 FOUR = "--xla_force_host_platform_device_count=4"
+PROGRAMS = {"draw", "start", "step", "score"}
 HASTY = "--xla_backend_optimization_level=0"
 TINY_LAYERS = (3 * 3 * 1 * 4, 3 * 3 * 4 * 10)  # entries, for digits
 PATIENCE = 300  # seconds for a process, on a machine where others compile too
@@ -87,7 +88,7 @@ def succeed(*processes: subprocess.Popen) -> None:
 
 RUN = ["--dataset", "digits", "--model", "tiny", "--agents", "8", "--rounds", "4", "--eval-every", "2"]
 WEIGHTED = [*RUN, "--mixing", "metropolis", "--retention", "0.1:0.8"]
-CHANGING = [*RUN, "--topology", "changing-erdos-renyi:0.5", "--exchange-every", "2"]
+CHANGING = [*RUN, "--topology", "changing-erdos-renyi:0.5", "--exchange-every", "2", "--validation", "0.2"]
 
 
 def commands(*words: str) -> None:
@@ -136,10 +137,12 @@ def collectives(text: str) -> list[tuple[str, str, int]]:
 
 
 def assert_packed_bits_cross(programs: Path) -> None:
-    """Among four devices, and nothing else: each layer's bits of all agents once, in whole bytes, none in a test."""
+    """Among four devices, and nothing else: each layer's bits of all agents once, in whole bytes; none where agents are
+    tested."""
     texts, per_mask = json.loads(programs.read_text()), sum(-(-entries // 8) for entries in TINY_LAYERS)
-    crossing = {name: collectives(text) for name, text in texts.items() if name in ("draw", "start", "step", "score")}
-    assert crossing["draw"] == crossing["score"] == []
+    crossing = {name: collectives(text) for name, text in texts.items() if name in (*PROGRAMS, "validate")}
+    assert crossing.keys() >= PROGRAMS
+    assert all(crossing[name] == [] for name in crossing.keys() - {"start", "step"})
     for found in (crossing["start"], crossing["step"]):
         assert {(kind, dtype) for kind, dtype, _ in found} == {("all-gather", "u8")}
         assert sum(entries for _, _, entries in found) == 8 * per_mask

@@ -77,6 +77,9 @@ class Data:
     """Side that images get: each pixel is the mean of a square block, so it must divide theirs; None leaves them."""
     data_fraction: float = setting(1.0, bounds="(0, 1]", traced=True)
     """Share of each agent's training samples that is used."""
+    validation: float = setting(0.0, bounds="[0, 1)", traced=True)
+    """Share of each agent's training samples that nobody trains on: accuracies on them are reported as validation, and
+    sweeps and searches rank by these."""
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
     """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed) or iid; None is
     classes:CLASSES_PER_AGENT."""

@@ -12,6 +12,9 @@ from dslth_jax.study.config import command
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import Sweep, read_all
 
+# A slash makes groups.
+TAGS = {key: key.replace("_", "/") for key in METRICS if key.startswith(("accuracy_", "validation_"))}
+
 
 @dataclasses.dataclass(frozen=True)
 class Board:
@@ -45,10 +48,9 @@ def write(settings: Board) -> str:
             for summary in hparams(said, {"accuracy/mean": None, "loss": None}):
                 writer.file_writer.add_summary(summary)
             for row, key in itertools.product(run.rows, METRICS):
-                if row[key] is not None:
+                if row.get(key) is not None:
                     bits, when = key.endswith("_bits"), began + (row["seconds"] or 0)
-                    # A slash makes groups.
-                    tag = f"megabytes/{key.removesuffix('_bits')}" if bits else key.replace("accuracy_", "accuracy/")
+                    tag = f"megabytes/{key.removesuffix('_bits')}" if bits else TAGS.get(key, key)
                     writer.add_scalar(tag, row[key] / (8e6 if bits else 1), row["round"], walltime=when)
     return f"event files: {logs}"
 

@@ -36,12 +36,16 @@ except ImportError:  # Windows
 
 METRICS = {  # what a row of them has beside its round, and what tables call it
     "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
-    "accuracy_std": "spread (std), %", "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
+    "accuracy_std": "spread (std), %", "validation_mean": "mean validation accuracy, %",
+    "validation_worst": "worst agent's validation, %",
+    "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
     "bitmap_bits": "sent as bitmaps, MB", "kept_bits": "kept entries (the authors' count), MB",
     "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
     "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
 }  # fmt: skip
+VALIDATION = ("validation_mean", "validation_worst")  # rows have them where samples are held back
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
+VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
 
 Row = dict[str, Any]
@@ -221,7 +225,7 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")
     path = folder / "agents.csv"
-    agents = read_table(path, ("agent", "classes"), OF_AGENTS) if path.is_file() else []
+    agents = read_table(path, ("agent", "classes"), OF_AGENTS, VALIDATION_OF_AGENTS) if path.is_file() else []
     for row in agents:
         row["classes"] = row["classes"].split()
     return Run(name, folder, config, rows, agents, missing)
@@ -240,7 +244,8 @@ def read_config(folder: Path) -> Row | None:
 
 
 def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows of a metrics.jsonl, and what is missing of it."""
+    """The rows of a metrics.jsonl, and what is missing of it. They get no number of validation that they lack: a sweep
+    that goes on writes them again as they were."""
     text = read_text(path)
     lines, rows = text.splitlines(), list[Row]()
     for number, line in enumerate(lines, 1):
@@ -260,13 +265,15 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
             if type(value) not in (int, float, type(None)) or (type(value) is int and abs(value) > 1e300):
                 wanted = f"must be a number or null, got {str(value)[:40]!r}"
                 raise ValueError(f"{key} in {where} {wanted}: {WHAT_TO_DO}")
-            row[key] = value if value is not None and math.isfinite(value) else None
+            if key in row or key not in VALIDATION:
+                row[key] = value if value is not None and math.isfinite(value) else None
         rows.append(row)
     return rows, []
 
 
-def read_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> list[Row]:
-    """The rows of a table that has columns of words, and of numbers: None where a cell is empty, or not finite."""
+def read_table(path: Path, words: Sequence[str], numbers: Sequence[str], perhaps: Sequence[str] = ()) -> list[Row]:
+    """The rows of a table that has columns of words, and of numbers: None where a cell is empty, or not finite. So are
+    all cells of a column of numbers that is only `perhaps` there, and is not."""
     text = io.StringIO(read_text(path, "surrogateescape"), newline="")
     try:
         head, *rows = filter(None, csv.reader(text, strict=True))  # pandas would fill up rows that break off
@@ -277,7 +284,9 @@ def read_table(path: Path, words: Sequence[str], numbers: Sequence[str]) -> list
     if any(len(row) != len(head) for row in rows) or len(set(head)) < len(head):
         raise ValueError(f"every row of {path} must have as many cells as its head has names: {WHAT_TO_DO}")
     table = pd.DataFrame(rows, columns=head, dtype=object)
-    for key in numbers:
+    for key in perhaps:
+        table[key] = table.get(key, "")
+    for key in (*numbers, *perhaps):
         try:
             values = table[key].str.strip().replace("", "nan").astype(float)
         except ValueError as error:

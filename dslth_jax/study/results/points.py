@@ -2,12 +2,21 @@
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dslth_jax.study.config.settings import spelled
-from dslth_jax.study.results.folders import WHAT_TO_DO, Row, Run, read_config, read_metrics, read_run, read_table
+from dslth_jax.study.results.folders import (
+    VALIDATION,
+    WHAT_TO_DO,
+    Row,
+    Run,
+    read_config,
+    read_metrics,
+    read_run,
+    read_table,
+)
 
 # In what messages are counted (_bits of a run, _mb of a point), and in words.
 SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}
@@ -36,7 +45,7 @@ class Sweep(NamedTuple):
 
 def last_of(members: Sequence[Sequence[Row]], key: str) -> list[float]:
     """A number of each member's last row, of those that have it."""
-    return [rows[-1][key] for rows in members if rows and rows[-1][key] is not None]
+    return [rows[-1][key] for rows in members if rows and rows[-1].get(key) is not None]
 
 
 def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
@@ -45,17 +54,21 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
     return statistics.fmean(known) / (8e6 if key.endswith("_bits") else 1) if known else None
 
 
-def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
-    """What a point comes to over the seeds that stay finite, from the rows of each in `members`, and its status."""
+def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str], validated: bool = False) -> Row:
+    """What a point comes to over the seeds that stay finite, from the rows of each in `members`, and its status; with
+    numbers of what is held back if it is `validated`, or any point of its sweep."""
     finite = [rows for rows, status in zip(members, statuses, strict=True) if rows and status != FAILED]
     failed = statuses.count(FAILED)
     accuracies = last_of(finite, "accuracy_mean")
+    mean, worst = VALIDATION
+    validation = mean_of(finite, mean), min(last_of(finite, worst), default=None)
     unfinished = UNFINISHED if UNFINISHED in statuses else DONE
     return {
         "seeds": len(finite) + failed,
         "accuracy_mean": mean_of(finite, "accuracy_mean"),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracy_worst": min(last_of(finite, "accuracy_worst"), default=None),
+        **(dict(zip(VALIDATION, validation, strict=True)) if validated else {}),
         **{key: mean_of(finite, key) for key in ("loss", "density")},
         **{f"{size}_mb": mean_of(finite, f"{size}_bits") for size in SIZES},
         "status": f"{FAILED} ({failed} of {len(statuses)} seeds)" if failed else unfinished,
@@ -65,9 +78,22 @@ def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str]) -> Row:
 OF_POINTS = tuple(summary([], []))[:-1]  # its numbers
 
 
+def ranked_by(rows: Iterable[Row]) -> str:
+    """Which accuracy runs, or points, are ranked by: that on what is held back if it is there in all, else the test
+    accuracy. `rows` are their last rows of metrics, or those of results.csv."""
+    known, validation = [row for row in rows if row["accuracy_mean"] is not None], VALIDATION[0]
+    return validation if known and all(row.get(validation) is not None for row in known) else "accuracy_mean"
+
+
+def best(rows: Iterable[Row]) -> str:
+    """How tables say that the best of these rows come first."""
+    return "best first" + (" by validation accuracy" if ranked_by(rows) in VALIDATION else "")
+
+
 def best_first(results: Sequence[Row]) -> list[Row]:
-    """Rows of results.csv by accuracy; points of which a seed failed come last."""
-    return sorted(results, key=lambda row: (row["status"].startswith(FAILED), -(row["accuracy_mean"] or 0.0)))
+    """Rows of results.csv by the accuracy that ranks them; points of which a seed failed come last."""
+    key = ranked_by(results)
+    return sorted(results, key=lambda row: (row["status"].startswith(FAILED), -(row[key] or 0.0)))
 
 
 def place_of(value: Any) -> tuple[bool, float, str]:
@@ -120,10 +146,11 @@ def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
         of_seeds.append([] if status == FAILED else rows)
         statuses.append(status)
     if (folder / "results.csv").is_file():
-        results = read_table(folder / "results.csv", (*axes, "status"), OF_POINTS)
+        results = read_table(folder / "results.csv", (*axes, "status"), OF_POINTS, VALIDATION)
     else:
         missing.append("There is no results.csv yet: the table is of what each member had at its last evaluation.")
-        results = best_first([dict(zip(axes, own, strict=True)) | summary(*came) for own, came in points.items()])
+        came = [dict(zip(axes, own, strict=True)) | summary(*came, validated=True) for own, came in points.items()]
+        results = best_first(came)
     known = {axis: list(dict.fromkeys(map(spelled, values))) for axis, values in axes.items()}
     found = []
     for result in results:

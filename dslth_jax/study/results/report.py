@@ -17,7 +17,7 @@ from dslth_jax.study.config.console import shown
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
-from dslth_jax.study.results.points import Sweep, last_of, read_all
+from dslth_jax.study.results.points import Sweep, best, last_of, ranked_by, read_all
 from dslth_jax.study.results.tables import facts, last_row, table
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
@@ -57,7 +57,8 @@ def write(settings: Report) -> str:
 
 def view_of_runs(runs: list[Run]) -> dict[str, Any]:
     """What the page says of one run or several."""
-    runs = sorted(runs, key=lambda run: -(last_row(run)["accuracy_mean"] or 0))
+    key = ranked_by(map(last_row, runs))
+    runs = sorted(runs, key=lambda run: -(last_row(run)[key] or 0))
     shared = [fact for fact in facts(runs[0].config) if all(fact in facts(run.config) for run in runs)]
     lines = {run.name: numbers_of(run.rows) for run in runs}
     several = len(runs) > 1
@@ -78,8 +79,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     """What the page says of a sweep."""
     swept = {axis: f"swept: {', '.join(values)}" for axis, values in sweep.axes.items()}
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
-    best = [point for point in sweep.points if any(point.members)][:BEST_POINTS]
-    lines = {str(shown(point.values)): numbers_of_seeds(point.members) for point in best}
+    shown_first = [point for point in sweep.points if any(point.members)][:BEST_POINTS]
+    lines = {str(shown(point.values)): numbers_of_seeds(point.members) for point in shown_first}
     columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
     rows = [point.result | point.values for point in sweep.points]
     return {
@@ -91,7 +92,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             ("points", f"{len(sweep.points)}, with {len(sweep.config['members'])} members in all"),
             *facts(config),
         ],
-        "table": table("Points of the grid, best first", columns, rows),
+        "table": table(f"Points of the grid, {best(rows)}", columns, rows),
         "lines": [*lines],
         "curves": curves(lines, "lowest to highest seed"),
         "grid": charts_of_axes(sweep),

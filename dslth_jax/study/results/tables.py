@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.study.config.console import sent, shown
-from dslth_jax.study.results.folders import METRICS, Row, Run
-from dslth_jax.study.results.points import SIZES
+from dslth_jax.study.results.folders import METRICS, VALIDATION, Row, Run
+from dslth_jax.study.results.points import SIZES, best
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Plan
@@ -45,7 +45,8 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     rows = [("images, network", f"{shape} (height, width, channels), {settings.model}")]
     rows += [("minibatches of", "all agents' images, a yardstick")] if settings.images == "pooled" else []
     rows += [("augmentation", str(settings.augment))] if settings.augment != "none" else []
-    for shares, name in ((prepared.train, "training"), (prepared.tests, "test")):
+    kinds = [(prepared.train, "training"), (prepared.tests, "test")]
+    for shares, name in kinds + ([(prepared.validation, "validation")] if prepared.validation else []):
         held = prepared.held(shares)
         rows.append((f"{name} samples an agent, of {len(shares.labels):,}", span(np.asarray(shares.sizes))))
         rows.append((f"{name} classes an agent, of {prepared.classes}", span((held > 0).sum(axis=1))))
@@ -78,6 +79,9 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
         ("chance level (the most frequent class)", f"{chance:.2%}"),
         ("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}"),
     ]
+    if row.get("validation_mean") is not None:
+        said = f"{row['validation_mean']:.2%}, {row['validation_worst']:.2%}"
+        rows.append(("validation accuracy, mean and worst agent", said))
     if row["density"] is not None:
         rows.append(("density of masks", f"{row['density']:.4f}"))
     if row["flip_rate"] is not None:
@@ -97,8 +101,9 @@ def show_outcome(console: Console, row: Row, chance: float, rounds: int, compila
 
 def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:
     """The best rows of results.csv."""
-    best = results[:ROWS_SHOWN]
+    rows, validated = results[:ROWS_SHOWN], any(key in row for row in results for key in VALIDATION)
     columns = [(axis, axis, "") for axis in axes]
+    columns += [("validation_mean", "validation", ".2%")] if validated else []
     columns += [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
     columns += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
     columns += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in SIZES.items()] + [("status", "status", "")]
@@ -108,9 +113,10 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
             return f"{value:.5g}" if isinstance(value, float) else str(value)
         return "" if value is None else f"{value:{form}}"
 
-    more = f", the best {len(best)}" if len(results) > len(best) else ""
+    more = f", the best {len(rows)}" if len(results) > len(rows) else ""
+    more += f", {best(results)}" if validated else ""
     title = f"{len(results)} points, {seeds} seeds each, after round {rounds}{more}"
-    cells = ([cell(row[key], form) for key, _, form in columns] for row in best)
+    cells = ([cell(row[key], form) for key, _, form in columns] for row in rows)
     show(console, title, cells, [head for _, head, _ in columns])
 
 
@@ -124,20 +130,22 @@ EVERY_ROW = [column("round", "after round"), *map(column, METRICS)]
 IN_DETAIL = ("accuracy_best", "flip_rate", "busiest_agent_bits", "exchanges", "coded_rounds")
 OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
 OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
-OF_A_POINT += [column(key) for key in ("accuracy_worst", "loss", "density")]
+OF_A_POINT += [column(key) for key in ("accuracy_worst", *VALIDATION, "loss", "density")]
 OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] + [("status", "status", "shown")]
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """A table without empty columns of bits, and the heads of the columns that were left out."""
+    """A table without empty columns of validation, or of bits, and the heads of those of bits that were left out."""
+    rows = [dict.fromkeys(VALIDATION) | row for row in rows]
+    columns = [own for own in columns if own[0] not in VALIDATION or any(row[own[0]] is not None for row in rows)]
     empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]
     kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]
     return {"caption": caption, "columns": kept, "rows": rows, "left_out": left_out}
 
 
 def last_row(run: Run) -> Row:
-    """A run's last row of metrics, or an empty row."""
-    return run.rows[-1] if run.rows else dict.fromkeys(("round", *METRICS))
+    """A run's last row of metrics, or an empty row; what it lacks is None."""
+    return dict.fromkeys(("round", *METRICS)) | (run.rows[-1] if run.rows else {})
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
@@ -150,7 +158,7 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     outcome, which = OUTCOME, "each run's last evaluation"
     if len({row["round"] for row in rows}) == 1 and runs[0].rows:
         outcome, which = OUTCOME[1:], f"the evaluation after round {rows[0]['round']}"
-    caption = f"Best first: the settings that differ, and {which}; std: standard deviation over agents"
+    caption = f"{best(rows).capitalize()}: the settings that differ, and {which}; std: standard deviation over agents"
     return table(caption, [*columns, *outcome], rows)
 
 
@@ -167,8 +175,9 @@ def facts(config: Row) -> list[tuple[str, str]]:
     of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     varied, whose = said("augmentation ", get("augment")), "of all agents" if get("images") == "pooled" else None
+    seen = [whose, varied, said("validation ", get("validation") or None)]
     told: list[tuple[str, list[Any]]] = [
-        ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), whose, varied]),
+        ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), *seen]),
         ("agents", [get("agents"), said("retention ", get("retention"))]),
         ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
         ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),

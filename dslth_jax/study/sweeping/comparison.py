@@ -111,20 +111,29 @@ COLUMNS = {  # of the table: what each is of, a factor, and how it is written
 }
 
 
+def columns_of(found: points.Sweep) -> dict[str, tuple[str, float, str]]:
+    """The columns of an experiment's table, with that of validation where samples are held back."""
+    validated = any(point.result.get("validation_mean") is not None for point in found.points)
+    first, *others = COLUMNS.items()
+    return dict([first, *([("validation, %", ("validation_mean", 100, ".1f"))] if validated else []), *others])
+
+
 def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
+    columns, best = columns_of(found), points.best(point.result for point in found.points)
+    ranked = f" Arms stand {best}." if "validation, %" in columns else ""
     lines = [
         f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        "those of the busiest agent as bitmaps or floats.\n",
-        f"| arm | {' | '.join(COLUMNS)} |",
-        "|---" * (1 + len(COLUMNS)) + "|",
+        f"those of the busiest agent as bitmaps or floats.{ranked}\n",
+        f"| arm | {' | '.join(columns)} |",
+        "|---" * (1 + len(columns)) + "|",
     ]
     for point in found.points:
         cells = []
-        for key, factor, form in COLUMNS.values():
+        for key, factor, form in columns.values():
             value = point.result[key] if key in point.result else mean_of(point.members, key)
             cells.append("" if value is None else f"{factor * value:{form}}")
         if (deviation := point.result["accuracy_std"]) is not None:

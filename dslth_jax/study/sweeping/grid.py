@@ -11,7 +11,7 @@ from typing import Any
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.settings import SETTINGS, Settings, described, flag, parts, read
 from dslth_jax.study.results import folders
-from dslth_jax.study.training.plan import Prepared, TooLargeError, plan
+from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, samples_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,8 @@ def statics_of(prepared: Prepared) -> str:
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     weighing = (str(graph.weights.dtype), settings.mixing == "similarity")
-    parts = (fixed, schedules, changing, weighing, skew, prepared.batch_size)
+    programs = prepared.batch_size, prepared.validation is not None
+    parts = (fixed, schedules, changing, weighing, skew, *programs)
     return json.dumps(parts, default=str)
 
 
@@ -126,7 +127,7 @@ def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[l
 
 def most_that_fit(group: Sequence[Prepared]) -> int:
     """How many members of a group memory holds at once; a TooLargeError where it holds none."""
-    largest = max(group, key=lambda one: one.train.indices.size + one.tests.indices.size)
+    largest = max(group, key=samples_of)
 
     def is_too_large(number: int) -> bool:
         try:

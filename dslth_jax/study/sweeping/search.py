@@ -11,6 +11,7 @@ import numpy as np
 from dslth_jax.study.config.settings import SETTINGS, parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
+from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, points_of, value_of
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
@@ -48,6 +49,8 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     spaces: dict[str, dict[str, Any]] = {}
     for spelled in settings.search:
         name, values = axis_of("--search", spelled, FORM, spaces, settings)
+        if name == "validation":
+            raise ValueError("--search takes no validation, which ranks the points: say --validation SHARE beside it")
         words, ends, kinds = values.split(","), values.split(":"), parts(SETTINGS[name].hint)
         if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
             spaces[name] = {"choices": [value_of(name, word.strip()) for word in words]}
@@ -92,7 +95,8 @@ def search(
         for trial in open_ones:
             came = [outcomes[number] for number, one in enumerate(points.members) if one.point == trial.params]
             failed = any(outcome.failure for outcome in came)
-            accuracy = None if failed else statistics.fmean(own.rows[-1]["accuracy_mean"] for own in came)
+            key = ranked_by(own.rows[-1] for own in came)
+            accuracy = None if failed else statistics.fmean(own.rows[-1][key] for own in came)
             trials.study.tell(trial.number, accuracy, type(trial.state).FAIL if failed else None)
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.evaluation import Evaluation
@@ -16,6 +16,8 @@ from dslth_jax.population import world_of
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
+
+Accuracies = Float[np.ndarray, "agents"]
 
 
 @dataclasses.dataclass
@@ -33,8 +35,9 @@ class Tally:
         if info["flipped"] is not None:
             self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / max(float(bits.mean()), 1.0)
 
-    def row(self, round: int, evaluation: Evaluation) -> dict[str, Any]:
-        """The row of metrics after `round`; losses start anew."""
+    def row(self, round: int, evaluation: Evaluation, validation: Accuracies | None = None) -> dict[str, Any]:
+        """The row of metrics after `round`; losses start anew. `validation` are accuracies on what agents hold back: a
+        run in which they hold nothing back has no such numbers in its rows."""
         accuracy = np.asarray(evaluation.accuracy, np.float64)
         losses, self.losses = self.losses, []
         return {
@@ -44,6 +47,7 @@ class Tally:
             "accuracy_std": accuracy.std(),
             "accuracy_worst": accuracy.min(),
             "accuracy_best": accuracy.max(),
+            **({} if validation is None else validated(validation)),
             "density": None if evaluation.density is None else float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
         }
@@ -60,6 +64,7 @@ class History:
     """What one run has come to so far. New symptoms, one sentence each, wait in `warnings` to be taken."""
 
     evaluation: Evaluation  # the last
+    validation: Accuracies | None = None  # and the last accuracies on what agents hold back
 
     def __init__(self, prepared: Prepared, number: int = 0) -> None:
         self.prepared, self.number = prepared, number  # of several runs, which one it is
@@ -99,12 +104,14 @@ class History:
             self.ledger.add_coded(info["listeners"], lengths, key_frame)
         self.warnings += self.symptoms.after_round(round, info)
 
-    def after_evaluation(self, round: int, evaluation: Evaluation, seconds: float) -> None:
-        """Add a row."""
+    def after_evaluation(
+        self, round: int, evaluation: Evaluation, seconds: float, validation: Accuracies | None = None
+    ) -> None:
+        """Add a row; `validation` as in `Tally.row`."""
         self.evaluation_seconds += seconds
         if self.failure is None:
-            self.evaluation = evaluation
-            counted = self.tally.row(round, evaluation) | self.ledger.row()
+            self.evaluation, self.validation = evaluation, validation
+            counted = self.tally.row(round, evaluation, validation) | self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
@@ -139,10 +146,25 @@ class History:
                 "retention": "" if retention is None else retention,
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
+                **self.validation_of(agent),
                 "density": "" if evaluation.density is None else round(float(evaluation.density[agent]), 6),
             }
             for agent, retention in enumerate(prepared.retentions)
         ]
+
+    def validation_of(self, agent: int) -> dict[str, Any]:
+        """What agents.csv says of the samples that an agent holds back, if it does."""
+        held = self.prepared.validation
+        if held is None or self.validation is None:
+            return {}
+        accuracy = round(float(self.validation[agent]), 6)
+        return {"validation_samples": int(held.sizes[agent]), "validation_accuracy": accuracy}
+
+
+def validated(accuracies: Accuracies) -> dict[str, Any]:
+    """The numbers of a row that accuracies on what agents hold back come to."""
+    exact = np.asarray(accuracies, np.float64)
+    return {"validation_mean": exact.mean(), "validation_worst": exact.min()}
 
 
 def maskable_of(prepared: Prepared) -> tuple[Any, Message]:

@@ -21,6 +21,7 @@ from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
+from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.checkpoint import Found
@@ -176,7 +177,8 @@ def follow(
     state, done = begin(programs, histories, found)
     study.note(histories)
     for round, now, evaluated in play(programs, histories, state, done):
-        leading = max(histories, key=lambda history: -1.0 if history.failure else history.rows[-1]["accuracy_mean"])
+        key = ranked_by(history.rows[-1] for history in histories)
+        leading = max(histories, key=lambda history: -1.0 if history.failure else history.rows[-1][key])
         bits = sum(history.ledger.on_the_wire for history in histories)
         progress.trained(round, max(history.tally.seconds for history in histories), bits)
         if evaluated:
@@ -205,9 +207,10 @@ def play(
         tests = [one.tests.sizes if round == course.rounds else one.tests_while_running for one in members]
         began = time.perf_counter()
         evaluations = programs.evaluate(state, np.stack(tests))
+        validations = programs.validate and programs.validate(state)
         seconds = time.perf_counter() - began
         for number, history in enumerate(histories):
-            history.after_evaluation(round, member_of(evaluations, number), seconds)
+            history.after_evaluation(round, member_of(evaluations, number), seconds, member_of(validations, number))
 
     starting = not any(history.rows for history in histories)
     if starting:

@@ -88,8 +88,12 @@ def footprint(
 def bytes_of_samples(shares: Shares, devices: int = 1) -> int:
     """Bytes of samples on each device: images, labels and a pool on all, on each what its own agents hold and how they
     see."""
-    common = bytes_of((shares.images, shares.labels, shares.pool))
-    return common + -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
+    return bytes_of((shares.images, shares.labels, shares.pool)) + bytes_of_owned(shares, devices)
+
+
+def bytes_of_owned(shares: Shares, devices: int = 1) -> int:
+    """What its own agents hold, and how they see."""
+    return -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
 
 
 def activations(network: Network, world: Any, batch_size: int, test_batch: int, image_shape: tuple[int, ...]) -> int:

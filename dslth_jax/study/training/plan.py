@@ -52,6 +52,7 @@ class Prepared(NamedTuple):
     agent_chunk: int | None  # agents computed at once on each device, if that is asked for
     devices: int | None  # over which agents are spread, if that is asked for
     footprint: Callable[[int], dict[str, int]]  # bytes on each of so many devices; traced once
+    validation: Shares | None = None  # samples of the training images that are held back, if any are
     point: Mapping[str, Any] = {}  # of a study's grid: the axes' values, as they were spelled
     name: str = ""  # which member of a study it is, in words
 
@@ -61,7 +62,7 @@ class Prepared(NamedTuple):
         return len(self.train.sizes)
 
     def held(self, shares: Shares) -> np.ndarray:
-        """How many samples of each class every agent holds of `train` or `tests`: (agents, classes)."""
+        """How many samples of each class every agent holds of `train`, `tests` or `validation`: (agents, classes)."""
         return class_counts(shares.labels, shares.indices, shares.sizes, self.classes)
 
 
@@ -88,9 +89,14 @@ def plan(members: Sequence[Prepared]) -> Plan:
     on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
     platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
     free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
-    largest = max(members, key=lambda one: one.train.indices.size + one.tests.indices.size)
+    largest = max(members, key=samples_of)
     chunk, together, parts = what_fits(largest, on_each, mesh, platform, free)
     return Plan(tuple(members), mesh, together, chunk, parts)
+
+
+def samples_of(one: Prepared) -> int:
+    """The size of all lists of samples of one member: what members of a study differ in, of all that takes memory."""
+    return sum(shares.indices.size for shares in (one.train, one.tests, one.validation) if shares)
 
 
 def what_fits(
@@ -103,6 +109,8 @@ def what_fits(
     parts = dict(one.footprint(devices))
     # Test samples are held as training samples are, and only images and labels are the same for all members.
     parts["data"] += memory.bytes_of_samples(one.tests, devices)
+    if one.validation:  # of images that count already
+        parts["data"] += memory.bytes_of_owned(one.validation, devices)
     common = memory.bytes_of((one.train[:2], one.tests[:2]))
     of_one = parts.pop("activations")
     parts = {name: size * members for name, size in parts.items()}
@@ -148,6 +156,7 @@ def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
             "the images and labels": images,
             "the training samples": digest_of(member.train[2:]),
             "the test samples": digest_of(member.tests[2:]),
+            "the validation samples": digest_of(member.validation and member.validation[2:]),
             "the graph": digest_of(member.topology.graph),
         }
         for member in members

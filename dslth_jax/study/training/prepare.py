@@ -59,7 +59,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         precision=None if settings.precision == "float32" else settings.precision,
     )
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
-    held = who_holds_what(settings, dataset)
+    held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
@@ -95,6 +95,7 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         train=train,
         tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
         tests_while_running=while_running,
+        validation=Shares(*train[:2], *partition.stack(validation), skew) if validation else None,
         topology=topology,
         adjacency=first,
         last_adjacency=last,
@@ -152,6 +153,20 @@ def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.P
         return partition.of_classes(dataset.train_labels, classes_of, **given)
     among = {"labels": dataset.train_labels, "agents": settings.agents, "among": dataset.classes}
     return spellings.partition_of(str(settings.partition), **among, **given)
+
+
+def held_back(
+    settings: Settings, dataset: datasets.Dataset, held: partition.Partition
+) -> tuple[partition.Partition, list[partition.Indices] | None]:
+    """The partition without the training samples that --validation holds back, and these; None where it holds none."""
+    if not settings.validation:
+        return held, None
+    own = np.random.default_rng([settings.seed, 2])  # its own, so that nothing else is drawn otherwise
+    try:
+        train, validation = partition.hold_back(held.train, dataset.train_labels, settings.validation, own)
+    except ValueError as error:
+        raise ValueError(f"--validation: {error}") from None
+    return held._replace(train=train), validation
 
 
 @reproducible

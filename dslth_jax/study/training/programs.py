@@ -50,6 +50,8 @@ class Programs(NamedTuple):
     sent: Callable[[State], Message]  # what everybody sent last
     compiled: Callable[[], float]  # waits for all of them; the seconds from the first's begin to the last's end
     state: State  # shapes, and where they lie
+    # Everybody's accuracy on what it holds back, (members, agents); None where nobody holds anything back.
+    validate: Callable[[State], np.ndarray] | None = None
 
 
 @reproducible
@@ -103,8 +105,15 @@ def compile_programs(plan: Plan) -> Programs:
     start = sharding.over_devices(start, mesh, (where,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, where, HELD), (STATES, AGENTS_OF_EACH))
     score = sharding.over_devices(score, mesh, (STATES, where, HELD), AGENTS_OF_EACH)
+
+    def validate(states: State, owns: Own, held_back: Shares) -> Any:
+        return score(states, owns, held_back).accuracy
+
     began = time.perf_counter()
-    owns, train, tests = sharding.put(stacked(plan), (where, HELD, HELD), mesh)
+    *everything, held_back = stacked(plan)
+    owns, train, tests = sharding.put(tuple(everything), (where, HELD, HELD), mesh)
+    # The images held back are training images, which lie on the devices already.
+    validation = held_back and Shares(*train[:2], *sharding.put(held_back[2:], HELD[2:], mesh))
     compiling = ThreadPoolExecutor(max_workers=2)
 
     def begin(function: Callable[..., Any], *arguments: Any, once: bool = False, **options: Any) -> tuple[Any, Future]:
@@ -120,6 +129,8 @@ def compile_programs(plan: Plan) -> Programs:
     states, starting = begin(start, shapes, once=True)
     state = sharding.placed_shapes(states, STATES, mesh)
     _, scoring = begin(score, state, shapes, tests)
+    if validation:
+        _, validating = begin(validate, state, shapes, validation)
     _, stepping = begin(step, state, shapes, train, donate_argnums=0)
     compiling.shutdown(wait=False)
     owns = owns._replace(drawn=drawing.result()[0](owns.seed))
@@ -132,19 +143,21 @@ def compile_programs(plan: Plan) -> Programs:
         counted = tests._replace(sizes=sharding.put(filled(sizes, plan), AGENTS_OF_EACH, mesh))
         return sharding.fetch(scoring.result()[0](state, owns, counted))
 
+    compiled = [drawing, starting, scoring, stepping, *([validating] if validation else [])]
     return Programs(
         start=lambda: starting.result()[0](owns),
         evaluate=evaluated,
         step=stepped,
         sent=lambda state: sharding.fetch(state.sent),
-        compiled=lambda: max(future.result()[1] for future in (drawing, starting, scoring, stepping)) - began,
+        compiled=lambda: max(future.result()[1] for future in compiled) - began,
         state=state,
+        validate=validation and (lambda state: sharding.fetch(validating.result()[0](state, owns, validation))),
     )
 
 
-def stacked(plan: Plan) -> tuple[Own, Shares, Shares]:
-    """What each member has of its own, its training and its test samples, along a leading axis; edges and samples are
-    padded to the most that any has."""
+def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
+    """What each member has of its own, its training and its test samples, and those that it holds back if all do, along
+    a leading axis; edges and samples are padded to the most that any has."""
     members = plan.members
     edges = max(len(member.topology.graph.senders) for member in members)
 
@@ -162,7 +175,9 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares]:
     for one in members:
         seed, link_drop = np.array(one.seed, np.uint32), np.array(one.link_drop, np.float32)
         owns.append(Own(seed, None, with_edges(one.topology.graph, edges), link_drop, one.hyper))
-    return stack(owns), samples([one.train for one in members]), samples([one.tests for one in members])
+    held_back = [one.validation for one in members if one.validation]
+    train, tests = samples([one.train for one in members]), samples([one.tests for one in members])
+    return stack(owns), train, tests, samples(held_back) if held_back else None
 
 
 def widened(holding: list[Any]) -> list[Any]:

@@ -205,10 +205,11 @@ class Sweep(Study):
     def concludes(self) -> list[dict[str, Any]]:
         """Write and show what all members came to; returns the rows of results.csv, best first."""
         axes, seeds, rows, finite = self.points.axes, self.points.seeds, [], {}
+        validated = any(member.validation for member in self.members)
         for first in range(0, len(self.members), seeds):  # the seeds of a point follow one another
             point, came = self.members[first].point, [self.outcomes[first + offset] for offset in range(seeds)]
             statuses = [FAILED if own.failure else DONE for own in came]
-            rows.append({**point, **summary([own.rows for own in came], statuses)})
+            rows.append({**point, **summary([own.rows for own in came], statuses, validated)})
             finite[in_words(point)] = [own.rows for own in came if own.failure is None]
         results = best_first(rows)
         if self.folder is not None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from dslth_jax.algorithm import Message
 from dslth_jax.graphs import Graph, listeners
@@ -80,6 +80,68 @@ def dropped(rate: float | Float[Array, ""]) -> Link:
         return memory, graph._replace(weights=kept), messages, listeners(graph)
 
     return Link(lambda messages: None, transmit)
+
+
+class Backlog(NamedTuple):
+    """What senders keep, and what receivers lack of it."""
+
+    messages: Message  # the last ones of everybody, the newest first: leaves (keep · agents, ...)
+    owed: Bool[Array, "agents agents keep"]  # whether the first agent has yet to hear this message of the second
+
+
+def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
+    """Links fail as in `dropped`, and what was lost is sent again beside the next message. Ours.
+
+    It is for messages that add up, in any order, so that none may be lost. A sender keeps its last `keep` messages; a
+    receiver asks for those that it lacks, and each counts as sent again. All that arrives in a round is heard at once,
+    as if from several senders. A message that a link has lost `keep` times is lost for good: see `loses_for_good`.
+    """
+
+    def init(messages: Message) -> Backlog:
+        agents = jax.tree.leaves(messages)[0].shape[0]
+        kept = jax.tree.map(lambda leaf: jnp.zeros((keep * agents, *leaf.shape[1:]), leaf.dtype), messages)
+        return Backlog(kept, jnp.zeros((agents, agents, keep), bool))
+
+    @reproducible
+    def transmit(
+        key: Key[Array, ""], memory: Backlog, graph: Graph, messages: Message
+    ) -> tuple[Backlog, Graph, Message, Int[Array, "agents"]]:
+        senders, receivers, weights, _ = jax.tree.map(jnp.asarray, graph)
+        agents = memory.owed.shape[0]
+
+        def arrive(sender: Array, receiver: Array) -> Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, sender), receiver)
+            return jax.random.bernoulli(own, 1 - jnp.asarray(rate, jnp.float32), (keep,))
+
+        kept = jax.tree.map(lambda new, old: jnp.concatenate([new, old[:-agents]]), messages, memory.messages)
+        lacking = memory.owed[receivers, senders, :-1]
+        owed = jnp.concatenate([jnp.ones((senders.size, 1), bool), lacking], axis=1) & (weights != 0)[:, None]
+        heard = owed & jax.vmap(arrive)(senders, receivers)
+        # Edges stay sorted by receiver.
+        again = Graph(
+            (jnp.arange(keep)[None] * agents + senders[:, None]).reshape(-1),
+            jnp.repeat(receivers, keep),
+            jnp.where(heard, weights[:, None], 0).astype(weights.dtype).reshape(-1),
+            jnp.asarray(graph.own),
+        )
+        # Absent edges share their places with others: they must not overwrite these.
+        rest = jnp.zeros_like(memory.owed).at[receivers, senders].max(owed & ~heard)
+        sent = jnp.zeros(agents, jnp.int32).at[senders].add(jnp.sum(owed, axis=1, dtype=jnp.int32))
+        return Backlog(kept, rest), again, kept, sent
+
+    return Link(init, transmit)
+
+
+@reproducible
+def loses_for_good(link: Link, graph: Graph, keys: Key[Array, "exchanges"]) -> bool:
+    """Whether a link that `resent` makes loses anything for good, in exchanges that draw by these keys."""
+    nothing = Message({"": jnp.zeros((len(graph.own), 0), jnp.uint8)})
+
+    def exchange(memory: Backlog, key: Array) -> tuple[Backlog, Array]:
+        given_up = memory.owed[:, :, -1].any()
+        return link.transmit(key, memory, graph, nothing)[0], given_up
+
+    return bool(jax.jit(lambda keys: jax.lax.scan(exchange, link.init(nothing), keys)[1].any())(keys))
 
 
 def by_similarity() -> Link:

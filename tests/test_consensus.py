@@ -7,10 +7,11 @@ import pytest
 from tiny import heard_of
 
 from dslth_jax import links, masks
-from dslth_jax.algorithm import Message, belongs_to, neighbour_mean
+from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_signs
 from dslth_jax.algorithms import consensus
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, pulled
-from dslth_jax.graphs import graph_of
+from dslth_jax.exchange import hear, present_first
+from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
 
 SIZE = 400
@@ -106,6 +107,54 @@ def test_links_weigh_as_much_as_masks_agree():
         wanted = sum(value * size for value, size in each) / sum(size for _, size in each)
         np.testing.assert_allclose(weight, max(wanted, 0), atol=1e-5)
     assert sent.tolist() == [3] * 4
+
+
+def test_what_links_lose_is_sent_again_until_it_arrives(x64):
+    """Sums of all that was ever heard are, a few exchanges later, those of links that lose nothing; each message that a
+    link loses is counted again. Edges that are absent, as where graphs are padded, change nothing."""
+    agents, exchanges, layer = 4, 40, (24,)
+    graph = graph_of(~np.eye(agents, dtype=bool))
+    padding = Graph(np.zeros(3, np.int32), np.full(3, agents - 1, np.int32), np.zeros(3, np.uint8), graph.own)
+    padded = jax.tree.map(lambda *parts: np.concatenate(parts), graph, padding)._replace(own=graph.own)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 256, (exchanges, agents, 3)).astype(np.uint8)
+    bits[-16:] = 0  # and of no size: what is late arrives, and adds nothing of its own
+    scales = rng.random((exchanges, agents)) * (np.arange(exchanges) < exchanges - 16)[:, None]
+    messages = Message({"layer": jnp.asarray(bits)}, scales={"layer": jnp.asarray(scales)})
+    lost = links.resent(0.4)
+
+    def total(link, graph):
+        start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), messages)
+        like = Message({"layer": jnp.zeros(layer)}, scales={"layer": jnp.zeros(())})
+
+        def exchange(carry, now):
+            memory, sums, sent = carry
+            number, message = now
+            key = jax.random.fold_in(key_of(0), number)
+            memory, behind, arriving, listened = link.transmit(key, memory, graph, message)
+            behind = present_first(behind, agents)
+            heard = jax.vmap(lambda receiver: hear(arriving, behind, receiver, like))(jnp.arange(agents))
+            return (memory, sums + jax.vmap(sum_of_signs, (0, None))(heard, "layer"), sent + listened), heard.weight
+
+        begin = (link.init(start), jnp.zeros((agents, *layer)), jnp.zeros(agents, jnp.int32))
+        (memory, sums, sent), weight = jax.lax.scan(exchange, begin, (jnp.arange(exchanges), messages))
+        return memory, sums, sent, weight["layer"]
+
+    _, wanted, each, _ = total(links.perfect(), graph)
+    memory, sums, sent, weight = total(lost, padded)
+    np.testing.assert_allclose(sums, wanted, rtol=1e-12)
+    assert each.tolist() == [exchanges * (agents - 1)] * agents
+    # Of three links that lose two messages of five, each takes 5/3 of what it would take.
+    assert 1.4 < sent.sum() / each.sum() < 1.9
+    assert int(weight.sum()) == int(each.sum()) - int(memory.owed.sum())  # all that is not owed has arrived once
+
+
+def test_what_is_lost_too_often_is_said_before_a_run():
+    graph = graph_of(~np.eye(3, dtype=bool))
+    keys = jax.vmap(lambda number: jax.random.fold_in(key_of(0), number))(jnp.arange(60))
+    assert not links.loses_for_good(links.resent(0.3), graph, keys)
+    assert links.loses_for_good(links.resent(0.9), graph, keys)
+    assert links.loses_for_good(links.resent(0.5, keep=2), graph, keys)
 
 
 def test_layers_go_by_their_module():

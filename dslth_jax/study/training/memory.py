@@ -16,6 +16,7 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.graphs import Graph
 from dslth_jax.keys import key_of
+from dslth_jax.links import Link
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, world_of
 
@@ -38,6 +39,7 @@ def footprint(
     hyper: Any,
     graph: Graph,
     shares: Shares,
+    link: Link | None = None,
     *,
     agents: int,
     batch_size: int,
@@ -51,8 +53,9 @@ def footprint(
     What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
     masks and `values`; what it has of others, `counts` and `sums`; without `values` and `sums` where none are sent)
     times the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
-    `data`). `hyper` are the settings of one agent, `shares` training samples, as arrays or shapes, and `agents` how
-    many there are in all, a multiple of `devices`; an evaluation predicts `test_batch` samples at once.
+    `data`, and what a `link` remembers, `backlog`). `hyper` are the settings of one agent, `shares` training samples,
+    as arrays or shapes, and `agents` how many there are in all, a multiple of `devices`; an evaluation predicts
+    `test_batch` samples at once.
     """
     image_shape = shares.images.shape[1:]
 
@@ -74,6 +77,8 @@ def footprint(
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
     floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
+    everybody = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((agents, *leaf.shape), leaf.dtype), message)
+    floats["backlog"] = 0 if link is None else bytes_of(jax.eval_shape(link.init, everybody))
     return {
         "weights": bytes_of((world.weights, world.frozen)),
         **{name: own * bytes_of(part) for name, part in held.items()},

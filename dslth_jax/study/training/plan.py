@@ -34,7 +34,8 @@ class Prepared(NamedTuple):
     batch_size: int  # samples a minibatch
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
-    links: tuple[Link, ...]  # what else happens to messages, before that
+    failing: Callable[..., Link]  # what becomes of those, by that number
+    links: tuple[Link, ...]  # what happens to messages before
     augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int

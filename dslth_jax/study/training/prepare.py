@@ -14,12 +14,13 @@ from dslth_jax import partition, population
 from dslth_jax.evaluation import BATCH
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, weighted
 from dslth_jax.keys import key_of, reproducible
-from dslth_jax.links import by_similarity
+from dslth_jax.links import by_similarity, chain, dropped, loses_for_good, resent
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
+from dslth_jax.study.config.algorithms import ALGORITHMS
 from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.resolve import (
     algorithm_of,
@@ -83,7 +84,12 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
     of_one, given = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
     sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
-    footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, **sizes)
+    failing = resent if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
+    links = (by_similarity(),) if settings.mixing == "similarity" else ()
+    if failing is resent and settings.link_drop:
+        expect_all_arrives(settings, network, topology)
+    link = chain(*links, *([failing(settings.link_drop)] if settings.link_drop else []))
+    footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
         settings,
         **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
@@ -104,9 +110,26 @@ def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prep
         algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
-        links=(by_similarity(),) if settings.mixing == "similarity" else (),
+        failing=failing,
+        links=links,
         footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )
+
+
+def expect_all_arrives(settings: Settings, network: Network, topology: Topology) -> None:
+    """Raise a ValueError if some message would be lost for good, so often is it lost."""
+    every = settings.exchange_every
+    rounds = jnp.arange(every - 1, settings.rounds, every)
+
+    def key(round: jax.Array) -> jax.Array:
+        world = population.world_of(network, key_of(settings.seed), round, settings.rounds)
+        return population.round_key(world, population.LINKS)
+
+    if loses_for_good(resent(settings.link_drop), topology.graph, jax.vmap(key)(rounds)):
+        raise ValueError(
+            f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent, of which 16 messages are "
+            f"kept, and with --link-drop {settings.link_drop:g} one is lost as often: take a smaller one"
+        )
 
 
 def members_of(

@@ -18,7 +18,7 @@ from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.graphs import Graph, Topology
 from dslth_jax.keys import key_of, reproducible
-from dslth_jax.links import Link, chain, dropped
+from dslth_jax.links import Link, chain
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config.console import warn
@@ -69,7 +69,7 @@ def compile_programs(plan: Plan) -> Programs:
 
     def scene(own: Own, round: Any) -> tuple[World, Graph, Link]:
         world = population.world_of(network, key_of(own.seed), round, rounds, own.drawn)
-        link = chain(*first.links, *([dropped(jnp.asarray(own.link_drop))] if lossy else []))
+        link = chain(*first.links, *([first.failing(jnp.asarray(own.link_drop))] if lossy else []))
         return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
     def draw(seeds: jax.Array) -> Any:

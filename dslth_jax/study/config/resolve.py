@@ -138,10 +138,9 @@ def check_links(settings: Settings) -> None:
     if row.bits == "changes" and settings.topology.startswith("changing-"):
         kept = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
         raise ValueError(f"{kept}, and --topology {settings.topology} changes neighbours: name a graph that stays")
-    if settings.mixing == "similarity" and ("mask" not in row.sends or row.bits != "masks"):
-        raise ValueError(
-            f"--mixing similarity compares masks, and {settings.algorithm} sends {row.sends}: leave it out"
-        )
+    if settings.mixing == "similarity" and row.bits != "masks":
+        got = f"and --algorithm {settings.algorithm} sends {row.sends}"
+        raise ValueError(f"--mixing similarity compares masks, {got}: leave it out")
 
 
 def check_processes(settings: Settings) -> None:

@@ -14,10 +14,11 @@ from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
 from dslth_jax.study.config import datasets
-from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table, with_own_settings
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
+from dslth_jax.study.sweeping.grid import Sweep, axes_of, points_of
 from dslth_jax.study.training import programs
 from dslth_jax.study.training.plan import fingerprints, plan
 from dslth_jax.study.training.prepare import members_of, prepare
@@ -244,8 +245,8 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sharper(Settings):
-    """The settings of a script that adds an algorithm with a flag of its own: one file, one row, one field."""
+class Sharper:
+    """What an algorithm brings whose flag nobody had before: one file, one row."""
 
     sharpness: float = setting(1.0, bounds="(0, 4]", scheduled=True)
     """How sharp."""
@@ -258,16 +259,26 @@ class SharpHyper(NamedTuple):
 
 @pytest.fixture
 def sharp(monkeypatch):
-    row = Row(lambda network, optimizer: local.local(network), SharpHyper, "sharpens", "nothing", defaults={"lr": 0.5})
+    factory = lambda network, optimizer: local.local(network)  # noqa: E731
+    row = Row(factory, SharpHyper, "sharpens", "nothing", defaults={"lr": 0.5}, own=Sharper)
     monkeypatch.setitem(ALGORITHMS, "sharp", row)
 
 
-def test_an_algorithm_with_a_flag_of_its_own_is_a_row_and_a_field(sharp):
+def test_an_algorithm_with_a_flag_of_its_own_is_one_row(sharp, capsys):
+    """Its flag is known to the command, to help, and to the axes of sweeps and searches."""
     words = ["--algorithm", "sharp", "--sharpness", "2", "--dataset", "digits", "--agents", "3"]
-    prepared = prepare(parse(words, Sharper, "experiments.sharp"))
+    prepared = prepare(parse(words, Settings, "experiments.sharp"))
     assert prepared.hyper.sharpness.tolist() == [2, 2, 2]
     assert prepared.hyper.lr.tolist() == [0.5] * 3
-    assert help_of(Sharper, "experiments.sharp").endswith("How sharp. In (0, 4]. (default: 1.0) For sharp.\n")
+    with pytest.raises(SystemExit):
+        parse(["--help"], Settings, "experiments.sharp")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.endswith("sharper: --sharpness NUMBER How sharp. In (0, 4]. (default: 1.0) For sharp.")
+    swept = parse([*words[:2], *words[4:], "--grid", "sharpness=1,4"], Sweep, "experiments.sharp")
+    axes = axes_of(swept.grid, swept)
+    assert axes == {"sharpness": [1, 4]}
+    members = members_of(swept, points_of(axes), 1)
+    assert [member.hyper.sharpness.tolist() for member in members] == [[1] * 3, [4] * 3]
     assert any(line.startswith("| `sharp` | sharpens | nothing | `--sharpness` |") for line in table())
 
 
@@ -285,7 +296,7 @@ def test_an_algorithm_with_a_flag_of_its_own_is_a_row_and_a_field(sharp):
 )
 def test_refusals_know_an_algorithm_from_outside(sharp, own, said):
     with pytest.raises(ValueError, match=said):
-        resolve(Sharper(dataset="digits", **own))
+        resolve(with_own_settings(Settings)(dataset="digits", **own))
 
 
 def test_help_says_of_every_flag_what_presets_and_algorithms_make_of_it():

@@ -1,11 +1,12 @@
 """The algorithms by name, one row each: what makes it, what it sends, which settings are its own, and their defaults.
 
-Another algorithm is one more row, which a script can add too: `ALGORITHMS["name"] = Row(...)`. A setting that no row
-has yet is one more field of `settings.Method`.
+Another algorithm is one more row, which a script can add too: `ALGORITHMS["name"] = Row(...)`. Settings that no row has
+yet come with it, as a dataclass beside the algorithm: see `Row.own`.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl, score_gossip
@@ -57,6 +58,7 @@ class Row(NamedTuple):
     bits: str = ""  # what the bits in its messages are: masks, or changes, of which none may be lost
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
+    own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name
 
     @property
     def flags(self) -> set[str]:
@@ -111,6 +113,15 @@ ALGORITHMS: dict[str, Row] = {
         defaults=_trained_weights | {"lr": "0.0125@cosine"},
     ),
 }  # fmt: skip
+
+
+Kind = TypeVar("Kind")
+
+
+def with_own_settings(kind: type[Kind]) -> type[Kind]:
+    """A class of settings, with those that rows bring."""
+    own = tuple(row.own for row in ALGORITHMS.values() if row.own is not None and not issubclass(kind, row.own))
+    return dataclasses.make_dataclass(kind.__name__, (), bases=(*own, kind), frozen=True) if own else kind
 
 
 def of_some() -> set[str]:

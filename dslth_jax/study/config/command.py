@@ -15,10 +15,10 @@ from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of
+from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
 from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.resolve import NAMES
-from dslth_jax.study.config.settings import Setting, choices, described, flag, kinds, parts, read
+from dslth_jax.study.config.settings import Setting, Settings, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3
@@ -105,6 +105,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
 
     What has no default must be said; where several such values can be, they stand without a flag.
     """
+    kind = with_own_settings(kind) if issubclass(kind, Settings) else kind
     known, words = described(kind), list(sys.argv[1:] if arguments is None else arguments)
     needed = [name for name, own in known.items() if own.default is dataclasses.MISSING]
     positional = next((name for name in needed if known[name].several), None)
@@ -182,7 +183,9 @@ def said_of(known: Setting) -> str:
 def documents_of(kind: type) -> dict[str, str]:
     """The docstring below each field of a class and of its bases."""
     found: dict[str, str] = {}
-    for one in (one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)):
+    for one in (
+        one for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one) and inspect.get_annotations(one)
+    ):
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in itertools.pairwise(tree.body):

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some
-from dslth_jax.study.config.settings import SETTINGS, Settings, flag
+from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some, with_own_settings
+from dslth_jax.study.config.settings import Settings, described, flag
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, numbers_of_seeds
 from dslth_jax.study.results.points import DONE, mean_of
@@ -45,7 +45,8 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     algorithm, and that every message of masks is really encoded unless a flag says otherwise. A ValueError if a flag
     sets what arms differ in, or means nothing to any of them."""
     differing = {"algorithm"}.union(*arms.values())
-    said = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != SETTINGS[name].default}
+    known = described(with_own_settings(Settings))
+    said = {name: getattr(settings, name) for name in known if getattr(settings, name) != known[name].default}
     for name in said.keys() & differing:
         raise ValueError(f"{flag(name)} is set by the experiment itself: leave it out")
     steps = steps_of(settings.lr, {arm["algorithm"] for arm in arms.values()})

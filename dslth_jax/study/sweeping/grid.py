@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.settings import SETTINGS, Settings, described, flag, parts, read
+from dslth_jax.study.config.settings import Setting, Settings, described, flag, parts, read
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, samples_of
 
@@ -61,7 +61,8 @@ def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
     axes: dict[str, list[Any]] = {}
     for spelled in grid:
         name, values = axis_of("--grid", spelled, "NAME=VALUE,VALUE,... such as lr=3,10,30", axes, settings)
-        axes[name] = [value_of(name, word.strip()) for word in values.split(",")]
+        known = described(type(settings))[name]
+        axes[name] = [value_of(known, word.strip()) for word in values.split(",")]
         if len(set(map(str, axes[name]))) < len(axes[name]):
             raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")
     return axes
@@ -69,26 +70,27 @@ def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
 
 def axis_of(flag_name: str, spelled: str, form: str, known: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
     """The field that one axis is of, and the spelling of its values."""
+    flags = described(type(settings))
     name, equals, values = spelled.partition("=")
     name = name.strip().removeprefix("--").replace("-", "_")
     if not equals or not values.strip():
         raise ValueError(f"{flag_name} must be {form}, got {spelled!r}")
     if name == "seed":
         raise ValueError(f"{flag_name} takes no seeds: say --seeds, how many there are of each point")
-    if name not in SETTINGS or SETTINGS[name].machine:
-        raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, SETTINGS)}")
+    if name not in flags or flags[name].machine:
+        raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, flags)}")
     if name in known:
         raise ValueError(f"{flag_name} names {name} twice: give all its values at once")
-    if getattr(settings, name) != SETTINGS[name].default:
+    if getattr(settings, name) != flags[name].default:
         raise ValueError(f"{flag(name)} and {flag_name} {name}=... contradict each other: leave one of them out")
     return name, values
 
 
-def value_of(name: str, word: str) -> Any:
+def value_of(known: Setting, word: str) -> Any:
     """A field's value from its spelling."""
-    hint = SETTINGS[name].hint
+    hint = known.hint
     # Keep a whole number whole where a schedule may stand behind it: it reads better.
-    value = read(name, word, int | hint if {float, str} <= {*parts(hint)} else hint)
+    value = read(known.name, word, int | hint if {float, str} <= {*parts(hint)} else hint)
     return word if isinstance(value, Path) else value
 
 

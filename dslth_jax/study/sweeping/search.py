@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dslth_jax.study.config.settings import SETTINGS, parts
+from dslth_jax.study.config.settings import described, parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
@@ -47,13 +47,14 @@ def check_search(settings: Sweep) -> None:
 def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     """What Optuna draws each searched field from, as its arguments; a ValueError where one means nothing."""
     spaces: dict[str, dict[str, Any]] = {}
+    known = described(type(settings))
     for spelled in settings.search:
         name, values = axis_of("--search", spelled, FORM, spaces, settings)
         if name == "validation":
             raise ValueError("--search takes no validation, which ranks the points: say --validation SHARE beside it")
-        words, ends, kinds = values.split(","), values.split(":"), parts(SETTINGS[name].hint)
+        words, ends, kinds = values.split(","), values.split(":"), parts(known[name].hint)
         if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
-            spaces[name] = {"choices": [value_of(name, word.strip()) for word in words]}
+            spaces[name] = {"choices": [value_of(known[name], word.strip()) for word in words]}
             continue
         try:
             low, high = map(float if float in kinds else int, ends[:2])

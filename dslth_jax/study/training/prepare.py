@@ -20,7 +20,7 @@ from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
-from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.resolve import (
     algorithm_of,
@@ -30,7 +30,7 @@ from dslth_jax.study.config.resolve import (
     population_hyper,
     resolve,
 )
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.settings import Settings, described
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
@@ -137,12 +137,13 @@ def members_of(
 ) -> list[Prepared]:
     """Every point with every seed, prepared; a ValueError names the point that makes no sense. A point holds its
     settings, or in a comparison the name of the arm that holds them; `settings` hold all others."""
-    base = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    kind = with_own_settings(Settings)
+    base = {name: getattr(settings, name, known.default) for name, known in described(kind).items()}
     loaded = functools.cache(load)
 
     def member(point: dict[str, Any], seed: int) -> Prepared:
         changed = {**(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
-        own = Settings(**{**base, **changed})
+        own = kind(**{**base, **changed})
         try:
             check_each(own)
             prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir, own.resize))

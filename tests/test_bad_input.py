@@ -265,7 +265,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("nan", "--link-drop must be in [0, 1], got nan", ""),
     ],
     "mixing": [
-        ("uniformly", "--mixing must be one of uniform, metropolis, got 'uniformly'; did you mean uniform?", ""),
+        ("uniformly", "must be one of uniform, metropolis, similarity, overlap, got 'uniformly'; did you mean", ""),
+        ("similarity", "--mixing similarity compares masks, and --algorithm dsgd sends 32 bits", "--algorithm dsgd"),
         ("metropolis", "need an undirected graph: take uniform ones, or leave --directed out", "--directed"),
     ],
     "retention": [
@@ -287,7 +288,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("0.6@cosine:2", "--linear-retention must stay in (0, 1], and its schedule raises it to 1.2", ""),
     ],
     "algorithm": [
-        ("mcepl", "--algorithm must be one of mce-pl, independent,", ""),
+        ("mcepl", "--algorithm must be one of mce-pl, score-gossip, independent,", ""),
         ("mask-means", "got 'mask-means'; did you mean mask-mean?", ""),
         ("dsgd", "--fine-tune-lr means nothing to --algorithm dsgd, only to mce-pl: leave it out", "--fine-tune-lr 1"),
         ("dsgd", "--retention means nothing to --algorithm dsgd, only to mce-pl,", "--retention 0.5"),
@@ -300,7 +301,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "mask_sent": [
         ("mine", "must be one of own, fused, majority, got 'mine'", ""),
-        ("majority", "mask_sent must be one of fused, own, got 'majority'", ""),
+        ("majority", "--mask-sent must be one of fused, own with --algorithm mce-pl, got 'majority'", ""),
     ],
     "fusion": [("mean", "must be one of tensor, force, got 'mean'", "")],
     "force": [
@@ -364,7 +365,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
-        ("alexnte", "--model must be one of alexnet, small, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
+        ("alexnte", "--model must be one of alexnet, small, conv3, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
         ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
     ],
     "weights": [("signed-const", "got 'signed-const'; did you mean signed-constant?", "")],

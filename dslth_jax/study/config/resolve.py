@@ -1,6 +1,7 @@
 """From the settings as given to resolved ones: checked, with defaults, and as an algorithm with its numbers."""
 
 import dataclasses
+import inspect
 import os
 import stat
 from collections.abc import Mapping
@@ -61,6 +62,7 @@ def resolve(settings: Settings) -> Settings:
     elif settings.class_file is None:
         filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
     resolved = dataclasses.replace(settings, **filled)
+    check_switches(resolved)
     check_optimizer(settings, resolved)
     numbers_of(resolved)
     return resolved
@@ -156,6 +158,17 @@ def check_processes(settings: Settings) -> None:
         raise ValueError("--coordinator ADDRESS:PORT needs --processes and --process: say both, or --coordinator auto")
     elif int(settings.process or 0) >= int(settings.processes or 0):
         raise ValueError(f"--process must be below --processes, got {settings.process} of {settings.processes}")
+
+
+def check_switches(resolved: Settings) -> None:
+    """Raise a ValueError if a switch has a value that is another algorithm's, by the types of the factory's arguments."""
+    row = ALGORITHMS[resolved.algorithm]
+    takes = inspect.signature(row.factory).parameters
+    for name in row.switches:
+        given, taken = getattr(resolved, name), choices(takes[name].annotation) if name in takes else []
+        if taken and given is not None and given not in taken:
+            wanted = f"one of {', '.join(taken)} with --algorithm {resolved.algorithm}"
+            raise ValueError(refusal(name, wanted, given))
 
 
 def check_optimizer(settings: Settings, resolved: Settings) -> None:

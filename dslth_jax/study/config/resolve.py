@@ -60,6 +60,7 @@ def resolve(settings: Settings) -> Settings:
         filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
     resolved = dataclasses.replace(settings, **filled)
     check_optimizer(settings, resolved)
+    check_head(resolved)
     numbers_of(resolved)
     return resolved
 
@@ -126,6 +127,12 @@ def check_together(settings: Settings) -> None:
     if settings.exchange_every > settings.rounds:
         got = f"got {settings.exchange_every} and {settings.rounds}"
         raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
+    if ALGORITHMS[settings.algorithm].keeps_sums:
+        needs = f"--algorithm {settings.algorithm} needs links that lose nothing and stay as they are"
+        if settings.link_drop > 0:
+            raise ValueError(f"{needs}, got --link-drop {settings.link_drop}: leave it out")
+        if settings.topology.startswith("changing-"):
+            raise ValueError(f"{needs}, got --topology {settings.topology}: take another graph")
     check_processes(settings)
 
 
@@ -160,6 +167,16 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
         if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
             needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
             raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
+
+
+def check_head(resolved: Settings) -> None:
+    """Raise a ValueError if the head is to be trained first, and there is none, or no time for both parts."""
+    if resolved.head_order == "head-first" and (resolved.personal_layers == "none" or resolved.local_steps < 2):
+        got = f"got {resolved.personal_layers} and {resolved.local_steps}"
+        raise ValueError(
+            f"--head-order head-first needs --personal-layers (such as last) and --local-steps of 2 or more, {got}: "
+            f"say both, or leave --head-order out"
+        )
 
 
 class Number(NamedTuple):
@@ -232,8 +249,11 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     switches = {name: given[name] for name in row.switches if given[name] is not None}
     if row.by_scores:
         switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant")
+    personal = spellings.layers_of(settings.personal_layers or "none", network)
+    if settings.head_order == "head-first":
+        switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
-    return with_personal_layers(algorithm, spellings.layers_of(settings.personal_layers or "none", network))
+    return with_personal_layers(algorithm, personal)
 
 
 def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:

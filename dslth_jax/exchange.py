@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Integer, PyTree, Shaped, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
-from dslth_jax.algorithm import Heard, Message, by_name
+from dslth_jax.algorithm import Heard, Message, World, by_name
 from dslth_jax.graphs import Graph
 from dslth_jax.masks import unpack
 
@@ -235,10 +235,11 @@ def silence(like: Message, senders: int, graph: Graph) -> Heard:
     )
 
 
-def unpacked(message: Message, weights: PyTree[Array]) -> Message:
+def unpacked(message: Message, world: World) -> Message:
     """Arrays of the shapes of one agent's message: bits are of the entries of the values of the same name, else of the
-    weights."""
-    shapes = {**by_name(weights), **message.values}
+    shared weights or, where a method trains everything, of the network's variables."""
+    variables = {"params": world.weights, "frozen": world.frozen}
+    shapes = {**by_name(world.weights), **by_name(variables), **message.values}
     return message._replace(masks={name: shapes[name] for name in message.masks})
 
 

@@ -119,7 +119,7 @@ def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, wor
         return silence(one, 1, graph), graph
     key = round_key(world, LINKS)
     _, behind, arriving, _ = jax.eval_shape(link.transmit, key, memory, jax.tree.map(jnp.asarray, graph), everybody)
-    nothing = silence(unpacked(one, world.weights), count_of(arriving), behind)
+    nothing = silence(unpacked(one, world), count_of(arriving), behind)
     return nothing, graph._replace(weights=jnp.asarray(graph.weights).astype(behind.weights.dtype))
 
 

@@ -33,19 +33,35 @@ def column(trees, layer):
     return [tree[layer] for tree in trees]
 
 
-def local_training(x, settings, batches, gradient_fn):
+def is_of(leaf, layers):
+    """Whether a leaf such as "params/first/kernel" is of one of the layers."""
+    return leaf.split("/")[1] in layers
+
+
+def trains(leaf, head, step, steps):
+    """Whether a local step trains a leaf: with a head, the first half of the steps trains it and nothing else."""
+    return not head or is_of(leaf, head) == (step < math.ceil(steps / 2))
+
+
+def local_training(x, settings, batches, gradient_fn, head=()):
     losses = []
-    for batch in batches[:-1]:
+    for step, batch in enumerate(batches[:-1]):
         gradients, loss = gradient_fn(x, batch)
-        x = descend(x, gradients, settings["lr"], settings["weight_decay"])
+        moved = descend(x, gradients, settings["lr"], settings["weight_decay"])
+        x = {leaf: moved[leaf] if trains(leaf, head, step, len(batches) - 1) else own for leaf, own in x.items()}
         losses.append(loss)
     return x, np.mean(losses)
 
 
-def dsgd_round(xs, settings, batches, own, links, gradient_fn):
+def dsgd_round(xs, settings, batches, own, links, gradient_fn, personal=(), head=()):
     """Everybody's weights after a round, and the losses."""
-    averaged = [{layer: mean(column(xs, layer), i, own, links) for layer in xs[i]} for i in range(len(xs))]
-    trained = [local_training(x, *rest, gradient_fn) for x, *rest in zip(averaged, settings, batches, strict=True)]
+    averaged = [
+        {leaf: w if is_of(leaf, personal) else mean(column(xs, leaf), i, own, links) for leaf, w in x.items()}
+        for i, x in enumerate(xs)
+    ]
+    trained = [
+        local_training(x, *rest, gradient_fn, head) for x, *rest in zip(averaged, settings, batches, strict=True)
+    ]
     return [x for x, _ in trained], [loss for _, loss in trained]
 
 
@@ -83,8 +99,9 @@ def clipped(gradients, norm):
     return {layer: g * min(1, norm / size) for layer, g in gradients.items()}
 
 
-def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, rounds, growth_fn, clip):
-    """Everybody's weights and masks after a round, and losses; `growth_fn(agent, weights, batch)` orders entries."""
+def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, rounds, growth_fn, clip, personal=()):
+    """Everybody's weights and masks after a round, and losses; `growth_fn(agent, weights, batch)` orders entries.
+    Personal layers are trained first."""
     new_ws, new_masks, losses = [], [], []
     for i, (w, s) in enumerate(zip(ws, settings, strict=True)):
         share = 0 if round == 0 else s["prune_rate"] / 2 * (1 + math.cos(math.pi * (round - 1) / rounds))
@@ -93,15 +110,17 @@ def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, 
         averaged = {}
         for layer in w:
             total, have = own[i] * w[layer], own[i] * masks[i][layer]
-            for j, link in enumerate(links[i]):
+            for j, link in enumerate([] if is_of(layer, personal) else links[i]):
                 total = total + link * ws[j][layer]
                 have = have + link * masks[j][layer]
             averaged[layer] = mask[layer] * np.divide(total, have, out=np.zeros_like(total), where=have > 0)
         of_steps = []
-        for batch in batches[i][:-1]:
+        for step, batch in enumerate(batches[i][:-1]):
             gradients, loss = gradient_fn(averaged, batch)
-            moved = descend(averaged, clipped(gradients, clip), s["lr"], s["weight_decay"])
-            averaged = {layer: moved[layer] * mask[layer] for layer in moved}
+            trained = [layer for layer in w if trains(layer, personal, step, len(batches[i]) - 1)]
+            gradients = clipped({layer: gradients[layer] for layer in trained}, clip)
+            moved = descend({layer: averaged[layer] for layer in trained}, gradients, s["lr"], s["weight_decay"])
+            averaged = averaged | {layer: moved[layer] * mask[layer] for layer in trained}
             of_steps.append(loss)
         new_ws.append(averaged)
         new_masks.append(mask)
@@ -157,6 +176,41 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
             new["z"][layer] = pull(z, settings[i]["mixing_step"] * gap) if total else z
         moved.append(new)
     return moved, sent, losses
+
+
+def mrn_start(x):
+    """What an agent knows at first: its weights, what all know of them, and of its neighbours' on average."""
+    return {"x": x, "public": x, "neighbours": x}
+
+
+def mrn_round(agents, settings, batches, own, links, gradient_fn, signs, uniforms, speaks):
+    """Everybody after a round and the losses; `signs` are of the noise, `uniforms[i]` draw the mask of agent i."""
+    trained = [local_training(a["x"], *rest, gradient_fn) for a, *rest in zip(agents, settings, batches, strict=True)]
+    agents = [a | {"x": x} for a, (x, _) in zip(agents, trained, strict=True)]
+    sent = []
+    for a, s, u in zip(agents, settings, uniforms, strict=True):
+        told = {}
+        for leaf, x in a["x"].items():
+            error = x - a["public"][leaf]
+            noise = signs[leaf] * float(np.float32(s["noise"] * np.abs(error).mean()))
+            chance = np.clip((1 + error / noise) / 2, 0, 1)
+            told[leaf] = noise * np.where(u[leaf] < chance, 1, -1)
+        sent.append(told)
+    losses = [loss for _, loss in trained]
+    if not speaks:
+        return agents, losses
+    moved = []
+    for i, a in enumerate(agents):
+        total, new = sum(links[i]), {"x": {}, "public": {}, "neighbours": {}}
+        for leaf, x in a["x"].items():
+            public = a["public"][leaf] + sent[i][leaf]
+            heard = sum((link * sent[j][leaf] for j, link in enumerate(links[i])), 0 * x)
+            neighbours = a["neighbours"][leaf] + (heard / total if total else 0)
+            average = (own[i] * public + total * neighbours) / (own[i] + total)
+            x = x + settings[i]["mixing_step"] * (average - public)
+            new["x"][leaf], new["public"][leaf], new["neighbours"][leaf] = x, public, neighbours
+        moved.append(new)
+    return moved, losses
 
 
 def heard_votes(sent, agent, links, layer):

@@ -20,8 +20,8 @@ from test_sweep import StopAfter
 from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
 from dslth_jax import masks, population
-from dslth_jax.algorithm import Algorithm, mean_with_own
-from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, score_gossip
+from dslth_jax.algorithm import Algorithm, mean_with_own, with_personal_layers
+from dslth_jax.algorithms import descent, dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, score_gossip
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
 from dslth_jax.codec import Receiver, Sender
 from dslth_jax.evaluation import evaluate
@@ -118,6 +118,11 @@ ALL = {
         {"lr": 0.3, "weight_decay": 5e-3, "prune_rate": 0.5},
     ),
     "fedpm": Rival(functools.partial(fedpm.fedpm, NETWORK), fedpm.Hyper, {"lr": 0.2, "clamp": 0.05}),
+    "fedmrn": Rival(
+        functools.partial(fedmrn.fedmrn, NETWORK),
+        fedmrn.Hyper,
+        {"lr": 0.3, "weight_decay": 5e-3, "mixing_step": 0.5, "noise": 0.8},
+    ),
     "local": Rival(functools.partial(local.local, NETWORK), local.Hyper, {"lr": 0.3, "weight_decay": 5e-3}),
 }
 WITH_COUNTS = [name for name, rival in ALL.items() if "kept" in rival.hyper._fields]
@@ -153,8 +158,8 @@ class Programs(NamedTuple):
 
 
 @functools.cache  # compiled once for all tests
-def built(name: str, *, chunk=1, optimizer=None, switches=(), **settings) -> Programs:
-    algorithm, traces = ALL[name].make(optimizer=optimizer, **dict(switches)), []
+def built(name: str, *, chunk=1, optimizer=None, switches=(), personal=(), **settings) -> Programs:
+    algorithm, traces = with_personal_layers(ALL[name].make(optimizer=optimizer, **dict(switches)), personal), []
 
     def world(round, seed):
         return population.world_of(NETWORK, key_of(seed), round, ROUNDS)
@@ -395,13 +400,14 @@ derivative = derivative_of(NETWORK, BATCH)
 class Case:
     """The compiled rounds of an algorithm in float64, and all that an oracle asks for."""
 
-    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, **switches):
+    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, personal=(), **switches):
         self.name, self.local_steps, self.shares, self.hyper = name, local_steps, shares_of(), hyper_of(name)
         graph = graph_of(SYMMETRIC)
         self.graph = metropolis(Topology(graph)).graph if weighted else graph
         self.links = (reference.metropolis(SYMMETRIC) if weighted else SYMMETRIC.astype(float)).tolist()
         self.own = oracles.mix(self.links, uniform=not weighted)
-        programs = built(name, local_steps=local_steps, optimizer=optimizer, switches=tuple(switches.items()))
+        fixed = {"local_steps": local_steps, "optimizer": optimizer, "personal": personal}
+        programs = built(name, **fixed, switches=tuple(switches.items()))
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
         self.step = lambda state, **more: programs.step(state, self.hyper, self.shares, self.graph, NAMES, **more)
         self.world = population.world_of(NETWORK, jax.random.key(0), 0, ROUNDS)
@@ -458,13 +464,20 @@ def assert_close(found, expected):
             np.testing.assert_allclose(one[layer], other[layer], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_dsgd_is_its_formula(weighted, x64):
-    case = Case("dsgd", weighted=weighted)
+@pytest.mark.parametrize(
+    ("weighted", "personal", "head"),
+    [(False, (), ()), (True, (), ()), (True, ("second",), ()), (False, ("second",), ("second",))],
+    ids=["uniform links", "metropolis links", "a personal head", "the head first"],
+)
+def test_dsgd_is_its_formula(weighted, personal, head, x64):
+    """With a head of three local steps, of which the first two train it alone."""
+    own = {"personal": personal, "head_first": head, "local_steps": 3} if personal else {}
+    case = Case("dsgd", weighted=weighted, **own)
     state, gradient_fn = case.start(), case.of_weights()
     xs = [flat(variables_of(case.world.weights, case.world.frozen))] * AGENTS
     for round in range(3):
-        xs, losses = oracles.dsgd_round(xs, case.settings, case.batches(round), case.own, case.links, gradient_fn)
+        arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn, personal, head)
+        xs, losses = oracles.dsgd_round(xs, *arguments)
         state, info = case.step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
         assert_close(case.all_of(state.agents.variables), xs)
@@ -484,12 +497,16 @@ def test_local_training_is_its_formula(x64):
         assert_close(case.all_of(state.agents.variables), xs)
 
 
-@pytest.mark.parametrize(("regrow", "weighted"), [("random", True), ("gradient", False)])
-def test_dis_pfl_is_its_formulas(regrow, weighted, x64, monkeypatch):
-    """One of them with gradients clipped to so small a norm that it binds."""
+@pytest.mark.parametrize(
+    ("regrow", "weighted", "personal"),
+    [("random", True, ()), ("gradient", False, ()), ("random", True, ("second",))],
+    ids=["random", "gradient", "a personal head first"],
+)
+def test_dis_pfl_is_its_formulas(regrow, weighted, personal, x64, monkeypatch):
+    """Two of them with gradients clipped to so small a norm that it binds."""
     if regrow == "random":
         monkeypatch.setattr(dis_pfl, "GRADIENT_NORM", 0.1)
-    case = Case(f"dis-pfl, {regrow}", weighted=weighted)
+    case = Case(f"dis-pfl, {regrow}", weighted=weighted, personal=personal, head_first=personal)
     state, gradient_fn = case.start(), case.of_weights()
     like = variables_of(case.world.weights, case.world.frozen)
     ws, kept = case.all_of(state.agents.variables), case.unpacked(state.agents.masks, like)
@@ -507,7 +524,7 @@ def test_dis_pfl_is_its_formulas(regrow, weighted, x64, monkeypatch):
 
         arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn)
         clip = dis_pfl.GRADIENT_NORM
-        ws, kept, losses = oracles.dis_pfl_round(ws, kept, *arguments, round, ROUNDS, growth_fn, clip)
+        ws, kept, losses = oracles.dis_pfl_round(ws, kept, *arguments, round, ROUNDS, growth_fn, clip, personal)
         state, info = case.step(state)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
         for found, expected in zip(case.unpacked(state.agents.masks, like), kept, strict=True):
@@ -603,6 +620,75 @@ def test_fedpm_is_its_formulas(x64):
         assert_close(case.all_of(state.agents.scores), ss)
     assert np.unique(ss[0]["first/kernel"]).size <= 4  # means over three agents' masks have four values
     assert np.unique(ss[3]["first/kernel"]).size > 4  # who hears nobody keeps its scores
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fedmrn_is_its_formulas(weighted, x64):
+    """And who replays the bits and sizes that were really sent, and draws the noise, holds x̂ bit for bit, and S."""
+    case = Case("fedmrn", weighted=weighted)
+    state, gradient_fn = case.start(), case.of_weights()
+    like = variables_of(case.world.weights, case.world.frozen)
+    agents, replayed = [oracles.mrn_start(flat(like))] * AGENTS, [flat(like)] * AGENTS
+    for round, speaks in enumerate((False, True, False, True, False, True)):
+        signs, uniform = flat(fedmrn.signs(case.at(round), like)), case.uniform(like, round, population.SEND)
+        assert all(set(np.unique(own)) <= {-1, 1} for own in signs.values())
+        arguments = (case.batches(round), case.own, case.links, gradient_fn, signs, [own[0] for own in uniform])
+        agents, losses = oracles.mrn_round(agents, case.settings, *arguments, speaks)
+        state, info = case.step(state, every=2)
+        np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
+        for name, field in (("x", "variables"), ("public", "public"), ("neighbours", "neighbours")):
+            assert_close(case.all_of(getattr(state.agents, field)), [own[name] for own in agents])
+        if speaks:
+            bits, sizes = case.unpacked(state.sent.masks, like), case.all_of(dict(state.sent.scales))
+            told = [
+                {leaf: signs[leaf] * (2 * b[leaf] - 1) * s[leaf] for leaf in b}
+                for b, s in zip(bits, sizes, strict=True)
+            ]
+            replayed = [{leaf: own[leaf] + new[leaf] for leaf in own} for own, new in zip(replayed, told, strict=True)]
+    for found, expected in zip(case.all_of(state.agents.public), replayed, strict=True):
+        chex.assert_trees_all_equal(found, expected)
+    for i, own in enumerate(case.all_of(state.agents.neighbours)):
+        for leaf in own if any(case.links[i]) else ():
+            total = sum(link * replayed[j][leaf] for j, link in enumerate(case.links[i]))
+            np.testing.assert_allclose(own[leaf], total / sum(case.links[i]), rtol=0, atol=1e-12)
+
+
+def test_fedmrn_without_mixing_is_local_training(programs):
+    """Bit for bit, though neighbours are told everything."""
+    arguments = (shares_of(), graph_of(ADJACENCY))
+    state, info = played(programs("fedmrn"), hyper_of("fedmrn", mixing_step=0.0), *arguments, rounds=3)
+    alone, of_alone = played(programs("local"), hyper_of("local"), *arguments, rounds=3)
+    chex.assert_trees_all_equal(state.agents.variables, alone.agents.variables)
+    np.testing.assert_array_equal(info["loss"], of_alone["loss"])
+    assert np.abs(state.agents.neighbours["frozen"]["first"]["bias"]).max() > 0
+
+
+def test_fedmrn_without_gradients_finds_the_mean(x64):
+    """With doubly stochastic weights linked agents come together, copies settle, and the mean of all stays."""
+    case = Case("fedmrn", weighted=True)
+    case.hyper = case.hyper._replace(lr=0 * case.hyper.lr, mixing_step=0 * case.hyper.lr + 0.5)
+    state, rng, linked = case.start(), np.random.default_rng(0), SYMMETRIC.any(axis=1)
+    scattered = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape), state.agents.variables)
+    state = state._replace(agents=state.agents._replace(variables=scattered))
+    for _ in range(150):
+        state, _ = case.step(state)
+    found = state.agents
+    for before, after, public in zip(*map(jax.tree.leaves, (scattered, found.variables, found.public)), strict=True):
+        np.testing.assert_allclose(after[linked].mean(axis=0), before[linked].mean(axis=0), atol=1e-12)
+        np.testing.assert_array_equal(after[~linked], before[~linked])
+        assert np.var(after[linked], axis=0).max() < 0.01  # 1 at the start
+        assert np.abs(public - after).max() < 0.2
+
+
+def test_noise_tells_what_it_covers_without_bias():
+    """On average n (2m - 1) is the error, whatever the noise's sign, and where that is larger, as much as n is."""
+    error = jnp.array([0.3, -0.9, 0.0, 4.0, -1.0])
+    size = fedmrn.size_of(0.5, error)
+    for sign in (1.0, -1.0):
+        on_average = sign * size * (2 * fedmrn.chance(error, size, jnp.full(5, sign)) - 1)
+        np.testing.assert_allclose(on_average, [0.3, -0.62, 0.0, 0.62, -0.62], rtol=1e-6)
+    untold = fedmrn.chance(jnp.zeros(2), jnp.zeros(()), jnp.ones(2))  # nothing to tell, and no noise
+    assert untold.tolist() == [0.5, 0.5]
 
 
 def test_independent_masks_are_those_of_agents_without_links(programs):
@@ -856,6 +942,27 @@ def test_every_algorithm_is_a_method_with_flags_of_its_own():
         assert isinstance(algorithm_of(resolved, NETWORK), Algorithm)
 
 
+@pytest.mark.parametrize("name", ["dsgd", "dis-pfl"])
+def test_personal_layers_are_those_that_are_trained_first(name, monkeypatch):
+    asked = []
+    factory = lambda network, **given: asked.append(given.get("head_first")) or ALL["local"].make()  # noqa: E731
+    monkeypatch.setitem(ALGORITHMS, name, ALGORITHMS[name]._replace(factory=factory))
+    for layers, order in (("last", "together"), ("last", "head-first"), ("first,second", "head-first")):
+        own = Settings(algorithm=name, personal_layers=layers, head_order=order, local_steps=2)
+        algorithm_of(resolve(own), NETWORK)
+    assert asked == [None, ("second",), ("first", "second")]
+
+
+def test_a_head_needs_a_step_and_so_does_all_else():
+    layers = {"base": jnp.zeros(1), "head": jnp.zeros(1)}
+    for steps, turns in ((2, [True, False]), (5, [True, True, True, False, False])):
+        of_leaves = descent.in_turn({"params": layers}, ("head",), steps)["params"]
+        assert (of_leaves["head"].tolist(), of_leaves["base"].tolist()) == (turns, [not own for own in turns])
+    with pytest.raises(ValueError, match="needs at least 2 local steps a round, got 1: take more"):
+        descent.in_turn(layers, ("head",), 1)
+    assert descent.in_turn(layers, (), 1) is None
+
+
 def test_a_retention_is_a_density_of_all_parameters_for_dis_pfl():
     hyper, _ = population_hyper(resolve(Settings(algorithm="dis-pfl", agents=2, retention="0.2,0.6")), NETWORK)
     for agent, share in enumerate((0.2, 0.6)):
@@ -869,7 +976,7 @@ def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
         members = members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
         return len(list(groups_of(members, range(len(members)))))
 
-    assert groups(f"algorithm={','.join(ALGORITHMS)}") == len(ALGORITHMS) == 7
+    assert groups(f"algorithm={','.join(ALGORITHMS)}") == len(ALGORITHMS)
     assert groups("algorithm=dsgd", "lr=0.01,0.1", "weight_decay=0,1e-3") == 1
     assert groups("algorithm=dis-pfl", "retention=0.2,0.5,0.1:0.9", "prune_rate=0.1,0.5") == 1
     assert groups("algorithm=dis-pfl", "regrow=random,gradient") == 2

@@ -6,6 +6,7 @@ score_gossip    scores, told to neighbours by one bit an entry, and mixed
 independent     masks by scores, nobody heard
 dsgd            decentralized SGD: weights, averaged
 dis_pfl         sparse personal weights whose masks move
+fedmrn          weights, told to neighbours by masks of random noise, and mixed
 fedpm           probabilistic masks, averaged
 local           weights, nobody heard
 descent         what several of them share: one local step of an optimizer
@@ -17,6 +18,7 @@ from dslth_jax.algorithms import (
     descent,
     dis_pfl,
     dsgd,
+    fedmrn,
     fedpm,
     independent,
     local,
@@ -26,4 +28,4 @@ from dslth_jax.algorithms import (
 )
 
 __all__ = ["consensus", "descent", "dis_pfl", "dsgd", "fedpm", "independent", "local", "mask_mean", "mce_pl"]
-__all__ += ["score_gossip"]
+__all__ += ["fedmrn", "score_gossip"]

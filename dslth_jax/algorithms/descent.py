@@ -1,14 +1,14 @@
 """Local descent: the loss of a minibatch, and the local steps of a round by any optimizer. One agent's world."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from dslth_jax.algorithm import Batch
+from dslth_jax.algorithm import Batch, belongs_to, with_names
 from dslth_jax.networks.network import Network
 
 Parameters: TypeAlias = PyTree[Float[Array, "..."]]
@@ -43,18 +43,52 @@ def local_steps(
     lr: Number,
     weight_decay: Number = 0.0,
     after: Callable[[Parameters], Parameters] = lambda parameters: parameters,
+    trained: PyTree[Bool[Array, "steps"]] | None = None,
 ) -> tuple[Parameters, Any, Parameters, Float[Array, ""]]:
     """x ← after(x − η (g + wd · x)) for each of `samples`, whose leaves have a leading axis of steps.
+
+    `trained` says of every leaf in which steps it is trained; None trains all in all of them. In the other steps the
+    leaf stays as it is, and the optimizer sees a gradient of 0.
 
     Returns the parameters, the optimizer's state, the last direction and the mean loss.
     """
 
-    def one(carry: tuple[Parameters, Any, Parameters], sample: Any) -> tuple[Any, Array]:
-        parameters, state, _ = carry
-        step, state, loss = direction(loss_fn, optimizer, parameters, state, sample)
-        parameters = jax.tree.map(lambda x, g: x - lr * (g + weight_decay * x), parameters, step)
-        return (after(parameters), state, step), loss
+    def one(carry: tuple[Parameters, Any, Parameters], given: tuple[Any, Any]) -> tuple[Any, Array]:
+        (parameters, state, _), (sample, now) = carry, given
+        own_loss = loss_fn if now is None else lambda x, sample: loss_fn(only(now, x), sample)
+        step, state, loss = direction(own_loss, optimizer, parameters, state, sample)
+        moved = jax.tree.map(lambda x, g: x - lr * (g + weight_decay * x), parameters, step)
+        moved = moved if now is None else jax.tree.map(jnp.where, now, moved, parameters)
+        return (after(moved), state, step), loss
 
     start = (parameters, state, jax.tree.map(jnp.zeros_like, parameters))
-    (parameters, state, step), losses = jax.lax.scan(one, start, samples)
+    (parameters, state, step), losses = jax.lax.scan(one, start, (samples, trained))
     return parameters, state, step, jnp.mean(losses)
+
+
+def only(trained: PyTree[Bool[Array, ""]], parameters: Parameters) -> Parameters:
+    """The same parameters, of which only the trained ones have a gradient."""
+    return jax.tree.map(lambda now, x: jnp.where(now, x, jax.lax.stop_gradient(x)), trained, parameters)
+
+
+def in_turn(parameters: Parameters, head: Collection[str], steps: int) -> PyTree[Bool[Array, "steps"]] | None:
+    """In which of a round's local steps each leaf is trained, for `local_steps`: the head first, then all else.
+
+    The first ⌈steps / 2⌉ steps train the layers of `head` alone, the others all but these (FedRep: Collins et al., ICML
+    2021). Without a head it is None: every step trains everything. A ValueError unless each part has a step.
+
+    >>> turns = in_turn({"base": jnp.zeros(1), "head": jnp.zeros(1)}, ["head"], 3)
+    >>> turns["head"].tolist(), turns["base"].tolist()
+    ([True, True, False], [False, False, True])
+    """
+    if not head:
+        return None
+    if steps < 2:
+        raise ValueError(f"a head that is trained first needs at least 2 local steps a round, got {steps}: take more")
+    of_head = jnp.arange(steps) < steps - steps // 2
+
+    def one(name: str, leaf: Any) -> Array:
+        del leaf
+        return of_head if any(belongs_to(name, layer) for layer in head) else ~of_head
+
+    return with_names(one, parameters)

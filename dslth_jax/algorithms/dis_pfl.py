@@ -18,6 +18,7 @@ weights of their own, sums are weighted, an agent's own part by its own weight.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, by_name, with_names
-from dslth_jax.algorithms.descent import batch_loss, direction, local_steps
+from dslth_jax.algorithms.descent import batch_loss, direction, in_turn, local_steps
 from dslth_jax.algorithms.local import start_variables
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, draw_like
@@ -56,6 +57,7 @@ def dis_pfl(
     network: Network,
     *,
     regrow: Literal["random", "gradient"] = "random",
+    head_first: Collection[str] = (),
     optimizer: optax.GradientTransformation | None = None,
 ) -> Algorithm:
     """Dis-PFL on `network`.
@@ -63,6 +65,8 @@ def dis_pfl(
     Args:
         network: whose weights and biases are trained.
         regrow: entries at random, as in the authors' scripts, or those of largest gradient on the last minibatch.
+        head_first: layers that are trained before all others in every round, as in `local.local`. A gradient is
+            clipped by the norm of what is trained.
         optimizer: makes each clipped gradient a direction, the step size multiplies outside; None is plain descent.
     """
     expect_choice("regrow", regrow, ("random", "gradient"))
@@ -107,6 +111,7 @@ def dis_pfl(
             lr=hyper.lr,
             weight_decay=hyper.weight_decay,
             after=lambda w: where_kept(w, mask),
+            trained=in_turn(averaged, head_first, len(batches.steps.labels)),
         )
         info = {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
         return Agent(variables, jax.tree.map(masks.pack, mask), state), info

@@ -10,9 +10,12 @@ asks):
     average       x ← (a_0 x + Σ_N a_j x_j) / (a_0 + Σ_N a_j)      } receive
     local steps   x ← x − η (∂f/∂x + wd · x), as in `local`        }
 
-All agents start from the shared random weights and biases.
+All agents start from the shared random weights and biases. With a personal head (`with_personal_layers`), which is
+neither sent nor averaged, the local steps are those of FedPer (Arivazhagan et al. 2019), which train head and base
+together, or of FedRep (Collins et al., ICML 2021), which train the head first; both have a server.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import optax
@@ -25,9 +28,11 @@ from dslth_jax.networks.network import Network
 __all__ = ["Agent", "Hyper", "dsgd"]
 
 
-def dsgd(network: Network, *, optimizer: optax.GradientTransformation | None = None) -> Algorithm:
-    """DSGD of all weights and biases of `network`; `optimizer` as in `local`; its state is never sent."""
-    alone = local(network, optimizer=optimizer)
+def dsgd(
+    network: Network, *, head_first: Collection[str] = (), optimizer: optax.GradientTransformation | None = None
+) -> Algorithm:
+    """DSGD of all weights and biases of `network`. Arguments as in `local`; an optimizer's state is never sent."""
+    alone = local(network, head_first=head_first, optimizer=optimizer)
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         agent, _ = alone.init(key, world, hyper)

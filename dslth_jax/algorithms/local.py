@@ -7,13 +7,14 @@ One round, of an agent's weights and biases x, the loss f of a minibatch, the st
 All agents start from the shared random weights and biases.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
-from dslth_jax.algorithms.descent import batch_loss, local_steps
+from dslth_jax.algorithms.descent import batch_loss, in_turn, local_steps
 from dslth_jax.networks.network import Network
 
 
@@ -31,10 +32,16 @@ class Agent(NamedTuple):
     optimizer: optax.OptState
 
 
-def local(network: Network, *, optimizer: optax.GradientTransformation | None = None) -> Algorithm:
+def local(
+    network: Network, *, head_first: Collection[str] = (), optimizer: optax.GradientTransformation | None = None
+) -> Algorithm:
     """Local training of `network`; biases, frozen where masks are learned, are trained too.
 
-    `optimizer` makes each gradient a direction, the step size multiplies outside; None is plain descent.
+    Args:
+        network: whose weights and biases are trained.
+        head_first: layers that are trained before all others in every round, see `descent.in_turn`; none are by
+            default, and all layers train together. `with_personal_layers` says how a layer goes by its name.
+        optimizer: makes each gradient a direction, the step size multiplies outside; None is plain descent.
     """
     rule = optimizer or optax.identity()
 
@@ -58,7 +65,13 @@ def local(network: Network, *, optimizer: optax.GradientTransformation | None = 
     ) -> tuple[Agent, dict[str, Array]]:
         del key, world, carry, heard
         variables, state, _, loss = local_steps(
-            loss_fn, rule, *agent, batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
+            loss_fn,
+            rule,
+            *agent,
+            batches.steps,
+            lr=hyper.lr,
+            weight_decay=hyper.weight_decay,
+            trained=in_turn(agent.variables, head_first, len(batches.steps.labels)),
         )
         return Agent(variables, state), {"loss": loss, "weight_magnitude": optax.tree.norm(variables, ord=1)}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from dslth_jax.algorithm import Algorithm
-from dslth_jax.algorithms import dis_pfl, dsgd, fedpm, independent, local, mask_mean, mce_pl, score_gossip
+from dslth_jax.algorithms import dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, mce_pl, score_gossip
 
 # What the presets code, paper and tuned say where a flag is left out.
 _SAID = {
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
     further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
-    bits: str = ""  # what the bits in its messages are: masks, or changes, of which none may be lost
+    bits: str = ""  # what the bits in its messages are: masks; changes, which add up; or changes of a round, never late
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
     own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name
@@ -95,18 +95,24 @@ ALGORITHMS: dict[str, Row] = {
     "dsgd": Row(
         dsgd.dsgd, dsgd.Hyper,
         does="decentralized SGD (Lian et al. 2017): weights averaged with neighbours', then trained",
-        sends="32 bits a weight", defaults=_trained_weights | {"lr": 0.0125},
+        sends="32 bits a weight", further=("head_order",), defaults=_trained_weights | {"lr": 0.0125},
     ),
     "dis-pfl": Row(
         dis_pfl.dis_pfl, dis_pfl.Hyper,
         does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
         sends="32 bits a kept weight, and a bitmap", bits="masks", switches=("regrow",),
-        defaults=_trained_weights | {"lr": "0.4@cosine"},
+        further=("head_order",), defaults=_trained_weights | {"lr": "0.4@cosine"},
     ),
     "fedpm": Row(
         fedpm.fedpm, fedpm.Hyper,
         does="FedPM (Isik et al. 2023), masks drawn from learned probabilities; without a server is our adaptation",
         sends="a mask", bits="masks", further=_coded, defaults=_network | {"optimizer": "adam", "lr": "0.1@cosine"},
+    ),
+    "fedmrn": Row(
+        fedmrn.fedmrn, fedmrn.Hyper,
+        does="FedMRN (Li et al. 2024), weights told by masks of random noise; without a server is our adaptation",
+        sends="a bit a weight", bits="changes of a round", further=_coded,
+        defaults=_trained_weights | {"lr": 0.0125},
     ),
     "local": Row(
         local.local, local.Hyper, does="weight training alone", sends="nothing", further=_alone,

@@ -64,6 +64,7 @@ def resolve(settings: Settings) -> Settings:
     resolved = dataclasses.replace(settings, **filled)
     check_switches(resolved)
     check_optimizer(settings, resolved)
+    check_head(resolved)
     numbers_of(resolved)
     return resolved
 
@@ -137,9 +138,11 @@ def check_together(settings: Settings) -> None:
 def check_links(settings: Settings) -> None:
     """Raise a ValueError if what happens on links does not go with what the algorithm sends over them."""
     row = ALGORITHMS[settings.algorithm]
-    if row.bits == "changes" and settings.topology.startswith("changing-"):
-        kept = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
-        raise ValueError(f"{kept}, and --topology {settings.topology} changes neighbours: name a graph that stays")
+    adds = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
+    if row.bits.startswith("changes") and settings.topology.startswith("changing-"):
+        raise ValueError(f"{adds}, and --topology {settings.topology} changes neighbours: name a graph that stays")
+    if row.bits == "changes of a round" and settings.link_drop:
+        raise ValueError(f"{adds}, at once, and --link-drop {settings.link_drop:g} loses some of it: leave it out")
     if settings.mixing == "similarity" and row.bits != "masks":
         got = f"and --algorithm {settings.algorithm} sends {row.sends}"
         raise ValueError(f"--mixing similarity compares masks, {got}: leave it out")
@@ -187,6 +190,16 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
         if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
             needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
             raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
+
+
+def check_head(resolved: Settings) -> None:
+    """Raise a ValueError if the head is to be trained first, and there is none, or no time for both parts."""
+    if resolved.head_order == "head-first" and (resolved.personal_layers == "none" or resolved.local_steps < 2):
+        got = f"got {resolved.personal_layers} and {resolved.local_steps}"
+        raise ValueError(
+            f"--head-order head-first needs --personal-layers (such as last) and --local-steps of 2 or more, {got}: "
+            f"say both, or leave --head-order out"
+        )
 
 
 class Number(NamedTuple):
@@ -259,8 +272,11 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     switches = {name: given[name] for name in row.switches if given[name] is not None}
     if row.by_scores:
         switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant")
+    personal = spellings.layers_of(settings.personal_layers or "none", network)
+    if settings.head_order == "head-first":
+        switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
-    return with_personal_layers(algorithm, spellings.layers_of(settings.personal_layers or "none", network))
+    return with_personal_layers(algorithm, personal)
 
 
 def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:

@@ -141,12 +141,18 @@ class Method:
     """What neighbours get: the mask of an agent's own scores, or the one that it uses, of its fused scores (mce-pl) or
     the majority (mask-mean)."""
     mixing_step: float | str = setting(0.5, bounds="[0, 1]", scheduled=True)
-    """How far score-gossip moves the magnitudes of scores toward the neighbours' mean."""
+    """How far score-gossip moves the magnitudes of scores, and fedmrn weights, toward the neighbours' mean."""
+    noise: float = setting(0.8, bounds="0..100", traced=True)
+    """Size of fedmrn's noise, in means of what is to be told: of the distances of a layer's entries from their public
+    copies. Copies run away where it is much larger than 1."""
     modulation: Literal["step", "adaptive"] = "adaptive"
     """What a sign of score-gossip stands for: the steps since the last exchange, or the layer's mean error."""
     personal_layers: str | None = None
     """Layers that agents keep to themselves: last (those that make the logits), none, or names such as
     conv1,linear2."""
+    head_order: Literal["together", "head-first"] = "together"
+    """Train personal layers together with all others (FedPer), or alone in the first half of a round's local steps
+    (FedRep), of which an odd one more is theirs."""
     order: Literal["code", "paper"] | None = setting(None, needs=("fusion", "tensor"))
     """Send the mask before fine-tuning (code) or after it (paper)."""
     fine_tune_gradient: Literal["reused", "recomputed"] | None = setting(None, needs=("fusion", "tensor"))

@@ -173,7 +173,7 @@ def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
     def look(hyper: Any) -> tuple[Any, Any]:
         world = world_of(prepared.network, key_of(0), 0, 1)
         agent, message = prepared.algorithm.init(key_of(0), world, hyper)
-        like = unpacked(message, world.weights)
+        like = unpacked(message, world)
         heard = silence(like, prepared.agents, prepared.topology.graph)
         return prepared.algorithm.model(world, hyper, agent, heard)[1], like
 

@@ -67,7 +67,7 @@ def footprint(
         world = world_of(network, key, 0, 1)
         batches = Batches(samples(local_steps, batch_size), samples(batch_size))
         agent, message = algorithm.init(key, world, hyper)
-        heard = silence(unpacked(message, world.weights), agents, graph)
+        heard = silence(unpacked(message, world), agents, graph)
         agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
         return world, agent, carry, message, heard
 

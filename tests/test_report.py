@@ -22,6 +22,7 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import board, folders, plots, report, similarity
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
+from dslth_jax.study.training import agreement
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}
@@ -113,7 +114,7 @@ def folder(tmp_path_factory) -> Path:
     settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
     config = {"settings": folders.as_json(settings), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
     folders.save_config(out, config | {"seed": 0} | folders.circumstances())
-    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION}, 0)
+    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION, *folders.AGREEMENT}, 0)
     rows = [numbers | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
     for row in rows:
         row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}
@@ -490,7 +491,7 @@ def test_similarity_is_that_of_the_unpacked_masks(tmp_path):
 def test_similarity_of_many_agents_takes_seconds(tmp_path):
     bits = np.random.default_rng(0).integers(0, 256, (64, 150_000), np.uint8)
     began = time.perf_counter()
-    counts = similarity.intersections(bits)
+    counts = agreement.intersections(bits)
     assert time.perf_counter() - began < 5
     assert counts[3, 60] == np.bitwise_count(bits[3] & bits[60]).sum()
     assert (counts == counts.T).all()

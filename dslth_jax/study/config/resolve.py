@@ -164,7 +164,7 @@ def check_processes(settings: Settings) -> None:
 
 
 def check_switches(resolved: Settings) -> None:
-    """Raise a ValueError if a switch has a value that is another algorithm's, by the types of the factory's arguments."""
+    """Raise a ValueError if a switch has a value of another algorithm's, by the types of the factory's arguments."""
     row = ALGORITHMS[resolved.algorithm]
     takes = inspect.signature(row.factory).parameters
     for name in row.switches:

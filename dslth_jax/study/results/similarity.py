@@ -9,9 +9,9 @@ import pandas as pd
 
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, Run, read_masks
+from dslth_jax.study.training.agreement import intersections
 
 MOST_AGENTS = 256  # of more, so many are compared: pairs grow with the square
-BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
 MOST_AGENTS_OF_MAP = 100  # beyond it there is no heat map of agents
 MOST_DOTS = 1200  # pairs that a chart draws
 MOST_STEPS = 12  # similarities of classes that have a mean of their own; more are put together
@@ -39,19 +39,6 @@ def similarity(path: Path, agents: Sequence[Row]) -> Similarity:
     mean = float(by_chance[pairs].mean()) if len(chosen) > 1 else 1.0
     of_classes = jaccard(held @ held.T, held.sum(axis=1))
     return Similarity(chosen, jaccard(common, np.diag(common)), of_classes, mean)
-
-
-def intersections(bits: np.ndarray) -> np.ndarray:
-    """How many ones every two rows of packed bits have in common; on the diagonal, how many each has."""
-    agents, length = bits.shape
-    words = np.zeros((agents, -(-length // 8)), np.uint64)
-    words.view(np.uint8)[:, :length] = bits
-    counts = np.zeros((agents, agents), np.int64)
-    for start in range(0, words.shape[1], BLOCK):
-        block = words[:, start : start + BLOCK]
-        for agent in range(agents):
-            counts[agent, agent:] += np.bitwise_count(block[agent] & block[agent:]).sum(axis=1, dtype=np.int64)
-    return counts + np.triu(counts, 1).T
 
 
 def jaccard(common: np.ndarray, sizes: np.ndarray) -> np.ndarray:

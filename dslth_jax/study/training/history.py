@@ -13,6 +13,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.population import world_of
+from dslth_jax.study.training.agreement import agreement_row
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -72,7 +73,7 @@ class History:
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         alone = bool(sizes) and not self.message.values
         self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
-        tested = prepared.held(prepared.tests)
+        self.held, tested = prepared.held(prepared.train), prepared.held(prepared.tests)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None
         lasting = None if self.redrawn else prepared.graph_report
@@ -111,7 +112,8 @@ class History:
         self.evaluation_seconds += seconds
         if self.failure is None:
             self.evaluation, self.validation = evaluation, validation
-            counted = self.tally.row(round, evaluation, validation) | self.ledger.row()
+            agreement = agreement_row(evaluation.masks, self.maskable, self.held)
+            counted = self.tally.row(round, evaluation, validation) | agreement | self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
@@ -136,7 +138,7 @@ class History:
     def agent_rows(self) -> list[dict[str, Any]]:
         """The rows of agents.csv, after the last evaluation."""
         prepared, evaluation = self.prepared, self.evaluation
-        neighbours, held = prepared.last_adjacency.sum(axis=1), prepared.held(prepared.train)
+        neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         return [
             {
                 "agent": agent,

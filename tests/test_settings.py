@@ -304,7 +304,8 @@ def test_help_says_of_every_flag_what_presets_and_algorithms_make_of_it():
     for name in PRESETS["code"]:
         values = ", ".join(f"{preset} {own[name]}" for preset, own in PRESETS.items())
         assert f"By preset: {values}." in shown.replace("- ", "-")
-    assert "By algorithm: dsgd 0.0125, dis-pfl 0.4@cosine, fedpm 0.1@cosine, local 0.0125@cosine." in shown
+    steps = "dsgd 0.0125, dis-pfl 0.4@cosine, fedpm 0.1@cosine, fedmrn 0.0125, local 0.0125@cosine"
+    assert f"By algorithm: {steps}." in shown
     assert [shown.index(f" {group}: ") for group in ("data", "population", "method", "run")] == sorted(
         shown.index(f" {group}: ") for group in ("data", "population", "method", "run")
     )

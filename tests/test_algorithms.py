@@ -654,12 +654,12 @@ def test_fedmrn_is_its_formulas(weighted, x64):
 
 
 def test_fedmrn_without_mixing_is_local_training(programs):
-    """Bit for bit, though neighbours are told everything."""
+    """To rounding, for it is another program; though neighbours are told everything."""
     arguments = (shares_of(), graph_of(ADJACENCY))
     state, info = played(programs("fedmrn"), hyper_of("fedmrn", mixing_step=0.0), *arguments, rounds=3)
     alone, of_alone = played(programs("local"), hyper_of("local"), *arguments, rounds=3)
-    chex.assert_trees_all_equal(state.agents.variables, alone.agents.variables)
-    np.testing.assert_array_equal(info["loss"], of_alone["loss"])
+    chex.assert_trees_all_close(state.agents.variables, alone.agents.variables, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(info["loss"], of_alone["loss"], rtol=1e-5)
     assert np.abs(state.agents.neighbours["frozen"]["first"]["bias"]).max() > 0
 
 

@@ -37,14 +37,20 @@ ANOTHER = {
     "weight_decay": 0.125,
     "fine_tune_lr": "2@step:5",
     "augment": "crop",
+    "mask_sent": "own",
+    "personal_layers": "linear1",
 }
+ANOTHER_FUSION = {"tensor": "force", "force": "tensor"}
+# What means something with the aggregation tensor alone.
+OF_TENSOR = ("order", "fine_tune_gradient", "fine_tune_lr")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_stands_for_its_switches(preset):
     resolved = resolve(Settings(preset=preset, retention=0.25))
     same = {"fine_tune_lr": resolved.lr, "linear_retention": 0.25, "augment": "flip-crop"}
-    for name, value in PRESETS[preset].items():
+    idle = dict(zip(OF_TENSOR, (None, None, 0.0), strict=True)) if resolved.fusion == "force" else {}
+    for name, value in (PRESETS[preset] | idle).items():
         assert getattr(resolved, name) == (same[name] if value in ("same", "by-data") else value)
 
 
@@ -52,14 +58,26 @@ def test_a_preset_stands_for_its_switches(preset):
 @pytest.mark.parametrize("name", PRESETS["code"])
 def test_a_flag_beside_a_preset_wins(preset, name):
     # Another optimizer than the preset's wants step sizes said beside it: say the preset's own.
-    steps = {step: PRESETS[preset][step] for step in ("lr", "fine_tune_lr")} if name == "optimizer" else {}
-    resolved = resolve(Settings(preset=preset, **steps, **{name: ANOTHER[name]}))
-    plain = resolve(Settings(preset=preset))
-    assert getattr(resolved, name) == ANOTHER[name]
-    # And nothing else changes, but for what follows the step size.
+    beside = {step: PRESETS[preset][step] for step in ("lr", "fine_tune_lr")} if name == "optimizer" else {}
+    beside |= {"fusion": "tensor"} if name in (*OF_TENSOR, "optimizer", "lr") else {}
+    other = ANOTHER_FUSION[PRESETS[preset]["fusion"]] if name == "fusion" else ANOTHER[name]
+    resolved = resolve(Settings(preset=preset, **beside, **{name: other}))
+    plain = resolve(Settings(preset=preset, fusion=beside.get("fusion")))
+    assert getattr(resolved, name) == other
+    # And nothing else changes, but for what follows the step size, or means nothing to the other fusion.
     follows = {"fine_tune_lr"} if name == "lr" and PRESETS[preset]["fine_tune_lr"] == "same" else set()
+    follows |= {*OF_TENSOR, "amplitude", "force"} if name == "fusion" else set()
     changed = {field for field, value in dataclasses.asdict(resolved).items() if value != getattr(plain, field)}
     assert changed - {name} == follows
+
+
+@pytest.mark.parametrize("name", [*OF_TENSOR, "fine_tune_weight", "amplitude"])
+def test_a_flag_of_the_tensor_is_refused_beside_a_force(name):
+    """Unless it is 0, which says that there is nothing of it."""
+    given = {"fine_tune_weight": "touched", "amplitude": 0.5, **ANOTHER}[name]
+    with pytest.raises(ValueError, match="needs --fusion tensor: say it, or leave"):
+        resolve(Settings(preset="tuned", **{name: given}))
+    assert resolve(Settings(preset="tuned", amplitude=0.0, fine_tune_lr=0.0)) == resolve(Settings(preset="tuned"))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -141,14 +159,14 @@ def test_retentions_follow_schedules_of_their_own():
 
 
 def test_steps_of_fine_tuning_follow_the_local_steps_where_they_are_the_same():
-    hyper, schedules = hyper_of(preset="tuned", lr="0.5@warm-up:2")
+    hyper, schedules = hyper_of(preset="tuned", fusion="tensor", lr="0.5@warm-up:2")
     assert hyper.fine_tune_lr.tolist() == [0.5] * 3
     assert float(schedules.fine_tune_lr(jnp.int32(0))) == 0.5
 
 
 @pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "kept"])
 def test_every_number_of_the_round_may_follow_a_schedule(name):
-    _, schedules = hyper_of(**{name: "0.25@step:1:0.5"})
+    _, schedules = hyper_of(**{name: "0.25@step:1:0.5"}, fusion="force" if name == "force" else "tensor")
     assert float(getattr(schedules, name)(jnp.int32(3))) == 0.125
 
 
@@ -197,8 +215,12 @@ def test_a_class_file_gives_its_classes(tmp_path):
 
 def test_every_switch_reaches_the_algorithm(monkeypatch):
     seen = {}
-    row = ALGORITHMS["mce-pl"]._replace(factory=lambda network, **switches: seen.update(switches))
-    monkeypatch.setitem(ALGORITHMS, "mce-pl", row)
+
+    def factory(network, **switches):
+        seen.update(switches)
+        return local.local(network)
+
+    monkeypatch.setitem(ALGORITHMS, "mce-pl", ALGORITHMS["mce-pl"]._replace(factory=factory))
     switches = {
         "order": "paper",
         "fine_tune_gradient": "recomputed",
@@ -206,6 +228,8 @@ def test_every_switch_reaches_the_algorithm(monkeypatch):
         "group_lasso_form": "penalty",
         "penalty_on": "scores",
         "start_scores": "personal",
+        "fusion": "tensor",
+        "mask_sent": "own",
     }
     algorithm_of(resolve(Settings(**switches, filter_rule=3, revive=True, weights="signed-constant")), NETWORK)
     assert {name: seen[name] for name in switches} == switches

@@ -73,7 +73,7 @@ def footprint(
 
     world, agent, carry, message, heard = jax.eval_shape(before_the_exchange, hyper)
     own = agents // devices
-    held = {**agent._asdict(), "gradient": carry}
+    held = {name: part for name, part in agent._asdict().items() if part is not None} | {"gradient": carry}
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
     floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}

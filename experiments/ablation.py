@@ -26,12 +26,15 @@ class Ablation(Experiment):
     def arms(self) -> Arms:
         """The aggregation tensor, a majority as either of two readings has it, and none.
 
-        Majorities that are sent on start from unlike masks, because from like ones nothing would ever change.
+        Majorities that are sent on start from unlike masks, because from like ones nothing would ever change. All share
+        all layers, as the paper does.
         """
+        tensor = {"algorithm": "mce-pl", "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
+        majority = {"algorithm": "mask-mean", "personal_layers": "none"}
         return {
-            "aggregation tensor": {"algorithm": "mce-pl"},
-            "majority of own masks": {"algorithm": "mask-mean"},
-            "majority, sent on": {"algorithm": "mask-mean", "mask_sent": "majority", "start_scores": "personal"},
+            "aggregation tensor": tensor,
+            "majority of own masks": majority,
+            "majority, sent on": {**majority, "mask_sent": "majority", "start_scores": "personal"},
             "none": {"algorithm": "independent"},
         }
 

@@ -26,12 +26,12 @@ class Validation(Experiment):
     panels = (Panel("round", "accuracy"), Panel("round", "loss"))
 
     def arms(self) -> Arms:
-        """Weights and masks, alone and among neighbours."""
+        """Weights and masks, alone and among neighbours, to whom the last layer is not told."""
         return {
             "weights, alone": {"algorithm": "local"},
             "masks, alone": {"algorithm": "independent"},
-            "weights, among neighbours": {"algorithm": "dsgd"},
-            "masks, among neighbours": {"algorithm": "mce-pl"},
+            "weights, among neighbours": {"algorithm": "dsgd", "personal_layers": "last"},
+            "masks, among neighbours": {"algorithm": "mce-pl", "personal_layers": "last"},
         }
 
 

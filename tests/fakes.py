@@ -19,6 +19,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of
 from dslth_jax.study.results import pictures
 from dslth_jax.study.training import loop
+from dslth_jax.study.training.history import maskable_of
 from dslth_jax.study.training.plan import Plan
 from dslth_jax.study.training.programs import Programs, filled
 
@@ -42,9 +43,10 @@ class FakePrograms:
     def __init__(self, plan: Plan) -> None:
         self.plan, first = plan, plan.members[0]
         self.settings, self.number = first.settings, len(plan.members)
-        weights, frozen = jax.eval_shape(first.network.init, jax.random.key(0))
-        self.sizes = {layer: leaf.size for layer, leaf in by_name(weights).items()}
-        self.floats = sum(leaf.size for leaf in jax.tree.leaves((weights, frozen)))
+        maskable, message = maskable_of(first)
+        weights, _ = jax.eval_shape(first.network.init, jax.random.key(0))
+        self.sizes = {layer: leaf.size for layer, leaf in by_name(weights if maskable is None else maskable).items()}
+        self.floats = sum(leaf.size for leaf in message.values.values())
         self.keeps_masks = self.settings.algorithm not in ("dsgd", "local")
         self.steps = self.of_each(lambda member: np.float32(member.hyper.lr))[..., None]
         graphs = self.of_each(lambda member: adjacency_of(member.topology.graph).sum(axis=0))
@@ -108,7 +110,7 @@ class FakePrograms:
             "kept": {layer: mask.sum(axis=-1) for layer, mask in masks.items()},
             "wanted": self.wanted,
             "flipped": sum((masks[layer] != earlier[layer]).sum(axis=-1) for layer in masks),
-            "floats": np.full(loss.shape, self.floats) if self.settings.algorithm in ("dsgd", "dis-pfl") else None,
+            "floats": np.full(loss.shape, self.floats) if self.floats else None,
             "has": None,
             "listeners": self.listeners * (not silent),
         }

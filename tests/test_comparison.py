@@ -13,7 +13,7 @@ from dslth_jax.study.results import pictures
 from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
-from experiments import ablation, communication, thousandfold, validation
+from experiments import ablation, communication, neighbours, thousandfold, validation
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16"]
@@ -33,8 +33,17 @@ def tiny_network(monkeypatch):
         pytest.param(communication, ["--retentions", "0.3"], 7, marks=pytest.mark.slow),
         (communication, ["--retentions", "0.2,0.4"], 11),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
+        (neighbours, ["--resize", "8", "--model", "small", "--every", "2"], 7),
     ],
-    ids=["validation", "ablation", "real", "communication", "communication at two retentions", "thousandfold"],
+    ids=[
+        "validation",
+        "ablation",
+        "real",
+        "communication",
+        "communication at two retentions",
+        "thousandfold",
+        "neighbours",
+    ],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys, monkeypatch):
     out, real, save = tmp_path / "out", "--code-every" in flags, pictures.save
@@ -54,9 +63,9 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     assert all(row["status"] == "done" for row in rows.values())
     if experiment is validation:
         assert [rows[f"{what}, alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
-        # An entry of a mask is a bit, an entry of weights 32; weights are biases too, of which one layer has ten.
+        # An entry of a mask is a bit, an entry of weights 32; the layer with biases is personal.
         floats = float(rows["weights, among neighbours"]["float32_mb"])
-        assert floats == pytest.approx(32 * float(rows["masks, among neighbours"]["bitmap_mb"]) * 406 / 396)
+        assert floats == pytest.approx(32 * float(rows["masks, among neighbours"]["bitmap_mb"]))
     if real:
         # Thresholds keep what was asked for, majorities what they find.
         density = {name: float(row["density"]) for name, row in rows.items()}
@@ -93,7 +102,8 @@ def test_arms_get_the_flags_that_mean_something_to_them():
 
 def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
     _, arms = own_of(ablation.Ablation, ablation)
-    assert arms["majority of own masks"] == {"algorithm": "mask-mean", "linear_retention": "same", "code_every": 1}
+    of_all = {"linear_retention": "same", "code_every": 1}
+    assert arms["majority of own masks"] == {"algorithm": "mask-mean", "personal_layers": "none", **of_all}
     assert arms["none"] == {"algorithm": "independent", "linear_retention": "same"}
 
 

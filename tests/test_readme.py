@@ -21,7 +21,7 @@ from dslth_jax.study.results import board, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
-from experiments import ablation, communication, thousandfold, validation
+from experiments import ablation, communication, neighbours, thousandfold, validation
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -35,6 +35,7 @@ README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 COMPARISONS = {
     "ablation": (ablation, ablation.Ablation),
     "communication": (communication, communication.Communication),
+    "neighbours": (neighbours, neighbours.Neighbours),
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "validation": (validation, validation.Validation),
 }

@@ -90,7 +90,7 @@ class Backlog(NamedTuple):
 
 
 def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
-    """Links fail as in `dropped`, and what was lost is sent again beside the next message. Ours.
+    """Each message that a link carries is lost with probability `rate`, and sent again beside the next one. Ours.
 
     It is for messages that add up, in any order, so that none may be lost. A sender keeps its last `keep` messages; a
     receiver asks for those that it lacks, and each counts as sent again. All that arrives in a round is heard at once,
@@ -149,7 +149,8 @@ def by_similarity() -> Link:
 
     The agreement of a layer is the correlation of its bits, (n₁₁/d − p q) / √(p (1 − p) q (1 − q)) of the densities p
     and q, which is 0 for masks that have nothing to do with each other; that of a link is the mean over layers, by
-    their entries. Masks that disagree do not hear each other. A layer that either end lacks does not count.
+    their entries. Masks that disagree do not hear each other. A layer that either end lacks, keeps whole or drops whole
+    does not count; where none does, the weight is 1. Layers are taken as filled up to whole bytes with zeros.
     """
 
     def transmit(
@@ -169,7 +170,7 @@ def by_similarity() -> Link:
                 counts = (has[name][one] & has[name][other] & (spread > 0)) * jnp.float32(size)
                 sums[0] += counts * (both - p * q) / jnp.where(spread > 0, spread, 1)
                 sums[1] += counts
-            return jnp.maximum(sums[0] / jnp.where(sums[1] > 0, sums[1], 1), 0)
+            return jnp.where(sums[1] > 0, jnp.maximum(sums[0] / jnp.where(sums[1] > 0, sums[1], 1), 0), 1)
 
         weights = graph.weights * jax.lax.map(agreement, (senders, receivers))
         return memory, graph._replace(weights=weights), messages, listeners(graph)

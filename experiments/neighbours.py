@@ -33,17 +33,17 @@ class Neighbours(Experiment):
 
     def arms(self) -> Arms:
         """Alone and pooled; the force and the gossip; the paper's fusion; weights, and weights with a personal head."""
-        masks = {"algorithm": "mce-pl", "exchange_every": self.every}
+        masks, head = {"algorithm": "mce-pl", "exchange_every": self.every}, {"personal_layers": "last"}
         return {
             "alone": {"algorithm": "independent"},
             "pooled": {"algorithm": "independent", "images": "pooled"},
-            f"force, every {self.every}": masks,
-            "gossip, every round": {"algorithm": "score-gossip"},
+            f"force, every {self.every}": {**masks, **head, "fusion": "force", "mask_sent": "own"},
+            "gossip, every round": {"algorithm": "score-gossip", **head},
             f"aggregation tensor, every {self.every}": {
                 **masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none",
             },
             "weights": {"algorithm": "dsgd"},
-            "weights, personal head": {"algorithm": "dsgd", "personal_layers": "last"},
+            "weights, personal head": {"algorithm": "dsgd", **head},
         }  # fmt: skip
 
 

@@ -46,11 +46,11 @@ def force(own: Scores, heard: Heard) -> Scores:
     def one(name: str, m: Array) -> Array:
         if name not in heard.masks:
             return jnp.zeros_like(m)
-        counts, weight = heard.masks[name], heard.weight[name].astype(m.dtype)
-        whole = jnp.int32 if jnp.issubdtype(counts.dtype, jnp.integer) else counts.dtype  # whole numbers sum exactly
-        of_all = jnp.sum(counts, dtype=whole).astype(m.dtype) / jnp.where(weight > 0, weight, 1)
-        shift = (of_all - jnp.sum(m)) / m.size
-        mean = counts.astype(m.dtype) / jnp.where(weight > 0, weight, 1)
-        return jnp.where(weight > 0, mean - m - shift, 0)
+        counts, weight = heard.masks[name], heard.weight[name]
+        # Whole numbers sum exactly: where all agree, nothing is left that would move a score.
+        whole = jnp.int32 if jnp.issubdtype(counts.dtype, jnp.integer) else counts.dtype
+        more = counts.astype(whole) - weight.astype(whole) * m.astype(whole)
+        centred = more.astype(m.dtype) - jnp.sum(more, dtype=whole).astype(m.dtype) / m.size
+        return jnp.where(weight > 0, centred / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
 
     return with_names(one, own)

@@ -129,6 +129,7 @@ def learning(hyper: Hyper) -> local.Hyper:
     return local.Hyper(hyper.lr, hyper.weight_decay)
 
 
+@reproducible
 def signs(world: World, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
     """The signs of this round's noise, -1 and 1, which all agents draw alike; nobody sends them."""
     key = jax.random.fold_in(jax.random.fold_in(world.key, NOISE), world.round)

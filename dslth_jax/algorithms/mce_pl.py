@@ -23,8 +23,8 @@ something else. The other fusion, "force", is ours. It moves z itself, and takes
     force         z ← s · max(|z| + κ η f, 1e-9) where f is not 0         } receive
                   f = (m̄ - mean m̄) - (m - mean m)
 
-with s = -1 for z < 0 and else 1, κ the strength, and η the sum of the steps since the last exchange, those of all local
-steps and silent rounds: see `consensus`.
+with s = -1 for z < 0 and else 1, κ the strength, and η the sum of the steps since the last round of exchange, those of
+all local steps and silent rounds, also where the agent heard nobody in it: see `consensus`.
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the

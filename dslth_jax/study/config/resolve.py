@@ -143,6 +143,8 @@ def check_links(settings: Settings) -> None:
         raise ValueError(f"{adds}, and --topology {settings.topology} changes neighbours: name a graph that stays")
     if row.bits == "changes of a round" and settings.link_drop:
         raise ValueError(f"{adds}, at once, and --link-drop {settings.link_drop:g} loses some of it: leave it out")
+    if settings.mixing == "overlap" and settings.topology.startswith("changing-"):
+        raise ValueError(f"--mixing overlap needs a graph that stays, got --topology {settings.topology}: name another")
     if settings.mixing == "similarity" and row.bits != "masks":
         got = f"and --algorithm {settings.algorithm} sends {row.sends}"
         raise ValueError(f"--mixing similarity compares masks, {got}: leave it out")
@@ -177,7 +179,8 @@ def check_switches(resolved: Settings) -> None:
 def check_optimizer(settings: Settings, resolved: Settings) -> None:
     """Raise a ValueError if a flag, or a step size of the preset, is of another optimizer than the chosen one."""
     usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
-    steps = [name for name in ("lr", "fine_tune_lr") if name not in foreign_to(settings.algorithm)]
+    fine_tunes = resolved.fusion == "tensor" and "fine_tune_lr" not in foreign_to(settings.algorithm)
+    steps = ["lr", "fine_tune_lr"] if fine_tunes else ["lr"]
     left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if getattr(settings, name) is None]
     if left_out and resolved.optimizer != usual:
         whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"

@@ -141,7 +141,7 @@ class Method:
     """What neighbours get: the mask of an agent's own scores, or the one that it uses, of its fused scores (mce-pl) or
     the majority (mask-mean)."""
     mixing_step: float | str = setting(0.5, bounds="[0, 1]", scheduled=True)
-    """How far score-gossip moves the magnitudes of scores, and fedmrn weights, toward the neighbours' mean."""
+    """How far scores' magnitudes (score-gossip), or weights (fedmrn), go toward the neighbours' mean."""
     noise: float = setting(0.8, bounds="0..100", traced=True)
     """Size of fedmrn's noise, in means of what is to be told: of the distances of a layer's entries from their public
     copies. Copies run away where it is much larger than 1."""

@@ -115,6 +115,8 @@ def layers_of(spelling: str, network: Network) -> tuple[str, ...]:
         if not any(belongs_to(leaf, name) for leaf in network.roles):
             instead = nearest(name, known)
             raise ValueError(f"--personal-layers must be none, last or among {', '.join(known)}, got {name!r}{instead}")
+    if all(any(belongs_to(leaf, name) for name in names) for leaf in network.roles):
+        raise ValueError(f"--personal-layers {spelling} leaves nothing to send: take --algorithm independent or local")
     return names
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.settings import Setting, Settings, described, flag, parts, read
 from dslth_jax.study.results import folders
-from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, samples_of
+from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[l
 
 def most_that_fit(group: Sequence[Prepared]) -> int:
     """How many members of a group memory holds at once; a TooLargeError where it holds none."""
-    largest = max(group, key=samples_of)
+    largest = max(group, key=room_of)
 
     def is_too_large(number: int) -> bool:
         try:

@@ -49,6 +49,7 @@ class Symptoms:
 
     def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
         self.chance, self.algorithm = chance, settings.algorithm
+        self.pull = "--force" if settings.fusion == "force" else "--amplitude"
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.seen = Seen()
@@ -69,7 +70,8 @@ class Symptoms:
         for name, kept in info["kept"].items():
             yield from self.new(self.of_layer(round, name, kept, wanted[name]))
         if info["listeners"].any() or self.alone:
-            self.seen.flip_rates.append(float(info["flipped"].mean()) / sum(self.sizes.values()))
+            sent = sum(self.sizes[name] for name in info["kept"])
+            self.seen.flip_rates.append(float(info["flipped"].mean()) / sent)
             yield from self.new(self.of_flips(round))
 
     def of_layer(self, round: int, name: str, kept: np.ndarray, wanted: np.ndarray) -> Signs:
@@ -99,7 +101,7 @@ class Symptoms:
         first, last = rates[:WINDOW], rates[-WINDOW:]
         if last.mean() > 0.95 * first.mean() and last.mean() > 0:
             value, falls, _ = self.step.partition("@")
-            falling = "a smaller --amplitude too" if falls else f"--lr {value}@cosine"
+            falling = f"a smaller {self.pull} too" if falls else f"--lr {value}@cosine"
             yield (
                 "flips",
                 f"the share of mask bits that flip does not fall: {first.mean():.3%} an exchange at first, "
@@ -110,7 +112,7 @@ class Symptoms:
             yield (
                 "oscillation",
                 f"the share of mask bits that flip oscillates between {last.min():.3%} and {last.max():.3%} up to "
-                f"round {round}: masks go to and fro; take a smaller --lr or --amplitude",
+                f"round {round}: masks go to and fro; take a smaller --lr or {self.pull}",
             )
 
     def after_evaluation(self, round: int, evaluation: Evaluation) -> Iterator[str]:

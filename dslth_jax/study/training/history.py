@@ -92,13 +92,13 @@ class History:
         if self.failure is not None:
             self.warnings.append(self.failure)
             return
-        self.tally.add(info, self.ledger.bits_of_each(info), seconds)
+        self.tally.add(info, self.ledger.entries_of_each(info), seconds)
         self.ledger.add(info)
         course = self.prepared.course
         if self.ledger.masks_alone and course.has_exchange(round):
             # A start message that everybody knows, and that is of the scores, is as good a past as any.
-            first_after_start = self.prepared.algorithm.start_known and round == course.exchange_every
-            key_frame = course.is_key_frame(round) and not first_after_start
+            alone = not self.prepared.algorithm.start_known or round > course.exchange_every or course.key_every > 0
+            key_frame = course.is_key_frame(round) and alone
             # Where a listener may lack the mask sent last, every message stands for itself.
             alone = key_frame or self.redrawn or self.prepared.link_drop > 0
             lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)

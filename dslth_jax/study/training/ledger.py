@@ -76,7 +76,7 @@ class Ledger:
     def add(self, info: dict[str, Any]) -> None:
         """Count the bitmaps and floats of one round; `info` is that of `population.round`."""
         listeners = info["listeners"].astype(np.int64)
-        of_each = self.bits_of_each(info) * listeners
+        of_each = (self.entries_of_each(info) + 32 * self.scales) * listeners
         if self.masks_alone:
             self.kept_bits += sum(int(kept @ listeners) for kept in info["kept"].values())
             self.bitmap_bits += int(of_each.sum())
@@ -85,9 +85,9 @@ class Ledger:
             self.float32_bits += int(of_each.sum())
         self.sent_bits = added(self.sent_bits, of_each)
 
-    def bits_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
+    def entries_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
         """How many bits, 0 and 1, each agent's message of a round holds, whether it is sent or not."""
-        bits = np.full(len(info["listeners"]), 32 * self.scales, np.int64)
+        bits = np.zeros(len(info["listeners"]), np.int64)
         for name, size in self.entries.items():
             bits += size * (1 if info["has"] is None else info["has"][name])
         return bits

@@ -13,12 +13,11 @@ import psutil
 from jaxtyping import PyTree
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches
-from dslth_jax.exchange import silence, unpacked
 from dslth_jax.graphs import Graph
 from dslth_jax.keys import key_of
-from dslth_jax.links import Link
+from dslth_jax.links import Link, perfect
 from dslth_jax.networks.network import Network
-from dslth_jax.population import Shares, world_of
+from dslth_jax.population import Shares, nothing_heard, world_of
 
 # What XLA's compiler holds at most while a CPU's programs are made, and how many of the largest activation the gradient
 # works with beside what the forward pass keeps for it (both as seen for the AlexNet, by benchmarks/scaling.py).
@@ -57,7 +56,7 @@ def footprint(
     as arrays or shapes, and `agents` how many there are in all, a multiple of `devices`; an evaluation predicts
     `test_batch` samples at once.
     """
-    image_shape = shares.images.shape[1:]
+    image_shape, link = shares.images.shape[1:], link or perfect()
 
     def samples(*axes: int) -> Batch:
         return Batch(jnp.zeros((*axes, *image_shape), jnp.uint8), jnp.zeros(axes, jnp.int32), jnp.zeros(axes, bool))
@@ -67,7 +66,8 @@ def footprint(
         world = world_of(network, key, 0, 1)
         batches = Batches(samples(local_steps, batch_size), samples(batch_size))
         agent, message = algorithm.init(key, world, hyper)
-        heard = silence(unpacked(message, world), agents, graph)
+        everybody = jax.tree.map(lambda leaf: jnp.zeros((agents, *leaf.shape), leaf.dtype), message)
+        heard, _ = nothing_heard(link, link.init(everybody), graph, everybody, world)
         agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
         return world, agent, carry, message, heard
 
@@ -78,7 +78,7 @@ def footprint(
     copies = 2 * own + (agents if devices > 1 else 0)
     floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
     everybody = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((agents, *leaf.shape), leaf.dtype), message)
-    floats["backlog"] = 0 if link is None else bytes_of(jax.eval_shape(link.init, everybody))
+    floats["backlog"] = bytes_of(jax.eval_shape(link.init, everybody))
     return {
         "weights": bytes_of((world.weights, world.frozen)),
         **{name: own * bytes_of(part) for name, part in held.items()},

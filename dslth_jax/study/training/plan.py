@@ -90,14 +90,15 @@ def plan(members: Sequence[Prepared]) -> Plan:
     on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
     platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
     free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
-    largest = max(members, key=samples_of)
+    largest = max(members, key=room_of)
     chunk, together, parts = what_fits(largest, on_each, mesh, platform, free)
     return Plan(tuple(members), mesh, together, chunk, parts)
 
 
-def samples_of(one: Prepared) -> int:
-    """The size of all lists of samples of one member: what members of a study differ in, of all that takes memory."""
-    return sum(shares.indices.size for shares in (one.train, one.tests, one.validation) if shares)
+def room_of(one: Prepared) -> tuple[bool, int]:
+    """What members of a study differ in, of all that takes memory: whether links lose something, and the size of all
+    lists of samples."""
+    return one.link_drop > 0, sum(shares.indices.size for shares in (one.train, one.tests, one.validation) if shares)
 
 
 def what_fits(

@@ -127,8 +127,8 @@ def expect_all_arrives(settings: Settings, network: Network, topology: Topology)
 
     if loses_for_good(resent(settings.link_drop), topology.graph, jax.vmap(key)(rounds)):
         raise ValueError(
-            f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent, of which 16 messages are "
-            f"kept, and with --link-drop {settings.link_drop:g} one is lost as often: take a smaller one"
+            f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent, and with --link-drop "
+            f"{settings.link_drop:g} some message is lost 16 times in a row, and then for good: take a smaller one"
         )
 
 

@@ -6,7 +6,8 @@ Both take the same steps, on the same graph, split and seeds; every message of m
 key frame and the others as what has flipped since. The flips between two messages grow far slower than the number of
 rounds between them; therefore some arms send every few rounds. With the authors' graph and class lists, masks sent
 every 5 rounds took 1/4829 of the bits of weights sent every round, at 68.2 % against 63.0 (one seed, 67 minutes on two
-cores): see experiments/RESULTS.md.
+cores, with the flags `--fusion tensor --mask-sent fused --personal-layers none --augment none`): see
+experiments/RESULTS.md.
 """
 
 import dataclasses

@@ -16,7 +16,7 @@ from dslth_jax.networks.operations import max_pool_pairs
 from dslth_jax.networks.zoo import MODULES, largest_fitting, network_by_name
 
 SHAPES = [(32, 32, 3), (28, 28, 1), (21, 40, 2), (8, 8, 1), (4, 5, 3), (1, 1, 1)]
-SMALLEST = {"alexnet": 21, "small": 1, "conv4": 4, "mlp": 1}
+SMALLEST = {"alexnet": 21, "small": 1, "conv3": 8, "conv4": 4, "mlp": 1}
 
 
 def entries(network):
@@ -48,6 +48,7 @@ def test_networks_fit_the_image_or_say_why_not(name, shape):
     ("name", "shape", "classes", "known"),
     [
         ("alexnet", (32, 32, 3), 10, 1_227_328),
+        ("conv3", (16, 16, 3), 10, 159_840),
         ("conv4", (32, 32, 3), 10, 2_425_024),
         ("mlp", (28, 28, 1), 10, 266_200),
     ],

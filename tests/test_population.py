@@ -291,7 +291,7 @@ def test_several_rounds_equal_the_numpy_loops(x64, case):
 
 def test_scheduled_rounds_equal_the_numpy_loops(x64):
     spelled = {"kept": "cosine:0.5", "lr": "warm-up:3", "fine_tune_lr": "step:2:0.1", "weight_decay": "cosine:2"}
-    spelled |= {"group_lasso": "warm-up:2@cosine", "amplitude": "step:1:0.5"}
+    spelled |= {"group_lasso": "warm-up:2@cosine", "amplitude": "step:1:0.5", "force": "constant"}
 
     def factors(name, round):
         cosine = (1 + np.cos(np.pi * round / 10)) / 2
@@ -302,6 +302,7 @@ def test_scheduled_rounds_equal_the_numpy_loops(x64):
             "weight_decay": 2 - cosine,
             "group_lasso": min((round + 1) / 2, 1) * cosine,
             "amplitude": 0.5**round,
+            "force": 1.0,
         }[name]
 
     s = setting(group_lasso=0.01)

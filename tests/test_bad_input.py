@@ -315,6 +315,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "personal_layers": [
         ("conv9", "--personal-layers must be none, last or among conv1, conv2, linear1, linear2, got 'conv9'", ""),
         ("last", "--personal-layers means nothing to --algorithm local", "--algorithm local"),
+        ("conv1,conv2,linear1,linear2", "leaves nothing to send: take --algorithm independent or local", ""),
     ],
     "mixing_step": [
         ("1.5", "--mixing-step must be in [0, 1], got 1.5", "--algorithm score-gossip"),

@@ -191,6 +191,10 @@ def test_a_table_says_what_images_arms_learn_from():
     pooled = arms | {"pooled": {"algorithm": "independent", "images": "pooled"}}
     assert said({"augment": "none"}, pooled) == "Images: drawn from all agents' (pooled). "
     assert said({}, pooled) == "Images: augmentation flip-crop; drawn from all agents' (pooled). "
+    # And what is not told to neighbours, where an algorithm tells them anything.
+    heads = arms | {"masks": {"algorithm": "mce-pl"}, "all": {"algorithm": "mce-pl", "personal_layers": "none"}}
+    own |= {"augment": "none", "personal_layers": None}
+    assert said({}, heads) == "Personal layers: last (masks). "
     # Version 0.4 had none.
     assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 

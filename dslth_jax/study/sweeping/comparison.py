@@ -87,19 +87,27 @@ def leave(path: Path, panels: Sequence[Panel]) -> None:
 
 
 def said_of_data(config: folders.Row) -> str:
-    """What a table says of the images that arms learn from, where they are not as they come."""
-    said: dict[str, list[str]] = {}
+    """What a table says of the images that arms learn from, where they are not as they come, and of layers that arms
+    keep personal, where any are."""
+    images: dict[str, list[str]] = {}
+    personal: dict[str, list[str]] = {}
     for arm, own in config.get("arms", {}).items():
         chosen = {**config["settings"], **own}
-        if chosen.get("augment", "") is None:  # left out
-            dataset = None if chosen["data_file"] else chosen["dataset"]
-            chosen["augment"] = defaults_of(chosen["algorithm"], chosen["preset"], dataset)["augment"]
+        dataset = None if chosen.get("data_file") else chosen["dataset"]
+        usual = defaults_of(chosen["algorithm"], chosen["preset"], dataset)
+        chosen |= {name: value for name, value in usual.items() if name in chosen and chosen[name] is None}
         augment, pooled = chosen.get("augment", "none"), chosen.get("images", "own") == "pooled"
         for what in [f"augmentation {augment}"] * (augment != "none") + ["drawn from all agents'"] * pooled:
-            said.setdefault(what, []).append(arm)
+            images.setdefault(what, []).append(arm)
+        if (layers := chosen.get("personal_layers") or "none") != "none":
+            personal.setdefault(layers, []).append(arm)
     everybody = len(config.get("arms", {}))
-    parts = [one if len(arms) == everybody else f"{one} ({', '.join(arms)})" for one, arms in said.items()]
-    return f"Images: {'; '.join(parts)}. " if parts else ""
+
+    def sentence(subject: str, said: dict[str, list[str]]) -> str:
+        parts = [one if len(arms) == everybody else f"{one} ({', '.join(arms)})" for one, arms in said.items()]
+        return f"{subject}: {'; '.join(parts)}. " if parts else ""
+
+    return sentence("Images", images) + sentence("Personal layers", personal)
 
 
 MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}

@@ -946,8 +946,10 @@ def outcome(words: list[str]) -> str:
         assert_is_a_sentence(said := " ".join(str(refusal).split()), most=40_000)
         assert "\n" not in str(refusal) or any("\n" in word for word in words), f"of two lines: {said}"
         return "refused"
-    for name in {*PRESETS["code"], "model"} - foreign_to(prepared.settings.algorithm):
-        assert getattr(prepared.settings, name) is not None, f"{name} is left open"
+    settings = prepared.settings
+    idle = {name for name, own in SETTINGS.items() if own.needs and getattr(settings, own.needs[0]) != own.needs[1]}
+    for name in {*PRESETS["code"], "model"} - foreign_to(settings.algorithm) - idle:
+        assert getattr(settings, name) is not None, f"{name} is left open"
     assert prepared.train.sizes.min() > 0
     assert prepared.tests.sizes.min() > 0
     return "taken"

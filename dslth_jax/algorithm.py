@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
+from dslth_jax.masks import unpack
+
 
 class World(NamedTuple):
     """What all agents know alike in one round."""
@@ -212,6 +214,16 @@ def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..
         return heard.masks[name].astype(leaf.dtype) / jnp.where(weight > 0, weight, 1).astype(leaf.dtype)
 
     return with_names(one, like)
+
+
+def own_signs(message: Message, name: str, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """s (2b - 1) of a layer: the numbers that the scaled bits b of one agent's own message stand for.
+
+    >>> own_signs(Message({"w": jnp.array([0b01], jnp.uint8)}, scales={"w": jnp.array(3.0)}), "w", (2,)).tolist()
+    [3.0, -3.0]
+    """
+    scale = message.scales[name]
+    return jnp.where(unpack(message.masks[name], shape) != 0, scale, -scale)
 
 
 def sum_of_signs(heard: Heard, name: str) -> Float[Array, "..."]:

@@ -107,8 +107,7 @@ def metropolis(topology: Topology) -> Topology:
     >>> weighted.weights.tolist(), weighted.own.tolist()
     ([0.25, 0.25, 0.25, 0.25, 0.25, 0.25], [0.25, 0.75, 0.75, 0.75])
     """
-    graph, redraw = topology
-    return Topology(_weigh(graph), redraw and (lambda key, graph: _weigh(redraw(key, graph))))
+    return _weighed(topology, _metropolis)
 
 
 def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
@@ -122,11 +121,16 @@ def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) ->
     def weigh(graph: Graph) -> Graph:
         return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))
 
+    return _weighed(topology, weigh)
+
+
+def _weighed(topology: Topology, weigh: Callable[[Graph], Graph]) -> Topology:
+    """The same graphs, each with other weights of its edges."""
     graph, redraw = topology
     return Topology(weigh(graph), redraw and (lambda key, graph: weigh(redraw(key, graph))))
 
 
-def _weigh(graph: Graph) -> Graph:
+def _metropolis(graph: Graph) -> Graph:
     present = (graph.weights != 0).astype(jnp.result_type(float))
     nobody = jnp.zeros(len(graph.own), present.dtype)
     degree = nobody.at[graph.receivers].add(present)

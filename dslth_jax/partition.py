@@ -11,8 +11,8 @@ are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator goes
     test_labels  labels of the test samples; None tests nobody
     fraction     in (0, 1], the share of its training samples that each agent uses
 
-A request that cannot be met raises a ValueError. `hold_back` takes a part of everybody's training samples away again,
-to validate with. `stack` makes a partition's lists the arrays of `population.Shares`.
+A request that cannot be met raises a ValueError. `hold_back` takes training samples away again, to validate with, and
+`stack` makes lists of samples the arrays of `population.Shares`.
 """
 
 from collections.abc import Sequence
@@ -224,9 +224,8 @@ def hold_back(
 ) -> tuple[list[Indices], list[Indices]]:
     """Split every agent's training samples, in the order they have, into those it trains on and those held back. Ours.
 
-    Each agent draws `share` of its samples, in (0, 1), rounded to a whole number, of each of its classes in proportion.
-    A sample that one agent draws is held back by all who hold it, so that nobody trains on it: agents that hold the
-    same samples may hold back more than `share`. Raises a ValueError where an agent would have none on either side.
+    Each agent draws `share` of its samples, in (0, 1), of each of its classes in proportion. All who hold a sample that
+    is drawn hold it back, so that nobody trains on it. A ValueError where an agent would have none on either side.
 
     >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     >>> train, validation = hold_back([np.arange(8, dtype=np.int32)], labels, 0.25)

@@ -34,7 +34,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, sum_of_signs, with_names
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, own_signs, sum_of_signs, with_names
 from dslth_jax.algorithms import local
 from dslth_jax.keys import reproducible
 from dslth_jax.networks.network import Network, draw_like
@@ -93,8 +93,7 @@ def fedmrn(network: Network, *, optimizer: optax.GradientTransformation | None =
         del key, batches
 
         def told(name: str, known: Array, sign: Array) -> Array:
-            up, size = masks.unpack(carry.masks[name], known.shape) != 0, carry.scales[name]
-            return jnp.where(heard.spoke, known + sign * jnp.where(up, size, -size), known)
+            return jnp.where(heard.spoke, known + sign * own_signs(carry, name, known.shape), known)
 
         def told_by_all(name: str, known: Array, sign: Array) -> Array:
             if name not in heard.masks:

@@ -33,7 +33,7 @@ in `personal_model` and what it calls, schedules in the values of `Hyper`, the r
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,11 @@ from dslth_jax.algorithm import (
     with_names,
 )
 from dslth_jax.algorithms import consensus, descent
+from dslth_jax.algorithms.consensus import Scores
 from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, Role, draw_like, map_layers, uniform_by_fan_in
-
-Scores: TypeAlias = PyTree[Float[Array, "..."]]
 
 
 class Hyper(NamedTuple):

@@ -26,10 +26,10 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, sum_of_signs, with_names
+from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, own_signs, sum_of_signs, with_names
 from dslth_jax.algorithms import mce_pl
-from dslth_jax.algorithms.consensus import pull
-from dslth_jax.algorithms.mce_pl import AS_IN_CODE, MaskRule, Scores
+from dslth_jax.algorithms.consensus import Scores, pull
+from dslth_jax.algorithms.mce_pl import AS_IN_CODE, MaskRule
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 
@@ -85,15 +85,10 @@ def score_gossip(
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
     ) -> tuple[Agent, Message, Message, dict[str, Array]]:
-        before = mce_pl.Agent(agent.scores, agent.optimizer, agent.stepped)
-        moved, _, _, info = local.send(key, world, learning(hyper), before, heard, batches)
+        moved, _, _, info = local.send(key, world, learning(hyper), mce_pl.Agent(*agent[:3]), heard, batches)
         # Start messages pass through no link: what was heard before the first round is of all neighbours.
-        weight = {
-            name: jnp.where(world.round == 0, heard.weight[name].astype(own.dtype), own)
-            if name in heard.weight
-            else own
-            for name, own in agent.weight.items()
-        }
+        of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
+        weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
         agent = agent._replace(**moved._asdict(), weight=weight)
         message = signs(agent.scores, agent.public, by_name(steps(agent)))
         return agent, message, message, info
@@ -112,8 +107,7 @@ def score_gossip(
         del key, world, batches
 
         def told(name: str, known: Array) -> Array:
-            up = masks.unpack(carry.masks[name], known.shape) != 0
-            return known + jnp.where(up, carry.scales[name], -carry.scales[name])
+            return jnp.where(heard.spoke, known + own_signs(carry, name, known.shape), known)
 
         def told_by_all(name: str, known: Array) -> Array:
             if name not in heard.masks:
@@ -127,17 +121,11 @@ def score_gossip(
             mixed = heard.spoke & (agent.weight[name] > 0)
             return jnp.where(mixed, hyper.mixing_step * (neighbours - public), 0)
 
-        public = jax.tree.map(
-            lambda new, old: jnp.where(heard.spoke, new, old), with_names(told, agent.public), agent.public
-        )
+        public = with_names(told, agent.public)
         neighbours = with_names(told_by_all, agent.neighbours)
         scores = pull(agent.scores, with_names(mixing, public, neighbours))
-        agent = agent._replace(
-            scores=scores,
-            stepped=jnp.where(heard.spoke, 0, agent.stepped),
-            public=public,
-            neighbours=neighbours,
-        )
+        stepped = jnp.where(heard.spoke, 0, agent.stepped)
+        agent = agent._replace(scores=scores, stepped=stepped, public=public, neighbours=neighbours)
         return agent, {"score_magnitude": optax.tree.norm(scores, ord=1)}
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:

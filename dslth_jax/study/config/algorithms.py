@@ -6,7 +6,7 @@ yet come with it, as a dataclass beside the algorithm: see `Row.own`.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, mce_pl, score_gossip
@@ -55,7 +55,8 @@ class Row(NamedTuple):
     sends: str  # what crosses a link in an exchange
     switches: tuple[str, ...] = ()  # settings that the factory takes by their names
     further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
-    bits: str = ""  # what the bits in its messages are: masks; changes, which add up; or changes of a round, never late
+    # What the bits in its messages are: masks; changes, which add up; or changes of a round, which must not be late.
+    bits: Literal["", "masks", "changes", "changes of a round"] = ""
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
     own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name

@@ -37,8 +37,13 @@ from dslth_jax.study.config.settings import (
 )
 
 # Names that stand in tables, which a script may add to.
-NAMES: dict[str, Mapping[str, Any]] = {"dataset": READERS, "algorithm": ALGORITHMS, "preset": PRESETS, "model": MODULES}
-NAMES["augment"] = spellings.AUGMENTATIONS
+NAMES: dict[str, Mapping[str, Any]] = {
+    "dataset": READERS,
+    "algorithm": ALGORITHMS,
+    "preset": PRESETS,
+    "model": MODULES,
+    "augment": spellings.AUGMENTATIONS,
+}
 
 
 def resolve(settings: Settings) -> Settings:

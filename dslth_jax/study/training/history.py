@@ -96,9 +96,9 @@ class History:
         self.ledger.add(info)
         course = self.prepared.course
         if self.ledger.masks_alone and course.has_exchange(round):
-            # A start message that everybody knows, and that is of the scores, is as good a past as any.
-            alone = not self.prepared.algorithm.start_known or round > course.exchange_every or course.key_every > 0
-            key_frame = course.is_key_frame(round) and alone
+            # A start message that everybody knows, and that is of the scores, spares the only key frame.
+            spared = self.prepared.algorithm.start_known and course.key_every == 0
+            key_frame = course.is_key_frame(round) and not spared
             # Where a listener may lack the mask sent last, every message stands for itself.
             alone = key_frame or self.redrawn or self.prepared.link_drop > 0
             lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)

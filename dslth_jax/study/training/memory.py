@@ -67,24 +67,24 @@ def footprint(
         batches = Batches(samples(local_steps, batch_size), samples(batch_size))
         agent, message = algorithm.init(key, world, hyper)
         everybody = jax.tree.map(lambda leaf: jnp.zeros((agents, *leaf.shape), leaf.dtype), message)
-        heard, _ = nothing_heard(link, link.init(everybody), graph, everybody, world)
+        backlog = link.init(everybody)
+        heard, _ = nothing_heard(link, backlog, graph, everybody, world)
         agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
-        return world, agent, carry, message, heard
+        return world, agent, carry, message, heard, backlog
 
-    world, agent, carry, message, heard = jax.eval_shape(before_the_exchange, hyper)
+    world, agent, carry, message, heard, backlog = jax.eval_shape(before_the_exchange, hyper)
     own = agents // devices
     held = {name: part for name, part in agent._asdict().items() if part is not None} | {"gradient": carry}
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
-    floats = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
-    everybody = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((agents, *leaf.shape), leaf.dtype), message)
-    floats["backlog"] = bytes_of(jax.eval_shape(link.init, everybody))
+    some = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
+    some["backlog"] = bytes_of(backlog)
     return {
         "weights": bytes_of((world.weights, world.frozen)),
         **{name: own * bytes_of(part) for name, part in held.items()},
         "counts": own * bytes_of(heard._replace(values={})),
         "bits": copies * bytes_of((message.masks, message.has)),
-        **{name: size for name, size in floats.items() if size},
+        **{name: size for name, size in some.items() if size},
         "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
         "data": bytes_of_samples(shares, devices),
     }

@@ -12,6 +12,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     augment         how images vary from minibatch to minibatch: moved, flipped
     pool            a yardstick: batches drawn from all agents' samples
     graphs          who hears whom: a sparse mixing matrix by its edges; graphs that change from round to round
+    graph_report    what such a graph is like: degrees, connectedness, spectral gap
     networks/       Network(init, apply): the zoo, its fast convolution; the only folder that imports flax
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     algorithms/     the paper's method and its rivals in that form, one file each; local descent

@@ -6,7 +6,8 @@ from fakes import use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.graphs import adjacency_of, report
+from dslth_jax.graph_report import report
+from dslth_jax.graphs import adjacency_of
 from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import topology_of

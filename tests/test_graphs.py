@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from dslth_jax import graphs
-from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis, report
+from dslth_jax.graph_report import report
+from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis
 from dslth_jax.study.config.spellings import GRAPHS, read_adjacency, topology_of
 
 CHANGING = [name for name in GRAPHS if name.startswith("changing")]

@@ -8,7 +8,7 @@ import numpy as np
 
 from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
-from dslth_jax.graphs import GraphReport
+from dslth_jax.graph_report import GraphReport
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
 from dslth_jax.study.config.settings import Settings, spelled
 

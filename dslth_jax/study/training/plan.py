@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.augment import Augment
-from dslth_jax.graphs import Adjacency, GraphReport, Topology
+from dslth_jax.graph_report import GraphReport
+from dslth_jax.graphs import Adjacency, Topology
 from dslth_jax.links import Link
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts

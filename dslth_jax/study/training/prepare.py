@@ -12,7 +12,8 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.evaluation import BATCH
-from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, report, weighted
+from dslth_jax.graph_report import report
+from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, weighted
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import by_similarity, chain, dropped, loses_for_good, resent
 from dslth_jax.networks.network import Network

@@ -973,7 +973,7 @@ def test_a_retention_is_a_density_of_all_parameters_for_dis_pfl():
 def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
     def groups(*grid):
         own = Sweep(dataset="digits", model="tiny", agents=4, rounds=4, grid=grid)
-        members = members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
+        members = members_of(own, points_of(axes_of(own)), own.seeds)
         return len(list(groups_of(members, range(len(members)))))
 
     assert groups(f"algorithm={','.join(ALGORITHMS)}") == len(ALGORITHMS)

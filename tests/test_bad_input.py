@@ -22,7 +22,8 @@ from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import PRESETS, foreign_to
 from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.resolve import resolve
-from dslth_jax.study.config.settings import SETTINGS, Settings, choices, flag, parts
+from dslth_jax.study.config.setting import choices, flag, parts
+from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare

@@ -16,7 +16,8 @@ import dslth_jax
 from dslth_jax.networks import zoo
 from dslth_jax.study.config import command
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, table
-from dslth_jax.study.config.settings import Settings, described, flag
+from dslth_jax.study.config.setting import described, flag
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import board, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
@@ -87,7 +88,7 @@ def test_commands_parse(program, words):
         assert len(arms) > 1
     else:
         settings = command.parse(shlex.split(words), Sweep, program)
-        assert axes_of(settings.grid, settings) or spaces_of(settings)
+        assert axes_of(settings) or spaces_of(settings)
 
 
 MODULES = [

@@ -112,7 +112,7 @@ def folder(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "tiny"
     out.mkdir()
     settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
-    config = {"settings": folders.as_json(settings), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
+    config = {"settings": settings.as_json(), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
     folders.save_config(out, config | {"seed": 0} | folders.circumstances())
     numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION, *folders.AGREEMENT}, 0)
     rows = [numbers | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]

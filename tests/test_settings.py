@@ -17,7 +17,8 @@ from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table, with_own_settings
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
-from dslth_jax.study.config.settings import SETTINGS, Settings, setting, within
+from dslth_jax.study.config.setting import setting, within
+from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, points_of
 from dslth_jax.study.training import programs
 from dslth_jax.study.training.plan import fingerprints, plan
@@ -299,7 +300,7 @@ def test_an_algorithm_with_a_flag_of_its_own_is_one_row(sharp, capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.endswith("sharper: --sharpness NUMBER How sharp. In (0, 4]. (default: 1.0) For sharp.")
     swept = parse([*words[:2], *words[4:], "--grid", "sharpness=1,4"], Sweep, "experiments.sharp")
-    axes = axes_of(swept.grid, swept)
+    axes = axes_of(swept)
     assert axes == {"sharpness": [1, 4]}
     members = members_of(swept, points_of(axes), 1)
     assert [member.hyper.sharpness.tolist() for member in members] == [[1] * 3, [4] * 3]

@@ -61,7 +61,7 @@ def results(folder) -> list[dict[str, str]]:
 
 def members(**settings) -> list[Prepared]:
     own = Sweep(**{**BASE, **settings})
-    return members_of(own, points_of(axes_of(own.grid, own)), own.seeds)
+    return members_of(own, points_of(axes_of(own)), own.seeds)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from dslth_jax.study.config.command import conduct, leave, parse
-from dslth_jax.study.config.resolve import check_each
-from dslth_jax.study.config.settings import Settings, flag
+from dslth_jax.study.config.resolve import check_each, check_folder
+from dslth_jax.study.config.setting import flag
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
@@ -51,18 +52,14 @@ def whole(study: Study) -> Any:
 
 def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
     """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm"."""
-    check_each(settings)
+    for check in (check_each, check_folder, check_search):
+        check(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
-    check_search(settings)
-    if settings.search:
-        axes: dict[str, list[Any]] = {name: [] for name in spaces_of(settings)}
-        first = corners_of(settings)
-    else:
-        axes = {"arm": [*arms]} if arms else axes_of(settings.grid, settings)
-        first = points_of(axes)
-    points = Points(settings, axes, first, arms, settings.seeds, settings.run_folders)
-    return records.Sweep(points, search if settings.search else None)
+    spaces = spaces_of(settings)
+    axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
+    points = Points(settings, axes, points_of(axes), arms, spaces)
+    return records.Sweep(points, search if spaces else None)
 
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:

@@ -18,7 +18,8 @@ from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
 from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.resolve import NAMES
-from dslth_jax.study.config.settings import Setting, Settings, choices, described, flag, kinds, parts, read
+from dslth_jax.study.config.setting import Setting, choices, described, flag, kinds, parts, read
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3

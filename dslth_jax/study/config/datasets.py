@@ -50,6 +50,17 @@ TFDS_HOSTS = {
 }
 
 
+def named(name: str, file: Path | None, folder: Path | None, side: int | None = None) -> Dataset:
+    """The data set that the settings name: in a file, or by its name; with images of their size."""
+    dataset = load_file(file) if file else load(name, folder)
+    if side is None:
+        return dataset
+    try:
+        return resized(dataset, side)
+    except ValueError as error:
+        raise ValueError(f"--resize {side}: {error}") from None
+
+
 def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
     """The data set of a name in `READERS`, of an .npz file, or of a folder that tensorflow-datasets has prepared.
 

@@ -23,18 +23,8 @@ from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
 from dslth_jax.study.config.datasets import READERS
-from dslth_jax.study.config.settings import (
-    Setting,
-    Settings,
-    choices,
-    described,
-    flag,
-    is_of,
-    kinds,
-    parts,
-    refusal,
-    within,
-)
+from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
+from dslth_jax.study.config.settings import Settings
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {
@@ -51,17 +41,17 @@ def resolve(settings: Settings) -> Settings:
 
     Raises a ValueError that says what was expected, what came and what to do, if they make no sense.
     """
-    check_each(settings)
-    check_together(settings)
+    check(settings)
     dataset = None if settings.data_file else settings.dataset
     chosen = defaults_of(settings.algorithm, settings.preset, dataset)
-    filled = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
-    known = vars(settings) | filled
-    for name, own in described(type(settings)).items():
-        if own.needs and name not in foreign_to(settings.algorithm) and known[own.needs[0]] != own.needs[1]:
-            filled[name] = idle(name, own, getattr(settings, name))
+    given = vars(settings)
+    filled = {name: value for name, value in chosen.items() if given[name] is None}
+    with_preset = given | filled
+    for name, own in settings.known.items():
+        if own.needs and name not in foreign_to(settings.algorithm) and with_preset[own.needs[0]] != own.needs[1]:
+            filled[name] = idle(own, given[name])
     same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
-    filled |= {name: known[other] for name, other in same if (known | filled)[name] == "same"}
+    filled |= {name: with_preset[other] for name, other in same if (given | filled)[name] == "same"}
     if settings.dirichlet_alpha is not None:
         filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
     elif settings.class_file is None:
@@ -74,19 +64,26 @@ def resolve(settings: Settings) -> Settings:
     return resolved
 
 
-def idle(name: str, known: Setting, given: Any) -> Any:
+def idle(known: Setting, given: Any) -> Any:
     """The value of a setting that means nothing beside another's value: a number is 0, all else is as it is left out.
     A ValueError if it is given, unless as 0."""
-    other, value = known.needs or ("", "")
+    name, (other, value) = known.name, known.needs or ("", "")
     if given not in (known.default, 0):
         raise ValueError(f"{flag(name)} needs {flag(other)} {value}: say it, or leave {flag(name)} out")
     return 0.0 if known.scheduled else given
 
 
+def check(settings: Settings) -> None:
+    """Raise a ValueError if settings as they are given make no sense."""
+    for check_some in (check_each, check_folder, check_together, check_links, check_processes):
+        check_some(settings)
+
+
 def check_each(settings: Settings) -> None:
-    """Raise a ValueError if a field is of another type than it says, or beyond what it can be, as a run folder too."""
-    for name, known in described(type(settings)).items():
-        value = getattr(settings, name)
+    """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
+    values = vars(settings)
+    for name, known in settings.known.items():
+        value = values[name]
         for one in value if known.several and isinstance(value, tuple) else (value,):
             if not is_of(one, known.hint):
                 raise ValueError(refusal(name, kinds(known.hint), one, choices(known.hint)))
@@ -97,6 +94,10 @@ def check_each(settings: Settings) -> None:
                 raise ValueError(refusal(name, f"in {known.bounds}", one))
             if one is not None and one not in NAMES.get(name, (one,)):
                 raise ValueError(refusal(name, f"one of {', '.join(NAMES[name])}", one, NAMES[name]))
+
+
+def check_folder(settings: Settings) -> None:
+    """Raise a ValueError if --out can be no run folder, or is missing."""
     if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, settings.resume)):
         raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
     if settings.resume and settings.out is None:
@@ -122,11 +123,10 @@ def obstacle_to_folder(path: Path, resume: bool) -> str | None:
 
 def check_together(settings: Settings) -> None:
     """Raise a ValueError if flags contradict each other. A flag at its default counts as not given."""
-    known = described(type(settings))
-    given = [name for name, own in known.items() if getattr(settings, name) != own.default]
+    known, given, values = settings.known, settings.given, vars(settings)
     for one, other in [(name, other) for name in given for other in known[name].against if other in given]:
         # A partition may be spelled twice, as long as both mean the same, such as classes:3 and --classes-per-agent 3.
-        if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{getattr(settings, other)}":
+        if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{values[other]}":
             raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
     for name in [name for name in given if name in foreign_to(settings.algorithm)]:
         only = f"only to {', '.join(owners_of(name))}"
@@ -136,8 +136,6 @@ def check_together(settings: Settings) -> None:
     if settings.exchange_every > settings.rounds:
         got = f"got {settings.exchange_every} and {settings.rounds}"
         raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
-    check_links(settings)
-    check_processes(settings)
 
 
 def check_links(settings: Settings) -> None:
@@ -186,7 +184,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
     usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
     fine_tunes = resolved.fusion == "tensor" and "fine_tune_lr" not in foreign_to(settings.algorithm)
     steps = ["lr", "fine_tune_lr"] if fine_tunes else ["lr"]
-    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if getattr(settings, name) is None]
+    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if name not in settings.given]
     if left_out and resolved.optimizer != usual:
         whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"
         also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
@@ -195,7 +193,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
             f"{' and '.join(left_out)}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
-        if getattr(settings, name) != described(Settings)[name].default and resolved.optimizer not in users:
+        if name in settings.given and resolved.optimizer not in users:
             needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
             raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
 
@@ -222,18 +220,18 @@ def numbers_of(settings: Settings) -> dict[str, Number]:
 
     Raises a ValueError if one is no number, or leaves its bounds.
     """
-    row, known = ALGORITHMS[settings.algorithm], described(type(settings))
+    row, known = ALGORITHMS[settings.algorithm], settings.known
     own = [name for name in known if name in row.flags and (known[name].scheduled or name in row.hyper._fields)]
     return {name: number_of(settings, name) for name in own}
 
 
 def number_of(settings: Settings, name: str) -> Number:
     """The values of a setting that is spelled VALUE or VALUE@SCHEDULE, of a retention also 0.1,0.3,... or low:high."""
-    text, at, spelling = str(getattr(settings, name)).partition("@")
-    bounds = described(type(settings))[name].bounds
+    given, bounds = vars(settings), settings.known[name].bounds
+    text, at, spelling = str(given[name]).partition("@")
     # Linear layers may have a retention for each agent, as all layers may.
-    several = name.endswith("retention") and getattr(settings, name) == settings.retention
-    values = numbers_in(settings, name, text, several)
+    several = name.endswith("retention") and given[name] == settings.retention
+    values = numbers_in(name, text, settings.agents, several)
     if bounds and not (inside := within(values, bounds)).all():
         agent = int(np.argmin(inside))
         whose = f" for agent {agent}" if several else ""
@@ -252,7 +250,7 @@ def number_of(settings: Settings, name: str) -> Number:
     return Number(values, schedule)
 
 
-def numbers_in(settings: Settings, name: str, text: str, several: bool) -> np.ndarray:
+def numbers_in(name: str, text: str, agents: int, several: bool) -> np.ndarray:
     """One number an agent, from a number or, where `several` may be spelled, from a comma list or `low:high`."""
     wanted = "a number, a comma list or low:high" if several else "a number, or one with a schedule such as 10@cosine"
     try:
@@ -260,13 +258,13 @@ def numbers_in(settings: Settings, name: str, text: str, several: bool) -> np.nd
             low, high = map(float, text.split(":"))
             # The range is checked later; until then infinities are no cause for warnings.
             with np.errstate(all="ignore"):
-                return np.linspace(low, high, settings.agents)
+                return np.linspace(low, high, agents)
         values = [float(word) for word in (text.split(",") if several else [text])]
     except ValueError:
         raise ValueError(f"{flag(name)} must be {wanted}, got {text!r}") from None
-    if len(values) not in (1, settings.agents):
-        raise ValueError(f"{flag(name)} must give one number for each of {settings.agents} agents, got {len(values)}")
-    return np.full(settings.agents, values)
+    if len(values) not in (1, agents):
+        raise ValueError(f"{flag(name)} must give one number for each of {agents} agents, got {len(values)}")
+    return np.full(agents, values)
 
 
 def algorithm_of(settings: Settings, network: Network) -> Algorithm:

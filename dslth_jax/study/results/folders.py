@@ -4,7 +4,6 @@ Whatever is damaged, foreign or missing is a ValueError of one sentence that say
 """
 
 import csv
-import dataclasses
 import datetime
 import importlib.metadata
 import io
@@ -27,7 +26,8 @@ import dslth_jax
 from dslth_jax import masks
 from dslth_jax.algorithm import by_name
 from dslth_jax.study.config.machine import PACKAGES, numerics
-from dslth_jax.study.config.settings import Settings, described, flag
+from dslth_jax.study.config.setting import flag
+from dslth_jax.study.config.settings import Settings
 
 try:
     import fcntl
@@ -129,15 +129,9 @@ def replace(path: Path, content: str | bytes) -> None:
         raise
 
 
-def as_json(settings: Settings) -> Row:
-    """The settings as config.json has them."""
-    said = dataclasses.asdict(settings) | {"data_file": settings.data_file and settings.data_file.resolve()}
-    return json.loads(json.dumps(said, default=str))
-
-
 def expect_same(settings: Settings, other: Row, whose: str) -> None:
     """Raise a ValueError that names every field in which settings as config.json has them differ."""
-    own, known = as_json(settings), described(type(settings))
+    own, known = settings.as_json(), settings.known
     differing = [name for name in own if not known[name].machine and other.get(name) != own[name]]
     if differing:
         said = "; ".join(f"{flag(name)} was {other.get(name)} and is {own[name]}" for name in differing)
@@ -149,7 +143,7 @@ def write_config(
 ) -> None:
     """config.json of a run: settings as resolved and `planned`, graph, circumstances, and where it was resumed."""
     # A run of these settings again must start anew.
-    resolved = {**as_json(settings), **planned, "out": folder.resolve(), "resume": False}
+    resolved = {**settings.as_json(), **planned, "out": folder.resolve(), "resume": False}
     config = {"settings": resolved, "graph": graph, "seed": settings.seed, **circumstances()}
     earlier = read_config(folder)
     if earlier and from_round is not None:

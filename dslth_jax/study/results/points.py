@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dslth_jax.study.config.settings import spelled
+from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results.folders import (
     VALIDATION,
     WHAT_TO_DO,

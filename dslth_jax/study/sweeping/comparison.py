@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some, with_own_settings
-from dslth_jax.study.config.settings import Settings, described, flag
+from dslth_jax.study.config.setting import described, flag
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders, pictures, points
 from dslth_jax.study.results.plots import Panel, numbers_of_seeds
 from dslth_jax.study.results.points import DONE, mean_of

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.settings import Setting, Settings, described, flag, parts, read
-from dslth_jax.study.results import folders
+from dslth_jax.study.config.setting import Setting, flag, parts, read
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
 
 
@@ -48,42 +48,41 @@ class Points:
     """What a sweep is made of: its axes, and its members, one for each point and seed."""
 
     settings: Sweep
-    axes: dict[str, list[Any]]
-    first: list[dict[str, Any]]  # all points of a grid; of a search its corners
+    axes: dict[str, list[Any]]  # of a search the ends of each
+    first: list[dict[str, Any]]  # the points of these axes
     arms: Arms | None
-    seeds: int
-    run_folders: bool
+    spaces: dict[str, dict[str, Any]]  # of a search, what Optuna draws from
     members: list[Prepared] = dataclasses.field(default_factory=list)  # a search adds to them
 
 
-def axes_of(grid: Sequence[str], settings: Settings) -> dict[str, list[Any]]:
+def axes_of(settings: Sweep) -> dict[str, list[Any]]:
     """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
-    for spelled in grid:
-        name, values = axis_of("--grid", spelled, "NAME=VALUE,VALUE,... such as lr=3,10,30", axes, settings)
-        known = described(type(settings))[name]
-        axes[name] = [value_of(known, word.strip()) for word in values.split(",")]
+    for name, values in spelled_axes("--grid", settings.grid, "NAME=VALUE,VALUE,... such as lr=3,10,30", settings):
+        axes[name] = [value_of(settings.known[name], word.strip()) for word in values.split(",")]
         if len(set(map(str, axes[name]))) < len(axes[name]):
             raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")
     return axes
 
 
-def axis_of(flag_name: str, spelled: str, form: str, known: Mapping[str, Any], settings: Settings) -> tuple[str, str]:
-    """The field that one axis is of, and the spelling of its values."""
-    flags = described(type(settings))
-    name, equals, values = spelled.partition("=")
-    name = name.strip().removeprefix("--").replace("-", "_")
-    if not equals or not values.strip():
-        raise ValueError(f"{flag_name} must be {form}, got {spelled!r}")
-    if name == "seed":
-        raise ValueError(f"{flag_name} takes no seeds: say --seeds, how many there are of each point")
-    if name not in flags or flags[name].machine:
-        raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, flags)}")
-    if name in known:
-        raise ValueError(f"{flag_name} names {name} twice: give all its values at once")
-    if getattr(settings, name) != flags[name].default:
-        raise ValueError(f"{flag(name)} and {flag_name} {name}=... contradict each other: leave one of them out")
-    return name, values
+def spelled_axes(flag_name: str, axes: Sequence[str], form: str, settings: Settings) -> Iterator[tuple[str, str]]:
+    """The field that each axis is of, and the spelling of its values."""
+    flags, given, seen = settings.known, settings.given, set[str]()
+    for spelled in axes:
+        name, equals, values = spelled.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or not values.strip():
+            raise ValueError(f"{flag_name} must be {form}, got {spelled!r}")
+        if name == "seed":
+            raise ValueError(f"{flag_name} takes no seeds: say --seeds, how many there are of each point")
+        if name not in flags or flags[name].machine:
+            raise ValueError(f"{flag_name} takes names of flags that change a run, got {name!r}{nearest(name, flags)}")
+        if name in seen:
+            raise ValueError(f"{flag_name} names {name} twice: give all its values at once")
+        if name in given:
+            raise ValueError(f"{flag(name)} and {flag_name} {name}=... contradict each other: leave one of them out")
+        seen.add(name)
+        yield name, values
 
 
 def value_of(known: Setting, word: str) -> Any:
@@ -102,7 +101,7 @@ def points_of(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def statics_of(prepared: Prepared) -> str:
     """What is compiled in or sets a shape, in words. Members for which it is the same can be one program."""
     settings, graph = prepared.settings, prepared.topology.graph
-    known, said = described(type(settings)), folders.as_json(settings)
+    known, said = settings.known, settings.as_json()
     fixed = {name: value for name, value in said.items() if not (known[name].traced or known[name].machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
     schedules = {name: str(value).partition("@")[2] for name, value in said.items() if known[name].scheduled}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dslth_jax.study.config.settings import described, parts
+from dslth_jax.study.config.setting import parts
 from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
-from dslth_jax.study.sweeping.grid import Points, Sweep, axis_of, points_of, value_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, value_of
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.processes import anywhere
@@ -28,16 +28,16 @@ def check_search(settings: Sweep) -> None:
     """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
     if not settings.search:
         for name in ("trials", "ask", "study", "storage"):
-            if getattr(settings, name) != getattr(Sweep, name):
+            if name in settings.given:
                 raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
         return
     if settings.grid:
         raise ValueError("--grid and --search contradict each other: leave one of them out")
     if settings.coordinator:
         raise ValueError("--search takes no --coordinator: give each machine a command of its own, with one --storage")
-    for name in ("trials", "ask"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(settings, name)}")
+    for name, number in (("trials", settings.trials), ("ask", settings.ask)):
+        if number < 1:
+            raise ValueError(f"--{name} must be at least 1, got {number}")
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -47,9 +47,8 @@ def check_search(settings: Sweep) -> None:
 def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     """What Optuna draws each searched field from, as its arguments; a ValueError where one means nothing."""
     spaces: dict[str, dict[str, Any]] = {}
-    known = described(type(settings))
-    for spelled in settings.search:
-        name, values = axis_of("--search", spelled, FORM, spaces, settings)
+    known = settings.known
+    for name, values in spelled_axes("--search", settings.search, FORM, settings):
         if name == "validation":
             raise ValueError("--search takes no validation, which ranks the points: say --validation SHARE beside it")
         words, ends, kinds = values.split(","), values.split(":"), parts(known[name].hint)
@@ -67,10 +66,9 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     return spaces
 
 
-def corners_of(settings: Sweep) -> list[dict[str, Any]]:
-    """The extreme points of a search. If they make sense, all points between them do."""
-    spaces = spaces_of(settings)
-    return points_of({name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()})
+def corners_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The extreme values of each searched field. If points of these make sense, all points between them do."""
+    return {name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()}
 
 
 def search(
@@ -106,7 +104,7 @@ def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
     known = [member.point for member in points.members]
     more = [{axis: own[axis] for axis in points.axes} for own in more]
     new = [point for place, point in enumerate(more) if point not in known and point not in more[:place]]
-    points.members.extend(members_of(points.settings, new, points.seeds))
+    points.members.extend(members_of(points.settings, new, points.settings.seeds))
 
 
 class Trials:
@@ -117,7 +115,7 @@ class Trials:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.points, self.path, self.mark, self.settings = points, path, mark, points.settings
-        self.spaces, self.alone = spaces_of(self.settings), self.settings.storage is None
+        self.spaces, self.alone = points.spaces, self.settings.storage is None
         file = f"sqlite:///{(path / 'study.db').resolve()}"
         self.study = study_of(self.settings.storage or file, self.settings.study)
 

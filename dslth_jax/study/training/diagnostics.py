@@ -10,7 +10,8 @@ from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
-from dslth_jax.study.config.settings import Settings, spelled
+from dslth_jax.study.config.setting import spelled
+from dslth_jax.study.config.settings import Settings
 
 OFF_RETENTION = 0.01  # relative; counts are exact unless scores are zero
 WINDOW = 50  # exchanges over which flip rates are compared

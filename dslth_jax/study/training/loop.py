@@ -246,7 +246,7 @@ def save(checkpoints: Path, histories: Sequence[History], state: State, round: i
     """A checkpoint after a round, of all members."""
     members = [history.prepared for history in histories]
     notes = {
-        "settings": [folders.as_json(member.settings) for member in members],
+        "settings": [member.settings.as_json() for member in members],
         "numbers": [history.number for history in histories],
         "histories": [history.notes() for history in histories],
         "versions": folders.versions(),

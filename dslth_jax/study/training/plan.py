@@ -21,7 +21,7 @@ from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
 from dslth_jax.study.config.machine import PACKAGES, numerics
-from dslth_jax.study.config.settings import Settings, described
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 
@@ -139,7 +139,7 @@ class TooLargeError(ValueError):
 
 def identity(members: Sequence[Prepared]) -> dict[str, str]:
     """What must be the same in every process of a study, by name."""
-    known = described(type(members[0].settings))
+    known = members[0].settings.known
     # The last two change no number, but when processes ask each other something.
     names = [*(name for name, own in known.items() if not own.machine), "checkpoint_every", "resume"]
     each: list[dict[str, Any]] = []

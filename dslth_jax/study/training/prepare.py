@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,15 +22,9 @@ from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.machine import check_machine
-from dslth_jax.study.config.resolve import (
-    algorithm_of,
-    check_each,
-    check_together,
-    numbers_of,
-    population_hyper,
-    resolve,
-)
-from dslth_jax.study.config.settings import Settings, described
+from dslth_jax.study.config.resolve import algorithm_of, check, numbers_of, population_hyper, resolve
+from dslth_jax.study.config.setting import described
+from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
@@ -40,15 +33,15 @@ TEST_SAMPLES_WHILE_RUNNING = 200
 BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
-def prepare(settings: Settings, dataset: datasets.Dataset | None = None) -> Prepared:
-    """Check the settings and load their data, unless what `load` returns for them is given."""
-    check_each(settings)
-    check_together(settings)
+def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = None) -> Prepared:
+    """Check the settings, and load the data that they name, with `datasets.named` or what does the same."""
+    check(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     settings = resolve(settings)
-    dataset = dataset or load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
+    load = load or datasets.named
+    dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_by_name(
@@ -140,30 +133,18 @@ def members_of(
     settings, or in a comparison the name of the arm that holds them; `settings` hold all others."""
     kind = with_own_settings(Settings)
     base = {name: getattr(settings, name, known.default) for name, known in described(kind).items()}
-    loaded = functools.cache(load)
+    loaded = functools.cache(datasets.named)
 
     def member(point: dict[str, Any], seed: int) -> Prepared:
         changed = {**(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
         own = kind(**{**base, **changed})
         try:
-            check_each(own)
-            prepared = prepare(own, loaded(own.dataset, own.data_file, own.data_dir, own.resize))
+            prepared = prepare(own, loaded)
             return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
             raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
 
     return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
-
-
-def load(name: str, file: Path | None, folder: Path | None, side: int | None = None) -> datasets.Dataset:
-    """The data set that the settings name: in a file, or by its name; with images of their size."""
-    dataset = datasets.load_file(file) if file else datasets.load(name, folder)
-    if side is None:
-        return dataset
-    try:
-        return datasets.resized(dataset, side)
-    except ValueError as error:
-        raise ValueError(f"--resize {side}: {error}") from None
 
 
 def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:

@@ -113,12 +113,13 @@ class Sweep(Study):
 
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
+        self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
         self.ask = ask  # which adds members, where it is a search
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 
     def prepare(self) -> list[Prepared]:
         """Check and load every point with every seed; of a search only its corners, to try them."""
-        members = members_of(self.settings, self.points.first, self.points.seeds, self.points.arms)
+        members = members_of(self.settings, self.points.first, self.seeds, self.points.arms)
         self.members.extend([] if self.ask else members)
         return members
 
@@ -146,7 +147,7 @@ class Sweep(Study):
         for number, failure in ((int(word), failure) for word, failure in config.get("done", {}).items()):
             rounds = (config["settings"] | members[number])["rounds"]
             left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
-            recorded = not self.points.run_folders or any("finished" in own for own in left)
+            recorded = not self.run_folders or any("finished" in own for own in left)
             if failure is not None or (rows[number] and rows[number][-1]["round"] == rounds and recorded):
                 known[number] = Outcome(rows[number], failure)
         return known
@@ -166,10 +167,10 @@ class Sweep(Study):
         earlier, seed = folders.read_config(self.path), self.settings.seed
         config = {
             "kind": "sweep",
-            "settings": folders.as_json(self.settings) | {"out": str(self.path.resolve())},
+            "settings": self.settings.as_json() | {"out": str(self.path.resolve())},
             "axes": self.tried() if self.ask else self.points.axes,
             **({"arms": self.arms} if self.arms else {}),
-            "seeds": [seed + offset for offset in range(self.points.seeds)],
+            "seeds": [seed + offset for offset in range(self.seeds)],
             "members": [{**member.point, "seed": member.seed} for member in self.members],
             "done": {number: outcome.failure for number, outcome in sorted(self.outcomes.items())},
             **(folders.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
@@ -195,7 +196,7 @@ class Sweep(Study):
         self.write_config()
         if self.folder is None:
             return
-        for history in histories if self.points.run_folders else ():
+        for history in histories if self.run_folders else ():
             # Of characters that every file system takes.
             name = re.sub(r"[^\w=.,-]", "_", f"{history.number:03d}_{history.prepared.name}")[:120]
             leave_run(self.path / "runs" / name, history, planned)
@@ -204,7 +205,7 @@ class Sweep(Study):
 
     def concludes(self) -> list[dict[str, Any]]:
         """Write and show what all members came to; returns the rows of results.csv, best first."""
-        axes, seeds, rows, finite = self.points.axes, self.points.seeds, [], {}
+        axes, seeds, rows, finite = self.points.axes, self.seeds, [], {}
         validated = any(member.validation for member in self.members)
         for first in range(0, len(self.members), seeds):  # the seeds of a point follow one another
             point, came = self.members[first].point, [self.outcomes[first + offset] for offset in range(seeds)]

@@ -16,6 +16,7 @@ from dslth_jax.population import Shares, State
 from dslth_jax.skew import Skew, see
 
 BATCH = 256  # test samples a forward pass
+SAMPLED = 1024  # scores of a layer by which agents are compared
 
 
 class Evaluation(NamedTuple):
@@ -24,6 +25,8 @@ class Evaluation(NamedTuple):
     accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
     density: Float[Array | np.ndarray, "agents"] | None  # share of maskable entries it keeps; None without masks
     masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
+    # The magnitudes of some scores of each layer, the same ones of all agents; None of agents that carry no scores.
+    magnitudes: PyTree[Float[Array | np.ndarray, "agents _"]] = None
 
 
 def evaluate(
@@ -62,7 +65,14 @@ def evaluate(
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
         density = None if masks_in_use is None else masks.density(masks_in_use)
-        return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use))
+        magnitudes = jax.tree.map(sampled_magnitudes, getattr(agent, "scores", None))
+        return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use), magnitudes)
 
     own = (tests.indices, tests.sizes, tests.skew)
     return over_agents(one, state.control.used, state.agents, state.heard, *own, chunk=chunk)
+
+
+def sampled_magnitudes(scores: Float[Array, "..."]) -> Float[Array, "_"]:
+    """The magnitudes of at most 1,024 scores of a layer, of entries drawn once and for all."""
+    drawn = np.random.default_rng(0).permutation(scores.size)[:SAMPLED]
+    return jnp.abs(scores.reshape(-1)[np.sort(drawn)])

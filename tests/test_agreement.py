@@ -1,9 +1,11 @@
-"""How much masks agree: against numpy's correlation, and which pairs count where."""
+"""How much masks agree, and how far scores are apart: against numpy's correlation, and which pairs count where."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dslth_jax.study.training.agreement import agreement_row, correlations
+from dslth_jax.evaluation import SAMPLED, sampled_magnitudes
+from dslth_jax.study.training.agreement import agreement_row, correlations, spread_row
 
 
 def packed(kept):
@@ -31,3 +33,27 @@ def test_pairs_are_told_apart_by_the_classes_that_they_hold():
     assert set(agreement_row(None, None, held).values()) == {None}
     alone = agreement_row({"layer": packed(kept[:1])}, shape, held[:1])
     assert set(alone.values()) == {None}
+
+
+def test_spread_is_one_less_the_correlation_of_magnitudes_layer_by_layer():
+    rng = np.random.default_rng(0)
+    shapes = {"first": np.zeros(70), "second": np.zeros((20, 10))}
+    scores = {name: rng.random((3, shape.size)) for name, shape in shapes.items()}
+    held = np.array([[5, 1, 0], [0, 2, 0], [0, 0, 9]])
+    apart = 1 - (70 * np.corrcoef(scores["first"]) + 200 * np.corrcoef(scores["second"])) / 270
+    wanted = {"": apart[[0, 0, 1], [1, 2, 2]].mean(), "_common": apart[0, 1], "_apart": apart[[0, 1], 2].mean()}
+    assert spread_row(scores, shapes, held) == {f"score_spread{pairs}": pytest.approx(v) for pairs, v in wanted.items()}
+    same = {name: np.repeat(own[:1], 3, axis=0) for name, own in scores.items()}
+    assert spread_row(same, shapes, held)["score_spread"] == pytest.approx(0, abs=1e-12)
+    constant = {name: np.ones_like(own) for name, own in scores.items()}  # says nothing
+    assert spread_row(constant, shapes, held)["score_spread"] == 1
+    assert set(spread_row(None, None, held).values()) == {None}
+
+
+def test_sampled_magnitudes_are_of_entries_that_all_agents_have_in_common():
+    few, many = np.linspace(-1, 1, 12).reshape(3, 4), np.arange(-5000.0, 5000.0).reshape(100, 100)
+    np.testing.assert_allclose(sampled_magnitudes(jnp.asarray(few)), np.abs(few).ravel(), atol=1e-6)
+    drawn = np.asarray(sampled_magnitudes(jnp.asarray(many)))
+    assert len(drawn) == SAMPLED
+    assert set(drawn) <= set(np.abs(many).ravel())
+    np.testing.assert_array_equal(sampled_magnitudes(jnp.asarray(-2 * many)), 2 * drawn)

@@ -41,12 +41,15 @@ METRICS = {  # what a row of them has beside its round, and what tables call it
     "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
     "agreement": "agreement of masks", "agreement_common": "agreement, classes in common",
     "agreement_apart": "agreement, no class in common",
+    "score_spread": "spread of scores", "score_spread_common": "spread, classes in common",
+    "score_spread_apart": "spread, no class in common",
     "bitmap_bits": "sent as bitmaps, MB", "kept_bits": "kept entries (the authors' count), MB",
     "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
     "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
 }  # fmt: skip
 VALIDATION = ("validation_mean", "validation_worst")  # rows have them where samples are held back
-AGREEMENT = ("agreement", "agreement_common", "agreement_apart")  # rows have them since 0.5
+PAIRS = ("", "_common", "_apart")
+ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs in PAIRS)  # rows have them since 0.5
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
 WHAT_TO_DO = "name a folder that experiments.cifar has written"
@@ -262,7 +265,7 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
             if type(value) not in (int, float, type(None)) or (type(value) is int and abs(value) > 1e300):
                 wanted = f"must be a number or null, got {str(value)[:40]!r}"
                 raise ValueError(f"{key} in {where} {wanted}: {WHAT_TO_DO}")
-            if key in row or key not in (*VALIDATION, *AGREEMENT):
+            if key in row or key not in (*VALIDATION, *ALIKE):
                 row[key] = value if value is not None and math.isfinite(value) else None
         rows.append(row)
     return rows, []

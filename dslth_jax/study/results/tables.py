@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.study.config.console import sent, shown
-from dslth_jax.study.results.folders import AGREEMENT, METRICS, VALIDATION, Row, Run
+from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
 from dslth_jax.study.results.points import SIZES, best
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def column(key: str, head: str = "") -> Column:
 
 
 EVERY_ROW = [column("round", "after round"), *map(column, METRICS)]
-IN_DETAIL = ("accuracy_best", "flip_rate", *AGREEMENT, "busiest_agent_bits", "exchanges", "coded_rounds")
+IN_DETAIL = ("accuracy_best", "flip_rate", *ALIKE, "busiest_agent_bits", "exchanges", "coded_rounds")
 OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
 OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
 OF_A_POINT += [column(key) for key in ("accuracy_worst", *VALIDATION, "loss", "density")]
@@ -137,7 +137,7 @@ OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
     """A table without empty columns of validation, agreement or bits, and the heads of those of bits that were left
     out."""
-    rows, some = [dict.fromkeys((*VALIDATION, *AGREEMENT)) | row for row in rows], (*VALIDATION, *AGREEMENT)
+    rows, some = [dict.fromkeys((*VALIDATION, *ALIKE)) | row for row in rows], (*VALIDATION, *ALIKE)
     columns = [own for own in columns if own[0] not in some or any(row[own[0]] is not None for row in rows)]
     empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]
     kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]

@@ -1,4 +1,5 @@
-"""How much the masks of agents agree, beyond chance, and whether it matters what they have to tell apart. Host side."""
+"""How much the masks of agents agree, beyond chance, how far their scores are apart, and whether it matters what these
+have to tell apart. Host side."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,15 +18,48 @@ def agreement_row(masks: Any, maskable: Any, held: Int[np.ndarray, "agents class
     `masks` are packed bits with an agents axis, `maskable` the shapes of one agent's masks, of the same structure; None
     stands for no masks, and a mean over no pairs. Ours.
     """
-    names = ("agreement", "agreement_common", "agreement_apart")
     if masks is None:
-        return dict.fromkeys(names)
-    chosen = np.linspace(0, len(held) - 1, min(len(held), MOST_AGENTS)).astype(int)
+        return of_pairs("agreement", None, held)
+    chosen = compared(len(held))
     layers = zip(jax.tree.leaves(masks), jax.tree.leaves(maskable), strict=True)
     agree = correlations((np.asarray(bits)[chosen], leaf.size) for bits, leaf in layers)
-    own = (held[chosen] > 0).astype(np.int64)
-    pairs, common = np.triu(np.ones(agree.shape, bool), 1), own @ own.T > 0
-    return dict(zip(names, (mean_of(agree, where) for where in (pairs, pairs & common, pairs & ~common)), strict=True))
+    return of_pairs("agreement", agree, held[chosen])
+
+
+def spread_row(magnitudes: Any, maskable: Any, held: Int[np.ndarray, "agents classes"]) -> dict[str, float | None]:
+    """How far the scores of two agents are apart, mean over the same pairs: 1 less the correlation of their magnitudes,
+    layer by layer, by the layers' entries. It is 0 for scores that are the same, and 1 for those that have nothing to
+    do with each other.
+
+    `magnitudes` are those of some entries of each layer, the same for all, with an agents axis; else as above. Ours.
+    """
+    if magnitudes is None:
+        return of_pairs("score_spread", None, held)
+    chosen, sizes = compared(len(held)), [leaf.size for leaf in jax.tree.leaves(maskable)]
+    layers = [np.asarray(own, np.float64)[chosen] for own in jax.tree.leaves(magnitudes)]
+    centred = [own - own.mean(axis=1, keepdims=True) for own in layers]
+    lengths = [np.sqrt((own**2).sum(axis=1, keepdims=True)) for own in centred]
+    # A layer in which all entries count alike has no direction.
+    units = [np.divide(own, length, where=length > 0, out=own) for own, length in zip(centred, lengths, strict=True)]
+    alike = np.average([own @ own.T for own in units], axis=0, weights=sizes)
+    return of_pairs("score_spread", np.maximum(1 - alike, 0), held[chosen])
+
+
+def compared(agents: int) -> Int[np.ndarray, "_"]:
+    """The agents that are compared with each other: all, or some of many."""
+    return np.linspace(0, agents - 1, min(agents, MOST_AGENTS)).astype(int)
+
+
+def of_pairs(
+    name: str, values: Float[np.ndarray, "agents agents"] | None, held: Int[np.ndarray, "agents classes"]
+) -> dict[str, float | None]:
+    """The mean over pairs of agents: of all, of those that hold a class in common, of those that hold none."""
+    names = (name, f"{name}_common", f"{name}_apart")
+    if values is None:
+        return dict.fromkeys(names)
+    own = (held > 0).astype(np.int64)
+    pairs, common = np.triu(np.ones(values.shape, bool), 1), own @ own.T > 0
+    return dict(zip(names, (mean_of(values, where) for where in (pairs, pairs & common, pairs & ~common)), strict=True))
 
 
 def mean_of(values: Float[np.ndarray, "agents agents"], where: Bool[np.ndarray, "agents agents"]) -> float | None:

@@ -13,7 +13,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.population import world_of
-from dslth_jax.study.training.agreement import agreement_row
+from dslth_jax.study.training.agreement import agreement_row, spread_row
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -112,8 +112,9 @@ class History:
         self.evaluation_seconds += seconds
         if self.failure is None:
             self.evaluation, self.validation = evaluation, validation
-            agreement = agreement_row(evaluation.masks, self.maskable, self.held)
-            counted = self.tally.row(round, evaluation, validation) | agreement | self.ledger.row()
+            alike = agreement_row(evaluation.masks, self.maskable, self.held)
+            alike |= spread_row(evaluation.magnitudes, self.maskable, self.held)
+            counted = self.tally.row(round, evaluation, validation) | alike | self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 

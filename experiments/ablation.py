@@ -1,7 +1,7 @@
 """What neighbours' masks are worth, and how they must be joined: the aggregation tensor, a majority, or nobody's.
 
-    python -m experiments.ablation --dataset digits --agents 4 --rounds 60     # 31 s on two cores
-    python -m experiments.ablation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
+    python -m experiments.ablation --dataset digits --model small --resize 8 --agents 4 --rounds 60
+    python -m experiments.ablation --data-dir FOLDER       # CIFAR-10 at 16 x 16 pixels, 20 agents, 300 rounds
 
 The paper says of majorities that they make masks ever sparser and training unstable, and that the aggregation tensor
 keeps the density that was asked for: see experiments/RESULTS.md. Where neighbours are few there are ties; a tie keeps
@@ -11,11 +11,11 @@ the entry, and density then grows instead.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, Panel, compare, leave
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
-class Ablation(Experiment):
+class Ablation(Proxy):
     """Compare ways to join neighbours' masks: density, loss and accuracy over rounds."""
 
     linear_retention: float | str | None = "same"

@@ -1,7 +1,7 @@
 """Accuracy against megabytes, of all methods, at several retentions.
 
-    python -m experiments.communication --dataset digits --agents 4 --rounds 60 --retentions 0.1,0.5   # 57 s, two cores
-    python -m experiments.communication --data-dir FOLDER                       # CIFAR-10, 8 agents, 100 rounds
+    python -m experiments.communication --dataset digits --model small --resize 8 --agents 4 --rounds 60
+    python -m experiments.communication --data-dir FOLDER  # CIFAR-10 at 16 x 16 pixels, 20 agents, 300 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
 weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, because it
@@ -12,13 +12,13 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Experiment, compare, leave
+from dslth_jax.study.commands import Arms, Proxy, compare, leave
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
 
 @dataclasses.dataclass(frozen=True)
-class Communication(Experiment):
+class Communication(Proxy):
     """Compare what methods learn with what they send."""
 
     retentions: str = "0.1,0.3,0.5"

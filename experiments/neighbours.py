@@ -3,7 +3,7 @@
     python -m experiments.neighbours --dataset digits --model small --resize 8 --agents 4 --rounds 60
     python -m experiments.neighbours --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # CIFAR-10
 
-By default a study that is cheap enough to be repeated: images of 16 pixels a side, a small network, batches of 64.
+By default in the proxy setting: images of 16 pixels a side, a small network, batches of 64.
 "alone" trains on its own images; "pooled" on all agents' images of its own classes, a yardstick and no method. Masks
 heard every ten rounds cost hundreds of times less than weights sent in each. See experiments/RESULTS.md.
 """
@@ -11,21 +11,13 @@ heard every ten rounds cost hundreds of times less than weights sent in each. Se
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, compare, leave
+from dslth_jax.study.commands import Arms, Proxy, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours(Experiment):
+class Neighbours(Proxy):
     """Compare rules by which agents learn from neighbours with learning alone, at equal steps."""
 
-    agents: int = 20
-    data_fraction: float = 0.2
-    rounds: int = 300
-    resize: int | None = 16
-    """Images become so many pixels a side, each the mean of a square block; None leaves them as they are."""
-    model: str | None = "conv3"
-    """Network: alexnet, small, conv3, conv4 or mlp; None takes the largest that fits the images."""
-    batch_size: int = 64
     lr: float | str | None = "mce-pl=0.002@cosine,score-gossip=0.002@cosine,independent=0.002@cosine"
     """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.002@cosine for example; of those left out their default."""
     every: int = 10

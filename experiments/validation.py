@@ -1,7 +1,7 @@
 """Weights against masks from one random network, at equal steps (the paper's question whether masks are enough).
 
-    python -m experiments.validation --dataset digits --agents 4 --rounds 60     # 25 s on two cores
-    python -m experiments.validation --data-dir FOLDER                           # CIFAR-10, 8 agents, 100 rounds
+    python -m experiments.validation --dataset digits --model small --resize 8 --agents 4 --rounds 60
+    python -m experiments.validation --data-dir FOLDER     # CIFAR-10 at 16 x 16 pixels, 20 agents, 300 rounds
 
 Agents learn alone, and among neighbours. Some train the weights from which all start, the others keep these and learn
 which of them to use. The paper says that both end alike: see experiments/RESULTS.md.
@@ -11,11 +11,11 @@ import dataclasses
 from functools import partial
 from typing import Literal
 
-from dslth_jax.study.commands import Arms, Experiment, Panel, compare, leave
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
 
 
 @dataclasses.dataclass(frozen=True)
-class Validation(Experiment):
+class Validation(Proxy):
     """Compare the training of weights with that of masks over the same random weights."""
 
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"

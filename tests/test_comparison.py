@@ -16,7 +16,7 @@ from dslth_jax.study.sweeping import comparison
 from experiments import ablation, communication, neighbours, thousandfold, validation
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
-TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16"]
+TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16", "--resize", "8"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def tiny_network(monkeypatch):
         pytest.param(communication, ["--retentions", "0.3"], 7, marks=pytest.mark.slow),
         (communication, ["--retentions", "0.2,0.4"], 11),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
-        (neighbours, ["--resize", "8", "--model", "small", "--every", "2"], 7),
+        (neighbours, ["--model", "small", "--every", "2"], 7),
     ],
     ids=[
         "validation",

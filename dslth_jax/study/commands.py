@@ -15,7 +15,7 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import Experiment, shared_and_own
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
@@ -23,7 +23,20 @@ from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
 # What a script needs.
-__all__ = ["Arms", "Experiment", "Panel", "Settings", "Sweep", "compare", "flag", "leave", "run", "single", "sweep"]
+__all__ = [
+    "Arms",
+    "Experiment",
+    "Panel",
+    "Proxy",
+    "Settings",
+    "Sweep",
+    "compare",
+    "flag",
+    "leave",
+    "run",
+    "single",
+    "sweep",
+]
 __all__ += ["sweeping"]
 
 

@@ -41,6 +41,20 @@ class Experiment(Settings):
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
+class Proxy(Experiment):
+    """Compare methods where that is cheap enough to be repeated: 20 agents, small images, a small network."""
+
+    agents: int = 20
+    data_fraction: float = 0.2
+    rounds: int = 300
+    resize: int | None = 16
+    """Images become so many pixels a side, each the mean of a square block; None leaves them as they are."""
+    model: str | None = "conv3"
+    """Network: alexnet, small, conv3, conv4 or mlp; None takes the largest that fits the images."""
+    batch_size: int = 64
+
+
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     """The settings that all arms share, and those of each: its step size, the given flags that mean something to its
     algorithm, and that every message of masks is really encoded unless a flag says otherwise. A ValueError if a flag

@@ -114,7 +114,7 @@ def folder(tmp_path_factory) -> Path:
     settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
     config = {"settings": settings.as_json(), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
     folders.save_config(out, config | {"seed": 0} | folders.circumstances())
-    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION, *folders.AGREEMENT}, 0)
+    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION, *folders.ALIKE}, 0)
     rows = [numbers | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
     for row in rows:
         row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}

@@ -24,10 +24,11 @@ from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import sharding
 from dslth_jax.networks.zoo import MODULES
+from dslth_jax.study.config import datasets
 from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders
-from dslth_jax.study.training import checkpoint, prepare
+from dslth_jax.study.training import checkpoint
 from dslth_jax.study.training.loop import restored
 from experiments import cifar
 from experiments.cifar import run
@@ -147,8 +148,8 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
     assert cifar.main([*FLAGS, "--out", str(out)]) == 2
     capsys.readouterr()
     # The same settings, but what is behind a name has changed.
-    load = prepare.load
-    monkeypatch.setattr(prepare, "load", lambda *source: turned(load(*source)))
+    load = datasets.named
+    monkeypatch.setattr(datasets, "named", lambda *source: turned(load(*source)))
     assert cifar.main([*FLAGS, "--out", str(out), "--resume"]) == 2
     assert "other data, and the images and labels have changed: put back" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 
 MOST_AGENTS = 64  # of more, so many are compared: pairs grow with the square
@@ -27,22 +28,24 @@ def agreement_row(masks: Any, maskable: Any, held: Int[np.ndarray, "agents class
 
 
 def spread_row(magnitudes: Any, maskable: Any, held: Int[np.ndarray, "agents classes"]) -> dict[str, float | None]:
-    """How far the scores of two agents are apart, mean over the same pairs: 1 less the correlation of their magnitudes,
-    layer by layer, by the layers' entries. It is 0 for scores that are the same, and 1 for those that have nothing to
-    do with each other.
+    """How far the scores of two agents are apart, mean over the same pairs: 1 less the rank correlation of their
+    magnitudes, layer by layer, by the layers' entries. It is 0 where both rank all entries alike, as a threshold sees
+    them, and 1 where they have nothing to do with each other.
 
     `magnitudes` are those of some entries of each layer, the same for all, with an agents axis; else as above. Ours.
     """
     if magnitudes is None:
         return of_pairs("score_spread", None, held)
-    chosen, sizes = compared(len(held)), [leaf.size for leaf in jax.tree.leaves(maskable)]
-    layers = [np.asarray(own, np.float64)[chosen] for own in jax.tree.leaves(magnitudes)]
-    centred = [own - own.mean(axis=1, keepdims=True) for own in layers]
-    lengths = [np.sqrt((own**2).sum(axis=1, keepdims=True)) for own in centred]
-    # A layer in which all entries count alike has no direction.
-    units = [np.divide(own, length, where=length > 0, out=own) for own, length in zip(centred, lengths, strict=True)]
-    alike = np.average([own @ own.T for own in units], axis=0, weights=sizes)
-    return of_pairs("score_spread", np.maximum(1 - alike, 0), held[chosen])
+    chosen, total, sizes = compared(len(held)), np.zeros(()), [leaf.size for leaf in jax.tree.leaves(maskable)]
+    for own, size in zip(jax.tree.leaves(magnitudes), sizes, strict=True):
+        # Twice the place from the middle: whole numbers, so that products sum exactly in any order.
+        places = pd.DataFrame(np.asarray(own)[chosen]).rank(axis=1).to_numpy()
+        ranks = (2 * places).astype(np.int64) - own.shape[1] - 1
+        products = ranks @ ranks.T
+        scale = np.sqrt(np.outer(np.diag(products).astype(float), np.diag(products)))
+        # A layer in which all entries count alike says nothing.
+        total = total + size * np.divide(products, scale, out=np.zeros(scale.shape), where=scale > 0)
+    return of_pairs("score_spread", np.maximum(1 - total / sum(sizes), 0), held[chosen])
 
 
 def compared(agents: int) -> Int[np.ndarray, "_"]:

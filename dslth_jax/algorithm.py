@@ -137,6 +137,9 @@ class Algorithm(NamedTuple):
     receive: Receive
     model: Model
     start_known: bool = False  # whether the start message is worth something as the past of the first one that is sent
+    # From what an agent carries to its scores, whose magnitudes say what its masks keep, alone or with what it heard;
+    # None where masks are of something else.
+    ranked: Callable[[Any], PyTree[Float[Array, "..."]]] | None = None
 
 
 def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:

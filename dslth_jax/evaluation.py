@@ -20,12 +20,12 @@ SAMPLED = 1024  # scores of a layer by which agents are compared
 
 
 class Evaluation(NamedTuple):
-    """One number an agent; leading agents axis."""
+    """What every agent is like; leading agents axis."""
 
     accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
     density: Float[Array | np.ndarray, "agents"] | None  # share of maskable entries it keeps; None without masks
     masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
-    # The magnitudes of some scores of each layer, the same ones of all agents; None of agents that carry no scores.
+    # The magnitudes of some scores of each layer, the same ones of all agents; None where masks are not of these.
     magnitudes: PyTree[Float[Array | np.ndarray, "agents _"]] = None
 
 
@@ -39,7 +39,8 @@ def evaluate(
     batch_size: int = BATCH,
     chunk: int | None = None,
 ) -> Evaluation:
-    """The population's accuracies, by what agents carry, what they heard last, and the settings of the last round.
+    """The population's accuracies, masks and some scores, by what agents carry, what they heard last, and the settings
+    of the last round.
 
     Args:
         network: whose `apply` predicts with what the algorithm's `model` gives.
@@ -65,7 +66,8 @@ def evaluate(
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
         density = None if masks_in_use is None else masks.density(masks_in_use)
-        magnitudes = jax.tree.map(sampled_magnitudes, getattr(agent, "scores", None))
+        scores = algorithm.ranked(agent) if algorithm.ranked else None
+        magnitudes = jax.tree.map(sampled_magnitudes, scores)
         return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use), magnitudes)
 
     own = (tests.indices, tests.sizes, tests.skew)
@@ -74,5 +76,6 @@ def evaluate(
 
 def sampled_magnitudes(scores: Float[Array, "..."]) -> Float[Array, "_"]:
     """The magnitudes of at most 1,024 scores of a layer, of entries drawn once and for all."""
-    drawn = np.random.default_rng(0).permutation(scores.size)[:SAMPLED]
+    draw, few = np.random.default_rng(0), min(scores.size, SAMPLED)
+    drawn = draw.choice(scores.size, few, replace=False, shuffle=False)
     return jnp.abs(scores.reshape(-1)[np.sort(drawn)])

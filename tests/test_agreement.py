@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 
 from dslth_jax.evaluation import SAMPLED, sampled_magnitudes
-from dslth_jax.study.training.agreement import agreement_row, correlations, spread_row
+from dslth_jax.study.training.agreement import agreement_row, correlations, pairs_of, spread_row
 
 
 def packed(kept):
@@ -29,10 +29,10 @@ def test_pairs_are_told_apart_by_the_classes_that_they_hold():
     kept = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]], bool)
     held = np.array([[5, 1, 0], [0, 2, 0], [0, 0, 9]])
     shape = {"layer": np.zeros((2, 2))}
-    row = agreement_row({"layer": packed(kept)}, shape, held)
+    row = agreement_row({"layer": packed(kept)}, shape, pairs_of(held))
     assert row == {"agreement": pytest.approx(1 / 3), "agreement_common": pytest.approx(1), "agreement_apart": 0}
-    assert set(agreement_row(None, None, held).values()) == {None}
-    alone = agreement_row({"layer": packed(kept[:1])}, shape, held[:1])
+    assert set(agreement_row(None, None, pairs_of(held)).values()) == {None}
+    alone = agreement_row({"layer": packed(kept[:1])}, shape, pairs_of(held[:1]))
     assert set(alone.values()) == {None}
 
 
@@ -40,17 +40,21 @@ def test_spread_is_one_less_the_rank_correlation_of_magnitudes_layer_by_layer():
     rng = np.random.default_rng(0)
     shapes = {"first": np.zeros(70), "second": np.zeros((20, 10))}
     scores = {name: rng.random((3, shape.size)) for name, shape in shapes.items()}
-    held = np.array([[5, 1, 0], [0, 2, 0], [0, 0, 9]])
+    pairs = pairs_of(np.array([[5, 1, 0], [0, 2, 0], [0, 0, 9]]))
     scores["first"][0, :20] = 0  # which share their place
     alike = {name: scipy.stats.spearmanr(own, axis=1).statistic for name, own in scores.items()}
     apart = 1 - (70 * alike["first"] + 200 * alike["second"]) / 270
     wanted = {"": apart[[0, 0, 1], [1, 2, 2]].mean(), "_common": apart[0, 1], "_apart": apart[[0, 1], 2].mean()}
-    assert spread_row(scores, shapes, held) == {f"score_spread{pairs}": pytest.approx(v) for pairs, v in wanted.items()}
+    assert spread_row(scores, shapes, pairs) == {f"score_spread{of}": pytest.approx(v) for of, v in wanted.items()}
     same = {name: np.repeat(own[:1], 3, axis=0) for name, own in scores.items()}
-    assert spread_row(same, shapes, held)["score_spread"] == pytest.approx(0, abs=1e-12)
-    constant = {name: np.ones_like(own) for name, own in scores.items()}  # says nothing
-    assert spread_row(constant, shapes, held)["score_spread"] == 1
-    assert set(spread_row(None, None, held).values()) == {None}
+    assert spread_row(same, shapes, pairs)["score_spread"] == pytest.approx(0, abs=1e-12)
+    # A layer in which all entries count alike says nothing, beside another one or alone.
+    of_first = {"": 1 - alike["first"][[0, 0, 1], [1, 2, 2]].mean()}
+    assert spread_row({**scores, "second": np.zeros((3, 200))}, shapes, pairs)["score_spread"] == pytest.approx(
+        of_first[""]
+    )
+    assert spread_row({name: np.ones_like(own) for name, own in scores.items()}, shapes, pairs)["score_spread"] == 0
+    assert set(spread_row(None, None, pairs).values()) == {None}
 
 
 def test_sampled_magnitudes_are_of_entries_that_all_agents_have_in_common():

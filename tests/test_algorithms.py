@@ -939,7 +939,9 @@ def test_every_algorithm_is_a_method_with_flags_of_its_own():
         hyper, schedules = population_hyper(resolved, NETWORK)
         assert type(hyper) is type(schedules) is row.hyper
         assert {leaf.shape for leaf in jax.tree.leaves(hyper)} == {(resolved.agents,)}
-        assert isinstance(algorithm_of(resolved, NETWORK), Algorithm)
+        algorithm = algorithm_of(resolved, NETWORK)
+        assert isinstance(algorithm, Algorithm)
+        assert (algorithm.ranked is not None) == (name in ("mce-pl", "independent", "mask-mean", "score-gossip"))
 
 
 @pytest.mark.parametrize("name", ["dsgd", "dis-pfl"])

@@ -154,7 +154,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{folder}", "digits needs none: leave it out", ""),
     ],
     "resize": [
-        ("3", "--resize 3: side must divide the 8 pixels of the images' side, got 3: be one of [1, 2, 4, 8]", ""),
+        ("3", "of the images' side, got 3: be one of [1, 2, 4, 8]; --resize None leaves them as they are", ""),
         ("0", "--resize must be in 1..2147483647, got 0", ""),
     ],
     "data_fraction": [

@@ -88,6 +88,8 @@ def test_the_configuration_runs_again(folder):
 def test_metrics_have_a_row_before_training_at_intervals_and_at_the_end(rows):
     assert [row["round"] for row in rows] == [0, 2, 4, 5]
     assert all(list(row) == KEYS for row in rows)
+    assert rows[0]["score_spread"] == 0  # all start with the same scores
+    assert 0 < rows[-1]["score_spread"] < 2
     assert rows[0]["loss"] is None
     assert rows[0]["flip_rate"] is None
     for row in rows[1:]:

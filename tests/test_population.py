@@ -29,7 +29,7 @@ from dslth_jax.algorithms.mce_pl import (
     personal_masks,
     personal_model,
 )
-from dslth_jax.evaluation import evaluate
+from dslth_jax.evaluation import SAMPLED, evaluate
 from dslth_jax.graphs import (
     Topology,
     adjacency_of,
@@ -706,6 +706,10 @@ def test_evaluation_counts_each_agents_own_samples():
             leaves = jax.tree.leaves(kept)
             density = sum(float(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
             assert float(evaluation.density[i]) == pytest.approx(density)
+        # Layers of few entries are looked at whole.
+        assert max(leaf.size for leaf in jax.tree.leaves(agent_of(state.agents.scores, 0))) <= SAMPLED
+        whole = jax.tree.map(lambda z: jnp.abs(z.reshape(len(z), -1)), state.agents.scores)
+        chex.assert_trees_all_equal(evaluation.magnitudes, whole)
 
 
 def test_diagnostics_count_kept_and_flipped_entries():

@@ -298,6 +298,12 @@ def test_what_is_no_field_of_a_sweep_is_one_sentence(field, said):
         sweep_of(Sweep(**BASE, **field)).prepare()
 
 
+@pytest.mark.parametrize("field", [{"grid": "lr=1,2"}, {"search": "lr=1:2"}])
+def test_arms_are_the_only_axis_of_a_comparison(field):
+    with pytest.raises(ValueError, match="arms of a comparison are its points: leave --grid and --search out"):
+        sweep_of(Sweep(**BASE, **field), {"one": {}, "other": {}})
+
+
 def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
     pytest.importorskip("optuna", reason="only a search needs Optuna")
     from dslth_jax.study.sweeping import search

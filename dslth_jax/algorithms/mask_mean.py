@@ -95,7 +95,7 @@ def mask_mean(
         in_use = majority(hyper, agent.scores, heard)
         return majority_model(world, in_use), in_use
 
-    return Algorithm(init, send, receive, model)
+    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores)
 
 
 def majority(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:

@@ -230,7 +230,7 @@ def mce_pl(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return personal_model(world, fused(hyper, agent.scores, heard), hyper.kept, roles, mask_rule)
 
-    return Algorithm(init, send, receive, model, start_known)
+    return Algorithm(init, send, receive, model, start_known, ranked=lambda agent: agent.scores)
 
 
 @reproducible

@@ -23,21 +23,8 @@ from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result
 
 # What a script needs.
-__all__ = [
-    "Arms",
-    "Experiment",
-    "Panel",
-    "Proxy",
-    "Settings",
-    "Sweep",
-    "compare",
-    "flag",
-    "leave",
-    "run",
-    "single",
-    "sweep",
-]
-__all__ += ["sweeping"]
+__all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
+__all__ += ["compare", "flag", "leave", "run", "single", "sweep", "sweeping"]
 
 
 def run(settings: Settings) -> Result:
@@ -69,6 +56,8 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
         check(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
+    if arms and (settings.grid or settings.search):
+        raise ValueError("the arms of a comparison are its points: leave --grid and --search out")
     spaces = spaces_of(settings)
     axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
     points = Points(settings, axes, points_of(axes), arms, spaces)

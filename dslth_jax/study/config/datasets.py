@@ -58,7 +58,7 @@ def named(name: str, file: Path | None, folder: Path | None, side: int | None = 
     try:
         return resized(dataset, side)
     except ValueError as error:
-        raise ValueError(f"--resize {side}: {error}") from None
+        raise ValueError(f"--resize {side}: {error}; --resize None leaves them as they are") from None
 
 
 def load(name: str | Path, data_dir: Path | None = None) -> Dataset:
@@ -85,7 +85,7 @@ def resized(dataset: Dataset, side: int) -> Dataset:
     height, width = dataset.train_images.shape[1:3]
     fitting = [one for one in range(1, height + 1) if height % one == 0]
     if height != width:
-        raise ValueError(f"only square images can be resized, got {height}x{width} pixels: leave them as they are")
+        raise ValueError(f"only square images can be resized, got {height}x{width} pixels")
     if side not in fitting:
         raise ValueError(f"side must divide the {height} pixels of the images' side, got {side}: be one of {fitting}")
     block = height // side

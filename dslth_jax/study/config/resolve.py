@@ -24,7 +24,7 @@ from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
 from dslth_jax.study.config.datasets import READERS
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.settings import SETTINGS, Settings
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {
@@ -42,6 +42,12 @@ def resolve(settings: Settings) -> Settings:
     Raises a ValueError that says what was expected, what came and what to do, if they make no sense.
     """
     check(settings)
+    return filled_in(settings)
+
+
+def filled_in(settings: Settings) -> Settings:
+    """The same of settings that are checked as they are given; a ValueError if they make no sense with what is filled
+    in."""
     dataset = None if settings.data_file else settings.dataset
     chosen = defaults_of(settings.algorithm, settings.preset, dataset)
     given = vars(settings)
@@ -184,7 +190,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
     usual = defaults_of(settings.algorithm, settings.preset)["optimizer"]
     fine_tunes = resolved.fusion == "tensor" and "fine_tune_lr" not in foreign_to(settings.algorithm)
     steps = ["lr", "fine_tune_lr"] if fine_tunes else ["lr"]
-    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if name not in settings.given]
+    left_out = [f"{flag(name)} {getattr(resolved, name)}" for name in steps if vars(settings)[name] is None]
     if left_out and resolved.optimizer != usual:
         whose = f"--preset {settings.preset}" if len(steps) > 1 else f"--algorithm {settings.algorithm}"
         also = " and --fine-tune-lr (or same)" if len(steps) > 1 else ""
@@ -193,7 +199,7 @@ def check_optimizer(settings: Settings, resolved: Settings) -> None:
             f"{' and '.join(left_out)}, meant for {usual}: say --lr (adam learns at 0.0005@cosine){also}"
         )
     for name, users in (("momentum", ("momentum", "adam")), ("second_momentum", ("adam",))):
-        if name in settings.given and resolved.optimizer not in users:
+        if vars(settings)[name] != SETTINGS[name].default and resolved.optimizer not in users:
             needs = f"needs --optimizer {' or '.join(users)}, got {resolved.optimizer}"
             raise ValueError(f"{flag(name)} {needs}: say it, or leave {flag(name)} out")
 

@@ -135,8 +135,8 @@ OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] 
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """A table without empty columns of validation, agreement or bits, and the heads of those of bits that were left
-    out."""
+    """A table without empty columns of validation, of what agents have in common, or of bits, and the heads of those of
+    bits that were left out."""
     rows, some = [dict.fromkeys((*VALIDATION, *ALIKE)) | row for row in rows], (*VALIDATION, *ALIKE)
     columns = [own for own in columns if own[0] not in some or any(row[own[0]] is not None for row in rows)]
     empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]

@@ -27,9 +27,8 @@ MARK = "sweep"  # the attribute of a trial that says whose it is: the id in conf
 def check_search(settings: Sweep) -> None:
     """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
     if not settings.search:
-        for name in ("trials", "ask", "study", "storage"):
-            if name in settings.given:
-                raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
+        for name in {"trials", "ask", "study", "storage"}.intersection(settings.given):
+            raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
         return
     if settings.grid:
         raise ValueError("--grid and --search contradict each other: leave one of them out")

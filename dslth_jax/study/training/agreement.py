@@ -2,7 +2,7 @@
 have to tell apart. Host side."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,61 +13,65 @@ MOST_AGENTS = 64  # of more, so many are compared: pairs grow with the square
 BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
 
 
-def agreement_row(masks: Any, maskable: Any, held: Int[np.ndarray, "agents classes"]) -> dict[str, float | None]:
-    """The mean agreement of pairs of agents: of all, of those that hold a class in common, and of those that hold none.
+class Pairs(NamedTuple):
+    """The pairs of agents that are compared with each other, and which of them hold a class in common."""
+
+    agents: Int[np.ndarray, "chosen"]  # all, or some of many
+    of_all: Bool[np.ndarray, "chosen chosen"]  # each pair once
+    common: Bool[np.ndarray, "chosen chosen"]
+
+    def means(self, name: str, values: Float[np.ndarray, "chosen chosen"] | None) -> dict[str, float | None]:
+        """The mean over all pairs, over those that hold a class in common, and over those that hold none; None of no
+        values, or of no pairs."""
+        where = {name: self.of_all, f"{name}_common": self.of_all & self.common}
+        where[f"{name}_apart"] = self.of_all & ~self.common
+        return {
+            key: float(values[own].mean()) if values is not None and own.any() else None for key, own in where.items()
+        }
+
+
+def pairs_of(held: Int[np.ndarray, "agents classes"]) -> Pairs:
+    """The pairs of agents that hold so many samples of each class."""
+    chosen = np.linspace(0, len(held) - 1, min(len(held), MOST_AGENTS)).astype(int)
+    own = (held[chosen] > 0).astype(np.int64)
+    return Pairs(chosen, np.triu(np.ones((len(own), len(own)), bool), 1), own @ own.T > 0)
+
+
+def agreement_row(masks: Any, maskable: Any, pairs: Pairs) -> dict[str, float | None]:
+    """How much masks agree, mean over pairs of agents.
 
     `masks` are packed bits with an agents axis, `maskable` the shapes of one agent's masks, of the same structure; None
-    stands for no masks, and a mean over no pairs. Ours.
+    stands for no masks. Ours.
     """
     if masks is None:
-        return of_pairs("agreement", None, held)
-    chosen = compared(len(held))
+        return pairs.means("agreement", None)
     layers = zip(jax.tree.leaves(masks), jax.tree.leaves(maskable), strict=True)
-    agree = correlations((np.asarray(bits)[chosen], leaf.size) for bits, leaf in layers)
-    return of_pairs("agreement", agree, held[chosen])
+    agree = correlations((np.asarray(bits)[pairs.agents], leaf.size) for bits, leaf in layers)
+    return pairs.means("agreement", agree)
 
 
-def spread_row(magnitudes: Any, maskable: Any, held: Int[np.ndarray, "agents classes"]) -> dict[str, float | None]:
-    """How far the scores of two agents are apart, mean over the same pairs: 1 less the rank correlation of their
-    magnitudes, layer by layer, by the layers' entries. It is 0 where both rank all entries alike, as a threshold sees
-    them, and 1 where they have nothing to do with each other.
+def spread_row(magnitudes: Any, maskable: Any, pairs: Pairs) -> dict[str, float | None]:
+    """How far scores are apart, mean over pairs of agents: 1 less the rank correlation of their magnitudes, layer by
+    layer, by the layers' entries. It is 0 where both rank all entries alike, as a threshold sees them, and 1 where they
+    have nothing to do with each other.
 
-    `magnitudes` are those of some entries of each layer, the same for all, with an agents axis; else as above. Ours.
+    `magnitudes` are those of some entries of each layer, the same for all, with an agents axis; `maskable` are the
+    shapes of one agent's masks, of the same structure; None stands for agents whose masks are not of scores. Ours.
     """
     if magnitudes is None:
-        return of_pairs("score_spread", None, held)
-    chosen, total, sizes = compared(len(held)), np.zeros(()), [leaf.size for leaf in jax.tree.leaves(maskable)]
-    for own, size in zip(jax.tree.leaves(magnitudes), sizes, strict=True):
+        return pairs.means("score_spread", None)
+    total, weight = np.zeros(()), np.zeros(())
+    for own, leaf in zip(jax.tree.leaves(magnitudes), jax.tree.leaves(maskable), strict=True):
+        places = pd.DataFrame(np.asarray(own)[pairs.agents]).rank(axis=1).to_numpy()
         # Twice the place from the middle: whole numbers, so that products sum exactly in any order.
-        places = pd.DataFrame(np.asarray(own)[chosen]).rank(axis=1).to_numpy()
-        ranks = (2 * places).astype(np.int64) - own.shape[1] - 1
+        ranks = 2 * places - own.shape[1] - 1
         products = ranks @ ranks.T
-        scale = np.sqrt(np.outer(np.diag(products).astype(float), np.diag(products)))
-        # A layer in which all entries count alike says nothing.
-        total = total + size * np.divide(products, scale, out=np.zeros(scale.shape), where=scale > 0)
-    return of_pairs("score_spread", np.maximum(1 - total / sum(sizes), 0), held[chosen])
-
-
-def compared(agents: int) -> Int[np.ndarray, "_"]:
-    """The agents that are compared with each other: all, or some of many."""
-    return np.linspace(0, agents - 1, min(agents, MOST_AGENTS)).astype(int)
-
-
-def of_pairs(
-    name: str, values: Float[np.ndarray, "agents agents"] | None, held: Int[np.ndarray, "agents classes"]
-) -> dict[str, float | None]:
-    """The mean over pairs of agents: of all, of those that hold a class in common, of those that hold none."""
-    names = (name, f"{name}_common", f"{name}_apart")
-    if values is None:
-        return dict.fromkeys(names)
-    own = (held > 0).astype(np.int64)
-    pairs, common = np.triu(np.ones(values.shape, bool), 1), own @ own.T > 0
-    return dict(zip(names, (mean_of(values, where) for where in (pairs, pairs & common, pairs & ~common)), strict=True))
-
-
-def mean_of(values: Float[np.ndarray, "agents agents"], where: Bool[np.ndarray, "agents agents"]) -> float | None:
-    """The mean of some values, None of none."""
-    return float(values[where].mean()) if where.any() else None
+        scale = np.sqrt(np.outer(np.diag(products), np.diag(products)))
+        # A layer in which all entries count alike says nothing of it.
+        alike = np.divide(products, scale, out=np.zeros(scale.shape), where=scale > 0)
+        total, weight = total + leaf.size * alike, weight + leaf.size * (scale > 0)
+    alike = np.divide(total, weight, out=np.ones(np.shape(total)), where=weight > 0)
+    return pairs.means("score_spread", np.maximum(1 - alike, 0))
 
 
 def correlations(

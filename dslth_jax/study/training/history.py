@@ -13,7 +13,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.population import world_of
-from dslth_jax.study.training.agreement import agreement_row, spread_row
+from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -74,6 +74,7 @@ class History:
         alone = bool(sizes) and not self.message.values
         self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
         self.held, tested = prepared.held(prepared.train), prepared.held(prepared.tests)
+        self.pairs = pairs_of(self.held)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None
         lasting = None if self.redrawn else prepared.graph_report
@@ -112,8 +113,8 @@ class History:
         self.evaluation_seconds += seconds
         if self.failure is None:
             self.evaluation, self.validation = evaluation, validation
-            alike = agreement_row(evaluation.masks, self.maskable, self.held)
-            alike |= spread_row(evaluation.magnitudes, self.maskable, self.held)
+            alike = agreement_row(evaluation.masks, self.maskable, self.pairs)
+            alike |= spread_row(evaluation.magnitudes, self.maskable, self.pairs)
             counted = self.tally.row(round, evaluation, validation) | alike | self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)

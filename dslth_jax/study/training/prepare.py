@@ -22,7 +22,7 @@ from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.machine import check_machine
-from dslth_jax.study.config.resolve import algorithm_of, check, numbers_of, population_hyper, resolve
+from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, numbers_of, population_hyper
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory, processes
@@ -34,12 +34,13 @@ BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = None) -> Prepared:
-    """Check the settings, and load the data that they name, with `datasets.named` or what does the same."""
+    """Check the settings and load the data that they name. `load` takes the data set's name, file, folder and side, as
+    `datasets.named` does, which it is where it is left out."""
     check(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
-    settings = resolve(settings)
+    settings = filled_in(settings)
     load = load or datasets.named
     dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]

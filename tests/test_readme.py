@@ -94,7 +94,7 @@ def test_commands_parse(program, words):
 MODULES = [
     "algorithm", "algorithms.dis_pfl", "algorithms.mce_pl", "codec.messages", "codec.entropy", "exchange", "graphs",
     "group_lasso", "keys", "masks", "naming", "networks.network", "over_agents", "partition", "population",
-    "schedules", "skew", "study.config.spellings",
+    "schedules", "skew", "study.config.setting", "study.config.spellings", "study.training.agreement",
 ]  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
 
 
 def spelled_axes(flag_name: str, axes: Sequence[str], form: str, settings: Settings) -> Iterator[tuple[str, str]]:
-    """The field that each axis is of, and the spelling of its values."""
+    """The field that each axis is of, and the spelling of its values; a ValueError where one means nothing, or is said
+    twice."""
     flags, given, seen = settings.known, settings.given, set[str]()
     for spelled in axes:
         name, equals, values = spelled.partition("=")

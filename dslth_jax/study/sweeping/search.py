@@ -27,7 +27,7 @@ MARK = "sweep"  # the attribute of a trial that says whose it is: the id in conf
 def check_search(settings: Sweep) -> None:
     """Raise a ValueError if a search is asked for in a way that makes no sense, or only some of its flags are there."""
     if not settings.search:
-        for name in {"trials", "ask", "study", "storage"}.intersection(settings.given):
+        for name in [name for name in settings.given if name in ("trials", "ask", "study", "storage")]:
             raise ValueError(f"--{name} needs --search: say it, or leave --{name} out")
         return
     if settings.grid:

@@ -49,10 +49,9 @@ def test_spread_is_one_less_the_rank_correlation_of_magnitudes_layer_by_layer():
     same = {name: np.repeat(own[:1], 3, axis=0) for name, own in scores.items()}
     assert spread_row(same, shapes, pairs)["score_spread"] == pytest.approx(0, abs=1e-12)
     # A layer in which all entries count alike says nothing, beside another one or alone.
-    of_first = {"": 1 - alike["first"][[0, 0, 1], [1, 2, 2]].mean()}
-    assert spread_row({**scores, "second": np.zeros((3, 200))}, shapes, pairs)["score_spread"] == pytest.approx(
-        of_first[""]
-    )
+    of_first = 1 - alike["first"][[0, 0, 1], [1, 2, 2]].mean()
+    beside = {**scores, "second": np.zeros((3, 200))}
+    assert spread_row(beside, shapes, pairs)["score_spread"] == pytest.approx(of_first)
     assert spread_row({name: np.ones_like(own) for name, own in scores.items()}, shapes, pairs)["score_spread"] == 0
     assert set(spread_row(None, None, pairs).values()) == {None}
 

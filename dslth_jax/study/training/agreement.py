@@ -60,17 +60,16 @@ def spread_row(magnitudes: Any, maskable: Any, pairs: Pairs) -> dict[str, float 
     """
     if magnitudes is None:
         return pairs.means("score_spread", None)
-    total, weight = np.zeros(()), np.zeros(())
-    for own, leaf in zip(jax.tree.leaves(magnitudes), jax.tree.leaves(maskable), strict=True):
+
+    def layer(own: Any, entries: int) -> tuple[int, Any, Any]:
         places = pd.DataFrame(np.asarray(own)[pairs.agents]).rank(axis=1).to_numpy()
         # Twice the place from the middle: whole numbers, so that products sum exactly in any order.
         ranks = 2 * places - own.shape[1] - 1
         products = ranks @ ranks.T
-        scale = np.sqrt(np.outer(np.diag(products), np.diag(products)))
-        # A layer in which all entries count alike says nothing of it.
-        alike = np.divide(products, scale, out=np.zeros(scale.shape), where=scale > 0)
-        total, weight = total + leaf.size * alike, weight + leaf.size * (scale > 0)
-    alike = np.divide(total, weight, out=np.ones(np.shape(total)), where=weight > 0)
+        return entries, products, np.sqrt(np.outer(np.diag(products), np.diag(products)))
+
+    layers = zip(jax.tree.leaves(magnitudes), jax.tree.leaves(maskable), strict=True)
+    alike = mean_over_layers(layer(own, leaf.size) for own, leaf in layers)
     return pairs.means("score_spread", np.maximum(1 - alike, 0))
 
 
@@ -83,15 +82,26 @@ def correlations(
     >>> correlations([(np.packbits([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]], axis=1), 4)]).tolist()
     [[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    total, weight = np.zeros(()), np.zeros(())
-    for bits, entries in layers:
+
+    def layer(bits: UInt8[np.ndarray, "agents bytes"], entries: int) -> tuple[int, Any, Any]:
         common = intersections(bits) / entries
         kept = np.diag(common)
         spread = np.sqrt(kept * (1 - kept))
-        scale = np.outer(spread, spread)
-        # Masks that keep all, or nothing, of a layer say nothing of it.
-        agree = np.divide(common - np.outer(kept, kept), scale, out=np.zeros(common.shape), where=scale > 0)
-        total, weight = total + entries * agree, weight + entries * (scale > 0)
+        return entries, common - np.outer(kept, kept), np.outer(spread, spread)
+
+    return mean_over_layers(layer(*own) for own in layers)
+
+
+def mean_over_layers(layers: Iterable[tuple[int, Any, Any]]) -> Float[np.ndarray, "agents agents"]:
+    """The correlation of every two agents, product / scale of each layer, and the mean of these by the layers' entries.
+
+    A layer whose scale is 0, because an agent has all of its entries alike, says nothing of this agent; where no layer
+    says anything, the correlation is 1.
+    """
+    total, weight = np.zeros(()), np.zeros(())
+    for entries, products, scale in layers:
+        alike = np.divide(products, scale, out=np.zeros(scale.shape), where=scale > 0)
+        total, weight = total + entries * alike, weight + entries * (scale > 0)
     return np.divide(total, weight, out=np.ones(np.shape(total)), where=weight > 0)
 
 

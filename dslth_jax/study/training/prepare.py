@@ -34,8 +34,8 @@ BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
 def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = None) -> Prepared:
-    """Check the settings and load the data that they name. `load` takes the data set's name, file, folder and side, as
-    `datasets.named` does, which it is where it is left out."""
+    """Check the settings, then load the data that they name: by `load`, from a data set's name, file, folder and side,
+    or by `datasets.named` where it is None."""
     check(settings)
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)

@@ -5,13 +5,14 @@ and by who sends to whom, never by an edge's place in the array. Links compose b
 factory here. Start messages are known from the seed and pass through no link.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from dslth_jax.algorithm import Message
+from dslth_jax.algorithm import Message, own_signs
 from dslth_jax.graphs import Graph, listeners
 from dslth_jax.keys import reproducible
 
@@ -42,8 +43,8 @@ class Transmit(Protocol):
 
 
 class Link(NamedTuple):
-    """Two functions of the population's world. What arrives may differ in shape and dtype from what was sent; `Heard`
-    then has the types of what arrives."""
+    """Two functions of the population's world. What arrives may differ in form, shape and dtype from what was sent;
+    `Heard` is then of what arrives, and where other layers have bits or values, agents start without any."""
 
     init: Remember
     transmit: Transmit
@@ -71,12 +72,7 @@ def dropped(rate: float | Float[Array, ""]) -> Link:
     def transmit(
         key: Key[Array, ""], memory: None, graph: Graph, messages: Message
     ) -> tuple[None, Graph, Message, Int[Array, "agents"]]:
-        def arrives(sender: Array, receiver: Array) -> Array:
-            own = jax.random.fold_in(jax.random.fold_in(key, sender), receiver)
-            return jax.random.bernoulli(own, 1 - jnp.asarray(rate, jnp.float32))
-
-        arrived = jax.vmap(arrives)(jnp.asarray(graph.senders), jnp.asarray(graph.receivers))
-        kept = jnp.where(arrived, graph.weights, jnp.zeros_like(graph.weights))
+        kept = jnp.where(arrivals(key, graph, rate), graph.weights, jnp.zeros_like(graph.weights))
         return memory, graph._replace(weights=kept), messages, listeners(graph)
 
     return Link(lambda messages: None, transmit)
@@ -130,6 +126,64 @@ def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
         return Backlog(kept, rest), again, kept, sent
 
     return Link(init, transmit)
+
+
+class Told(NamedTuple):
+    """What everybody has told so far, and how much of it receivers lack."""
+
+    sums: Mapping[str, Float[Array, "agents entries"]]  # entries in the order of packed bits, filled up to whole bytes
+    lacks: Int[Array, "agents agents"]  # how many of the second agent's messages the first one lacks
+
+
+WHOLE = 32  # messages of a bit an entry that cost what their sum costs in floats
+
+
+def added_up(rate: float | Float[Array, ""] = 0.0) -> Link:
+    """Receivers hold, of every other agent, the sum of all that it has told; what arrives is these sums. Ours.
+
+    It is for signs that add up, on links that fail and graphs that change. A message is lost with probability `rate`,
+    on its own on each directed link. An agent that hears another again asks for the messages that it lacks; where these
+    are 32 or more, for their sum in floats, which costs as much as 32 of them. All of that counts as sent, lost or not.
+    As the sums at all receivers that lack nothing are the same, they are held once. `Heard` has them as values.
+    """
+
+    def init(messages: Message) -> Told:
+        agents = jax.tree.leaves(messages)[0].shape[0]
+        nothing = {
+            name: jnp.zeros((agents, 8 * bits.shape[1]), messages.scales[name].dtype)
+            for name, bits in messages.masks.items()
+        }
+        return Told(nothing, jnp.zeros((agents, agents), jnp.int32))
+
+    @reproducible
+    def transmit(
+        key: Key[Array, ""], memory: Told, graph: Graph, messages: Message
+    ) -> tuple[Told, Graph, Message, Int[Array, "agents"]]:
+        agents = memory.lacks.shape[0]
+        senders, receivers, weights, _ = jax.tree.map(jnp.asarray, graph)
+        own = jax.vmap(own_signs, in_axes=(0, None, None))
+        sums = {name: old + own(messages, name, old.shape[1:]) for name, old in memory.sums.items()}
+        # Absent edges share their places with others: they must not overwrite these.
+        present, arrived = weights != 0, (weights != 0) & arrivals(key, graph, rate)
+        reached = jnp.zeros((agents, agents), bool).at[receivers, senders].max(arrived)
+        lacks = memory.lacks + 1
+        asked = jnp.where(present, jnp.minimum(lacks[receivers, senders], WHOLE), 0)
+        sent = jnp.zeros(agents, jnp.int32).at[senders].add(asked)
+        heard = jnp.where(arrived, weights, jnp.zeros_like(weights))
+        arriving = Message(values=sums, has=messages.has)
+        return Told(sums, jnp.where(reached, 0, lacks)), graph._replace(weights=heard), arriving, sent
+
+    return Link(init, transmit)
+
+
+def arrivals(key: Key[Array, ""], graph: Graph, rate: float | Float[Array, ""]) -> Bool[Array, "edges"]:
+    """Whether the one message of each edge arrives, if each is lost with probability `rate`, by who sends to whom."""
+
+    def arrives(sender: Array, receiver: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, sender), receiver)
+        return jax.random.bernoulli(own, 1 - jnp.asarray(rate, jnp.float32))
+
+    return jax.vmap(arrives)(jnp.asarray(graph.senders), jnp.asarray(graph.receivers))
 
 
 @reproducible

@@ -107,18 +107,19 @@ def init(
     links = link.init(everybody) if holds_anything(sent) else None
     nothing, graph = nothing_heard(link, links, graph, everybody, world)
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
-    heard = exchange(everybody, graph, numbers, nothing, chunk)
+    as_sent = {*nothing.masks} == {*sent.masks} and {*nothing.values} == {*sent.values}
+    heard = exchange(everybody, graph, numbers, nothing, chunk) if as_sent else nothing
     return State(started, heard, sent, links, Control(memory, first, first), jnp.int32(0))
 
 
 def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, world: World) -> tuple[Heard, Graph]:
     """What one agent has heard before anybody spoke, with the types that arrive behind the link; and the graph with
     weights of that type, for start messages, which pass through no link."""
-    one = jax.tree.map(lambda leaf: leaf[0], everybody)
     if not holds_anything(everybody):
-        return silence(one, 1, graph), graph
+        return silence(Message(), 1, graph), graph
     key = round_key(world, LINKS)
     _, behind, arriving, _ = jax.eval_shape(link.transmit, key, memory, jax.tree.map(jnp.asarray, graph), everybody)
+    one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), arriving)
     nothing = silence(unpacked(one, world), count_of(arriving), behind)
     return nothing, graph._replace(weights=jnp.asarray(graph.weights).astype(behind.weights.dtype))
 

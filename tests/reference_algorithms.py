@@ -150,8 +150,11 @@ def gossip_start(z):
     return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0}
 
 
-def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks):
-    """Everybody after a round, the signs and steps that were sent, and the losses."""
+def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks, arrived=None):
+    """Everybody after a round, the signs and steps that were sent, and the losses.
+
+    With `arrived`, the links over which something came, agents hold every ẑ_j, and hear those that they have reached.
+    """
     zs, losses = independent_round(weights, [own["z"] for own in agents], settings, batches, gradient_fn)
     sent, after = [], []
     for z, own, s, own_batches in zip(zs, agents, settings, batches, strict=True):
@@ -164,14 +167,21 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
         )
     if not speaks:
         return after, sent, losses
+    publics = [
+        {layer: known + told[layer][1] * told[layer][0] for layer, known in own["public"].items()}
+        for own, told in zip(after, sent, strict=True)
+    ]
     moved = []
     for i, own in enumerate(after):
-        total, new = sum(links[i]), {"stepped": 0.0, "z": {}, "public": {}, "neighbours": {}}
+        weights_of = links[i] if arrived is None else arrived[i]
+        total, new = sum(weights_of), {"stepped": 0.0, "z": {}, "public": publics[i], "neighbours": {}}
         for layer, z in own["z"].items():
-            sign, step = sent[i][layer]
-            new["public"][layer] = own["public"][layer] + step * sign
-            told = sum((link * sent[j][layer][1] * sent[j][layer][0] for j, link in enumerate(links[i])), 0 * z)
-            new["neighbours"][layer] = own["neighbours"][layer] + (told / total if total else 0)
+            if arrived is None:
+                told = sum((link * sent[j][layer][1] * sent[j][layer][0] for j, link in enumerate(links[i])), 0 * z)
+                new["neighbours"][layer] = own["neighbours"][layer] + (told / total if total else 0)
+            else:
+                held = sum((link * publics[j][layer] for j, link in enumerate(weights_of)), 0 * z)
+                new["neighbours"][layer] = held / total if total else 0 * z
             gap = new["neighbours"][layer] - new["public"][layer]
             new["z"][layer] = pull(z, settings[i]["mixing_step"] * gap) if total else z
         moved.append(new)

@@ -19,7 +19,7 @@ from flax import linen as nn
 from test_sweep import StopAfter
 from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
-from dslth_jax import masks, population
+from dslth_jax import links, masks, population
 from dslth_jax.algorithm import Algorithm, mean_with_own, with_personal_layers
 from dslth_jax.algorithms import descent, dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, score_gossip
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
@@ -158,7 +158,7 @@ class Programs(NamedTuple):
 
 
 @functools.cache  # compiled once for all tests
-def built(name: str, *, chunk=1, optimizer=None, switches=(), personal=(), **settings) -> Programs:
+def built(name: str, *, chunk=1, optimizer=None, switches=(), personal=(), link=None, **settings) -> Programs:
     algorithm, traces = with_personal_layers(ALL[name].make(optimizer=optimizer, **dict(switches)), personal), []
 
     def world(round, seed):
@@ -171,12 +171,12 @@ def built(name: str, *, chunk=1, optimizer=None, switches=(), personal=(), **set
     @functools.partial(jax.jit, compiler_options=HASTY)
     def start(hyper, graph, names, seed=0):
         with called(names):
-            return population.init(algorithm, world(0, seed), hyper, graph, agents=AGENTS, chunk=chunk)
+            return population.init(algorithm, world(0, seed), hyper, graph, agents=AGENTS, chunk=chunk, link=link)
 
     def step(state, hyper, shares, graph, names, seed=0, every=1):
         traces.append(1)
         with called(names):
-            fixed = {"batch_size": BATCH, "chunk": chunk, **settings}
+            fixed = {"batch_size": BATCH, "chunk": chunk, "link": link, **settings}
             now = world(state.round, seed)
             return population.round(algorithm, now, hyper, state, shares, graph, exchange_every=every, **fixed)
 
@@ -400,13 +400,13 @@ derivative = derivative_of(NETWORK, BATCH)
 class Case:
     """The compiled rounds of an algorithm in float64, and all that an oracle asks for."""
 
-    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, personal=(), **switches):
+    def __init__(self, name, *, weighted=False, optimizer=None, local_steps=2, personal=(), link=None, **switches):
         self.name, self.local_steps, self.shares, self.hyper = name, local_steps, shares_of(), hyper_of(name)
         graph = graph_of(SYMMETRIC)
         self.graph = metropolis(Topology(graph)).graph if weighted else graph
         self.links = (reference.metropolis(SYMMETRIC) if weighted else SYMMETRIC.astype(float)).tolist()
         self.own = oracles.mix(self.links, uniform=not weighted)
-        fixed = {"local_steps": local_steps, "optimizer": optimizer, "personal": personal}
+        fixed = {"local_steps": local_steps, "optimizer": optimizer, "personal": personal, "link": link}
         programs = built(name, **fixed, switches=tuple(switches.items()))
         self.start = lambda: programs.start(self.hyper, self.graph, NAMES)
         self.step = lambda state, **more: programs.step(state, self.hyper, self.shares, self.graph, NAMES, **more)
@@ -598,6 +598,26 @@ def test_score_gossip_is_its_formulas(modulation, weighted, x64):
         for layer in layers if heard else ():
             total = sum(case.links[i][j] * replayed[j][layer] for j in heard)
             np.testing.assert_allclose(own[layer], total / sum(case.links[i]), rtol=0, atol=1e-12)
+
+
+def test_score_gossip_of_who_holds_every_neighbour_is_its_formula_whatever_is_lost(x64):
+    """Means are over the public scores of those who were reached, of all that they have ever told."""
+    case = Case("score-gossip", weighted=True, link=links.added_up(0.5), modulation="adaptive")
+    state, gradient_fn = case.start(), case.of_masks()
+    agents = [oracles.gossip_start(z) for z in case.all_of(state.agents.scores)]
+    lost = 0
+    for round, speaks in enumerate((False, True, False, True, True, True)):
+        key = population.round_key(case.at(round), population.LINKS)
+        came, arrived = np.asarray(links.arrivals(key, case.graph, 0.5)), np.zeros((AGENTS, AGENTS))
+        weights = np.asarray(case.graph.weights) * came
+        arrived[np.asarray(case.graph.receivers), np.asarray(case.graph.senders)] = weights
+        lost += speaks * int((~came).sum())
+        arguments = (case.batches(round), case.links, gradient_fn, True, speaks, arrived.tolist())
+        agents, _, _ = oracles.gossip_round(case.weights, agents, case.settings, *arguments)
+        state, _ = case.step(state, every=1 if round >= 4 else 2)
+        for name, field in (("z", "scores"), ("public", "public")):
+            assert_close(case.all_of(getattr(state.agents, field)), [own[name] for own in agents])
+    assert lost > 3
 
 
 def test_fedpm_is_its_formulas(x64):
@@ -955,6 +975,21 @@ def test_personal_layers_are_those_that_are_trained_first(name, monkeypatch):
     assert asked == [None, ("second",), ("first",)]
 
 
+def test_a_run_whose_agents_hold_every_neighbour_goes_on_bit_for_bit(tiny, tmp_path):
+    """On a graph that changes and loses messages, which is refused otherwise; what is caught up is counted."""
+    own = ["--algorithm", "score-gossip", "--topology", "changing-regular:2", "--link-drop", "0.5"]
+    assert run(*own, "--out", str(tmp_path / "refused")) == 2
+    own += ["--keep-neighbours", "--preset", "tuned"]
+    assert run(*own, "--out", str(tmp_path / "whole")) == 0
+    assert run(*own, "--out", str(tmp_path / "cut"), stop=StopAfter(3)) == 143
+    assert run(*own, "--out", str(tmp_path / "cut"), "--resume") == 0
+    assert_same_numbers(tmp_path / "whole", tmp_path / "cut")
+    shared, scale = TINY_ENTRIES - 3 * 3 * 4 * 10, 32
+    messages, rest = divmod(rows_of(tmp_path / "whole")[-1]["bitmap_bits"], shared + scale)
+    assert rest == 0
+    assert messages > 4 * 4 * 2 * 0.9
+
+
 def test_a_head_needs_a_step_and_so_does_all_else():
     layers = {"base": jnp.zeros(1), "head": jnp.zeros(1)}
     for steps, turns in ((2, [True, False]), (5, [True, True, True, False, False])):
@@ -996,7 +1031,7 @@ def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, cut, tiny, tmp_p
     rows = rows_of(whole)
     with (whole / "agents.csv").open() as file:
         agents = list(csv.DictReader(file))
-    links, everything = 8, TINY_ENTRIES + TINY_BIASES
+    directed, everything = 8, TINY_ENTRIES + TINY_BIASES
     if algorithm == "dsgd":
         bits = 32 * everything
         assert {row["flip_rate"] for row in rows} == {row["density"] for row in rows} == {None}
@@ -1008,7 +1043,7 @@ def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, cut, tiny, tmp_p
         assert rows[-1]["density"] == pytest.approx(kept / everything)
         assert rows[-1]["flip_rate"] > 0
     assert (whole / "masks.npz").is_file() == (algorithm == "dis-pfl")
-    assert [row["float32_bits"] for row in rows] == [round * links * bits for round in (0, 2, 4)]
+    assert [row["float32_bits"] for row in rows] == [round * directed * bits for round in (0, 2, 4)]
     assert {row["kept_bits"] for row in rows} == {row["bitmap_bits"] for row in rows} == {None}
     assert report.main([str(whole), "--out", str(tmp_path / "report.html")]) == 0
 

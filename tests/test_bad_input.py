@@ -249,6 +249,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("changing-regular:0", "--topology changing-regular:0: degree must lie in 1..3, below the 4 agents, got 0", ""),
         ("changing-regular:2", "and --topology changing-regular:2 changes neighbours: name a graph that stays",
          "--algorithm fedmrn"),
+        ("changing-regular:2", "changes neighbours: name a graph that stays, or say --keep-neighbours",
+         "--algorithm score-gossip"),
         ("{oblong.txt}", "must be square, got 2 rows of [3] columns", ""),
         ("{ragged.txt}", "must be square, got 3 rows of [2, 3] columns", ""),
         ("{twos.txt}", "must hold 0 and 1 alone, separated by blanks, got '2' in line 1", ""),
@@ -267,6 +269,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("1.5", "--link-drop must be in [0, 1], got 1.5", ""),
         ("nan", "--link-drop must be in [0, 1], got nan", ""),
         ("0.1", "fedmrn adds up all that a neighbour has ever sent, at once, and --link-drop 0.1 loses some of it",
+         "--algorithm fedmrn"),
+    ],
+    "keep_neighbours": [
+        (None, "--keep-neighbours means nothing to --algorithm fedmrn, only to score-gossip: leave it out",
          "--algorithm fedmrn"),
     ],
     "mixing": [
@@ -682,6 +688,7 @@ POOLS: dict[str, tuple[str, str]] = {
     ),
     "directed": ("", "True 0"),
     "link_drop": ("0 0.2 1", "-0.1 2 nan"),
+    "keep_neighbours": ("", "True"),
     "mixing": ("uniform metropolis", "metro"),
     "retention": (
         "0.3 1 0.05 0.1:0.9 0.9:0.1 0.3@cosine:0.5 0.3@warm-up:5 0.1:0.4@step:10",

@@ -1,5 +1,7 @@
 """How neighbours pull at scores: what moves, what stays, and where two agents without gradients come to rest."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,6 +149,41 @@ def test_what_links_lose_is_sent_again_until_it_arrives(x64):
     # Of three links that lose two messages of five, each takes 5/3 of what it would take.
     assert 1.4 < sent.sum() / each.sum() < 1.9
     assert int(weight.sum()) == int(each.sum()) - int(memory.owed.sum())  # all that is not owed has arrived once
+
+
+def test_who_holds_every_neighbour_catches_up_on_graphs_that_change(x64):
+    """By a loop: each asks for what it lacks of those it hears, at most for their sum in floats, and gets the sums."""
+    agents, exchanges, rate = 4, 60, 0.4
+    rng, link, key_of_round = (
+        np.random.default_rng(1),
+        links.added_up(rate),
+        functools.partial(jax.random.fold_in, key_of(0)),
+    )
+    bits = rng.integers(0, 256, (exchanges, agents, 3)).astype(np.uint8)
+    scales = rng.random((exchanges, agents))
+    memory = link.init(Message({"layer": jnp.asarray(bits[0])}, scales={"layer": jnp.asarray(scales[0])}))
+    told, lacks, most = np.zeros((agents, 24)), np.zeros((agents, agents), int), 0
+    transmit = jax.jit(link.transmit)
+    for number in range(exchanges):
+        present = rng.random((agents, agents)) < 0.1
+        graph = graph_of(np.ones((agents, agents), bool) & ~np.eye(agents, dtype=bool))
+        graph = graph._replace(weights=present[graph.receivers, graph.senders].astype(np.uint8))
+        message = Message({"layer": jnp.asarray(bits[number])}, scales={"layer": jnp.asarray(scales[number])})
+        came = np.asarray(links.arrivals(key_of_round(number), graph, rate))
+        memory, behind, arriving, sent = transmit(key_of_round(number), memory, graph, message)
+        up = np.stack([np.asarray(masks.unpack(jnp.asarray(own), (24,))) for own in bits[number]])
+        told += (2.0 * up - 1) * scales[number][:, None]
+        lacks += 1
+        asked = np.zeros(agents, int)
+        for sender, receiver, arrives in zip(graph.senders, graph.receivers, came, strict=True):
+            if present[receiver, sender]:
+                asked[sender] += min(lacks[receiver, sender], 32)
+                most = max(most, lacks[receiver, sender])
+                lacks[receiver, sender] *= not arrives
+        np.testing.assert_allclose(arriving.values["layer"], told, rtol=1e-12)
+        assert sent.tolist() == asked.tolist()
+        assert np.array_equal(behind.weights, graph.weights * came)
+    assert most > 32
 
 
 def test_what_is_lost_too_often_is_said_before_a_run():

@@ -116,10 +116,15 @@ def score_gossip(
             return known + sum_of_signs(heard, name) / jnp.where(weight > 0, weight, 1)
 
         def mixing(name: str, public: Array, neighbours: Array) -> Array:
-            if name not in heard.masks:
+            if name in heard.masks:
+                weight = agent.weight[name]
+            elif name in heard.values:
+                weight = heard.weight[name].astype(public.dtype)
+                told = heard.values[name][: public.size].reshape(public.shape)
+                neighbours = neighbours + told / jnp.where(weight > 0, weight, 1)
+            else:
                 return jnp.zeros_like(public)
-            mixed = heard.spoke & (agent.weight[name] > 0)
-            return jnp.where(mixed, hyper.mixing_step * (neighbours - public), 0)
+            return jnp.where(heard.spoke & (weight > 0), hyper.mixing_step * (neighbours - public), 0)
 
         public = with_names(told, agent.public)
         neighbours = with_names(told_by_all, agent.neighbours)

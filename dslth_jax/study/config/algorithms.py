@@ -82,7 +82,7 @@ ALGORITHMS: dict[str, Row] = {
     "score-gossip": Row(
         score_gossip.score_gossip, score_gossip.Hyper, does="scores mixed with neighbours', told by signs",
         sends="a sign an entry", bits="changes", by_scores=True, switches=("modulation", "group_lasso_form"),
-        further=(*_filters, *_coded),
+        further=(*_filters, *_coded, "keep_neighbours"),
     ),
     "independent": Row(
         independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,

@@ -148,11 +148,15 @@ def check_links(settings: Settings) -> None:
     """Raise a ValueError if what happens on links does not go with what the algorithm sends over them."""
     row = ALGORITHMS[settings.algorithm]
     adds = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
-    if row.bits.startswith("changes") and settings.topology.startswith("changing-"):
-        raise ValueError(f"{adds}, and --topology {settings.topology} changes neighbours: name a graph that stays")
+    redrawn = settings.topology.startswith("changing-")
+    if row.bits.startswith("changes") and redrawn and not settings.keep_neighbours:
+        also = ", or say --keep-neighbours" if "keep_neighbours" in row.flags else ""
+        raise ValueError(
+            f"{adds}, and --topology {settings.topology} changes neighbours: name a graph that stays{also}"
+        )
     if row.bits == "changes of a round" and settings.link_drop:
         raise ValueError(f"{adds}, at once, and --link-drop {settings.link_drop:g} loses some of it: leave it out")
-    if settings.mixing == "overlap" and settings.topology.startswith("changing-"):
+    if settings.mixing == "overlap" and redrawn:
         raise ValueError(f"--mixing overlap needs a graph that stays, got --topology {settings.topology}: name another")
     if settings.mixing == "similarity" and row.bits != "masks":
         got = f"and --algorithm {settings.algorithm} sends {row.sends}"

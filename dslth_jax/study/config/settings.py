@@ -68,6 +68,9 @@ class Population:
     round (similarity), or how much of the two agents' label shares is common, which no agent could know (overlap)."""
     link_drop: float = setting(0.0, bounds="[0, 1]", traced=True)
     """Probability that a message is lost: each directed link fails on its own in each round, and the receiver knows."""
+    keep_neighbours: bool = False
+    """Hold what every other agent has told so far, in place of its mean: then messages that add up go with any loss and
+    with graphs that change, as what an agent lacks of another is sent when they meet again."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
     (0.1,0.3,...) or low:high."""

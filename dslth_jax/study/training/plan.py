@@ -16,7 +16,7 @@ from dslth_jax.algorithm import Algorithm
 from dslth_jax.augment import Augment
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.graphs import Adjacency, Topology
-from dslth_jax.links import Link
+from dslth_jax.links import Link, added_up
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     batch_size: int  # samples a minibatch
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
-    failing: Callable[..., Link]  # what becomes of those, by that number
+    failing: Callable[..., Link]  # what becomes of messages, by that number
     links: tuple[Link, ...]  # what happens to messages before
     augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
@@ -62,6 +62,11 @@ class Prepared(NamedTuple):
     def agents(self) -> int:
         """How many there are."""
         return len(self.train.sizes)
+
+    @property
+    def fails(self) -> bool:
+        """Whether anything becomes of messages."""
+        return self.link_drop > 0 or self.failing is added_up
 
     def held(self, shares: Shares) -> np.ndarray:
         """How many samples of each class every agent holds of `train`, `tests` or `validation`: (agents, classes)."""
@@ -99,7 +104,7 @@ def plan(members: Sequence[Prepared]) -> Plan:
 def room_of(one: Prepared) -> tuple[bool, int]:
     """What members of a study differ in, of all that takes memory: whether links lose something, and the size of all
     lists of samples."""
-    return one.link_drop > 0, sum(shares.indices.size for shares in (one.train, one.tests, one.validation) if shares)
+    return one.fails, sum(shares.indices.size for shares in (one.train, one.tests, one.validation) if shares)
 
 
 def what_fits(

@@ -14,7 +14,7 @@ from dslth_jax.evaluation import BATCH
 from dslth_jax.graph_report import report
 from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, weighted
 from dslth_jax.keys import key_of, reproducible
-from dslth_jax.links import by_similarity, chain, dropped, loses_for_good, resent
+from dslth_jax.links import added_up, by_similarity, chain, dropped, loses_for_good, resent
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting, network_by_name
 from dslth_jax.pool import pool_of
@@ -79,11 +79,13 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
     of_one, given = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
     sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
-    failing = resent if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
+    again = added_up if settings.keep_neighbours else resent
+    failing = again if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
     links = (by_similarity(),) if settings.mixing == "similarity" else ()
     if failing is resent and settings.link_drop:
         expect_all_arrives(settings, network, topology)
-    link = chain(*links, *([failing(settings.link_drop)] if settings.link_drop else []))
+    fails = settings.link_drop or settings.keep_neighbours
+    link = chain(*links, *([failing(settings.link_drop)] if fails else []))
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
         settings,
@@ -123,7 +125,8 @@ def expect_all_arrives(settings: Settings, network: Network, topology: Topology)
     if loses_for_good(resent(settings.link_drop), topology.graph, jax.vmap(key)(rounds)):
         raise ValueError(
             f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent, and with --link-drop "
-            f"{settings.link_drop:g} some message is lost 16 times in a row, and then for good: take a smaller one"
+            f"{settings.link_drop:g} some message is lost 16 times in a row, and then for good: take a smaller one, or "
+            "say --keep-neighbours"
         )
 
 

@@ -60,7 +60,7 @@ def compile_programs(plan: Plan) -> Programs:
     first, mesh = plan.members[0], plan.mesh
     network, algorithm, rounds, every = first.network, first.algorithm, first.course.rounds, first.course.exchange_every
     keep_programs(first.settings.compilation_cache)
-    lossy = any(member.link_drop for member in plan.members)
+    failing = any(member.fails for member in plan.members)
     driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
     steps = driven | {"batch_size": first.batch_size, "local_steps": first.local_steps, "exchange_every": every}
     steps |= {"augment": first.augment}
@@ -69,7 +69,7 @@ def compile_programs(plan: Plan) -> Programs:
 
     def scene(own: Own, round: Any) -> tuple[World, Graph, Link]:
         world = population.world_of(network, key_of(own.seed), round, rounds, own.drawn)
-        link = chain(*first.links, *([first.failing(jnp.asarray(own.link_drop))] if lossy else []))
+        link = chain(*first.links, *([first.failing(jnp.asarray(own.link_drop))] if failing else []))
         return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
     def draw(seeds: jax.Array) -> Any:

@@ -24,6 +24,7 @@ class World(NamedTuple):
     key: Key[Array, ""]  # common to all agents
     round: Int[Array, ""]
     rounds: Int[Array, ""]  # how many the run is to have
+    exchanging: Bool[Array, ""] | bool = True  # whether rounds of exchange have begun, this one included
 
 
 class Batch(NamedTuple):

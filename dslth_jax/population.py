@@ -136,6 +136,7 @@ def round(
     batch_size: int,
     local_steps: int = 1,
     exchange_every: int | Int[Array, ""] = 1,
+    exchange_from: int | Int[Array, ""] = 1,
     link: Link | None = None,
     controller: Controller | None = None,
     augment: Augment | None = None,
@@ -153,8 +154,9 @@ def round(
         shares: training samples.
         graph: who hears whom in this round.
         batch_size: samples a minibatch, `local_steps` minibatches (and one more) a round: both static.
-        exchange_every: rounds from one exchange to the next; of each so many rounds the last one exchanges. In a silent
-            round nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
+        exchange_every: rounds from one exchange to the next; of each so many rounds the last one exchanges.
+        exchange_from: the first round that may exchange, counted from 1; those before are silent. In a silent round
+            nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
         link: what happens to messages on their way; None is `links.perfect()`.
         controller: what sets the settings of each round; None is `control.constant()`.
         augment: what is made of each minibatch's images before anybody learns from them, such as `augment.crop`; None
@@ -168,6 +170,7 @@ def round(
     message what `sizes_of` says; `listeners`, over how many links it was sent this round.
     """
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
+    world = world._replace(exchanging=state.round + 1 >= exchange_from)
     now, shares = state.control.next, jax.tree.map(jnp.asarray, shares)
 
     # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
@@ -208,8 +211,8 @@ def round(
         nothing = jax.tree.map(jnp.zeros_like, state.heard)._replace(own=state.heard.own)
         return nothing, state.heard, state.sent, state.links, jnp.zeros(numbers.size, jnp.int32)
 
-    always = isinstance(exchange_every, int) and exchange_every == 1
-    due = (state.round + 1) % exchange_every == 0
+    always = all(isinstance(setting, int) and setting == 1 for setting in (exchange_every, exchange_from))
+    due = world.exchanging & ((state.round + 1) % exchange_every == 0)
     if not holds_anything(message):
         heard_now, heard, sent, memory, links = stay_silent()
     else:

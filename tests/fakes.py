@@ -104,7 +104,7 @@ class FakePrograms:
             scores = {layer: before[layer] + self.steps * (noise[layer] / np.float32(round)) for layer in before}
             loss = np.float32(sum(np.square(own).mean(axis=-1) for own in scores.values()))
         masks, earlier = self.masks(scores), self.masks(before)
-        silent = round % self.settings.exchange_every != 0
+        silent = round % self.settings.exchange_every != 0 or round < self.settings.exchange_from
         info = {
             "loss": loss,
             "kept": {layer: mask.sum(axis=-1) for layer, mask in masks.items()},

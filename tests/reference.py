@@ -96,6 +96,7 @@ class Switches:
     momentum: float = 0.9
     second_momentum: float = 0.99
     exchange_every: int = 1
+    exchange_from: int = 1
     fusion: str = "tensor"
     mask_sent: str = "fused"
     personal: tuple = ()  # layers that nobody sends
@@ -219,7 +220,7 @@ class Population:
 
     def round(self, batches, settings, mixing):
         """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
-        steps, losses, messages = [], [], []
+        steps, losses, messages, begun = [], [], [], self.rounds + 1 >= self.switches.exchange_from
         paper_order = self.switches.order == "paper"
         for agent, s in enumerate(settings):
             step, loss = self.local_steps(agent, s, batches[agent][:-1])
@@ -227,10 +228,10 @@ class Population:
                 self.fine_tune(agent, s, step, self.heard[agent], batches[agent][-1])
             steps.append(step)
             losses.append(loss)
-            self.stepped[agent] += s["lr"] * len(batches[agent][:-1])
+            self.stepped[agent] += begun * s["lr"] * len(batches[agent][:-1])
             messages.append(self.masks(agent, s, self.heard[agent], own=self.switches.mask_sent == "own"))
         self.rounds += 1
-        if self.rounds % self.switches.exchange_every == 0:
+        if begun and self.rounds % self.switches.exchange_every == 0:
             self.sent = messages
             self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
             self.hears_anybody = [any(row) for row in mixing]

@@ -402,6 +402,11 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "batch_size": [("0", "--batch-size must be in 1..2147483647, got 0", "")],
     "local_steps": [("-3", "--local-steps must be in 1..2147483647, got -3", "")],
     "exchange_every": [("1.5", "--exchange-every must be a whole number, got '1.5'", "")],
+    "exchange_from": [
+        ("9", "--exchange-from must be at most --rounds, got 9 and 8: nothing would ever be sent", "--rounds 8"),
+        ("7", "--exchange-every 5 leaves no round to exchange from --exchange-from 7 to --rounds 8: take a smaller one",
+         "--rounds 8 --exchange-every 5"),
+    ],
     "key_every": [("-1", "--key-every must be in 0..2147483647, got -1", "")],
     "code_every": [("0", "--code-every must be in 1..2147483647, got 0", "")],
     "rounds": [
@@ -736,6 +741,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "batch_size": ("1 128 2147483647", "0 -1"),
     "local_steps": ("1 3", "0"),
     "exchange_every": ("1 5", "0"),
+    "exchange_from": ("1 2", "0"),
     "key_every": ("0 1 50", "-1 0.5"),
     "code_every": ("1 50 None", "0"),
     "rounds": ("1 400 2147483647", "0 -0 2147483648"),

@@ -134,9 +134,13 @@ def test_the_busiest_agent_has_the_most_listeners(tmp_path, monkeypatch):
 
 
 def test_which_rounds_are_encoded():
-    course = Course(rounds=22, eval_every=10, exchange_every=3, key_every=4)
+    course = Course(rounds=22, eval_every=10, exchange_every=3, exchange_from=1, key_every=4)
     assert [number for number in range(1, 23) if course.is_encoded(number)] == [3, 6, 9, 12, 15, 18, 21]
     assert [number for number in range(3, 23, 3) if course.is_key_frame(number)] == [3, 15]
+    late = course._replace(rounds=40, exchange_from=8)
+    assert [number for number in range(1, 41) if late.has_exchange(number)] == [*range(9, 41, 3)]
+    assert [number for number in range(9, 41, 3) if late.is_key_frame(number)] == [9, 21, 33]
+    assert [late.exchanges(number) for number in (8, 9, 11, 12, 40)] == [0, 1, 1, 2, 11]
 
 
 def test_bits_go_through_a_checkpoint_as_they_are():

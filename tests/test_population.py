@@ -194,7 +194,8 @@ def assert_rounds_equal(
     )
     algorithm = with_personal_layers(algorithm, switches.personal)
     plain = switches.fusion == "tensor" and switches.mask_sent == "fused" and not switches.personal
-    settings = {"local_steps": local_steps, "exchange_every": switches.exchange_every, **ways}
+    settings = {"local_steps": local_steps, **ways}
+    settings |= {name: getattr(switches, name) for name in ("exchange_every", "exchange_from")}
     start, step = programs(algorithm, s, starts=made(switches.optimizer) if plain else None, **settings)
     # In float64, where the test asks for it.
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
@@ -270,7 +271,13 @@ CASES = {
         "exchange_every": 2,
         "local_steps": 2,
     },
-    "force on revived scores": {"fusion": "force", "group_lasso": 0.15, "revive": True, "personal": ("linear",)},
+    "force on revived scores, from the third round on": {
+        "fusion": "force",
+        "group_lasso": 0.15,
+        "revive": True,
+        "personal": ("linear",),
+        "exchange_from": 3,
+    },
 }
 
 

@@ -24,7 +24,8 @@ something else. The other fusion, "force", is ours. It moves z itself, and takes
                   f = (m̄ - mean m̄) - (m - mean m)
 
 with s = -1 for z < 0 and else 1, κ the strength, and η the sum of the steps since the last round of exchange, those of
-all local steps and silent rounds, also where the agent heard nobody in it: see `consensus`.
+all local steps and silent rounds, also where the agent heard nobody in it; those before exchanges begin do not count.
+See `consensus`.
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
@@ -167,7 +168,7 @@ def mce_pl(
         if group_lasso_form == "proximal":
             strength = hyper.lr * hyper.group_lasso
             scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
-        taken = batches.steps.labels.shape[0] * hyper.lr
+        taken = jnp.where(world.exchanging, batches.steps.labels.shape[0] * hyper.lr, 0)
         return Agent(scores, state, None if agent.stepped is None else agent.stepped + taken), step, loss
 
     def fine_tuned(

@@ -139,9 +139,15 @@ def check_together(settings: Settings) -> None:
         raise ValueError(f"{flag(name)} means nothing to --algorithm {settings.algorithm}, {only}: leave it out")
     if settings.dataset == "digits" and "data_dir" in given:
         raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
-    if settings.exchange_every > settings.rounds:
-        got = f"got {settings.exchange_every} and {settings.rounds}"
-        raise ValueError(f"--exchange-every must be at most --rounds, {got}: nothing would ever be sent")
+    for name in ("exchange_every", "exchange_from"):
+        if vars(settings)[name] > settings.rounds:
+            got = f"got {vars(settings)[name]} and {settings.rounds}"
+            raise ValueError(f"{flag(name)} must be at most --rounds, {got}: nothing would ever be sent")
+    if -(-settings.exchange_from // settings.exchange_every) * settings.exchange_every > settings.rounds:
+        raise ValueError(
+            f"--exchange-every {settings.exchange_every} leaves no round to exchange from --exchange-from "
+            f"{settings.exchange_from} to --rounds {settings.rounds}: take a smaller one"
+        )
 
 
 def check_links(settings: Settings) -> None:

@@ -163,6 +163,8 @@ class Method:
     """Local steps a round, each on a minibatch of its own."""
     exchange_every: int = setting(1, bounds=COUNT, unit="rounds")
     """Rounds from one exchange to the next."""
+    exchange_from: int = setting(1, bounds=COUNT, unit="rounds")
+    """First round that may exchange: before it masks change much, and are dear to send."""
     key_every: int = setting(0, bounds=FROM_ZERO, unit="exchanges")
     """Exchanges from one key frame to the next where coded messages are counted; 0 is a single one at the start."""
     code_every: int | None = setting(None, bounds=COUNT, unit="exchanges")

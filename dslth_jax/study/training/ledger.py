@@ -22,6 +22,7 @@ class Course(NamedTuple):
     rounds: int
     eval_every: int
     exchange_every: int
+    exchange_from: int
     key_every: int
     code_every: int | None = None
     checkpoint_every: int | None = None
@@ -36,17 +37,21 @@ class Course(NamedTuple):
 
     def has_exchange(self, round: int) -> bool:
         """Whether messages are sent in a round."""
-        return round % self.exchange_every == 0
+        return round % self.exchange_every == 0 and round >= self.exchange_from
+
+    def exchanges(self, rounds: int) -> int:
+        """How many exchanges there are in the first so many rounds."""
+        return max(rounds // self.exchange_every - (self.exchange_from - 1) // self.exchange_every, 0)
 
     def is_key_frame(self, round: int) -> bool:
         """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
-        number = round // self.exchange_every
+        number = self.exchanges(round)
         return number == 1 or (self.key_every > 0 and (number - 1) % self.key_every == 0)
 
     def is_encoded(self, round: int) -> bool:
         """Whether the messages of a round are really encoded: key frames, the last before every evaluation, those asked
         for, and the 2nd, 4th, 8th, 16th..., for flips grow fewer as if over the logarithm of time."""
-        number = round // self.exchange_every
+        number = self.exchanges(round)
         next_row = min(-(-round // self.eval_every) * self.eval_every, self.rounds)
         as_asked = self.code_every is not None and number % self.code_every == 0
         last = round + self.exchange_every > next_row

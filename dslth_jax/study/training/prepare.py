@@ -115,8 +115,8 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
 
 def expect_all_arrives(settings: Settings, network: Network, topology: Topology) -> None:
     """Raise a ValueError if some message would be lost for good, so often is it lost."""
-    every = settings.exchange_every
-    rounds = jnp.arange(every - 1, settings.rounds, every)
+    every, first = settings.exchange_every, settings.exchange_from
+    rounds = jnp.arange(-(-first // every) * every - 1, settings.rounds, every)
 
     def key(round: jax.Array) -> jax.Array:
         world = population.world_of(network, key_of(settings.seed), round, settings.rounds)

@@ -58,12 +58,12 @@ class Programs(NamedTuple):
 def compile_programs(plan: Plan) -> Programs:
     """Trace everything ahead of the first round and begin to compile it, in the order of need."""
     first, mesh = plan.members[0], plan.mesh
-    network, algorithm, rounds, every = first.network, first.algorithm, first.course.rounds, first.course.exchange_every
+    network, algorithm, rounds = first.network, first.algorithm, first.course.rounds
     keep_programs(first.settings.compilation_cache)
     failing = any(member.fails for member in plan.members)
     driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
-    steps = driven | {"batch_size": first.batch_size, "local_steps": first.local_steps, "exchange_every": every}
-    steps |= {"augment": first.augment}
+    steps = driven | {name: getattr(first, name) for name in ("batch_size", "local_steps", "augment")}
+    steps |= {name: getattr(first.course, name) for name in ("exchange_every", "exchange_from")}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)
 

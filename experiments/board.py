@@ -2,11 +2,16 @@
 
     python -m experiments.board runs/ONE runs/OTHER --log-dir logs && tensorboard --logdir logs
 
-Needs `pip install -e '.[tensorboard]'`. Every metric is a scalar by round, bits in megabytes; settings are hparams.
+Needs `pip install 'dslth-jax[tensorboard]'`. Every metric is a scalar by round, bits in megabytes; settings are
+hparams.
 """
 
+from functools import partial
+
 from dslth_jax.study.config import command
-from dslth_jax.study.results.board import main
+from dslth_jax.study.results.board import main as write
+
+main = partial(write, "experiments.board")
 
 if __name__ == "__main__":
     command.leave(main)

@@ -3,8 +3,12 @@
 python -m experiments.report runs/ONE runs/OTHER --out report.html
 """
 
+from functools import partial
+
 from dslth_jax.study.config import command
-from dslth_jax.study.results.report import main
+from dslth_jax.study.results.report import main as write
+
+main = partial(write, "experiments.report")
 
 if __name__ == "__main__":
     command.leave(main)

@@ -33,11 +33,10 @@ from dslth_jax.study.commands import sweep
 from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import report
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
 from dslth_jax.study.training import checkpoint, memory
 from dslth_jax.study.training.prepare import members_of
-from experiments import cifar
+from experiments import cifar, report
 
 AGENTS, BATCH, ROUNDS = 5, 6, 10
 SIZES = [9, 6, 3, 1, 12]  # some draw, one uses all, some have fewer than a batch

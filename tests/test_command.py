@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+import dslth_jax
+from dslth_jax import __main__ as by_name
 from dslth_jax.study.config.command import conduct
 from dslth_jax.study.config.console import Stream, console
 from dslth_jax.study.config.machine import check_machine
@@ -188,3 +190,38 @@ def test_streams_and_signals_of_a_process(tmp_path):
     assert "bad input" not in came.stdout
     assert "? words\n" in came.stdout
     assert "Traceback" not in came.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "absent", "said"),
+    [
+        (["rnu"], [], "dslth: there is no command 'rnu'; did you mean run?\n"),
+        (["train"], [], "dslth: there is no command 'train': one of run, sweep, report, board\n"),
+        (["run", "--agents", "4"], ["rich", "pandas"],
+         "dslth run: rich, pandas must be installed first: pip install 'dslth-jax[experiments]'\n"),
+    ],
+    ids=["misspelled", "unknown", "the extra is not installed"],
+)  # fmt: skip
+def test_a_command_that_cannot_be_run_is_one_line(words, absent, said, monkeypatch, capsys):
+    monkeypatch.setattr(by_name, "missing", lambda: absent)
+    assert by_name.main(words) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_what_there_is_can_be_seen_without_the_extra(monkeypatch, capsys):
+    monkeypatch.setattr(by_name, "find_spec", lambda name: None)
+    assert by_name.missing() == list(by_name.NEEDED)
+    assert [by_name.main(words) for words in (["--version"], ["--help"], [])] == [0, 0, 0]
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{dslth_jax.__version__}\n")
+    assert all(f"    {name} " in shown for name in by_name.COMMANDS)
+
+
+def test_a_command_by_name_ends_the_process_with_its_code(tmp_path):
+    """In any folder, and under its own name."""
+    words = [sys.executable, "-m", "dslth_jax", "run", "--agents", "0"]
+    path = os.pathsep.join([str(Path(dslth_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("dslth run: --agents must be in 1..1000000, got 0")
+    assert ended.stderr.count("\n") == 1

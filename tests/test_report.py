@@ -19,10 +19,12 @@ from markupsafe import Markup, escape
 
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, folders, plots, report, similarity
+from dslth_jax.study.results import folders, plots, report, similarity
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 from dslth_jax.study.training import agreement
+from experiments import board as board_command
+from experiments import report as report_command
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}
@@ -65,7 +67,7 @@ class Page(html.parser.HTMLParser):
 
 def shown(*folders: Path, out: Path) -> Page:
     """The page of some folders, after what is true of every page was looked at."""
-    assert report.main([*map(str, folders), "--out", str(out)]) == 0
+    assert report_command.main([*map(str, folders), "--out", str(out)]) == 0
     page = Page(out.read_text())
     assert len(page.ids) == len(set(page.ids))
     for name, value in page.attributes:
@@ -434,7 +436,7 @@ def test_a_damaged_folder_is_one_sentence_and_leaves_nothing(kind, copy, tmp_pat
     named, out = damage(copy("run"), kind), tmp_path / "pages"
     out.mkdir()
     (out / "page.html").write_text("an older page")
-    assert report.main([str(named), "--out", str(out / "page.html")]) == 2
+    assert report_command.main([str(named), "--out", str(out / "page.html")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("experiments.report: ")
@@ -444,7 +446,7 @@ def test_a_damaged_folder_is_one_sentence_and_leaves_nothing(kind, copy, tmp_pat
 
 def test_help_says_what_stands_without_a_flag(capsys):
     with pytest.raises(SystemExit):
-        board.main(["--help"])
+        board_command.main(["--help"])
     said = capsys.readouterr().out
     assert "--folders" not in said
     assert "Run folders. (must be said)" in " ".join(said.split())
@@ -460,11 +462,11 @@ def test_other_mistakes_are_one_sentence(folder, tmp_path, capsys):
         [str(folder), "--out", str(tmp_path / "no" / "page.html")],
         [str(folder), str(sweep), "--out", str(tmp_path / "page.html")],
     ):
-        assert report.main(arguments) == 2
+        assert report_command.main(arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
     results = (sweep / "results.csv").read_text()
     (sweep / "results.csv").write_text(results.replace("1,2,", "7,2,", 1))
-    assert report.main([str(sweep), "--out", str(tmp_path / "page.html")]) == 2
+    assert report_command.main([str(sweep), "--out", str(tmp_path / "page.html")]) == 2
     assert "must be one of 1, 2, got '7'" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.html"))
 
@@ -516,7 +518,7 @@ def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
     from tensorboardX.proto.event_pb2 import Event
 
     arguments = [str(folder), "--log-dir", str(tmp_path / "logs")]
-    assert board.main(arguments) == 0
+    assert board_command.main(arguments) == 0
     (path,) = (tmp_path / "logs" / "tiny").iterdir()
     content, found, tags = path.read_bytes(), {}, set()
     while content:
@@ -535,18 +537,18 @@ def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
     assert ("loss", 0) not in found
     assert "_hparams_/session_start_info" in tags
     # A second time the points would be there twice.
-    assert board.main(arguments) == 2
+    assert board_command.main(arguments) == 2
     assert "name another" in capsys.readouterr().err
 
 
 def test_event_files_need_their_package_and_run_folders(folder, tmp_path, capsys, monkeypatch):
     sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
-    assert board.main([str(sweep), "--log-dir", str(tmp_path / "logs")]) == 2
+    assert board_command.main([str(sweep), "--log-dir", str(tmp_path / "logs")]) == 2
     assert "name run folders" in capsys.readouterr().err
-    assert board.main([str(folder)]) == 2
+    assert board_command.main([str(folder)]) == 2
     assert "--log-dir" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    assert board.main([str(folder), "--log-dir", str(tmp_path / "logs")]) == 2
+    assert board_command.main([str(folder), "--log-dir", str(tmp_path / "logs")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "pip install -e '.[tensorboard]'" in said
+    assert "pip install 'dslth-jax[tensorboard]'" in said

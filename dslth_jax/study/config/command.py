@@ -153,7 +153,10 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
 def help_of(kind: type, program: str) -> str:
     """What --help says: every flag in its group, with default, unit and bounds, and whose it is."""
     parser = argparse.ArgumentParser(
-        f"python -m {program}", "%(prog)s [--FLAG VALUE ...]", inspect.getdoc(kind), add_help=False
+        program if " " in program else f"python -m {program}",
+        "%(prog)s [--FLAG VALUE ...]",
+        inspect.getdoc(kind),
+        add_help=False,
     )
     documents, group_of = documents_of(kind), functools.cache(parser.add_argument_group)
     for name, known in described(kind).items():

@@ -5,10 +5,11 @@ import dataclasses
 import datetime
 import importlib.util
 import itertools
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from dslth_jax.study.config import command
+from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import Sweep, read_all
 
@@ -29,13 +30,13 @@ class Board:
 def write(settings: Board) -> str:
     """Write an event file for each run; returns where they are, in words."""
     if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("event files need tensorboardX: pip install -e '.[tensorboard]'")
+        raise ValueError("event files need tensorboardX: pip install 'dslth-jax[tensorboard]'")
     from tensorboardX import SummaryWriter
     from tensorboardX.summary import hparams
 
     runs, logs = read_all(settings.folders), settings.log_dir
     if isinstance(runs, Sweep):
-        raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use experiments.report")
+        raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use `dslth report`")
     if taken := [run.name for run in runs if (logs / run.name).exists()]:
         raise ValueError(f"--log-dir {logs} has {', '.join(taken)} already: name another, or remove it")
     for run in runs:
@@ -55,4 +56,6 @@ def write(settings: Board) -> str:
     return f"event files: {logs}"
 
 
-main = partial(command.act, "experiments.board", Board, write)
+def main(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Write the event files."""
+    return command.act(program, Board, write, arguments, stop)

@@ -168,10 +168,22 @@ def finish(folder: Path) -> None:
 
 def circumstances() -> Row:
     """How, when, on what and with what versions a command runs."""
-    device, command = jax.devices()[0], shlex.join(["python", *sys.orig_argv[1:]])
+    device, command = jax.devices()[0], shlex.join(spelled_command(sys.orig_argv))
     on: Row = {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()}
     on |= {"machine": platform.platform(), "cpu_cores": os.cpu_count()}
     return {"command": command, "started": now(), "device": on, "versions": versions(), "numerics": numerics()}
+
+
+def spelled_command(words: Sequence[str]) -> list[str]:
+    """The words of a process as a user says them, wherever Python and the command lie.
+
+    >>> spelled_command(["/env/bin/python3", "/env/bin/dslth", "run", "--agents", "4"])
+    ['dslth', 'run', '--agents', '4']
+    >>> spelled_command(["/env/bin/python3", "-m", "experiments.cifar"])
+    ['python', '-m', 'experiments.cifar']
+    """
+    words = list(words)
+    return ["dslth", *words[2:]] if len(words) > 1 and Path(words[1]).stem == "dslth" else ["python", *words[1:]]
 
 
 def versions() -> dict[str, str]:

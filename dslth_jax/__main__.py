@@ -56,8 +56,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print(refused, file=sys.stderr)
         return 2
     _, module, function = COMMANDS[name]
-    command = import_module("dslth_jax.study.config.command")
-    command.leave(partial(getattr(import_module(module), function), f"dslth {name}", flags))
+    leave = import_module("dslth_jax.study.config.command").leave
+    return leave(partial(getattr(import_module(module), function), f"dslth {name}", flags))
 
 
 if __name__ == "__main__":

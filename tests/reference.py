@@ -98,6 +98,7 @@ class Switches:
     exchange_every: int = 1
     exchange_from: int = 1
     fusion: str = "tensor"
+    force_momentum: float = 0.0
     mask_sent: str = "fused"
     personal: tuple = ()  # layers that nobody sends
 
@@ -138,6 +139,7 @@ class Population:
         self.optimizers = [Optimizer(switches) for _ in scores]
         self.sent, self.rounds = start_masks, 0
         self.stepped = [0.0 for _ in scores]
+        self.lasting = [{layer: 0 * z for layer, z in own.items()} for own in scores]
         self.heard = [self.listen(agent, mixing) for agent in range(len(scores))]
 
     def listen(self, agent, mixing):
@@ -216,6 +218,8 @@ class Population:
                 continue
             heard, kept = self.heard[agent][layer], own[layer]
             f = (heard - heard.mean()) - (kept - kept.mean())
+            momentum = self.switches.force_momentum
+            f = self.lasting[agent][layer] = momentum * self.lasting[agent][layer] + (1 - momentum) * f
             self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f)
 
     def round(self, batches, settings, mixing):

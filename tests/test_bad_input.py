@@ -319,6 +319,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("-1", "--force must be in 0..3.4e+38, got -1", "--fusion force"),
         ("2", "--force needs --fusion force: say it, or leave --force out", ""),
     ],
+    "force_momentum": [
+        ("1", "--force-momentum must be in [0, 1), got 1", "--fusion force"),
+        ("0.5", "--force-momentum needs --fusion force: say it, or leave --force-momentum out", ""),
+    ],
     "personal_layers": [
         ("conv9", "--personal-layers must be none, last or among conv1, conv2, linear1, linear2, got 'conv9'", ""),
         ("last", "--personal-layers means nothing to --algorithm local", "--algorithm local"),
@@ -742,6 +746,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "local_steps": ("1 3", "0"),
     "exchange_every": ("1 5", "0"),
     "exchange_from": ("1 2", "0"),
+    "force_momentum": ("0 0.5", "1 -0.1 nan"),
     "key_every": ("0 1 50", "-1 0.5"),
     "code_every": ("1 50 None", "0"),
     "rounds": ("1 400 2147483647", "0 -0 2147483648"),

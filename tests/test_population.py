@@ -235,7 +235,7 @@ def assert_rounds_equal(
 
 
 ALGORITHM_SWITCHES = ("order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on", "fusion")
-ALGORITHM_SWITCHES += ("mask_sent",)
+ALGORITHM_SWITCHES += ("mask_sent", "force_momentum")
 # Every switch of the method, alone or where two meet; what else a case sets are traced settings. Those of the authors'
 # code are the cases of schedules, weights and links that drop below.
 CASES = {
@@ -268,6 +268,7 @@ CASES = {
         "optimizer": "adam",
         "lr": 0.01,
         "force": 2.0,
+        "force_momentum": 0.5,
         "exchange_every": 2,
         "local_steps": 2,
     },

@@ -19,13 +19,13 @@ something else. The other fusion, "force", is ours. It moves z itself, and takes
 
     local step    the same                                                }
     threshold     m = Thres(|z|; r)                                       } send
-    exchange      m̄ ← mean of what is sent
-    force         z ← s · max(|z| + κ η f, 1e-9) where f is not 0         } receive
-                  f = (m̄ - mean m̄) - (m - mean m)
+    exchange      m̄ ← mean of what is sent                                }
+    force         f = (m̄ - mean m̄) - (m - mean m),  v ← β v + (1 - β) f   } receive
+                  z ← s · max(|z| + κ η v, 1e-9) where v is not 0         }
 
-with s = -1 for z < 0 and else 1, κ the strength, and η the sum of the steps since the last round of exchange, those of
-all local steps and silent rounds, also where the agent heard nobody in it; those before exchanges begin do not count.
-See `consensus`.
+with s = -1 for z < 0 and else 1, β the momentum of the force (0 unless said), κ its strength, and η the sum of the
+steps since the last round of exchange, those of all local steps and silent rounds, also where the agent heard nobody in
+it; those before exchanges begin do not count. See `consensus`.
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
@@ -39,7 +39,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from dslth_jax import group_lasso, masks
 from dslth_jax.algorithm import (
@@ -83,6 +83,7 @@ class Agent(NamedTuple):
     scores: Scores
     optimizer: optax.OptState
     stepped: Float[Array, ""] | None = None  # the sum of the steps since the last exchange, where a force needs it
+    force: Scores | None = None  # v, where the force has a momentum; without one v is f
 
 
 class MaskRule(NamedTuple):
@@ -106,6 +107,7 @@ def mce_pl(
     penalty_on: Literal["fused", "scores"] = "fused",
     start_scores: Literal["shared", "personal"] = "shared",
     fusion: Literal["tensor", "force"] = "tensor",
+    force_momentum: float = 0.0,
     mask_sent: Literal["fused", "own"] = "fused",
     mask_rule: MaskRule = AS_IN_CODE,
     optimizer: optax.GradientTransformation | None = None,
@@ -123,6 +125,7 @@ def mce_pl(
         start_scores: all agents start with common scores, or each with its own.
         fusion: neighbours' masks enter the aggregation tensor, or pull at the scores; a force does not read `amplitude`
             and `fine_tune_lr` of `Hyper`, nor the switches of fine-tuning, and the tensor does not read `force`.
+        force_momentum: β, in [0, 1): how much of the force outlasts an exchange, so that what flips to and fro cancels.
         mask_sent: the mask in use, of the fused scores, or that of an agent's own scores, so that neighbours are not
             told their own opinion again; with a force these are the same. Own masks of shared scores start as
             Thres(|z|; r), others at random, both known from the seed.
@@ -138,6 +141,8 @@ def mce_pl(
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     expect_choice("fusion", fusion, ("tensor", "force"))
     expect_choice("mask_sent", mask_sent, ("fused", "own"))
+    if not 0 <= force_momentum < 1:
+        raise ValueError(f"force_momentum must lie in [0, 1), got {force_momentum}")
     rule, roles = optimizer or optax.identity(), network.roles
     by_force = fusion == "force"
     start_known = start_scores == "shared" and (by_force or mask_sent == "own")
@@ -169,7 +174,8 @@ def mce_pl(
             strength = hyper.lr * hyper.group_lasso
             scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
         taken = jnp.where(world.exchanging, batches.steps.labels.shape[0] * hyper.lr, 0)
-        return Agent(scores, state, None if agent.stepped is None else agent.stepped + taken), step, loss
+        stepped = None if agent.stepped is None else agent.stepped + taken
+        return agent._replace(scores=scores, optimizer=state, stepped=stepped), step, loss
 
     def fine_tuned(
         world: World, hyper: Hyper, agent: Agent, carry: Scores | None, heard: Heard, batches: Batches
@@ -195,7 +201,8 @@ def mce_pl(
             drawn = draw_like(masks_key, world.weights, jax.random.uniform)
             start = jax.tree.map(lambda u, kept: u < kept / u.size, drawn, hyper.kept)
         stepped = jnp.zeros((), jnp.result_type(*jax.tree.leaves(scores))) if by_force else None
-        return Agent(scores, rule.init(scores), stepped), packed(start)
+        force = jax.tree.map(jnp.zeros_like, scores) if by_force and force_momentum else None
+        return Agent(scores, rule.init(scores), stepped, force), packed(start)
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
@@ -222,7 +229,7 @@ def mce_pl(
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if by_force:
-            agent = pulled(hyper, agent, carry, heard)
+            agent = pulled(hyper, agent, carry, heard, force_momentum)
         elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
@@ -304,14 +311,23 @@ def fine_tune(
     return jax.tree.map(lambda z, g, m: z - hyper.fine_tune_lr * g * m, scores, step, mean)
 
 
-def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard) -> Agent:
-    """After the force; `own` is the mask that the agent has sent. In a silent round nothing moves and steps add up."""
+def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, momentum: float = 0.0) -> Agent:
+    """After the force; `own` is the mask that the agent has sent. In a silent round nothing moves and steps add up;
+    where nobody was heard nothing moves, and what lasts of the force waits."""
     assert agent.stepped is not None
-    strength = jnp.where(heard.spoke, hyper.force * agent.stepped, 0)
+    strength = hyper.force * agent.stepped
     own_masks = with_names(lambda name, z: masks.unpack(own[name], z.shape).astype(z.dtype), agent.scores)
-    pulls = jax.tree.map(lambda f: strength.astype(f.dtype) * f, consensus.force(own_masks, heard))
+    force, lasting = consensus.force(own_masks, heard), agent.force
+
+    def heard_of(name: str) -> Bool[Array, ""]:
+        return heard.spoke & (heard.weight[name] > 0) if name in heard.masks else jnp.array(False)
+
+    if lasting is not None:
+        mixed = jax.tree.map(lambda v, f: momentum * v + (1 - momentum) * f, lasting, force)
+        lasting = force = with_names(lambda name, new, v: jnp.where(heard_of(name), new, v), mixed, lasting)
+    pulls = with_names(lambda name, v: jnp.where(heard_of(name), strength, 0).astype(v.dtype) * v, force)
     stepped = jnp.where(heard.spoke, 0, agent.stepped)
-    return agent._replace(scores=consensus.pull(agent.scores, pulls), stepped=stepped)
+    return agent._replace(scores=consensus.pull(agent.scores, pulls), stepped=stepped, force=lasting)
 
 
 def kept_by_layer(

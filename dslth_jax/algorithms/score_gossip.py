@@ -44,6 +44,9 @@ class Hyper(NamedTuple):
     mixing_step: float | Float[Array, ""] = 0.5  # γ
 
 
+MOVED = ("scores", "optimizer", "stepped")  # what the local step moves
+
+
 class Agent(NamedTuple):
     """What one agent carries from round to round."""
 
@@ -89,7 +92,7 @@ def score_gossip(
         # Start messages pass through no link: what was heard before the first round is of all neighbours.
         of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
         weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
-        agent = agent._replace(**moved._asdict(), weight=weight)
+        agent = agent._replace(**{name: getattr(moved, name) for name in MOVED}, weight=weight)
         message = signs(agent.scores, agent.public, by_name(steps(agent)))
         return agent, message, message, info
 

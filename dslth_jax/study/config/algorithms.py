@@ -74,8 +74,8 @@ ALGORITHMS: dict[str, Row] = {
         mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", bits="masks",
         by_scores=True,
         switches=(
-            "fusion", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight", "group_lasso_form", "penalty_on",
-            "start_scores",
+            "fusion", "force_momentum", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight",
+            "group_lasso_form", "penalty_on", "start_scores",
         ),
         further=(*_filters, *_coded),
     ),

@@ -91,6 +91,9 @@ class Method:
     force, which moves them; with a force there is no amplitude and no fine-tuning."""
     force: float | str = setting(1.0, bounds=REAL, scheduled=True, needs=("fusion", "force"))
     """Strength of the consensus force, in steps since the last exchange."""
+    force_momentum: float = setting(0.0, bounds="[0, 1)", needs=("fusion", "force"))
+    """How much of the consensus force outlasts an exchange: what flips to and fro cancels, for one more copy of the
+    scores in memory."""
     mask_sent: Literal["own", "fused", "majority"] | None = None
     """What neighbours get: the mask of an agent's own scores, or the one that it uses, of its fused scores (mce-pl) or
     the majority (mask-mean)."""

@@ -28,8 +28,8 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     __main__        the engine's commands by name: `dslth run`, or `python -m dslth_jax run`
 
 Here are the functions and types that other code reuses most; all else is reached through the namespaces, such as
-`dslth_jax.graphs.regular` or `dslth_jax.algorithms.dsgd`. `load` alone is of the engine, which is imported when it is
-first asked for.
+`dslth_jax.graphs.regular` or `dslth_jax.algorithms.dsgd`. `load` (the agents of a run) and `load_data` alone are of the
+engine, which is imported when it is first asked for.
 
 Two worlds: a function is written for one agent and knows no agents axis, or for the population, where every per-agent
 leaf has a leading agents axis. Only `over_agents.over_agents`, and `update_agents` where agents carry something,
@@ -49,14 +49,18 @@ __version__ = "0.4.0"
 
 __all__ = [
     "Graph", "Heard", "Message", "Network", "World", "algorithms", "codec", "control", "evaluate", "fuse", "graphs",
-    "kept_entries", "links", "load", "mean_with_own", "neighbour_mean", "networks", "pack", "partition", "population",
-    "threshold", "unpack",
+    "kept_entries", "links", "load", "load_data", "mean_with_own", "neighbour_mean", "networks", "pack", "partition",
+    "population", "threshold", "unpack",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from dslth_jax.study.config.datasets import load
+        from dslth_jax.study.results.models import load
 
         return load
+    if name == "load_data":
+        from dslth_jax.study.config.datasets import load as load_data
+
+        return load_data
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

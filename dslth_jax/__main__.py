@@ -14,10 +14,22 @@ COMMANDS = {
     "run": ("train many personalized agents: a single run", "dslth_jax.study.commands", "single"),
     "sweep": ("train many settings at once, or search for good ones", "dslth_jax.study.commands", "sweeping"),
     "report": ("one page of HTML for run folders, or for that of a sweep", "dslth_jax.study.results.report", "main"),
+    "predict": ("the labels that an agent of a run gives to images", "dslth_jax.study.results.predict", "main"),
     "board": ("the metrics of run folders as event files", "dslth_jax.study.results.board", "main"),
 }
 # Packages of the extra `experiments`, by the names under which they are imported.
-NEEDED = ("constriction", "jinja2", "matplotlib", "networkx", "orbax", "pandas", "psutil", "rich", "sklearn")
+NEEDED = (
+    "constriction",
+    "jinja2",
+    "matplotlib",
+    "networkx",
+    "orbax",
+    "pandas",
+    "psutil",
+    "rich",
+    "safetensors",
+    "sklearn",
+)
 EXTRA = "pip install 'dslth-jax[experiments]'"
 HELP = ("-h", "--help", "help")
 

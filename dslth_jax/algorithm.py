@@ -141,6 +141,9 @@ class Algorithm(NamedTuple):
     # From what an agent carries to its scores, whose magnitudes say what its masks keep, alone or with what it heard;
     # None where masks are of something else.
     ranked: Callable[[Any], PyTree[Float[Array, "..."]]] | None = None
+    # (world, kept, masks) -> the variables of `model`, where its masks, and how many entries of each layer they were to
+    # keep, say all of them; None where weights are trained.
+    of_masks: Callable[[World, Any, Any], Any] | None = None
 
 
 def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:

@@ -196,7 +196,7 @@ def test_streams_and_signals_of_a_process(tmp_path):
     ("words", "absent", "said"),
     [
         (["rnu"], [], "dslth: there is no command 'rnu'; did you mean run?\n"),
-        (["train"], [], "dslth: there is no command 'train': one of run, sweep, report, board\n"),
+        (["train"], [], "dslth: there is no command 'train': one of run, sweep, report, predict, board\n"),
         (["run", "--agents", "4"], ["rich", "pandas"],
          "dslth run: rich, pandas must be installed first: pip install 'dslth-jax[experiments]'\n"),
     ],

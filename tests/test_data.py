@@ -54,9 +54,9 @@ def test_digits_are_split_by_fifths_within_every_class():
 
 def test_a_data_set_is_loaded_by_name_file_or_folder(file_of, tmp_path, monkeypatch):
     """From the top of the library, which imports no reader before."""
-    assert_same(dslth_jax.load(file_of()), datasets.load_file(file_of()))
+    assert_same(dslth_jax.load_data(file_of()), datasets.load_file(file_of()))
     monkeypatch.setitem(datasets.READERS, "mine", lambda folder: folder)
-    assert (dslth_jax.load("mine"), dslth_jax.load(tmp_path / "mine")) == (None, tmp_path)
+    assert (dslth_jax.load_data("mine"), dslth_jax.load_data(tmp_path / "mine")) == (None, tmp_path)
 
 
 def test_digits_use_the_whole_range_and_are_the_same_each_time():

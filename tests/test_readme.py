@@ -18,7 +18,7 @@ from dslth_jax.study.config import command
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, table
 from dslth_jax.study.config.setting import described, flag
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, report
+from dslth_jax.study.results import board, predict, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
@@ -40,7 +40,7 @@ COMPARISONS = {
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "validation": (validation, validation.Validation),
 }
-KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
+KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board, predict.Predict)
 PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     (program, words)
@@ -50,7 +50,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(
-    "code", PYTHON, ids=["population", "run", "own data", "sweep", "own network", "own loop", "messages"]
+    "code", PYTHON, ids=["population", "run", "model", "own data", "sweep", "own network", "own loop", "messages"]
 )
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -68,6 +68,8 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
         assert float(names["loss"]) < 0.9 * float(names["loss_and_gradient"](untrained)[0])
     elif "message" in names:
         assert len(names["message"]) < 60
+    elif "labels" in names:
+        assert (names["labels"] == names["logits"].argmax(axis=1)).all()
     elif "results" in names:
         assert [row["status"] for row in names["results"]] == ["done"] * 2
     else:

@@ -86,7 +86,10 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         likely = jax.tree.map(lambda s: (s >= 0).astype(s.dtype), agent.scores)
         return masked_model(world, None, likely), likely
 
-    return Algorithm(init, send, receive, model)
+    def of_masks(world: World, kept: None, likely: Scores) -> dict[str, Any]:
+        return masked_model(world, kept, likely)
+
+    return Algorithm(init, send, receive, model, of_masks=of_masks)
 
 
 def drawn(key: Key[Array, ""], scores: Scores) -> Scores:

@@ -95,7 +95,11 @@ def mask_mean(
         in_use = majority(hyper, agent.scores, heard)
         return majority_model(world, in_use), in_use
 
-    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores)
+    def of_masks(world: World, kept: Any, in_use: Scores) -> dict[str, Any]:
+        del kept  # the scale of kept weights is by those that the majority keeps
+        return majority_model(world, in_use)
+
+    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores, of_masks=of_masks)
 
 
 def majority(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:

@@ -238,7 +238,10 @@ def mce_pl(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return personal_model(world, fused(hyper, agent.scores, heard), hyper.kept, roles, mask_rule)
 
-    return Algorithm(init, send, receive, model, start_known, ranked=lambda agent: agent.scores)
+    def of_masks(world: World, kept: PyTree[Int[Array, ""]], personal: Scores) -> dict[str, Any]:
+        return masked_model(world, kept, personal, mask_rule)
+
+    return Algorithm(init, send, receive, model, start_known, lambda agent: agent.scores, of_masks)
 
 
 @reproducible

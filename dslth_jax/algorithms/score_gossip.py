@@ -139,7 +139,7 @@ def score_gossip(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)
 
-    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores)
+    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores, of_masks=local.of_masks)
 
 
 def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]]) -> Message:

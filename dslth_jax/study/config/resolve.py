@@ -18,7 +18,7 @@ from dslth_jax.algorithms.dis_pfl import erk_kept
 from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers
-from dslth_jax.networks.zoo import MODULES
+from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
@@ -281,6 +281,19 @@ def numbers_in(name: str, text: str, agents: int, several: bool) -> np.ndarray:
     if len(values) not in (1, agents):
         raise ValueError(f"{flag(name)} must give one number for each of {agents} agents, got {len(values)}")
     return np.full(agents, values)
+
+
+def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: int) -> Network:
+    """The network of resolved settings."""
+    return network_by_name(
+        str(settings.model),
+        image_shape,
+        classes,
+        weights=None if settings.weights == "uniform-by-fan-in" else settings.weights,
+        zero_biases=settings.biases == "zero",
+        elu_on_logits=bool(settings.elu_on_logits),
+        precision=None if settings.precision == "float32" else settings.precision,
+    )
 
 
 def algorithm_of(settings: Settings, network: Network) -> Algorithm:

@@ -18,13 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 import dslth_jax
-from dslth_jax import masks
-from dslth_jax.algorithm import by_name
 from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
@@ -142,12 +139,18 @@ def expect_same(settings: Settings, other: Row, whose: str) -> None:
 
 
 def write_config(
-    folder: Path, settings: Settings, graph: Mapping[str, Any], from_round: int | None = None, **planned: int
+    folder: Path,
+    settings: Settings,
+    graph: Mapping[str, Any],
+    images: Mapping[str, Any],
+    from_round: int | None = None,
+    **planned: int,
 ) -> None:
-    """config.json of a run: settings as resolved and `planned`, graph, circumstances, and where it was resumed."""
+    """config.json of a run: settings as resolved and `planned`, graph, images, circumstances, and where it was
+    resumed."""
     # A run of these settings again must start anew.
     resolved = {**settings.as_json(), **planned, "out": folder.resolve(), "resume": False}
-    config = {"settings": resolved, "graph": graph, "seed": settings.seed, **circumstances()}
+    config = {"settings": resolved, "graph": graph, "images": images, "seed": settings.seed, **circumstances()}
     earlier = read_config(folder)
     if earlier and from_round is not None:
         again = {"from_round": from_round, "command": config["command"], "started": config["started"]}
@@ -205,17 +208,6 @@ def write_metrics(folder: Path, rows: Sequence[Row]) -> None:
 def write_table(path: Path, rows: Sequence[Row]) -> None:
     """A table of comma-separated values, such as agents.csv; None is an empty cell."""
     replace(path, pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\r\n"))
-
-
-def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
-    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
-    arrays: dict[str, Any] = {}
-    for (name, packed), kernel in zip(by_name(bits).items(), jax.tree.leaves(maskable), strict=True):
-        # Users of the file expect numpy's order of bits, not the fast one of the exchange.
-        unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
-        arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
-        arrays[f"{name}.shape"] = np.array(kernel.shape)
-    np.savez(folder / "masks.npz", **arrays)
 
 
 class Run(NamedTuple):
@@ -305,23 +297,6 @@ def read_table(path: Path, words: Sequence[str], numbers: Sequence[str], perhaps
             raise ValueError(f"{key} in {path} must be numbers ({error}): {WHAT_TO_DO}") from None
         table[key] = values.astype(object).where(np.isfinite(values), None)
     return table.to_dict("records")
-
-
-def read_masks(path: Path, agents: int) -> list[tuple[np.ndarray, int]]:
-    """Each layer's packed masks, (agents, bytes), and how many entries one mask has."""
-    wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, got"
-    try:
-        with np.load(path) as file:
-            names = [name for name in file.files if not name.endswith(".shape")]
-            found = {name: (file[name], math.prod(file[f"{name}.shape"].tolist())) for name in names}
-    except Exception:  # of many kinds, by where the file is damaged
-        raise ValueError(f"{wrong} a file that cannot be read: {WHAT_TO_DO}") from None
-    for name, (bits, entries) in found.items():
-        if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
-            raise ValueError(f"{wrong} {name!r}, {bits.dtype} of {bits.shape} for {entries} entries: {WHAT_TO_DO}")
-    if not found:
-        raise ValueError(f"{wrong} none: {WHAT_TO_DO}")
-    return list(found.values())
 
 
 def read_text(path: Path, undecodable: str = "strict") -> str:

@@ -1,5 +1,6 @@
 """How alike the masks of agents are, against how alike their classes are: numbers and their charts."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from dslth_jax.study.results import plots
-from dslth_jax.study.results.folders import Row, Run, read_masks
+from dslth_jax.study.results.folders import Row, Run
+from dslth_jax.study.results.models import read_masks
 from dslth_jax.study.training.agreement import intersections
 
 MOST_AGENTS = 256  # of more, so many are compared: pairs grow with the square
@@ -29,7 +31,8 @@ class Similarity(NamedTuple):
 def similarity(path: Path, agents: Sequence[Row]) -> Similarity:
     """The similarity of the masks in a masks.npz; `agents` are the rows of agents.csv."""
     chosen = np.linspace(0, len(agents) - 1, min(len(agents), MOST_AGENTS)).astype(int)
-    layers = [(intersections(bits[chosen]), entries) for bits, entries in read_masks(path, len(agents))]
+    packed = read_masks(path, len(agents)).values()
+    layers = [(intersections(bits[chosen]), math.prod(shape)) for bits, shape in packed]
     common = np.sum([shared for shared, _ in layers], axis=0)
     expected = np.sum([np.outer(np.diag(shared), np.diag(shared)) / entries for shared, entries in layers], axis=0)
     by_chance = jaccard(expected, np.diag(common))

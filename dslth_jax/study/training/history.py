@@ -65,6 +65,8 @@ class History:
     """What one run has come to so far. New symptoms, one sentence each, wait in `warnings` to be taken."""
 
     evaluation: Evaluation  # the last
+    wanted: Any = None  # how many entries of each layer agents were to keep in the last round, (agents,); None: no such
+    variables: Any = None  # everybody's at the end, with a leading agents axis, where weights are trained
     validation: Accuracies | None = None  # and the last accuracies on what agents hold back
 
     def __init__(self, prepared: Prepared, number: int = 0) -> None:
@@ -95,6 +97,7 @@ class History:
             return
         self.tally.add(info, self.ledger.entries_of_each(info), seconds)
         self.ledger.add(info)
+        self.wanted = info.get("wanted")
         course = self.prepared.course
         if self.ledger.masks_alone and course.has_exchange(round):
             # A start message that everybody knows, and that is of the scores, spares the only key frame.

@@ -40,6 +40,7 @@ class Study:
     outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
+    keeps_models = True  # whether the folder gets what agents come to
     finished = ""  # what to say of a study that has nothing left to do
     said: Console  # where a study in training says how it goes
     stop: Stop  # and who is asked whether it is to stop
@@ -187,6 +188,9 @@ def follow(
         for history in histories:
             progress.warn(history.take_warnings())
         if round == course.rounds:
+            variables = programs.variables(now) if programs.variables and study.keeps_models else None
+            for number, history in enumerate(histories):
+                history.variables = member_of(variables, number)
             return  # what is left takes no time, so that a signal needs no answer any more
         asked = processes.anywhere(stop.asked is not None)
         if asked or (round > done and course.is_saved(round)):

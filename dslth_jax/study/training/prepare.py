@@ -16,13 +16,13 @@ from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, weighted
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import added_up, by_similarity, chain, dropped, loses_for_good, resent
 from dslth_jax.networks.network import Network
-from dslth_jax.networks.zoo import largest_fitting, network_by_name
+from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import datasets, spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.machine import check_machine
-from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, numbers_of, population_hyper
+from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of, numbers_of, population_hyper
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory, processes
@@ -45,15 +45,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
-    network = network_by_name(
-        str(settings.model),
-        image_shape,
-        dataset.classes,
-        weights=None if settings.weights == "uniform-by-fan-in" else settings.weights,
-        zero_biases=settings.biases == "zero",
-        elu_on_logits=bool(settings.elu_on_logits),
-        precision=None if settings.precision == "float32" else settings.precision,
-    )
+    network = network_of(settings, image_shape, dataset.classes)
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.

@@ -52,6 +52,8 @@ class Programs(NamedTuple):
     state: State  # shapes, and where they lie
     # Everybody's accuracy on what it holds back, (members, agents); None where nobody holds anything back.
     validate: Callable[[State], np.ndarray] | None = None
+    # Everybody's variables; None where masks and the seed say all of them. Compiled when it is asked for.
+    variables: Callable[[State], Any] | None = None
 
 
 @reproducible
@@ -100,11 +102,22 @@ def compile_programs(plan: Plan) -> Programs:
 
         return for_each(one, states, owns, tests[2:])
 
+    def models(states: State, owns: Own) -> Any:
+        def one(state: State, own: Own) -> Any:
+            world, *_ = scene(own, jnp.maximum(state.round - 1, 0))
+            of_agent = lambda *carried: algorithm.model(world, *carried)[0]  # noqa: E731
+            carried = (state.control.used, state.agents, state.heard)
+            return population.over_agents(of_agent, *carried, chunk=plan.chunk)
+
+        return for_each(one, states, owns)
+
     where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH)
     draw = sharding.over_devices(draw, mesh, (EACH,), EACH)
     start = sharding.over_devices(start, mesh, (where,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, where, HELD), (STATES, AGENTS_OF_EACH))
     score = sharding.over_devices(score, mesh, (STATES, where, HELD), AGENTS_OF_EACH)
+
+    models = sharding.over_devices(models, mesh, (STATES, where), AGENTS_OF_EACH)
 
     def validate(states: State, owns: Own, held_back: Shares) -> Any:
         return score(states, owns, held_back).accuracy
@@ -152,6 +165,7 @@ def compile_programs(plan: Plan) -> Programs:
         compiled=lambda: max(future.result()[1] for future in compiled) - began,
         state=state,
         validate=validation and (lambda state: sharding.fetch(validating.result()[0](state, owns, validation))),
+        variables=None if algorithm.of_masks else lambda state: sharding.fetch(jax.jit(models)(state, owns)),
     )
 
 

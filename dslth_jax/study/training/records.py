@@ -12,7 +12,7 @@ import numpy as np
 
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError
-from dslth_jax.study.results import folders, pictures, tables
+from dslth_jax.study.results import folders, models, pictures, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, place_of, read_members, summary
 from dslth_jax.study.sweeping.grid import Points
 from dslth_jax.study.training import memory
@@ -85,14 +85,17 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     """config.json of one run of a plan."""
     graph, since = prepared.graph_report._asdict(), found.round if found else None
     chosen = {"agent_chunk": planned.chunk, "devices": planned.mesh.size}
-    folders.write_config(folder, prepared.settings, graph, since, **chosen)
+    images = {"shape": prepared.train.images.shape[1:], "classes": prepared.classes}
+    folders.write_config(folder, prepared.settings, graph, images, since, **chosen)
 
 
 def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> None:
     """Write what is known at the end of a run; `agents` are the rows of agents.csv."""
     folders.write_table(folder / "agents.csv", agents)
     if history.evaluation.masks is not None:
-        folders.write_masks(folder, history.evaluation.masks, history.maskable)
+        models.write_masks(folder, history.evaluation.masks, history.maskable, history.wanted)
+    if history.variables is not None:
+        models.write_variables(folder, history.variables)
     pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(history.evaluation.accuracy))
 
 
@@ -114,6 +117,7 @@ class Sweep(Study):
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
         self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
+        self.keeps_models = self.run_folders
         self.ask = ask  # which adds members, where it is a search
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 

@@ -1,0 +1,192 @@
+"""What the agents of a run have come to: their masks or weights in its folder, and models made of them again."""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from dslth_jax import masks
+from dslth_jax.algorithm import World, by_name, with_names
+from dslth_jax.evaluation import BATCH
+from dslth_jax.keys import key_of
+from dslth_jax.networks.network import Network
+from dslth_jax.population import world_of
+from dslth_jax.study.config.algorithms import with_own_settings
+from dslth_jax.study.config.resolve import algorithm_of, network_of
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
+
+
+def write_masks(folder: Path, bits: Any, maskable: Any, wanted: Any) -> None:
+    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), its shape, and how many
+    entries agents were to keep of it, (agents,), where that was said."""
+    arrays: dict[str, Any] = {f"{name}.kept": np.asarray(kept) for name, kept in by_name(wanted).items()}
+    for (name, packed), kernel in zip(by_name(bits).items(), jax.tree.leaves(maskable), strict=True):
+        # Users of the file expect numpy's order of bits, not the fast one of the exchange.
+        unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
+        arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
+        arrays[f"{name}.shape"] = np.array(kernel.shape)
+    np.savez(folder / "masks.npz", **arrays)
+
+
+def write_variables(folder: Path, variables: Any) -> None:
+    """weights.safetensors: everybody's variables by their names, (agents, ...)."""
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(own) for name, own in by_name(variables).items()}
+    replace(folder / "weights.safetensors", save(tensors))
+
+
+def read_masks(path: Path, agents: int) -> dict[str, tuple[UInt8[np.ndarray, "agents bytes"], tuple[int, ...]]]:
+    """Each layer's packed masks, by its name, and the shape of one mask."""
+    wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, got"
+    try:
+        with np.load(path) as file:
+            names = [name for name in file.files if not name.endswith((".shape", ".kept"))]
+            found = {name: (file[name], tuple(file[f"{name}.shape"].tolist())) for name in names}
+    except Exception:  # of many kinds, by where the file is damaged
+        raise ValueError(f"{wrong} a file that cannot be read: {WHAT_TO_DO}") from None
+    for name, (bits, shape) in found.items():
+        entries = math.prod(shape)
+        if bits.dtype != np.uint8 or entries < 1 or bits.shape != (agents, -(-entries // 8)):
+            raise ValueError(f"{wrong} {name!r}, {bits.dtype} of {bits.shape} for {entries} entries: {WHAT_TO_DO}")
+    if not found:
+        raise ValueError(f"{wrong} none: {WHAT_TO_DO}")
+    return found
+
+
+class Model(NamedTuple):
+    """What one agent predicts with. One agent's world."""
+
+    network: Network
+    variables: Any  # for `network.apply`
+    masks: Any  # those in use, a pytree of 0 and 1 of the shapes of what they mask; None where weights are trained
+    image_shape: tuple[int, int, int]  # (height, width, channels)
+
+    def logits(self, images: UInt8[np.ndarray, "images height width channels"]) -> Float[np.ndarray, "images classes"]:
+        """The logits of uint8 images as the agent sees them: turned, where the run turned its images.
+
+        Raises a ValueError if they are of another dtype or shape than those that the run has learned from.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+            wanted = f"uint8 of (images, {', '.join(map(str, self.image_shape))})"
+            raise ValueError(f"images must be {wanted}, got {images.dtype} of {images.shape}")
+        # As many at once as in an evaluation, so that their logits are those that it saw.
+        padded = np.pad(images, [(0, -len(images) % BATCH), *[(0, 0)] * 3])
+        apply, together = compiled(self.network.apply), padded.reshape(-1, BATCH, *self.image_shape)
+        batches = [apply(self.variables, batch) for batch in together]
+        return np.concatenate([np.asarray(batch) for batch in batches] or [np.zeros((0, 0))])[: len(images)]
+
+    def predict(self, images: UInt8[np.ndarray, "images height width channels"]) -> Int[np.ndarray, "images"]:
+        """The likeliest class of each image; see `logits`."""
+        return np.argmax(self.logits(images), axis=-1)
+
+
+@functools.cache
+def compiled(apply: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass, compiled once for all agents."""
+    return jax.jit(apply)
+
+
+class Models:
+    """The agents of a finished run, as they were at its end."""
+
+    def __init__(self, folder: Path, network: Network | None = None) -> None:
+        config = read_config(folder)
+        if config is None or config.get("kind"):
+            what = f"is the folder of a {config['kind']}" if config else "holds no config.json"
+            raise ValueError(f"a run folder was expected, and {folder} {what}: {WHAT_TO_DO}")
+        if "images" not in config or not (folder / "agents.csv").is_file():
+            why = "has not come to its end" if "images" in config else "was written by a version before 0.5"
+            raise ValueError(f"the run in {folder} {why}, and left no models: train it again, or to its end")
+        self.folder, self.config = folder, config
+        kind, images = with_own_settings(Settings), config["images"]
+        self.settings = kind(**{**config["settings"], "out": None})
+        height, width, channels = images["shape"]
+        self.image_shape, self.classes = (height, width, channels), int(images["classes"])
+        self.network = network or network_of(self.settings, self.image_shape, self.classes)
+        self.algorithm = algorithm_of(self.settings, self.network)
+
+    @property
+    def agents(self) -> int:
+        """How many there are."""
+        return int(self.settings.agents)
+
+    @functools.cached_property
+    def world(self) -> World:
+        """The random weights that all share, from the seed."""
+        return jax.jit(lambda: world_of(self.network, key_of(self.settings.seed), 0, 1))()
+
+    @functools.cached_property
+    def masks(self) -> dict[str, tuple[UInt8[np.ndarray, "agents bytes"], tuple[int, ...]]] | None:
+        """Everybody's packed masks and their shapes, by layer; None where there are none."""
+        path = self.folder / "masks.npz"
+        return read_masks(path, self.agents) if path.is_file() else None
+
+    @functools.cached_property
+    def trained(self) -> dict[str, np.ndarray]:
+        """Everybody's trained variables, by their names."""
+        from safetensors.numpy import load_file
+
+        try:
+            return load_file(self.folder / "weights.safetensors")
+        except Exception as error:  # of many kinds, by where the file is damaged
+            raise ValueError(f"weights.safetensors in {self.folder} cannot be read ({error}): train it again") from None
+
+    def agent(self, number: int) -> Model:
+        """The model of one agent, counted from 0. Raises a ValueError if there is no such agent, or if the run's files
+        are not of these settings and this network."""
+        if not 0 <= number < self.agents:
+            raise ValueError(f"agent must be in 0..{self.agents - 1}, got {number}")
+        like = {"params": self.world.weights, "frozen": self.world.frozen}
+        masked = self.world.weights if self.algorithm.of_masks else like
+        if self.algorithm.of_masks and self.masks is None:
+            raise ValueError(f"the run in {self.folder} has lost its masks.npz: train it again")
+        own = None if self.masks is None else with_names(lambda name, w: self.mask(name, w, number), masked)
+        if of_masks := self.algorithm.of_masks:
+            variables = jax.jit(of_masks)(self.world, self.kept(number), own)
+        else:
+            trained = {name: value[number] for name, value in self.trained.items()}
+            variables = with_names(lambda name, w: as_like(trained, name, w), like)
+        return Model(self.network, variables, own, self.image_shape)
+
+    def mask(self, name: str, like: Any, number: int) -> np.ndarray:
+        """One agent's mask of a layer, of its dtype."""
+        bits, shape = (self.masks or {}).get(name, (None, None))
+        if bits is None or shape != like.shape:
+            wanted = f"masks of {like.shape} for {name}"
+            raise ValueError(f"masks.npz in {self.folder} must hold {wanted}, and does not: name the run's network")
+        return np.unpackbits(bits[number], count=like.size).reshape(shape).astype(like.dtype)
+
+    def kept(self, number: int) -> Any:
+        """How many entries of each layer one agent was to keep; None where that was not said."""
+        with np.load(self.folder / "masks.npz") as file:
+            if not any(name.endswith(".kept") for name in file.files):
+                return None
+            return with_names(lambda name, w: file[f"{name}.kept"][number], self.world.weights)
+
+
+def as_like(found: dict[str, np.ndarray], name: str, like: Any) -> np.ndarray:
+    """One variable by its name; a ValueError if it is not there, or of another shape."""
+    if name not in found or found[name].shape != like.shape:
+        got = f"of {found[name].shape}" if name in found else "not there"
+        wanted = f"{name} of {like.shape}, and it is {got}"
+        raise ValueError(f"weights.safetensors must hold {wanted}: name the run's network")
+    return found[name]
+
+
+def load(run_folder: str | Path, network: Network | None = None) -> Models:
+    """The agents of a run that has come to its end: `load(folder).agent(3).predict(images)`.
+
+    On the same kind of device, with the same versions, their accuracies are exactly those in agents.csv. A network of
+    one's own is handed in, with the weights' rule that the run had. Raises a ValueError where the folder holds no
+    finished run of this version, or one of another network.
+    """
+    return Models(Path(run_folder), network)

@@ -1,0 +1,120 @@
+"""Models made of run folders again: they label as the run's evaluation did, and what they lack is one sentence."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from tiny import TinyNet, use_tiny_network
+
+import dslth_jax
+from dslth_jax.networks.network import network_of
+from dslth_jax.study.results import predict
+from experiments import cifar
+
+FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--topology", "ring", "--rounds", "2"]
+RUNS = {
+    "mce-pl": ["--preset", "tuned", "--retention", "0.2,0.3,0.5,0.9", "--fusion", "force"],
+    "dsgd": ["--algorithm", "dsgd"],
+}
+SLOW = {
+    "mce-pl, dead scores": ["--group-lasso", "0.01", "--filter-rule", "2"],
+    **{name: ["--algorithm", name, "--preset", "tuned"] for name in ("mask-mean", "fedpm", "score-gossip", "dis-pfl")},
+}
+CASES = [*RUNS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """The folder of a run by its name; trained once."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        use_tiny_network(patch)
+
+        def folder(name):
+            if name not in made:
+                made[name] = tmp_path_factory.mktemp("run") / name
+                assert cifar.main([*FLAGS, *(RUNS | SLOW)[name], "--out", str(made[name])]) == 0
+            return made[name]
+
+        yield folder
+
+
+def agents_of(folder):
+    with (folder / "agents.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_of_a_folder_label_as_its_run_did(name, folder_of):
+    data, models = dslth_jax.load_data("digits"), dslth_jax.load(folder_of(name))
+    rows = agents_of(folder_of(name))
+    assert models.agents == len(rows) == 4
+    for number, row in enumerate(rows):
+        model = models.agent(number)
+        own = np.isin(data.test_labels, [int(label) for label in row["classes"].split()])
+        right = model.predict(data.test_images[own]) == data.test_labels[own]
+        assert round(float(right.mean(dtype=np.float32)), 6) == float(row["accuracy"])
+        assert model.logits(data.test_images[:3]).shape == (3, 10)
+        if row["density"]:
+            kept, sizes = zip(*((m.sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True)
+            assert sum(kept) / sum(sizes) == pytest.approx(float(row["density"]), abs=1e-6)
+        else:
+            assert model.masks is None
+
+
+def leaves(tree):
+    return [leaf for own in tree.values() for leaf in (leaves(own) if isinstance(own, dict) else [own])]
+
+
+def test_a_network_of_ones_own_is_handed_in(folder_of, monkeypatch):
+    folder = folder_of("mce-pl")
+    own = network_of(TinyNet(classes=10), (8, 8, 1), weights="signed-constant", zero_biases=True)
+    images = dslth_jax.load_data("digits").test_images
+    found = dslth_jax.load(folder, own).agent(2).logits(images)
+    np.testing.assert_array_equal(found, dslth_jax.load(folder).agent(2).logits(images))
+    with pytest.raises(ValueError, match=r"must hold masks of .* name the run's network"):
+        dslth_jax.load(folder, network_of(TinyNet(classes=9), (8, 8, 1))).agent(0)
+
+
+def test_what_lacks_a_model_is_one_sentence(folder_of, tmp_path):
+    models = dslth_jax.load(folder_of("mce-pl"))
+    with pytest.raises(ValueError, match=r"agent must be in 0\.\.3, got 4"):
+        models.agent(4)
+    with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8\)"):
+        models.agent(0).predict(np.zeros((1, 8, 8)))
+    with pytest.raises(ValueError, match=r"a run folder was expected, and .* holds no config\.json"):
+        dslth_jax.load(tmp_path)
+    for removed, said in (("agents.csv", "has not come to its end"), ("masks.npz", "has lost its masks.npz")):
+        folder = tmp_path / removed
+        shutil.copytree(folder_of("mce-pl"), folder)
+        (folder / removed).unlink()
+        with pytest.raises(ValueError, match=said):
+            dslth_jax.load(folder).agent(0)
+    shutil.copytree(folder_of("dsgd"), tmp_path / "torn")
+    (tmp_path / "torn" / "weights.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"weights\.safetensors in .* cannot be read"):
+        dslth_jax.load(tmp_path / "torn").agent(0)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({name: own for name, own in config.items() if name != "images"}))
+    with pytest.raises(ValueError, match=r"was written by a version before 0\.5"):
+        dslth_jax.load(folder)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz"])
+def test_labels_of_images_in_a_file(ending, folder_of, tmp_path, capsys):
+    images = dslth_jax.load_data("digits").test_images[:5, ..., 0]  # grey, without an axis of channels
+    path, out = tmp_path / f"own.{ending}", tmp_path / "labels.csv"
+    np.save(path, images) if ending == "npy" else np.savez(path, images=images, other=np.zeros(3))
+    words = [str(folder_of("dsgd")), "--agent", "3", "--images", str(path), "--out", str(out)]
+    assert predict.main("dslth predict", words) == 0
+    wanted = dslth_jax.load(folder_of("dsgd")).agent(3).predict(images[..., None])
+    with out.open() as file:
+        assert [(row["image"], int(row["label"])) for row in csv.DictReader(file)] == [
+            (str(number), label) for number, label in enumerate(wanted.tolist())
+        ]
+    path.write_bytes(b"torn")
+    assert predict.main("dslth predict", words) == 2
+    said = capsys.readouterr().err
+    assert said == f"dslth predict: the images {path} must be a readable .npy or .npz: it is torn or something else\n"

@@ -125,7 +125,14 @@ def test_no_figure_is_missing_and_every_link_leads_somewhere(name):
 def test_every_flag_that_is_named_exists():
     """In the words and commands of all documents, but for what older versions had and other programs have."""
     known = {flag(name) for kind in KINDS for name in described(kind)}
-    known |= {"--help", "--dist", "--file", "--ntasks-per-node", "--logdir"}  # of every command, of other programs
+    known |= {
+        "--help",
+        "--config",
+        "--dist",
+        "--file",
+        "--ntasks-per-node",
+        "--logdir",
+    }  # of every command, of other programs
     for path in (ROOT / "benchmarks").glob("*.py"):
         known |= set(re.findall(r"--[a-z][a-z-]+", path.read_text()))
     named = {word for name, text in DOCUMENTS.items() for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}

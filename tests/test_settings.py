@@ -1,12 +1,15 @@
 """Settings: what presets stand for, what flags beside them do, and the numbers that the compiled round gets."""
 
 import dataclasses
+import json
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import use_fakes
 
 from dslth_jax import augment
 from dslth_jax.algorithms import local
@@ -23,6 +26,7 @@ from dslth_jax.study.sweeping.grid import Sweep, axes_of, points_of
 from dslth_jax.study.training import programs
 from dslth_jax.study.training.plan import fingerprints, plan
 from dslth_jax.study.training.prepare import members_of, prepare
+from experiments import cifar
 
 NETWORK = network_by_name("small", (8, 8, 1), 10)
 ANOTHER = {
@@ -340,3 +344,60 @@ def test_every_bound_of_a_field_is_readable_and_holds_its_default():
     for name, known in SETTINGS.items():
         if known.bounds and known.default is not None:
             assert within(known.default, known.bounds), name
+
+
+def test_flags_of_a_file_stand_in_front_of_those_of_the_command(tmp_path):
+    """Of a run's config.json as they were said, so that all else is resolved anew; and of a YAML file."""
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "settings": {"agents": 4, "lr": "0.0005@cosine"},
+                "given": {"agents": 4, "dataset": "digits", "elu_on_logits": False, "retention": "0.2,0.3,0.5,0.9"},
+            }
+        )
+    )
+    words = ["--config", str(tmp_path / "config.json"), "--agents", "8", "--elu-on-logits", "--preset=tuned"]
+    found = parse(words, Settings, "experiments.cifar")
+    assert (found.agents, found.dataset, found.elu_on_logits) == (8, "digits", True)
+    assert (found.retention, found.preset, found.lr) == ("0.2,0.3,0.5,0.9", "tuned", None)
+    (tmp_path / "own.yaml").write_text("agents: 4\n--grid: ['lr=1,2', 'retention=0.3,0.5']\nrevive: true\nseeds: 2\n")
+    found = parse([f"--config={tmp_path / 'own.yaml'}", "--seeds", "3"], Sweep, "experiments.sweep")
+    assert (found.agents, found.grid, found.revive) == (4, ("lr=1,2", "retention=0.3,0.5"), True)
+    assert found.seeds == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("none.yaml", None, "cannot be read (No such file or directory)"),
+        (
+            "list.yaml",
+            "- agents",
+            "the config.json of a run, or a YAML file of flags and their values, and is not",
+        ),
+        ("torn.json", "{", "and cannot be read (Expecting property name"),
+        ("old.json", '{"settings": {}}', "was written by a version before 0.5, which kept no flags as they were said"),
+        ("unknown.yaml", "agnets: 4", "there is no flag --agnets; did you mean --agents?"),
+        ("wrong.yaml", "agents: many", "--agents must be a whole number, got 'many'"),
+    ],
+)
+def test_a_file_of_flags_that_is_none_is_one_sentence(name, text, said, tmp_path):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse(["--config", str(tmp_path / name)], Settings, "experiments.cifar")
+    with pytest.raises(ValueError, match="--config needs a value behind it"):
+        parse(["--config"], Settings, "experiments.cifar")
+
+
+def test_what_was_said_is_kept_and_says_the_same_again(tmp_path, monkeypatch):
+    use_fakes(monkeypatch)
+    flags = ["--dataset", "digits", "--agents", "4", "--rounds", "2", "--preset", "tuned", "--lr", "0.001"]
+    assert cifar.main([*flags, "--out", str(tmp_path / "first")]) == 0
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    assert config["given"] == {"dataset": "digits", "agents": 4, "rounds": 2, "preset": "tuned", "lr": 0.001}
+    again = ["--config", str(tmp_path / "first" / "config.json"), "--out", str(tmp_path / "second")]
+    assert cifar.main(again) == 0
+    repeated = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert repeated["given"] == config["given"]
+    assert {**repeated["settings"], "out": None} == {**config["settings"], "out": None}

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
 from dslth_jax.study.config.console import Stream, guard
+from dslth_jax.study.config.given import CONFIG, DOES, with_config
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.setting import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.settings import Settings
@@ -108,6 +109,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
     """
     kind = with_own_settings(kind) if issubclass(kind, Settings) else kind
     known, words = described(kind), list(sys.argv[1:] if arguments is None else arguments)
+    words = with_config(words, known) if issubclass(kind, Settings) else words
     needed = [name for name, own in known.items() if own.default is dataclasses.MISSING]
     positional = next((name for name in needed if known[name].several), None)
     switches = [name for name, own in known.items() if bool in parts(own.hint)]
@@ -158,6 +160,8 @@ def help_of(kind: type, program: str) -> str:
         inspect.getdoc(kind),
         add_help=False,
     )
+    if issubclass(kind, Settings):
+        parser.add_argument(CONFIG, metavar="PATH", help=DOES)
     documents, group_of = documents_of(kind), functools.cache(parser.add_argument_group)
     for name, known in described(kind).items():
         among = choices(known.hint) or list(NAMES.get(name, ()))

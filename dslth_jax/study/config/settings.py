@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dslth_jax.study.config.given import OF_ONE_COMMAND
 from dslth_jax.study.config.setting import Setting, described, parts, setting
 
 COUNT, FROM_ZERO, REAL = "1..2147483647", "0..2147483647", "0..3.4e+38"
@@ -238,6 +239,11 @@ class Settings(Run, Method, Population, Data):
     def given(self) -> list[str]:
         """The names of the fields that are not at their default."""
         return [name for name, known in self.known.items() if getattr(self, name) != known.default]
+
+    def as_given(self) -> dict[str, Any]:
+        """The fields that are not at their default, as --config takes them; without those of one command alone."""
+        every = self.as_json()
+        return {name: every[name] for name in self.given if name not in OF_ONE_COMMAND}
 
     def as_json(self) -> dict[str, Any]:
         """The fields as config.json has them."""

@@ -139,22 +139,17 @@ def expect_same(settings: Settings, other: Row, whose: str) -> None:
 
 
 def write_config(
-    folder: Path,
-    settings: Settings,
-    graph: Mapping[str, Any],
-    images: Mapping[str, Any],
-    from_round: int | None = None,
-    **planned: int,
+    folder: Path, settings: Settings, about: Mapping[str, Any], from_round: int | None = None, **planned: int
 ) -> None:
-    """config.json of a run: settings as resolved and `planned`, graph, images, circumstances, and where it was
-    resumed."""
+    """config.json of a run: settings as resolved and `planned`, what else is said `about` it, circumstances, and where
+    it was resumed."""
     # A run of these settings again must start anew.
     resolved = {**settings.as_json(), **planned, "out": folder.resolve(), "resume": False}
-    config = {"settings": resolved, "graph": graph, "images": images, "seed": settings.seed, **circumstances()}
+    config = {"settings": resolved, **about, "seed": settings.seed, **circumstances()}
     earlier = read_config(folder)
     if earlier and from_round is not None:
         again = {"from_round": from_round, "command": config["command"], "started": config["started"]}
-        config |= {"command": earlier["command"], "started": earlier["started"]}
+        config |= {name: earlier[name] for name in ("command", "started", "given") if name in earlier}
         config["resumed"] = [*earlier.get("resumed", []), again]
     save_config(folder, config)
 

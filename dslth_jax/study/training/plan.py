@@ -30,6 +30,7 @@ class Prepared(NamedTuple):
     """A run, or a member of a study: everything it needs, checked; nothing has been written yet."""
 
     settings: Settings  # resolved
+    said: Mapping[str, Any]  # the flags that were given
     seed: int
     course: Course
     batch_size: int  # samples a minibatch

@@ -40,7 +40,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
-    settings = filled_in(settings)
+    said, settings = settings.as_given(), filled_in(settings)
     load = load or datasets.named
     dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
@@ -81,6 +81,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
         settings,
+        said,
         **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
         course=Course(*(given[name] for name in Course._fields)),
         batch_size=batch_size,

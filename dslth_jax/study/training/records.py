@@ -86,7 +86,8 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     graph, since = prepared.graph_report._asdict(), found.round if found else None
     chosen = {"agent_chunk": planned.chunk, "devices": planned.mesh.size}
     images = {"shape": prepared.train.images.shape[1:], "classes": prepared.classes}
-    folders.write_config(folder, prepared.settings, graph, images, since, **chosen)
+    about = {"graph": graph, "images": images, "given": prepared.said}
+    folders.write_config(folder, prepared.settings, about, since, **chosen)
 
 
 def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> None:
@@ -172,6 +173,7 @@ class Sweep(Study):
         config = {
             "kind": "sweep",
             "settings": self.settings.as_json() | {"out": str(self.path.resolve())},
+            "given": self.settings.as_given() if earlier is None else earlier.get("given"),
             "axes": self.tried() if self.ask else self.points.axes,
             **({"arms": self.arms} if self.arms else {}),
             "seeds": [seed + offset for offset in range(self.seeds)],

@@ -126,6 +126,49 @@ def test_without_a_checkpoint_a_run_starts_anew(whole, tmp_path, fakes):
     assert_same_numbers(whole, out)
 
 
+@pytest.mark.parametrize(
+    ("flags", "rounds"),
+    [
+        ([], ("6", "8")),
+        (["--exchange-every", "3", "--eval-every", "4"], ("8", "13")),  # its last exchange, of 6, closes it
+        (["--exchange-every", "2", "--eval-every", "3", "--exchange-from", "3"], ("7", "12")),
+        (["--algorithm", "dsgd", "--eval-every", "5"], ("7", "9")),
+    ],
+    ids=["evaluated", "silent at the end", "late", "floats"],
+)
+def test_a_finished_run_becomes_longer_as_if_it_had_been_so_from_the_start(flags, rounds, tmp_path, capsys, fakes):
+    """Its last row gives way to what a longer run has there: fewer test images, or nothing; and so do its bits."""
+    shorter, longer = ([*FLAGS, *flags, "--rounds", number] for number in rounds)
+    out = tmp_path / "run"
+    assert cifar.main([*longer, "--out", str(tmp_path / "whole")]) == 0
+    assert cifar.main([*shorter, "--checkpoint-every", "4", "--out", str(out)]) == 0
+    assert cifar.main([*longer, "--resume", "--out", str(out)]) == 0
+    assert_same_numbers(tmp_path / "whole", out)
+    config = json.loads((out / "config.json").read_text())
+    assert [again["from_round"] for again in config["resumed"]] == [int(rounds[0])]
+    assert config["settings"]["rounds"] == int(rounds[1])
+    assert cifar.main([*shorter, "--resume", "--out", str(out)]) == 2  # it cannot become shorter
+    assert f"--rounds was {rounds[1]} and is {rounds[0]}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", "10@cosine", "--checkpoint-every", "2"], "because --lr 10@cosine, --fine-tune-lr"),
+        (["--algorithm", "dis-pfl", "--lr", "0.05", "--checkpoint-every", "2"], "because --algorithm dis-pfl depends"),
+        ([], "kept no checkpoint from which more rounds can go on, for it had no --checkpoint-every"),
+    ],
+    ids=["a schedule", "an algorithm", "no checkpoint"],
+)
+def test_what_depends_on_the_number_of_rounds_cannot_become_longer(flags, said, tmp_path, capsys, fakes):
+    out = ["--out", str(tmp_path / "run")]
+    assert cifar.main([*FLAGS, *flags, *out]) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert cifar.main([*FLAGS, *flags, *out, "--resume", "--rounds", "20"]) == 2
+    assert said.replace(", --fine-tune-lr", "") in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_finished_run_says_so(tmp_path, capsys, fakes):
     out = tmp_path / "run"
     assert cifar.main([*FLAGS, "--out", str(out)]) == 0

@@ -59,6 +59,7 @@ class Row(NamedTuple):
     bits: Literal["", "masks", "changes", "changes of a round"] = ""
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
+    by_rounds: bool = False  # whether what it does in a round depends on how many there are to be
     own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name
 
     @property
@@ -102,7 +103,7 @@ ALGORITHMS: dict[str, Row] = {
         dis_pfl.dis_pfl, dis_pfl.Hyper,
         does="Dis-PFL (Dai et al. 2022): sparse personal weights, averaged where neighbours have them",
         sends="32 bits a kept weight, and a bitmap", bits="masks", switches=("regrow",),
-        further=("head_order",), defaults=_trained_weights | {"lr": "0.4@cosine"},
+        further=("head_order",), defaults=_trained_weights | {"lr": "0.4@cosine"}, by_rounds=True,
     ),
     "fedpm": Row(
         fedpm.fedpm, fedpm.Hyper,

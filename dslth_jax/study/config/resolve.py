@@ -283,6 +283,15 @@ def numbers_in(name: str, text: str, agents: int, several: bool) -> np.ndarray:
     return np.full(agents, values)
 
 
+def by_rounds(settings: Settings) -> str:
+    """What of resolved settings depends on how many rounds there are to be, in words; empty if nothing does."""
+    if ALGORITHMS[settings.algorithm].by_rounds:
+        return f"--algorithm {settings.algorithm}"
+    values = vars(settings)
+    scheduled = (name for name, known in settings.known.items() if known.scheduled and "@cosine" in str(values[name]))
+    return ", ".join(f"{flag(name)} {values[name]}" for name in scheduled)
+
+
 def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: int) -> Network:
     """The network of resolved settings."""
     return network_by_name(

@@ -23,6 +23,7 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax.study.config.machine import PACKAGES, numerics
+from dslth_jax.study.config.resolve import by_rounds
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 
@@ -81,11 +82,14 @@ def open_folder(
             held, wanted = config.get("kind", "single run"), kind or "single run"
             if held != wanted:
                 raise ValueError(f"the run folder {path} holds a {held}, no {wanted}: name another --out")
-            expect_same(settings, config["settings"], f"the {kind or 'run'} in {path}")
+            expect_same(settings, config["settings"], f"the {kind or 'run'} in {path}", longer=kind is None)
             if expect is not None:
                 expect(config)
-            if when := config.get("finished"):
+            if (when := config.get("finished")) and config["settings"]["rounds"] == settings.rounds:
                 return folder._replace(finished=f"the run in {path} was finished at {when}: nothing is left to do")
+            if when and not any((path / "checkpoint").glob("round_*")):
+                kept = "kept no checkpoint from which more rounds can go on, for it had no --checkpoint-every"
+                raise ValueError(f"the run in {path} was finished at {when} and {kept}: name another --out")
         (path / "metrics.jsonl").touch()
     except BaseException as error:
         close(folder)
@@ -129,10 +133,15 @@ def replace(path: Path, content: str | bytes) -> None:
         raise
 
 
-def expect_same(settings: Settings, other: Row, whose: str) -> None:
-    """Raise a ValueError that names every field in which settings as config.json has them differ."""
+def expect_same(settings: Settings, other: Row, whose: str, *, longer: bool = False) -> None:
+    """Raise a ValueError that names every field in which settings as config.json has them differ. A run may become
+    `longer`, where nothing in it depends on the number of its rounds."""
     own, known = settings.as_json(), settings.known
     differing = [name for name in own if not known[name].machine and other.get(name) != own[name]]
+    if longer and differing == ["rounds"] and type(other["rounds"]) is int and settings.rounds > other["rounds"]:
+        if because := by_rounds(settings):
+            raise ValueError(f"{whose} cannot become longer, because {because} depends on --rounds: name another --out")
+        return
     if differing:
         said = "; ".join(f"{flag(name)} was {other.get(name)} and is {own[name]}" for name in differing)
         raise ValueError(f"{whose} has other settings: {said}: say the same, or name another --out")

@@ -1,5 +1,6 @@
 """The course of one run: what it has sent, its rows of metrics, its symptoms, whether it failed. Host side."""
 
+import copy
 import dataclasses
 import math
 from typing import Any, NamedTuple
@@ -66,6 +67,8 @@ class History:
 
     evaluation: Evaluation  # the last
     wanted: Any = None  # how many entries of each layer agents were to keep in the last round, (agents,); None: no such
+    open: Ledger | None = None  # what a longer run would have counted, where that is something else
+    at_end: dict[str, Any] | None = None  # what a checkpoint holds for it, from before the evaluation at the end
     variables: Any = None  # everybody's at the end, with a leading agents axis, where weights are trained
     validation: Accuracies | None = None  # and the last accuracies on what agents hold back
 
@@ -95,10 +98,14 @@ class History:
         if self.failure is not None:
             self.warnings.append(self.failure)
             return
-        self.tally.add(info, self.ledger.entries_of_each(info), seconds)
-        self.ledger.add(info)
-        self.wanted = info.get("wanted")
         course = self.prepared.course
+        self.tally.add(info, self.ledger.entries_of_each(info), seconds)
+        if course.is_closing(round):
+            self.open = copy.deepcopy(self.ledger)
+        ledgers = [self.ledger, *([self.open] if self.open else [])]
+        for ledger in ledgers:
+            ledger.add(info)
+        self.wanted = info.get("wanted")
         if self.ledger.masks_alone and course.has_exchange(round):
             # A start message that everybody knows, and that is of the scores, spares the only key frame.
             spared = self.prepared.algorithm.start_known and course.key_every == 0
@@ -106,7 +113,9 @@ class History:
             # Where a listener may lack the mask sent last, every message stands for itself.
             alone = key_frame or self.redrawn or self.prepared.link_drop > 0
             lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
-            self.ledger.add_coded(info["listeners"], lengths, key_frame)
+            for ledger in ledgers:
+                closing = ledger is self.open
+                ledger.add_coded(info["listeners"], None if closing else lengths, key_frame)
         self.warnings += self.symptoms.after_round(round, info)
 
     def after_evaluation(
@@ -132,11 +141,15 @@ class History:
         """All that a checkpoint must hold of this, in words and numbers."""
         counted: dict[str, Any] = {"tally": self.tally, "ledger": self.ledger, "symptoms": self.symptoms.seen}
         notes = {name: dataclasses.asdict(own) for name, own in counted.items()}
-        return {**notes, "rows": self.rows, "failure": self.failure}
+        opened = None if self.open is None else dataclasses.asdict(self.open)
+        return {**notes, "open": opened, "rows": [*self.rows], "failure": self.failure}
 
-    def go_on_from(self, notes: dict[str, Any]) -> None:
-        """Take up the state in which these notes were made."""
+    def go_on_from(self, notes: dict[str, Any], longer: bool = False) -> None:
+        """Take up the state in which these notes were made, by a run of as many rounds, or of fewer."""
         self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
+        if notes["open"] is not None:
+            opened = Ledger(**notes["open"])
+            self.ledger, self.open = (opened, None) if longer else (self.ledger, opened)
         self.symptoms.seen = Seen(**notes["symptoms"])
         self.rows, self.failure, self.warnings = list(notes["rows"]), notes["failure"], []
 

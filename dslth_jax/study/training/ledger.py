@@ -51,12 +51,17 @@ class Course(NamedTuple):
     def is_encoded(self, round: int) -> bool:
         """Whether the messages of a round are really encoded: key frames, the last before every evaluation, those asked
         for, and the 2nd, 4th, 8th, 16th..., for flips grow fewer as if over the logarithm of time."""
-        number = self.exchanges(round)
-        next_row = min(-(-round // self.eval_every) * self.eval_every, self.rounds)
+        return self.is_closing(round) or (self.has_exchange(round) and self._is_due(round))
+
+    def is_closing(self, round: int) -> bool:
+        """Whether messages are encoded only because no later round of the run exchanges: a longer run would not."""
+        return self.has_exchange(round) and round + self.exchange_every > self.rounds and not self._is_due(round)
+
+    def _is_due(self, round: int) -> bool:
+        number, next_row = self.exchanges(round), -(-round // self.eval_every) * self.eval_every
         as_asked = self.code_every is not None and number % self.code_every == 0
         last = round + self.exchange_every > next_row
-        wanted = self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
-        return wanted and self.has_exchange(round)
+        return self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
 
 
 @dataclasses.dataclass

@@ -40,7 +40,7 @@ class Study:
     outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
-    keeps_models = True  # whether the folder gets what agents come to
+    lasting = True  # whether the folder gets what agents come to, and a checkpoint from which more rounds can go on
     finished = ""  # what to say of a study that has nothing left to do
     said: Console  # where a study in training says how it goes
     stop: Stop  # and who is asked whether it is to stop
@@ -141,7 +141,7 @@ def interrupted(study: Study) -> Found | None:
         raise ValueError(f"the checkpoint {found.path} was trained with other JAX settings: {differing}: restore them")
     members = [study.members[number] for number in group]
     for member, other in zip(members, found.notes["settings"], strict=True):
-        folders.expect_same(member.settings, other, f"the checkpoint {found.path}")
+        folders.expect_same(member.settings, other, f"the checkpoint {found.path}", longer=study.lasting)
     for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
         if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
             raise ValueError(
@@ -188,9 +188,11 @@ def follow(
         for history in histories:
             progress.warn(history.take_warnings())
         if round == course.rounds:
-            variables = programs.variables(now) if programs.variables and study.keeps_models else None
+            variables = programs.variables(now) if programs.variables and study.lasting else None
             for number, history in enumerate(histories):
                 history.variables = member_of(variables, number)
+            if study.lasting and course.checkpoint_every and round > done and not histories[0].failure:
+                save(study.path / "checkpoint", histories, now, round)
             return  # what is left takes no time, so that a signal needs no answer any more
         asked = processes.anywhere(stop.asked is not None)
         if asked or (round > done and course.is_saved(round)):
@@ -216,9 +218,11 @@ def play(
         for number, history in enumerate(histories):
             history.after_evaluation(round, member_of(evaluations, number), seconds, member_of(validations, number))
 
-    starting = not any(history.rows for history in histories)
+    rows = histories[0].rows
+    # A run that goes on behind its old end has the row of a longer run yet to come.
+    starting = not rows or (course.is_evaluated(done) and rows[-1]["round"] < done)
     if starting:
-        assess(0)
+        assess(done)
     # Wait here, so that no compilation counts as time of a round.
     programs.compiled()
     yield done, state, starting
@@ -234,6 +238,8 @@ def play(
         if all(history.failure for history in histories):
             return
         if due := course.is_evaluated(round):
+            for history in histories if round == course.rounds else ():
+                history.at_end = history.notes()
             assess(round)
         yield round, state, due
 
@@ -252,7 +258,7 @@ def save(checkpoints: Path, histories: Sequence[History], state: State, round: i
     notes = {
         "settings": [member.settings.as_json() for member in members],
         "numbers": [history.number for history in histories],
-        "histories": [history.notes() for history in histories],
+        "histories": [history.at_end or history.notes() for history in histories],
         "versions": folders.versions(),
         "numerics": numerics(),
         "data": fingerprints(members),
@@ -265,8 +271,8 @@ def begin(programs: Programs, histories: Sequence[History], found: Found | None)
     """The state to start from and how many rounds are done: a new state, or a checkpoint's."""
     if found is None:
         return programs.start(), 0
-    for history, notes in zip(histories, found.notes["histories"], strict=True):
-        history.go_on_from(notes)
+    for history, notes, then in zip(histories, found.notes["histories"], found.notes["settings"], strict=True):
+        history.go_on_from(notes, longer=history.prepared.course.rounds > then["rounds"])
     warnings = histories[0].warnings
     warnings += [f"skipped a checkpoint that is not whole: {name}" for name in found.damaged]
     then, now = found.notes["versions"], folders.versions()

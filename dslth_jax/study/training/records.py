@@ -118,7 +118,7 @@ class Sweep(Study):
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
         self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
-        self.keeps_models = self.run_folders
+        self.lasting = False
         self.ask = ask  # which adds members, where it is a search
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 

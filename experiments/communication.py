@@ -12,7 +12,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, numbers_in
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -28,11 +28,7 @@ class Communication(Proxy):
         """Every method, those with a retention at each."""
         arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
         arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, self.rounds)}
-        for spelled in self.retentions.split(","):
-            try:
-                retention = float(spelled)
-            except ValueError:
-                raise ValueError(f"--retentions must be numbers between commas, got {self.retentions!r}") from None
+        for retention in numbers_in("retentions", self.retentions, float):
             for name in SPARSE:
                 everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
                 arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}

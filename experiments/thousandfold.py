@@ -13,7 +13,7 @@ experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, compare, flag, leave
+from dslth_jax.study.commands import Arms, Experiment, compare, leave, numbers_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,8 @@ class Thousandfold(Experiment):
         """Both methods, each at its intervals."""
         arms = {}
         for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
-            spelled = getattr(self, field)
-            try:
-                for rounds in map(int, spelled.split(",")):
-                    arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
-            except ValueError:
-                raise ValueError(f"{flag(field)} must be whole numbers between commas, got {spelled!r}") from None
+            for rounds in numbers_in(field, getattr(self, field), int):
+                arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
         return arms
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 from dslth_jax.study.config.command import conduct, leave, parse
 from dslth_jax.study.config.resolve import check_each, check_folder
-from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, shared_and_own
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, numbers_in, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
@@ -24,7 +23,7 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["compare", "flag", "leave", "run", "single", "sweep", "sweeping"]
+__all__ += ["compare", "leave", "numbers_in", "run", "single", "sweep", "sweeping"]
 
 
 def run(settings: Settings) -> Result:

@@ -7,7 +7,7 @@ An experiment is a class that names its arms and the panels of its figure. Its f
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some, with_own_settings
 from dslth_jax.study.config.setting import described, flag
@@ -75,6 +75,15 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
         own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
     common = {name: value for name, value in said.items() if name not in of_some()}
     return Sweep(**common, seeds=settings.seeds), own
+
+
+def numbers_in(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
+    """The numbers that stand between commas in the value of a flag; a ValueError where one is none."""
+    try:
+        return [kind(word) for word in spelled.split(",")]
+    except ValueError:
+        wanted = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{flag(name)} must be {wanted} between commas, got {spelled!r}") from None
 
 
 def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ import pytest
 
 import dslth_jax
 from dslth_jax import __main__ as by_name
+from dslth_jax.study.config import command
 from dslth_jax.study.config.command import conduct
 from dslth_jax.study.config.console import Stream, console
 from dslth_jax.study.config.machine import check_machine
+from dslth_jax.study.config.setting import flag
+from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 
 KEPT = "; what was had is kept in /a/run"
@@ -126,6 +130,8 @@ CHILDREN = """
 import json, os, signal, sys
 from types import SimpleNamespace
 from dslth_jax.study.config.command import conduct, leave
+from dslth_jax.study.config.setting import flag
+from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.config.stopping import StoppedError
 
 def child(name, begin, number=None):
@@ -190,6 +196,17 @@ def test_streams_and_signals_of_a_process(tmp_path):
     assert "bad input" not in came.stdout
     assert "? words\n" in came.stdout
     assert "Traceback" not in came.stderr
+
+
+def test_short_help_fits_a_screen(capsys):
+    with pytest.raises(SystemExit):
+        command.parse(["-h"], Settings, "dslth run")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 36
+    assert max(map(len, lines)) <= 80
+    assert {flag(name) for name in SETTINGS} <= set(re.findall(r"--[a-z-]+", "\n".join(lines)))
+    with pytest.raises(ValueError, match="there is no flag --learning-rate; here it is --lr"):
+        command.parse(["--learning-rate", "3"], Settings, "dslth run")
 
 
 @pytest.mark.parametrize(

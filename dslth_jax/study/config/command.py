@@ -29,6 +29,29 @@ OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --ag
 HELP = ("-h", "--help")
 FLAG = re.compile(r"--\Z|(?!-(inf|infinity|nan)(=|\Z))-+[^\W\d_]", re.IGNORECASE)  # how a word starts that is no value
 Kind = TypeVar("Kind")
+# What other tools call it, and what it is here.
+ELSEWHERE = {
+    "--lr": ("learning_rate", "step_size", "eta"),
+    "--rounds": ("epochs", "num_rounds", "steps", "iterations", "global_epochs"),
+    "--agents": ("clients", "num_clients", "workers", "nodes", "num_agents", "users"),
+    "--local-steps": ("local_epochs", "local_iterations", "local_rounds"),
+    "--batch-size": ("batch", "bs", "local_bs", "minibatch"),
+    "--out": ("output", "output_dir", "save_dir", "logdir", "run_dir"),
+    "--retention": ("sparsity", "density", "keep_ratio", "prune"),
+    "--dirichlet-alpha": ("alpha", "dirichlet"),
+    "--topology": ("graph", "network"),
+    "--algorithm": ("method", "strategy", "algo"),
+    "--resume": ("restore", "load_checkpoint"),
+    "JAX_PLATFORMS=cuda, tpu or cpu in the environment": (
+        "gpu",
+        "device",
+        "cuda",
+        "no_cuda",
+        "tpu",
+        "cpu",
+        "accelerator",
+    ),
+}
 
 
 def conduct(
@@ -117,7 +140,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
     while words:
         word = words.pop(0)
         if word in HELP:
-            print(help_of(kind, program))
+            print((short_help_of if word == "-h" else help_of)(kind, program))
             raise SystemExit(0)
         if positional and not word.startswith("-"):
             word = f"{flag(positional)}={word}"
@@ -130,7 +153,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
         said = spelled[2:].replace("-", "_")
         name = said if said in known else said.removeprefix("no_")
         if said not in known and name not in switches:
-            instead = nearest(spelled, map(flag, known)) or "; --help lists all"
+            instead = here(said) or nearest(spelled, map(flag, known)) or "; --help lists all"
             raise ValueError(f"there is no flag {spelled}{instead}")
         if not equals and words and not FLAG.match(words[0]):
             equals, value = "=", words.pop(0)
@@ -150,6 +173,29 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
         said = missing[0] if missing[0] == positional else flag(missing[0])
         raise ValueError(f"{said} must be said, {kinds(known[missing[0]].hint)}; --help says more")
     return kind(**values)
+
+
+def here(name: str) -> str:
+    """What a flag of other tools is called here, as the end of a sentence; empty if it is none that is known.
+
+    >>> here("learning_rate"), here("agnets")
+    ('; here it is --lr', '')
+    """
+    return next((f"; here it is {ours}" for ours, theirs in ELSEWHERE.items() if name in theirs), "")
+
+
+def short_help_of(kind: type, program: str) -> str:
+    """What -h says: every flag with its default, a paragraph a group."""
+    groups: dict[str, list[str]] = {}
+    for name, known in described(kind).items():
+        said = isinstance(known.default, str | int | float) and not isinstance(known.default, bool)
+        default = f" {known.default}" if said else ""
+        groups.setdefault(known.group, []).append(f"{flag(name)}{default}".replace(" ", "\0"))
+    wrap = functools.partial(textwrap.fill, width=80, initial_indent="  ", subsequent_indent="  ")
+    shown = [f"{group}\n{wrap(', '.join(flags), break_on_hyphens=False)}" for group, flags in groups.items()]
+    first = textwrap.fill((inspect.getdoc(kind) or "").partition("\n\n")[0], width=80)
+    behind = f"{program if ' ' in program else f'python -m {program}'} --help says what each does."
+    return "\n\n".join([first, *shown, behind]).replace("\0", " ")
 
 
 def help_of(kind: type, program: str) -> str:

@@ -132,10 +132,9 @@ class History:
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
     def take_warnings(self) -> list[str]:
-        """The symptoms since the last call, with the run's name if it is one of several."""
+        """The symptoms since the last call."""
         warnings, self.warnings = self.warnings, []
-        name = self.prepared.name
-        return [f"{name}: {warning}" for warning in warnings] if name else warnings
+        return warnings
 
     def notes(self) -> dict[str, Any]:
         """All that a checkpoint must hold of this, in words and numbers."""

@@ -4,6 +4,7 @@ A study says what it is made of and what it leaves in its folder (see `records`)
 trained round by round, saved and stopped is the same for all studies, and stands here.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ class Study:
     path = Path()  # of the folder, in every process
     lasting = True  # whether the folder gets what agents come to, and a checkpoint from which more rounds can go on
     finished = ""  # what to say of a study that has nothing left to do
+    told: set[str]  # the kinds of warnings that have been said
     said: Console  # where a study in training says how it goes
     stop: Stop  # and who is asked whether it is to stop
 
@@ -106,7 +108,7 @@ def ready(study: Study) -> Study:
 def train(study: Study, stop: Stop | None = None) -> Any:
     """Train all that is left of a ready study, fill its folder if it has one, and unlock it."""
     study.stop = stop or Stop()
-    study.said = console(study.stop, quiet=study.folder is None)
+    study.said, study.told = console(study.stop, quiet=study.folder is None), set()
     try:
         study.outcomes = study.known()
         for _ in study.batches():
@@ -185,8 +187,8 @@ def follow(
         if evaluated:
             study.note(histories)
             progress.evaluated(leading.rows[-1], bits)
-        for history in histories:
-            progress.warn(history.take_warnings())
+        warned = [(history.prepared.name, line) for history in histories for line in history.take_warnings()]
+        progress.warn(once(warned, study.told))
         if round == course.rounds:
             variables = programs.variables(now) if programs.variables and study.lasting else None
             for number, history in enumerate(histories):
@@ -199,6 +201,25 @@ def follow(
             save(study.path / "checkpoint", histories, now, round)
         if asked:
             stop.obey(lambda _: True)
+
+
+def once(warned: Sequence[tuple[str, str]], told: set[str]) -> Iterator[str]:
+    """The lines of warnings, each with the name of its member: of a kind the first alone, and with how many more have
+    it now; those of the kinds already `told` are left out. Of one kind are sentences that differ in numbers alone.
+
+    >>> told = set()
+    >>> list(once([("lr=1", "a loss of 7: take less"), ("lr=2", "a loss of 80: take less"), ("", "no cache")], told))
+    ['lr=1: a loss of 7: take less (so it is in 1 more)', 'no cache']
+    >>> list(once([("lr=3", "a loss of 9: take less")], told))
+    []
+    """
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for name, line in warned:
+        kinds.setdefault(re.sub(r"(?<![a-z_])\d[\d.,]*", "", line), []).append((name, line))
+    for kind, [(name, line), *others] in kinds.items():
+        if kind not in told:
+            yield (f"{name}: " if name else "") + line + (f" (so it is in {len(others)} more)" if others else "")
+    told.update(kinds)
 
 
 def play(

@@ -129,6 +129,14 @@ def test_the_largest_label_may_be_in_the_test_set(file_of):
     assert datasets.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
 
 
+def test_floats_of_whole_numbers_and_other_names_are_taken(file_of, tmp_path):
+    plain = datasets.load_file(file_of())
+    arrays = {name: array for name, array in plain._asdict().items() if name != "classes"}
+    other = {datasets.OTHER_NAMES[name]: array.astype(np.float32) for name, array in arrays.items()}
+    np.savez(tmp_path / "other.npz", **other)
+    assert_same(datasets.load_file(tmp_path / "other.npz"), plain)
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -142,7 +150,13 @@ def test_the_largest_label_may_be_in_the_test_set(file_of):
             {"test_images": np.zeros((2, 60), np.uint8)},
             r"test_images in .* must be uint8 of .*, got uint8 of \(2, 60\)",
         ),
-        ({"train_labels": np.zeros(6)}, r"train_labels in .* must be 6 whole numbers, got float64 of \(6,\)"),
+        ({"train_labels": np.full(6, 0.5)}, r"train_labels in .* must be 6 whole numbers, got float64 of \(6,\)"),
+        ({"train_labels": np.full(6, np.nan)}, "must be 6 whole numbers, got float64"),
+        ({"train_images": np.full((6, 5, 4, 3), 300.0)}, "must be uint8 of .*; scale them to 0..255 and round them$"),
+        (
+            {"train_images": np.zeros((6, 3, 5, 5), np.uint8)},
+            r"channels first, \(6, 3, 5, 5\): save train_images\.transpose\(0, 2, 3, 1\)$",
+        ),
         ({"train_labels": np.zeros(6, bool)}, "train_labels in .* must be 6 whole numbers, got bool"),
         ({"train_labels": np.zeros(5, int)}, r"must be 6 whole numbers, got int64 of \(5,\)"),
         ({"test_labels": np.zeros((2, 1), int)}, r"must be 2 whole numbers, got int64 of \(2, 1\)"),

@@ -38,6 +38,9 @@ class Dataset(NamedTuple):
     classes: int
 
 
+# What other libraries call the arrays of a file.
+OTHER_NAMES = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}
+CHANNELS = (1, 3, 4)  # of images, as many as there are
 MOST_CLASSES = 100_000  # more than that are no labels but something else
 
 # What tensorflow-datasets prepares, with the host its download comes from.
@@ -234,17 +237,19 @@ def load_file(path: Path) -> Dataset:
     """A data set of one's own: an .npz with train_images, train_labels, test_images, test_labels.
 
     Images are uint8 of (samples, height, width, channels), or without the channels axis for grey ones; labels are whole
-    numbers from 0. `classes` may be given; otherwise it is the largest label plus one.
+    numbers from 0. Floats that are whole numbers in these ranges do as well, and x_train, y_train, x_test and y_test as
+    names. `classes` may be given; otherwise it is the largest label plus one.
     """
-    wanted = ("train_images", "train_labels", "test_images", "test_labels")
+    wanted, known = tuple(OTHER_NAMES), (*OTHER_NAMES, *OTHER_NAMES.values(), "classes")
     try:
         expect_file(path)
         # Open it here: numpy leaves a torn file open. What is no array in it comes as bytes.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: np.asarray(file[key]) for key in (*wanted, "classes") if key in file}
+            found = {key: np.asarray(file[key]) for key in known if key in file}
     except Exception as error:  # a torn zip archive raises many kinds
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is torn or something else"
         raise ValueError(f"the data file {path} must be a readable .npz: {reason}") from None
+    arrays = {key: found[other] for key, other in OTHER_NAMES.items() if other in found} | found
     if missing := [key for key in wanted if key not in arrays]:
         raise ValueError(f"the data file {path} must hold {', '.join(wanted)}; it lacks {', '.join(missing)}")
     train, test = (
@@ -264,14 +269,31 @@ def load_file(path: Path) -> Dataset:
     return Dataset(*train, *test, int(classes))
 
 
+def as_whole_numbers(values: np.ndarray, kind: type[np.integer]) -> np.ndarray:
+    """Floats as whole numbers of a kind, where all of them are such; all else as it is."""
+    if values.dtype.kind != "f" or not values.size:
+        return values
+    bounds = np.iinfo(kind)
+    whole = np.isfinite(values).all() and values.min() >= bounds.min and values.max() < bounds.max + 1.0
+    return values.astype(kind) if whole and (values == np.floor(values)).all() else values
+
+
 def _checked_split(path: Path, split: str, images: np.ndarray, labels: np.ndarray) -> tuple[Images, Labels]:
+    if images.dtype.kind == "f" and images.size and images.max() > 1:  # else they are shares of the brightest
+        images = as_whole_numbers(images, np.uint8)
+    labels = as_whole_numbers(labels, np.int64)
     if images.ndim == 3:
         images = images[..., None]
+    if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
+        raise ValueError(
+            f"{split}_images in {path} must be uint8 of (samples, height, width, channels), and have channels first, "
+            f"{images.shape}: save {split}_images.transpose(0, 2, 3, 1)"
+        )
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(
             f"{split}_images in {path} must be uint8 of (samples, height, width, channels), "
             f"got {images.dtype} of {images.shape}"
-            + ("; scale them to 0..255 and convert them" if images.dtype.kind == "f" else "")
+            + ("; scale them to 0..255 and round them" if images.dtype.kind == "f" else "")
         )
     # Not by subclass: spans of time count as integers there.
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:

@@ -24,7 +24,8 @@ class World(NamedTuple):
     key: Key[Array, ""]  # common to all agents
     round: Int[Array, ""]
     rounds: Int[Array, ""]  # how many the run is to have
-    exchanging: Bool[Array, ""] | bool = True  # whether rounds of exchange have begun, this one included
+    # Whether this round's steps count toward an exchange: those of all rounds do, but for a start without exchanges.
+    exchanging: Bool[Array, ""] | bool = True
 
 
 class Batch(NamedTuple):

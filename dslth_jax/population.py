@@ -170,7 +170,9 @@ def round(
     message what `sizes_of` says; `listeners`, over how many links it was sent this round.
     """
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
-    world = world._replace(exchanging=state.round + 1 >= exchange_from)
+    # Steps count from behind the last round that would have been an exchange.
+    first = (exchange_from + exchange_every - 1) // exchange_every * exchange_every
+    world = world._replace(exchanging=state.round + 1 > first - exchange_every)
     now, shares = state.control.next, jax.tree.map(jnp.asarray, shares)
 
     # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
@@ -212,7 +214,7 @@ def round(
         return nothing, state.heard, state.sent, state.links, jnp.zeros(numbers.size, jnp.int32)
 
     always = all(isinstance(setting, int) and setting == 1 for setting in (exchange_every, exchange_from))
-    due = world.exchanging & ((state.round + 1) % exchange_every == 0)
+    due = (state.round + 1 >= exchange_from) & ((state.round + 1) % exchange_every == 0)
     if not holds_anything(message):
         heard_now, heard, sent, memory, links = stay_silent()
     else:

@@ -12,7 +12,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, numbers_in
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed
 
 SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
 
@@ -28,7 +28,7 @@ class Communication(Proxy):
         """Every method, those with a retention at each."""
         arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
         arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, self.rounds)}
-        for retention in numbers_in("retentions", self.retentions, float):
+        for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:
                 everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
                 arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}

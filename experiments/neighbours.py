@@ -12,7 +12,7 @@ experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, numbers_in
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Neighbours(Proxy):
 
     def arms(self) -> Arms:
         """Alone and pooled; the force and the gossip; the paper's fusion; weights, and weights with a personal head."""
-        first, *others = numbers_in("every", self.every, int)
+        first, *others = dict.fromkeys(listed("every", self.every, int))
         masks, head = {"algorithm": "mce-pl"}, {"personal_layers": "last"}
         force = {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own"}
         return {

@@ -13,7 +13,7 @@ experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, compare, leave, numbers_in
+from dslth_jax.study.commands import Arms, Experiment, compare, leave, listed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Thousandfold(Experiment):
         """Both methods, each at its intervals."""
         arms = {}
         for algorithm, field in (("dsgd", "weight_intervals"), ("mce-pl", "mask_intervals")):
-            for rounds in numbers_in(field, getattr(self, field), int):
+            for rounds in listed(field, getattr(self, field), int):
                 arms[f"{algorithm}, every {rounds}"] = {"algorithm": algorithm, "exchange_every": rounds}
         return arms
 

@@ -224,7 +224,9 @@ class Population:
 
     def round(self, batches, settings, mixing):
         """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
-        steps, losses, messages, begun = [], [], [], self.rounds + 1 >= self.switches.exchange_from
+        steps, losses, messages, every = [], [], [], self.switches.exchange_every
+        first = -(-self.switches.exchange_from // every) * every  # round of exchange
+        begun = self.rounds + 1 > first - every
         paper_order = self.switches.order == "paper"
         for agent, s in enumerate(settings):
             step, loss = self.local_steps(agent, s, batches[agent][:-1])
@@ -235,7 +237,7 @@ class Population:
             self.stepped[agent] += begun * s["lr"] * len(batches[agent][:-1])
             messages.append(self.masks(agent, s, self.heard[agent], own=self.switches.mask_sent == "own"))
         self.rounds += 1
-        if begun and self.rounds % self.switches.exchange_every == 0:
+        if self.rounds >= first and self.rounds % every == 0:
             self.sent = messages
             self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
             self.hears_anybody = [any(row) for row in mixing]

@@ -408,7 +408,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "exchange_every": [("1.5", "--exchange-every must be a whole number, got '1.5'", "")],
     "exchange_from": [
         ("9", "--exchange-from must be at most --rounds, got 9 and 8: nothing would ever be sent", "--rounds 8"),
-        ("7", "--exchange-every 5 leaves no round to exchange from --exchange-from 7 to --rounds 8: take a smaller one",
+        ("7", "--exchange-every 5 leaves no round to exchange from --exchange-from 7 to --rounds 8: exchange more",
          "--rounds 8 --exchange-every 5"),
     ],
     "key_every": [("-1", "--key-every must be in 0..2147483647, got -1", "")],

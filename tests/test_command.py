@@ -227,7 +227,7 @@ def test_a_command_that_cannot_be_run_is_one_line(words, absent, said, monkeypat
 
 def test_what_there_is_can_be_seen_without_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(by_name, "find_spec", lambda name: None)
-    assert by_name.missing() == list(by_name.NEEDED)
+    assert by_name.missing() == by_name.NEEDED
     assert [by_name.main(words) for words in (["--version"], ["--help"], [])] == [0, 0, 0]
     shown = capsys.readouterr().out
     assert shown.startswith(f"{dslth_jax.__version__}\n")

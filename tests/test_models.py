@@ -86,20 +86,32 @@ def test_what_lacks_a_model_is_one_sentence(folder_of, tmp_path):
         models.agent(0).predict(np.zeros((1, 8, 8)))
     with pytest.raises(ValueError, match=r"a run folder was expected, and .* holds no config\.json"):
         dslth_jax.load(tmp_path)
-    for removed, said in (("agents.csv", "has not come to its end"), ("masks.npz", "has lost its masks.npz")):
-        folder = tmp_path / removed
-        shutil.copytree(folder_of("mce-pl"), folder)
-        (folder / removed).unlink()
-        with pytest.raises(ValueError, match=said):
-            dslth_jax.load(folder).agent(0)
+    folder = tmp_path / "lost"
+    shutil.copytree(folder_of("mce-pl"), folder)
+    (folder / "masks.npz").unlink()
+    with pytest.raises(ValueError, match=r"has lost its masks\.npz"):
+        dslth_jax.load(folder).agent(0)
     shutil.copytree(folder_of("dsgd"), tmp_path / "torn")
     (tmp_path / "torn" / "weights.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match=r"weights\.safetensors in .* cannot be read"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors cannot be read"):
         dslth_jax.load(tmp_path / "torn").agent(0)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({name: own for name, own in config.items() if name != "images"}))
-    with pytest.raises(ValueError, match=r"was written by a version before 0\.5"):
-        dslth_jax.load(folder)
+    x64 = {**config["numerics"], "JAX_ENABLE_X64": "True"}
+    for changed, said in (
+        ({"images": None}, r"was written by a version before 0\.5"),
+        ({"finished": None}, "has not come to its end"),
+        ({"numerics": x64}, "was trained with .*'JAX_ENABLE_X64': 'True'.* set the same"),
+    ):
+        now = {name: own for name, own in {**config, **changed}.items() if own is not None}
+        (folder / "config.json").write_text(json.dumps(now))
+        with pytest.raises(ValueError, match=said):
+            dslth_jax.load(folder)
+
+
+def test_no_images_have_no_labels(folder_of):
+    model = dslth_jax.load(folder_of("dsgd")).agent(0)
+    assert model.predict(np.zeros((0, 8, 8, 1), np.uint8)).shape == (0,)
+    assert model.logits(np.zeros((0, 8, 8, 1), np.uint8)).shape == (0, 10)
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz"])

@@ -270,6 +270,7 @@ CASES = {
         "force": 2.0,
         "force_momentum": 0.5,
         "exchange_every": 2,
+        "exchange_from": 3,
         "local_steps": 2,
     },
     "force on revived scores, from the third round on": {

@@ -366,6 +366,23 @@ def test_flags_of_a_file_stand_in_front_of_those_of_the_command(tmp_path):
     assert found.seeds == 3
 
 
+def test_what_the_command_says_takes_the_place_of_what_the_file_says(tmp_path):
+    """Values of the command are no flags, flags that mean the same otherwise give way, and lists are one value where a
+    flag is said once."""
+
+    def settings(text, *words):
+        (tmp_path / "own.yaml").write_text(text)
+        return parse(["--config", str(tmp_path / "own.yaml"), *words], Settings, "experiments.cifar")
+
+    assert settings("fusion: force\nforce: 2.0\n", "--fusion", "force").force == 2.0
+    assert settings("momentum: 0.5", "--optimizer", "momentum").momentum == 0.5
+    found = settings("classes_per_agent: 3\nrevive: true\n", "--partition", "dirichlet:0.3", "--no-revive")
+    assert (found.classes_per_agent, found.partition, found.revive) == (4, "dirichlet:0.3", False)
+    assert settings("retention: [0.2, 0.3]\npersonal_layers: [conv1, linear1]\n").retention == "0.2,0.3"
+    with pytest.raises(SystemExit):
+        parse(["--config", "none.json", "--help"], Settings, "experiments.cifar")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

@@ -38,6 +38,11 @@ def assert_same_numbers(one: Path, other: Path) -> None:
     """Two run folders hold the same numbers, bit for bit, but for times."""
     assert rows_of(one) == rows_of(other)
     assert (one / "agents.csv").read_bytes() == (other / "agents.csv").read_bytes()
+    weights = [
+        path.read_bytes() for path in (one / "weights.safetensors", other / "weights.safetensors") if path.exists()
+    ]
+    assert len(weights) != 1
+    assert weights[:1] == weights[1:]
     assert (one / "masks.npz").is_file() == (other / "masks.npz").is_file()
     if (one / "masks.npz").is_file():
         with np.load(one / "masks.npz") as first, np.load(other / "masks.npz") as second:

@@ -25,7 +25,7 @@ something else. The other fusion, "force", is ours. It moves z itself, and takes
 
 with s = -1 for z < 0 and else 1, β the momentum of the force (0 unless said), κ its strength, and η the sum of the
 steps since the last round of exchange, those of all local steps and silent rounds, also where the agent heard nobody in
-it; those before exchanges begin do not count. See `consensus`.
+it. Where exchanges begin late, the first one counts as many steps as any other. See `consensus`.
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the

@@ -14,7 +14,8 @@ is the weighted mean of the neighbours' estimates, which i keeps from their bits
 
 with s = −1 for z < 0 and else 1. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ |
 over the layer. In a silent round nothing but z moves. S is a sum of what all neighbours have ever sent: their number
-never changes, and a link may be late but must lose nothing.
+never changes, and a link may be late but must lose nothing. Behind a link that holds what each has told (`added_up`),
+S is anew the mean of |z₀| and of these sums, of those who were reached in this round.
 """
 
 from collections.abc import Mapping

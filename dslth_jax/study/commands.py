@@ -14,7 +14,7 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import comparison
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, numbers_in, shared_and_own
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.training import records
@@ -23,7 +23,7 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["compare", "leave", "numbers_in", "run", "single", "sweep", "sweeping"]
+__all__ += ["compare", "leave", "listed", "run", "single", "sweep", "sweeping"]
 
 
 def run(settings: Settings) -> Result:
@@ -49,8 +49,9 @@ def whole(study: Study) -> Any:
     return train(study)
 
 
-def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
-    """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm"."""
+def sweep_of(settings: Sweep, arms: Arms | None = None, said: Settings | None = None) -> records.Sweep:
+    """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm", and what
+    was `said` are the settings of the comparison."""
     for check in (check_each, check_folder, check_search):
         check(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
@@ -59,7 +60,7 @@ def sweep_of(settings: Sweep, arms: Arms | None = None) -> records.Sweep:
         raise ValueError("the arms of a comparison are its points: leave --grid and --search out")
     spaces = spaces_of(settings)
     axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
-    points = Points(settings, axes, points_of(axes), arms, spaces)
+    points = Points(settings, axes, points_of(axes), arms, spaces, (said or settings).as_given())
     return records.Sweep(points, search if spaces else None)
 
 
@@ -80,7 +81,7 @@ def compare(
 
     def begin() -> Study:
         settings = parse(arguments, kind, program)
-        return ready(sweep_of(*shared_and_own(settings, settings.arms())))
+        return ready(sweep_of(*shared_and_own(settings, settings.arms()), settings))
 
     return conduct(program, begin, partial(train_some, panels=kind.panels), stop)
 

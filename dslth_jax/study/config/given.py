@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.config.setting import Setting, flag, parts
 
-CONFIG = "--config"
-DOES = "Take the flags of a run's config.json as they were said, or of a YAML file of names and values; flags win."
+CONFIG, HELP = "--config", {"-h", "--help"}
+DOES = "Take the flags of a run's config.json as they were said, or of a YAML file; those of the command win."
 OF_ONE_COMMAND = ("out", "resume", "coordinator", "processes", "process")  # they mean nothing to another command
 
 
 def with_config(words: list[str], known: Mapping[str, Setting]) -> list[str]:
     """The words of a command, with the flags that a file behind --config says in front of them; where both say the
     same flag, that of the file is left out. A ValueError if the file cannot be read."""
+    if asked := HELP & {*words}:
+        return [*asked]
     places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
     if not places:
         return words
@@ -26,9 +30,18 @@ def with_config(words: list[str], known: Mapping[str, Setting]) -> list[str]:
     if not equals and (not behind or behind[0].startswith("--")):
         raise ValueError(f"{CONFIG} needs a value behind it: a path")
     rest = words[: places[0]] + words[places[0] + (1 if equals else 2) :]
-    said = {word.partition("=")[0].removeprefix("--no-").removeprefix("--").replace("-", "_") for word in rest}
+    said = {named(word, known) for word in rest if word.startswith("--")}
+    # A flag of the command takes the place of others of the file that mean the same otherwise.
+    said |= {other for name in said & known.keys() for other in known[name].against}
+    said |= {name for name, own in known.items() if said & {*own.against}}
     found = read_flags(Path(path if equals else behind[0]))
     return [word for name, value in found.items() if name not in said for word in spelled(name, value, known)] + rest
+
+
+def named(word: str, known: Mapping[str, Setting]) -> str:
+    """The setting that a word such as --lr=3 or --no-revive names."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    return name if name in known else name.removeprefix("no_")
 
 
 def read_flags(path: Path) -> dict[str, Any]:
@@ -41,12 +54,7 @@ def read_flags(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(f"{wanted}, and cannot be read ({reason})") from None
     try:
-        if path.suffix == ".json":
-            found = json.loads(text)
-        else:
-            import yaml
-
-            found = yaml.safe_load(text)
+        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except Exception as error:  # of both readers' own kinds
         raise ValueError(f"{wanted}, and cannot be read ({' '.join(str(error).split())[:200]})") from None
     if isinstance(found, dict) and isinstance(found.get("settings"), dict):
@@ -62,4 +70,6 @@ def spelled(name: str, value: Any, known: Mapping[str, Setting]) -> list[str]:
     """The words that a command would have for a value."""
     if isinstance(value, bool) and (name not in known or bool in parts(known[name].hint)):
         return [flag(name if value else f"no_{name}")]
-    return [f"{flag(name)}={one}" for one in (value if isinstance(value, list) else [value])]
+    several = isinstance(value, list) and name in known and known[name].several
+    values = value if several else [",".join(map(str, value)) if isinstance(value, list) else value]
+    return [f"{flag(name)}={one}" for one in values]

@@ -146,7 +146,7 @@ def check_together(settings: Settings) -> None:
     if -(-settings.exchange_from // settings.exchange_every) * settings.exchange_every > settings.rounds:
         raise ValueError(
             f"--exchange-every {settings.exchange_every} leaves no round to exchange from --exchange-from "
-            f"{settings.exchange_from} to --rounds {settings.rounds}: take a smaller one"
+            f"{settings.exchange_from} to --rounds {settings.rounds}: exchange more often, or earlier"
         )
 
 
@@ -281,15 +281,6 @@ def numbers_in(name: str, text: str, agents: int, several: bool) -> np.ndarray:
     if len(values) not in (1, agents):
         raise ValueError(f"{flag(name)} must give one number for each of {agents} agents, got {len(values)}")
     return np.full(agents, values)
-
-
-def by_rounds(settings: Settings) -> str:
-    """What of resolved settings depends on how many rounds there are to be, in words; empty if nothing does."""
-    if ALGORITHMS[settings.algorithm].by_rounds:
-        return f"--algorithm {settings.algorithm}"
-    values = vars(settings)
-    scheduled = (name for name, known in settings.known.items() if known.scheduled and "@cosine" in str(values[name]))
-    return ", ".join(f"{flag(name)} {values[name]}" for name in scheduled)
 
 
 def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: int) -> Network:

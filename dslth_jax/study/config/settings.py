@@ -241,9 +241,13 @@ class Settings(Run, Method, Population, Data):
         return [name for name, known in self.known.items() if getattr(self, name) != known.default]
 
     def as_given(self) -> dict[str, Any]:
-        """The fields that are not at their default, as --config takes them; without those of one command alone."""
-        every = self.as_json()
-        return {name: every[name] for name in self.given if name not in OF_ONE_COMMAND}
+        """The fields that are not at their default, as --config takes them in any folder; without those of one command
+        alone."""
+        every, known = self.as_json(), self.known
+        said = {name: every[name] for name in self.given if name not in OF_ONE_COMMAND}
+        paths = [name for name in said if Path in parts(known[name].hint)]
+        paths += ["topology"] if "topology" in said and Path(said["topology"]).is_file() else []
+        return said | {name: str(Path(said[name]).resolve()) for name in paths if said[name] is not None}
 
     def as_json(self) -> dict[str, Any]:
         """The fields as config.json has them."""

@@ -102,6 +102,13 @@ def schedule_of(spelling: str, rounds: int) -> Schedule:
     return schedules.product(*factors)
 
 
+def asks_for_rounds(spelling: str) -> bool:
+    """Whether a value follows a schedule that asks how many rounds there are to be."""
+    names = [part.partition(":")[0] for part in spelling.split("@")[1:]]
+    known = (SCHEDULES[name] for name in names if name in SCHEDULES)
+    return any("rounds" in inspect.signature(schedule).parameters for schedule in known)
+
+
 def layers_of(spelling: str, network: Network) -> tuple[str, ...]:
     """Layers of a network: "none", "last" for its heads, or names with commas between them, such as "conv1,linear2".
 

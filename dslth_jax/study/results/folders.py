@@ -22,10 +22,11 @@ import numpy as np
 import pandas as pd
 
 import dslth_jax
+from dslth_jax.study.config.algorithms import ALGORITHMS
 from dslth_jax.study.config.machine import PACKAGES, numerics
-from dslth_jax.study.config.resolve import by_rounds
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.spellings import asks_for_rounds
 
 try:
     import fcntl
@@ -50,7 +51,7 @@ PAIRS = ("", "_common", "_apart")
 ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs in PAIRS)  # rows have them since 0.5
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
-WHAT_TO_DO = "name a folder that experiments.cifar has written"
+WHAT_TO_DO = "name a folder that dslth run, or experiments.cifar, has written"
 
 Row = dict[str, Any]
 
@@ -87,7 +88,7 @@ def open_folder(
                 expect(config)
             if (when := config.get("finished")) and config["settings"]["rounds"] == settings.rounds:
                 return folder._replace(finished=f"the run in {path} was finished at {when}: nothing is left to do")
-            if when and not any((path / "checkpoint").glob("round_*")):
+            if when and not any((path / "checkpoint").glob("round_*[0-9]")):
                 kept = "kept no checkpoint from which more rounds can go on, for it had no --checkpoint-every"
                 raise ValueError(f"the run in {path} was finished at {when} and {kept}: name another --out")
         (path / "metrics.jsonl").touch()
@@ -147,6 +148,15 @@ def expect_same(settings: Settings, other: Row, whose: str, *, longer: bool = Fa
         raise ValueError(f"{whose} has other settings: {said}: say the same, or name another --out")
 
 
+def by_rounds(settings: Settings) -> str:
+    """What of resolved settings depends on how many rounds there are to be, in words; empty if nothing does."""
+    if ALGORITHMS[settings.algorithm].by_rounds:
+        return f"--algorithm {settings.algorithm}"
+    known, values = settings.known, vars(settings)
+    scheduled = [name for name in known if known[name].scheduled and asks_for_rounds(str(values[name]))]
+    return ", ".join(f"{flag(name)} {values[name]}" for name in scheduled)
+
+
 def write_config(
     folder: Path, settings: Settings, about: Mapping[str, Any], from_round: int | None = None, **planned: int
 ) -> None:
@@ -158,7 +168,7 @@ def write_config(
     earlier = read_config(folder)
     if earlier and from_round is not None:
         again = {"from_round": from_round, "command": config["command"], "started": config["started"]}
-        config |= {name: earlier[name] for name in ("command", "started", "given") if name in earlier}
+        config |= {"command": earlier["command"], "started": earlier["started"]}
         config["resumed"] = [*earlier.get("resumed", []), again]
     save_config(folder, config)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Int, UInt8
 
 from dslth_jax import masks
@@ -17,7 +18,8 @@ from dslth_jax.evaluation import BATCH
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.population import world_of
-from dslth_jax.study.config.algorithms import with_own_settings
+from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
+from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.resolve import algorithm_of, network_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
@@ -33,6 +35,12 @@ def write_masks(folder: Path, bits: Any, maskable: Any, wanted: Any) -> None:
         arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
         arrays[f"{name}.shape"] = np.array(kernel.shape)
     np.savez(folder / "masks.npz", **arrays)
+
+
+def remove(folder: Path) -> None:
+    """Remove what a run has left at its end, as one that becomes longer does when it begins."""
+    for name in ("agents.csv", "masks.npz", "weights.safetensors", "topology.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_variables(folder: Path, variables: Any) -> None:
@@ -65,7 +73,8 @@ class Model(NamedTuple):
     """What one agent predicts with. One agent's world."""
 
     network: Network
-    variables: Any  # for `network.apply`
+    apply: Callable[..., Any]  # the network's, compiled once for all agents
+    variables: Any  # for `apply`
     masks: Any  # those in use, a pytree of 0 and 1 of the shapes of what they mask; None where weights are trained
     image_shape: tuple[int, int, int]  # (height, width, channels)
 
@@ -78,21 +87,14 @@ class Model(NamedTuple):
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             wanted = f"uint8 of (images, {', '.join(map(str, self.image_shape))})"
             raise ValueError(f"images must be {wanted}, got {images.dtype} of {images.shape}")
-        # As many at once as in an evaluation, so that their logits are those that it saw.
-        padded = np.pad(images, [(0, -len(images) % BATCH), *[(0, 0)] * 3])
-        apply, together = compiled(self.network.apply), padded.reshape(-1, BATCH, *self.image_shape)
-        batches = [apply(self.variables, batch) for batch in together]
-        return np.concatenate([np.asarray(batch) for batch in batches] or [np.zeros((0, 0))])[: len(images)]
+        # As many at once as in an evaluation, so that their logits are those that it saw; of no images one batch too.
+        padded = np.pad(images, [(0, -len(images) % BATCH if len(images) else BATCH), *[(0, 0)] * 3])
+        batches = [self.apply(self.variables, batch) for batch in padded.reshape(-1, BATCH, *self.image_shape)]
+        return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
     def predict(self, images: UInt8[np.ndarray, "images height width channels"]) -> Int[np.ndarray, "images"]:
         """The likeliest class of each image; see `logits`."""
         return np.argmax(self.logits(images), axis=-1)
-
-
-@functools.cache
-def compiled(apply: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward pass, compiled once for all agents."""
-    return jax.jit(apply)
 
 
 class Models:
@@ -103,9 +105,11 @@ class Models:
         if config is None or config.get("kind"):
             what = f"is the folder of a {config['kind']}" if config else "holds no config.json"
             raise ValueError(f"a run folder was expected, and {folder} {what}: {WHAT_TO_DO}")
-        if "images" not in config or not (folder / "agents.csv").is_file():
+        if "images" not in config or "finished" not in config:
             why = "has not come to its end" if "images" in config else "was written by a version before 0.5"
             raise ValueError(f"the run in {folder} {why}, and left no models: train it again, or to its end")
+        if (then := config["numerics"]) != (now := numerics()):
+            raise ValueError(f"the run in {folder} was trained with {then}, and now there is {now}: set the same")
         self.folder, self.config = folder, config
         kind, images = with_own_settings(Settings), config["images"]
         self.settings = kind(**{**config["settings"], "out": None})
@@ -131,55 +135,75 @@ class Models:
         return read_masks(path, self.agents) if path.is_file() else None
 
     @functools.cached_property
-    def trained(self) -> dict[str, np.ndarray]:
-        """Everybody's trained variables, by their names."""
-        from safetensors.numpy import load_file
-
-        try:
-            return load_file(self.folder / "weights.safetensors")
-        except Exception as error:  # of many kinds, by where the file is damaged
-            raise ValueError(f"weights.safetensors in {self.folder} cannot be read ({error}): train it again") from None
+    def apply(self) -> Callable[..., Any]:
+        """The network's forward pass, compiled once for all agents."""
+        return jax.jit(self.network.apply)
 
     def agent(self, number: int) -> Model:
         """The model of one agent, counted from 0. Raises a ValueError if there is no such agent, or if the run's files
         are not of these settings and this network."""
         if not 0 <= number < self.agents:
             raise ValueError(f"agent must be in 0..{self.agents - 1}, got {number}")
-        like = {"params": self.world.weights, "frozen": self.world.frozen}
-        masked = self.world.weights if self.algorithm.of_masks else like
-        if self.algorithm.of_masks and self.masks is None:
-            raise ValueError(f"the run in {self.folder} has lost its masks.npz: train it again")
-        own = None if self.masks is None else with_names(lambda name, w: self.mask(name, w, number), masked)
-        if of_masks := self.algorithm.of_masks:
-            variables = jax.jit(of_masks)(self.world, self.kept(number), own)
+        weights, frozen, of_masks = self.world.weights, self.world.frozen, self.algorithm.of_masks
+        if of_masks is None:
+            like = {"params": weights, "frozen": frozen}
+            variables, own = with_names(self.reader_of_weights(number), like), self.masks_by_name(number)
         else:
-            trained = {name: value[number] for name, value in self.trained.items()}
-            variables = with_names(lambda name, w: as_like(trained, name, w), like)
-        return Model(self.network, variables, own, self.image_shape)
+            if self.masks is None:
+                raise ValueError(f"the run in {self.folder} has lost its masks.npz: train it again")
+            own = with_names(lambda name, w: self.mask(name, w, number), weights)
+            variables = jax.jit(of_masks)(self.world, self.kept(number), own)
+        return Model(self.network, self.apply, variables, own, self.image_shape)
+
+    def reader_of_weights(self, number: int) -> Callable[[str, Any], np.ndarray]:
+        """What reads one agent's trained variable, of a name and a shape."""
+        from safetensors import safe_open
+
+        path = self.folder / "weights.safetensors"
+        try:
+            stored = safe_open(path, "numpy")
+            names = {*stored.keys()}
+        except Exception as error:  # of many kinds, by where the file is damaged
+            raise ValueError(f"{path} cannot be read ({error}): train the run again") from None
+
+        def read(name: str, like: Any) -> np.ndarray:
+            found = stored.get_slice(name) if name in names else None
+            if found is None or found.get_shape() != [self.agents, *like.shape]:
+                got = f"of {tuple(found.get_shape())}" if found else "not there"
+                wanted = f"{name} of {(self.agents, *like.shape)}, and it is {got}"
+                raise ValueError(f"{path} must hold {wanted}: name the run's network")
+            return found[number]
+
+        return read
+
+    def masks_by_name(self, number: int) -> Any:
+        """One agent's masks, as a pytree by the names of the file; None where it has none."""
+        found = (self.masks or {}).items()
+        flat = {tuple(name.split("/")): unpacked(bits[number], shape) for name, (bits, shape) in found}
+        return unflatten_dict(flat) or None
 
     def mask(self, name: str, like: Any, number: int) -> np.ndarray:
         """One agent's mask of a layer, of its dtype."""
-        bits, shape = (self.masks or {}).get(name, (None, None))
-        if bits is None or shape != like.shape:
+        found = (self.masks or {}).get(name)
+        if found is None or found[1] != like.shape:
             wanted = f"masks of {like.shape} for {name}"
             raise ValueError(f"masks.npz in {self.folder} must hold {wanted}, and does not: name the run's network")
-        return np.unpackbits(bits[number], count=like.size).reshape(shape).astype(like.dtype)
+        return unpacked(found[0][number], found[1]).astype(like.dtype)
 
     def kept(self, number: int) -> Any:
         """How many entries of each layer one agent was to keep; None where that was not said."""
         with np.load(self.folder / "masks.npz") as file:
-            if not any(name.endswith(".kept") for name in file.files):
-                return None
-            return with_names(lambda name, w: file[f"{name}.kept"][number], self.world.weights)
+            if any(f"{name}.kept" in file.files for name in self.masks or {}):
+                return with_names(lambda name, w: file[f"{name}.kept"][number], self.world.weights)
+        if "kept" in ALGORITHMS[self.settings.algorithm].hyper._fields:
+            lacks = "does not say how many entries agents were to keep"
+            raise ValueError(f"masks.npz in {self.folder} {lacks}: train the run again")
+        return None
 
 
-def as_like(found: dict[str, np.ndarray], name: str, like: Any) -> np.ndarray:
-    """One variable by its name; a ValueError if it is not there, or of another shape."""
-    if name not in found or found[name].shape != like.shape:
-        got = f"of {found[name].shape}" if name in found else "not there"
-        wanted = f"{name} of {like.shape}, and it is {got}"
-        raise ValueError(f"weights.safetensors must hold {wanted}: name the run's network")
-    return found[name]
+def unpacked(bits: UInt8[np.ndarray, "bytes"], shape: tuple[int, ...]) -> np.ndarray:
+    """A mask of the file as 0 and 1."""
+    return np.unpackbits(bits, count=math.prod(shape)).reshape(shape)
 
 
 def load(run_folder: str | Path, network: Network | None = None) -> Models:

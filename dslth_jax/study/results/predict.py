@@ -33,9 +33,8 @@ def write(settings: Predict) -> str:
     """Write the labels; returns where they are, in words."""
     if len(settings.folders) != 1:
         raise ValueError(f"one run folder was expected, got {len(settings.folders)}: name one")
-    model = load(settings.folders[0]).agent(settings.agent)
     images = read_images(settings.images)
-    labels = model.predict(images)
+    labels = load(settings.folders[0]).agent(settings.agent).predict(images)
     rows = [{"image": number, "label": int(label)} for number, label in enumerate(labels)]
     write_table(settings.out, rows)
     return f"labels of {len(rows)} images: {settings.out}"

@@ -77,7 +77,7 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     return Sweep(**common, seeds=settings.seeds), own
 
 
-def numbers_in(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
+def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
     """The numbers that stand between commas in the value of a flag; a ValueError where one is none."""
     try:
         return [kind(word) for word in spelled.split(",")]

@@ -52,6 +52,7 @@ class Points:
     first: list[dict[str, Any]]  # the points of these axes
     arms: Arms | None
     spaces: dict[str, dict[str, Any]]  # of a search, what Optuna draws from
+    said: Mapping[str, Any]  # the flags that were given
     members: list[Prepared] = dataclasses.field(default_factory=list)  # a search adds to them
 
 

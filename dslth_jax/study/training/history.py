@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dslth_jax.algorithm import Message
+from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
@@ -136,6 +136,11 @@ class History:
         warnings, self.warnings = self.warnings, []
         return warnings
 
+    def close(self) -> None:
+        """Note all that a checkpoint must hold of this at the end, before the evaluation that only the end has."""
+        wanted = None if self.wanted is None else {name: kept.tolist() for name, kept in by_name(self.wanted).items()}
+        self.at_end = {**self.notes(), "wanted": wanted}
+
     def notes(self) -> dict[str, Any]:
         """All that a checkpoint must hold of this, in words and numbers."""
         counted: dict[str, Any] = {"tally": self.tally, "ledger": self.ledger, "symptoms": self.symptoms.seen}
@@ -143,12 +148,15 @@ class History:
         opened = None if self.open is None else dataclasses.asdict(self.open)
         return {**notes, "open": opened, "rows": [*self.rows], "failure": self.failure}
 
-    def go_on_from(self, notes: dict[str, Any], longer: bool = False) -> None:
-        """Take up the state in which these notes were made, by a run of as many rounds, or of fewer."""
+    def go_on_from(self, notes: dict[str, Any], reopened: bool = False) -> None:
+        """Take up the state in which these notes were made. The ledger is `reopened` where the run that made them was
+        shorter, so that its last exchange is not the last one any more."""
         self.tally, self.ledger = Tally(**notes["tally"]), Ledger(**notes["ledger"])
         if notes["open"] is not None:
             opened = Ledger(**notes["open"])
-            self.ledger, self.open = (opened, None) if longer else (self.ledger, opened)
+            self.ledger, self.open = (opened, None) if reopened else (self.ledger, opened)
+        if notes.get("wanted") is not None:
+            self.wanted = {name: np.array(kept) for name, kept in notes["wanted"].items()}
         self.symptoms.seen = Seen(**notes["symptoms"])
         self.rows, self.failure, self.warnings = list(notes["rows"]), notes["failure"], []
 

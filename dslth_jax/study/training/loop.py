@@ -41,7 +41,8 @@ class Study:
     outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
-    lasting = True  # whether the folder gets what agents come to, and a checkpoint from which more rounds can go on
+    leaves_models = True  # whether the folder gets what agents come to
+    can_become_longer = True  # whether a checkpoint of the end stays, from which more rounds go on
     finished = ""  # what to say of a study that has nothing left to do
     told: set[str]  # the kinds of warnings that have been said
     said: Console  # where a study in training says how it goes
@@ -143,7 +144,7 @@ def interrupted(study: Study) -> Found | None:
         raise ValueError(f"the checkpoint {found.path} was trained with other JAX settings: {differing}: restore them")
     members = [study.members[number] for number in group]
     for member, other in zip(members, found.notes["settings"], strict=True):
-        folders.expect_same(member.settings, other, f"the checkpoint {found.path}", longer=study.lasting)
+        folders.expect_same(member.settings, other, f"the checkpoint {found.path}", longer=study.can_become_longer)
     for ours, theirs in zip(fingerprints(members), found.notes["data"], strict=True):
         if changed := [name for name, digest in ours.items() if digest != theirs[name]]:
             raise ValueError(
@@ -190,11 +191,11 @@ def follow(
         warned = [(history.prepared.name, line) for history in histories for line in history.take_warnings()]
         progress.warn(once(warned, study.told))
         if round == course.rounds:
-            variables = programs.variables(now) if programs.variables and study.lasting else None
+            if study.can_become_longer and course.checkpoint_every and round > done and not histories[0].failure:
+                save(study.path / "checkpoint", histories, now, round)
+            variables = programs.variables(now) if programs.variables and study.leaves_models else None
             for number, history in enumerate(histories):
                 history.variables = member_of(variables, number)
-            if study.lasting and course.checkpoint_every and round > done and not histories[0].failure:
-                save(study.path / "checkpoint", histories, now, round)
             return  # what is left takes no time, so that a signal needs no answer any more
         asked = processes.anywhere(stop.asked is not None)
         if asked or (round > done and course.is_saved(round)):
@@ -239,9 +240,9 @@ def play(
         for number, history in enumerate(histories):
             history.after_evaluation(round, member_of(evaluations, number), seconds, member_of(validations, number))
 
-    rows = histories[0].rows
     # A run that goes on behind its old end has the row of a longer run yet to come.
-    starting = not rows or (course.is_evaluated(done) and rows[-1]["round"] < done)
+    behind = [one for one in histories if not one.failure and one.rows and one.rows[-1]["round"] < done]
+    starting = not any(one.rows for one in histories) or bool(behind and course.is_evaluated(done))
     if starting:
         assess(done)
     # Wait here, so that no compilation counts as time of a round.
@@ -260,7 +261,7 @@ def play(
             return
         if due := course.is_evaluated(round):
             for history in histories if round == course.rounds else ():
-                history.at_end = history.notes()
+                history.close()
             assess(round)
         yield round, state, due
 
@@ -293,7 +294,8 @@ def begin(programs: Programs, histories: Sequence[History], found: Found | None)
     if found is None:
         return programs.start(), 0
     for history, notes, then in zip(histories, found.notes["histories"], found.notes["settings"], strict=True):
-        history.go_on_from(notes, longer=history.prepared.course.rounds > then["rounds"])
+        course = history.prepared.course
+        history.go_on_from(notes, reopened=course.exchanges(course.rounds) > course.exchanges(then["rounds"]))
     warnings = histories[0].warnings
     warnings += [f"skipped a checkpoint that is not whole: {name}" for name in found.damaged]
     then, now = found.notes["versions"], folders.versions()

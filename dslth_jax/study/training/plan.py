@@ -36,7 +36,7 @@ class Prepared(NamedTuple):
     batch_size: int  # samples a minibatch
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
-    failing: Callable[..., Link]  # what becomes of messages, by that number
+    failing: Callable[..., Link]  # the link that loses them so often, or holds what was told
     links: tuple[Link, ...]  # what happens to messages before
     augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
@@ -66,7 +66,7 @@ class Prepared(NamedTuple):
 
     @property
     def fails(self) -> bool:
-        """Whether anything becomes of messages."""
+        """Whether links may lose messages, or hold what was told."""
         return self.link_drop > 0 or self.failing is added_up
 
     def held(self, shares: Shares) -> np.ndarray:

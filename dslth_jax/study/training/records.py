@@ -49,6 +49,7 @@ class Run(Study):
 
     def begins(self, planned: Plan, found: Found | None, heading: str) -> None:
         """Say what the run is."""
+        self.keep(models.remove)  # those of a shorter run
         self.keep(write_config, planned, planned.members[0], found)
         tables.show_population(self.said, planned, memory.said(planned.footprint))
 
@@ -118,7 +119,7 @@ class Sweep(Study):
     def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
         self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
-        self.lasting = False
+        self.leaves_models, self.can_become_longer = self.run_folders, False
         self.ask = ask  # which adds members, where it is a search
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 
@@ -173,7 +174,7 @@ class Sweep(Study):
         config = {
             "kind": "sweep",
             "settings": self.settings.as_json() | {"out": str(self.path.resolve())},
-            "given": self.settings.as_given() if earlier is None else earlier.get("given"),
+            "given": self.points.said if earlier is None else earlier.get("given"),
             "axes": self.tried() if self.ask else self.points.axes,
             **({"arms": self.arms} if self.arms else {}),
             "seeds": [seed + offset for offset in range(self.seeds)],

@@ -156,26 +156,14 @@ def test_a_finished_run_becomes_longer_as_if_it_had_been_so_from_the_start(flags
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--preset", "tuned", "--lr", "0.001", "--force-momentum", "0.5", "--exchange-every", "3"],
-        ["--algorithm", "dsgd"],
-        [
-            *[
-                "--algorithm",
-                "score-gossip",
-                "--keep-neighbours",
-                "--topology",
-                "changing-regular:2",
-                "--preset",
-                "tuned",
-                "--lr",
-                "0.001",
-            ]
-        ],
+        "--preset tuned --lr 0.001 --force-momentum 0.5 --exchange-every 3",
+        "--algorithm dsgd",
+        "--algorithm score-gossip --preset tuned --lr 0.001 --topology changing-regular:2 --keep-neighbours",
     ],
     ids=["force", "weights", "gossip"],
 )
 def test_a_real_run_becomes_longer_with_all_that_it_holds(flags, tmp_path):
-    own, out = [*FLAGS, *flags], tmp_path / "run"
+    own, out = [*FLAGS, *flags.split()], tmp_path / "run"
     assert cifar.main([*own, "--rounds", "11", "--out", str(tmp_path / "whole")]) == 0
     assert cifar.main([*own, "--checkpoint-every", "4", "--out", str(out)]) == 0
     assert cifar.main([*own, "--rounds", "11", "--resume", "--out", str(out)]) == 0

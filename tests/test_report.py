@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import folders, plots, report, similarity
+from dslth_jax.study.results import folders, models, plots, report, similarity
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 from dslth_jax.study.training import agreement
@@ -136,7 +136,7 @@ def folder(tmp_path_factory) -> Path:
     folders.write_table(out / "agents.csv", agents)
     bits = np.random.default_rng(0).random((4, 20, 3)) < 0.6
     shape = jax.ShapeDtypeStruct((20, 3), bool)
-    folders.write_masks(
+    models.write_masks(
         out, {"linear": np.stack([np.asarray(masks.pack(jnp.asarray(own))) for own in bits])}, {"linear": shape}
     )
     for name in report.PICTURES:

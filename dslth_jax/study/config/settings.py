@@ -2,6 +2,7 @@
 groups of --help.
 """
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -246,8 +247,9 @@ class Settings(Run, Method, Population, Data):
         every, known = self.as_json(), self.known
         said = {name: every[name] for name in self.given if name not in OF_ONE_COMMAND}
         paths = [name for name in said if Path in parts(known[name].hint)]
-        paths += ["topology"] if "topology" in said and Path(said["topology"]).is_file() else []
-        return said | {name: str(Path(said[name]).resolve()) for name in paths if said[name] is not None}
+        with contextlib.suppress(OSError):  # a name too long for a file
+            paths += ["topology"] if "topology" in said and Path(said["topology"]).is_file() else []
+        return said | {name: str(Path.cwd() / said[name]) for name in paths if said[name] is not None}
 
     def as_json(self) -> dict[str, Any]:
         """The fields as config.json has them."""

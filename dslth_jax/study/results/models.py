@@ -25,10 +25,9 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
 
 
-def write_masks(folder: Path, bits: Any, maskable: Any, wanted: Any) -> None:
-    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), its shape, and how many
-    entries agents were to keep of it, (agents,), where that was said."""
-    arrays: dict[str, Any] = {f"{name}.kept": np.asarray(kept) for name, kept in by_name(wanted).items()}
+def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
+    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
+    arrays: dict[str, Any] = {}
     for (name, packed), kernel in zip(by_name(bits).items(), jax.tree.leaves(maskable), strict=True):
         # Users of the file expect numpy's order of bits, not the fast one of the exchange.
         unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
@@ -37,9 +36,15 @@ def write_masks(folder: Path, bits: Any, maskable: Any, wanted: Any) -> None:
     np.savez(folder / "masks.npz", **arrays)
 
 
+def write_kept(folder: Path, wanted: Any) -> None:
+    """kept.npz: for each layer how many entries agents were to keep in the last round, (agents,)."""
+    counts: dict[str, Any] = {name: np.asarray(kept) for name, kept in by_name(wanted).items()}
+    np.savez(folder / "kept.npz", **counts)
+
+
 def remove(folder: Path) -> None:
     """Remove what a run has left at its end, as one that becomes longer does when it begins."""
-    for name in ("agents.csv", "masks.npz", "weights.safetensors", "topology.png"):
+    for name in ("agents.csv", "masks.npz", "kept.npz", "weights.safetensors", "topology.png"):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -56,7 +61,7 @@ def read_masks(path: Path, agents: int) -> dict[str, tuple[UInt8[np.ndarray, "ag
     wrong = f"{path} must hold, for each layer, packed masks of {agents} agents and their shape, got"
     try:
         with np.load(path) as file:
-            names = [name for name in file.files if not name.endswith((".shape", ".kept"))]
+            names = [name for name in file.files if not name.endswith(".shape")]
             found = {name: (file[name], tuple(file[f"{name}.shape"].tolist())) for name in names}
     except Exception:  # of many kinds, by where the file is damaged
         raise ValueError(f"{wrong} a file that cannot be read: {WHAT_TO_DO}") from None
@@ -191,14 +196,15 @@ class Models:
         return unpacked(found[0][number], found[1]).astype(like.dtype)
 
     def kept(self, number: int) -> Any:
-        """How many entries of each layer one agent was to keep; None where that was not said."""
-        with np.load(self.folder / "masks.npz") as file:
-            if any(f"{name}.kept" in file.files for name in self.masks or {}):
-                return with_names(lambda name, w: file[f"{name}.kept"][number], self.world.weights)
-        if "kept" in ALGORITHMS[self.settings.algorithm].hyper._fields:
-            lacks = "does not say how many entries agents were to keep"
-            raise ValueError(f"masks.npz in {self.folder} {lacks}: train the run again")
-        return None
+        """How many entries of each layer one agent was to keep; None where its algorithm has no such number."""
+        if "kept" not in ALGORITHMS[self.settings.algorithm].hyper._fields:
+            return None
+        path = self.folder / "kept.npz"
+        try:
+            with np.load(path) as file:
+                return with_names(lambda name, w: file[name][number], self.world.weights)
+        except Exception as error:  # of many kinds, by where the file is damaged
+            raise ValueError(f"{path} must say how many entries agents were to keep, and does not ({error})") from None
 
 
 def unpacked(bits: UInt8[np.ndarray, "bytes"], shape: tuple[int, ...]) -> np.ndarray:

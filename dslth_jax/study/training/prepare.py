@@ -40,7 +40,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     if settings.coordinator:
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
-    said, settings = settings.as_given(), filled_in(settings)
+    given, settings = settings, filled_in(settings)
     load = load or datasets.named
     dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
     image_shape = dataset.train_images.shape[1:]
@@ -69,7 +69,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
-    of_one, given = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
+    of_one, resolved = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
     sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
     again = added_up if settings.keep_neighbours else resent
     failing = again if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
@@ -81,9 +81,9 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
         settings,
-        said,
-        **{name: given[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
-        course=Course(*(given[name] for name in Course._fields)),
+        given.as_given(),
+        **{name: resolved[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
+        course=Course(*(resolved[name] for name in Course._fields)),
         batch_size=batch_size,
         augment=spellings.AUGMENTATIONS[str(settings.augment)],
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),

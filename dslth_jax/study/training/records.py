@@ -95,7 +95,9 @@ def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> N
     """Write what is known at the end of a run; `agents` are the rows of agents.csv."""
     folders.write_table(folder / "agents.csv", agents)
     if history.evaluation.masks is not None:
-        models.write_masks(folder, history.evaluation.masks, history.maskable, history.wanted)
+        models.write_masks(folder, history.evaluation.masks, history.maskable)
+    if history.wanted is not None:
+        models.write_kept(folder, history.wanted)
     if history.variables is not None:
         models.write_variables(folder, history.variables)
     pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(history.evaluation.accuracy))

@@ -18,11 +18,11 @@ OF_ONE_COMMAND = ("out", "resume", "coordinator", "processes", "process")  # the
 def with_config(words: list[str], known: Mapping[str, Setting]) -> list[str]:
     """The words of a command, with the flags that a file behind --config says in front of them; where both say the
     same flag, that of the file is left out. A ValueError if the file cannot be read."""
-    if asked := HELP & {*words}:
-        return [*asked]
     places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
     if not places:
         return words
+    if asked := HELP & {*words}:  # whatever the file says
+        return [*asked]
     if len(places) > 1:
         raise ValueError(f"{CONFIG} must be said once, got {len(places)} of them")
     _, equals, path = words[places[0]].partition("=")

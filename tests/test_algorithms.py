@@ -974,6 +974,7 @@ def test_personal_layers_are_those_that_are_trained_first(name, monkeypatch):
     assert asked == [None, ("second",), ("first",)]
 
 
+@pytest.mark.slow
 def test_a_run_whose_agents_hold_every_neighbour_goes_on_bit_for_bit(tiny, tmp_path):
     """On a graph that changes and loses messages, which is refused otherwise; what is caught up is counted."""
     own = ["--algorithm", "score-gossip", "--topology", "changing-regular:2", "--link-drop", "0.5"]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
-from dslth_jax.masks import unpack
+from dslth_jax.masks import pack, unpack
 
 
 class World(NamedTuple):
@@ -203,6 +203,11 @@ def by_name(tree: PyTree) -> dict[str, Any]:
 def with_names(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`function(name, leaf, ...)` of every leaf, as a pytree like `tree`."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)
+
+
+def packed(masks_of_layers: PyTree[Array]) -> Message:
+    """A message of masks, one a layer."""
+    return Message(by_name(jax.tree.map(pack, masks_of_layers)))
 
 
 def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:

@@ -54,3 +54,12 @@ def force(own: Scores, heard: Heard) -> Scores:
         return jnp.where(weight > 0, centred / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
 
     return with_names(one, own)
+
+
+def where_heard(heard: Heard, layers: Scores, otherwise: Scores) -> Scores:
+    """The layers of which somebody was heard in this round, and the others of `otherwise`."""
+
+    def one(name: str, own: Array, other: Array) -> Array:
+        return jnp.where(heard.spoke & (heard.weight[name] > 0), own, other) if name in heard.masks else other
+
+    return with_names(one, layers, otherwise)

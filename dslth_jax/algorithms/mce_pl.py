@@ -39,7 +39,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax import group_lasso, masks
 from dslth_jax.algorithm import (
@@ -49,9 +49,9 @@ from dslth_jax.algorithm import (
     Heard,
     Message,
     World,
-    by_name,
     heard_anybody,
     neighbour_mean,
+    packed,
     with_names,
 )
 from dslth_jax.algorithms import consensus, descent
@@ -251,11 +251,6 @@ def scores_at_start(key: Key[Array, ""], world: World, start_scores: Literal["sh
     return draw_like(key if start_scores == "personal" else common_key, world.weights, uniform_by_fan_in)
 
 
-def packed(masks_of_layers: PyTree[Array]) -> Message:
-    """A message of masks, one a layer."""
-    return Message(by_name(jax.tree.map(masks.pack, masks_of_layers)))
-
-
 def alive(scores: Scores, rule: MaskRule) -> Scores:
     """The scores, and those of exactly zero revived where the rule says so."""
     return jax.tree.map(masks.revive, scores) if rule.revive else scores
@@ -321,14 +316,11 @@ def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, m
     strength = hyper.force * agent.stepped
     own_masks = with_names(lambda name, z: masks.unpack(own[name], z.shape).astype(z.dtype), agent.scores)
     force, lasting = consensus.force(own_masks, heard), agent.force
-
-    def heard_of(name: str) -> Bool[Array, ""]:
-        return heard.spoke & (heard.weight[name] > 0) if name in heard.masks else jnp.array(False)
-
     if lasting is not None:
         mixed = jax.tree.map(lambda v, f: momentum * v + (1 - momentum) * f, lasting, force)
-        lasting = force = with_names(lambda name, new, v: jnp.where(heard_of(name), new, v), mixed, lasting)
-    pulls = with_names(lambda name, v: jnp.where(heard_of(name), strength, 0).astype(v.dtype) * v, force)
+        lasting = force = consensus.where_heard(heard, mixed, lasting)
+    pulls = jax.tree.map(lambda v: strength.astype(v.dtype) * v, force)
+    pulls = consensus.where_heard(heard, pulls, jax.tree.map(jnp.zeros_like, pulls))
     stepped = jnp.where(heard.spoke, 0, agent.stepped)
     return agent._replace(scores=consensus.pull(agent.scores, pulls), stepped=stepped, force=lasting)
 

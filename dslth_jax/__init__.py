@@ -25,7 +25,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     sharding        agents over devices
     codec/          masks <-> messages that a link carries, exactly
     study/          the engine: from settings to run folders; the core imports nothing of it
-    __main__        the engine's commands by name: `dslth run`, or `python -m dslth_jax run`
+    __main__        the engine's commands by name, `study.dslth`
 
 Here are the functions and types that other code reuses most; all else is reached through the namespaces, such as
 `dslth_jax.graphs.regular` or `dslth_jax.algorithms.dsgd`. `load` (the agents of a run) and `load_data` alone are of the

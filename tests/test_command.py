@@ -14,7 +14,7 @@ import jax
 import pytest
 
 import dslth_jax
-from dslth_jax import __main__ as by_name
+from dslth_jax.study import dslth as by_name
 from dslth_jax.study.config import command
 from dslth_jax.study.config.command import conduct
 from dslth_jax.study.config.console import Stream, console

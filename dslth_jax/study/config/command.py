@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
 from dslth_jax.study.config.console import Stream, guard
-from dslth_jax.study.config.given import CONFIG, DOES, with_config
+from dslth_jax.study.config.given import CONFIG, DOES, HELP, with_config
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.setting import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.settings import Settings
@@ -26,7 +26,6 @@ from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
 OUT_OF_MEMORY = "there is not enough memory: take fewer --agents, a smaller --agent-chunk, --batch-size or --model"
-HELP = ("-h", "--help")
 FLAG = re.compile(r"--\Z|(?!-(inf|infinity|nan)(=|\Z))-+[^\W\d_]", re.IGNORECASE)  # how a word starts that is no value
 Kind = TypeVar("Kind")
 # What other tools call it, and what it is here.
@@ -94,9 +93,9 @@ def conduct(
 
 
 def act(
-    program: str,
     kind: type[Kind],
     do: Callable[[Kind], str],
+    program: str,
     arguments: Sequence[str] | None = None,
     stop: Stop | None = None,
 ) -> int:

@@ -5,11 +5,10 @@ import dataclasses
 import datetime
 import importlib.util
 import itertools
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dslth_jax.study.config import command
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import Sweep, read_all
 
@@ -56,6 +55,4 @@ def write(settings: Board) -> str:
     return f"event files: {logs}"
 
 
-def main(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Write the event files."""
-    return command.act(program, Board, write, arguments, stop)
+main = partial(command.act, Board, write)  # of a program's name, and of words

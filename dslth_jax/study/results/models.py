@@ -77,8 +77,7 @@ def read_masks(path: Path, agents: int) -> dict[str, tuple[UInt8[np.ndarray, "ag
 class Model(NamedTuple):
     """What one agent predicts with. One agent's world."""
 
-    network: Network
-    apply: Callable[..., Any]  # the network's, compiled once for all agents
+    apply: Callable[..., Any]  # the network's forward pass, compiled once for all agents
     variables: Any  # for `apply`
     masks: Any  # those in use, a pytree of 0 and 1 of the shapes of what they mask; None where weights are trained
     image_shape: tuple[int, int, int]  # (height, width, channels)
@@ -158,7 +157,7 @@ class Models:
                 raise ValueError(f"the run in {self.folder} has lost its masks.npz: train it again")
             own = with_names(lambda name, w: self.mask(name, w, number), weights)
             variables = jax.jit(of_masks)(self.world, self.kept(number), own)
-        return Model(self.network, self.apply, variables, own, self.image_shape)
+        return Model(self.apply, variables, own, self.image_shape)
 
     def reader_of_weights(self, number: int) -> Callable[[str, Any], np.ndarray]:
         """What reads one agent's trained variable, of a name and a shape."""

@@ -1,7 +1,7 @@
 """The labels that one agent of a run gives to images of a file: `dslth predict`."""
 
 import dataclasses
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import numpy as np
 from dslth_jax.study.config import command
 from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.config.setting import setting
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results.folders import write_table
 from dslth_jax.study.results.models import load
 
@@ -57,6 +56,4 @@ def read_images(path: Path) -> np.ndarray:
     return found[..., None] if found.ndim == 3 else found
 
 
-def main(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Write the table."""
-    return command.act(program, Predict, write, arguments, stop)
+main = partial(command.act, Predict, write)  # of a program's name, and of words

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from markupsafe import Markup
 
 from dslth_jax.study.config import command, console
 from dslth_jax.study.config.console import shown
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
@@ -187,6 +187,4 @@ def charts_of_agents(run: Run) -> list[Chart]:
     return drawn
 
 
-def main(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
-    """Write the page."""
-    return command.act(program, Report, write, arguments, stop)
+main = partial(command.act, Report, write)  # of a program's name, and of words

@@ -16,7 +16,7 @@ from dslth_jax.algorithm import Algorithm
 from dslth_jax.augment import Augment
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.graphs import Adjacency, Topology
-from dslth_jax.links import Link, added_up
+from dslth_jax.links import Link
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
@@ -37,6 +37,7 @@ class Prepared(NamedTuple):
     local_steps: int  # minibatches a round
     link_drop: float  # how often a message is lost
     failing: Callable[..., Link]  # the link that loses them so often, or holds what was told
+    fails: bool  # whether messages pass through it
     links: tuple[Link, ...]  # what happens to messages before
     augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
@@ -63,11 +64,6 @@ class Prepared(NamedTuple):
     def agents(self) -> int:
         """How many there are."""
         return len(self.train.sizes)
-
-    @property
-    def fails(self) -> bool:
-        """Whether links may lose messages, or hold what was told."""
-        return self.link_drop > 0 or self.failing is added_up
 
     def held(self, shares: Shares) -> np.ndarray:
         """How many samples of each class every agent holds of `train`, `tests` or `validation`: (agents, classes)."""

@@ -76,7 +76,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     links = (by_similarity(),) if settings.mixing == "similarity" else ()
     if failing is resent and settings.link_drop:
         expect_all_arrives(settings, network, topology)
-    fails = settings.link_drop or settings.keep_neighbours
+    fails = settings.link_drop > 0 or settings.keep_neighbours
     link = chain(*links, *([failing(settings.link_drop)] if fails else []))
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
@@ -101,6 +101,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
         hyper=hyper,
         schedules=schedules,
         failing=failing,
+        fails=fails,
         links=links,
         footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )

@@ -8,10 +8,13 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     group_lasso     group norms, penalty, proximal step (also as an optax transformation)
     schedules       factors on traced settings as functions of the traced round
     partition       labels -> which samples each agent holds
+    tested_on       which samples each agent is tested on, and holds back to be validated on
+    label_shares    what came of it: counts of classes, overlap of two agents, how unlike agents are
     skew            how each agent sees images: turned, noisy
     augment         how images vary from minibatch to minibatch: moved, flipped
     pool            a yardstick: batches drawn from all agents' samples
-    graphs          who hears whom: a sparse mixing matrix by its edges; graphs that change from round to round
+    mixing          who hears whom: a sparse mixing matrix by its edges, of a matrix or a graph of one's own
+    graphs          generators of such; graphs that change from round to round
     graph_report    what such a graph is like: degrees, connectedness, spectral gap
     networks/       Network(init, apply): the zoo, its fast convolution; the only folder that imports flax
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
@@ -41,8 +44,8 @@ from typing import Any
 from dslth_jax import algorithms, codec, control, graphs, links, networks, partition, population
 from dslth_jax.algorithm import Heard, Message, World, mean_with_own, neighbour_mean
 from dslth_jax.evaluation import evaluate
-from dslth_jax.graphs import Graph
 from dslth_jax.masks import fuse, kept_entries, pack, threshold, unpack
+from dslth_jax.mixing import Graph
 from dslth_jax.networks import Network
 
 __version__ = "0.4.0"
@@ -60,7 +63,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "load_data":
-        from dslth_jax.study.config.datasets import load as load_data
+        from dslth_jax.study.data.datasets import load as load_data
 
         return load_data
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

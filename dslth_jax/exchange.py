@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from dslth_jax.algorithm import Heard, Message, World, by_name
-from dslth_jax.graphs import Graph
+from dslth_jax.mixing import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
 SUMMED_AT_ONCE = 12  # neighbours whose weights are summed together, by measurement

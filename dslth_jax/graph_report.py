@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from dslth_jax.graphs import Adjacency
+from dslth_jax.mixing import Adjacency
 from dslth_jax.naming import expect_choice
 
 

@@ -1,129 +1,43 @@
-"""Graphs of agents, and their sparse mixing matrix by its edges. The population's world.
-
-Every generator returns a `Topology`, whether its graph stays as it is or changes from round to round. `graph_of` makes
-a graph of any adjacency or mixing matrix:
+"""Graphs of agents: generators of a `Topology`. The population's world.
 
     ring torus star complete regular small_world erdos_renyi     one graph for all rounds, edges of weight 1
     changing_regular changing_erdos_renyi                        a new graph in every round
+    of_matrix of_networkx                                        a graph of one's own, with weights where it has any
     metropolis                                                   the same graphs with Metropolis weights
     weighted                                                     the same graphs with weights of one's own
 
-`graph_report` says what a graph is like.
+The last four are of `mixing`, as are the types. `graph_report` says what a graph is like.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
+from jaxtyping import Array, Key
 
 from dslth_jax.keys import reproducible
+from dslth_jax.mixing import (
+    Adjacency,
+    Graph,
+    Topology,
+    adjacency_of,
+    graph_of,
+    listeners,
+    metropolis,
+    of_matrix,
+    of_networkx,
+    weighted,
+)
 
-Adjacency = Bool[np.ndarray, "agents agents"]
+__all__ = [
+    "Adjacency", "Graph", "Topology", "adjacency_of", "changing_erdos_renyi", "changing_regular", "complete",
+    "erdos_renyi", "graph_of", "listeners", "metropolis", "of_matrix", "of_networkx", "regular", "ring", "small_world",
+    "star", "torus", "weighted",
+]  # fmt: skip
 
 MOST_NEIGHBOURS = 300  # of regular graphs that networkx draws: with more it tries again and again, for minutes
 PASSES = 16  # over all links of a regular graph that is drawn by switching
-
-
-class Graph(NamedTuple):
-    """A sparse mixing matrix: its directed edges, sorted by receiver, and its diagonal. Edges have a static number.
-
-    A weight of 0 is an edge that is absent. Weights of 0 and 1 in uint8 are counted exactly, floats are summed.
-    """
-
-    senders: Int32[np.ndarray | Array, "edges"]
-    receivers: Int32[np.ndarray | Array, "edges"]
-    weights: UInt8[np.ndarray | Array, "edges"] | Float[np.ndarray | Array, "edges"]
-    own: Float[np.ndarray | Array, "agents"]  # of own values in means; 1 where all neighbours count alike
-
-
-class Topology(NamedTuple):
-    """Who hears whom, in every round.
-
-    `redraw(key, graph)` is the graph of the round that `key` belongs to, as a pure function; None where the graph
-    stays as it is. `graph` sets the number of edges either way.
-    """
-
-    graph: Graph
-    redraw: Callable[[Key[Array, ""], Graph], Graph] | None = None
-
-
-def graph_of(
-    adjacency: Adjacency,
-    weights: Float[np.ndarray, "agents agents"] | None = None,
-    own: Float[np.ndarray, "agents"] | None = None,
-) -> Graph:
-    """The graph in which agent i hears agent j where `adjacency[i, j]`.
-
-    Edges have the weights `weights[i, j]`, or 1 where these are left out; own values have the weights `own`, or 1.
-
-    >>> graph_of(np.array([[False, True], [True, False]])).senders.tolist()
-    [1, 0]
-    >>> mixing = np.array([[0.75, 0.25], [0.5, 0.5]])
-    >>> graph_of(~np.eye(2, dtype=bool), mixing, own=mixing.diagonal()).weights.tolist()
-    [0.25, 0.5]
-    """
-    receivers, senders = np.nonzero(adjacency)
-    real = jnp.result_type(float)
-    of_edges = np.ones(senders.shape, np.uint8) if weights is None else weights[receivers, senders].astype(real)
-    of_own = np.ones(len(adjacency), np.float32) if own is None else own.astype(real)
-    return Graph(senders.astype(np.int32), receivers.astype(np.int32), of_edges, of_own)
-
-
-def adjacency_of(graph: Graph) -> Adjacency:
-    """The adjacency matrix of a graph: who hears whom over edges that are present. Host side."""
-    adjacency = np.zeros((len(graph.own), len(graph.own)), bool)
-    present = np.asarray(graph.weights) != 0
-    adjacency[np.asarray(graph.receivers)[present], np.asarray(graph.senders)[present]] = True
-    return adjacency
-
-
-def listeners(graph: Graph) -> Int[Array, "agents"]:
-    """How many agents hear each agent: over how many links its message travels."""
-    return jnp.zeros(len(graph.own), jnp.int32).at[graph.senders].add((graph.weights != 0).astype(jnp.int32))
-
-
-def metropolis(topology: Topology) -> Topology:
-    """The same graphs with Metropolis weights 1 / (1 + max of both degrees) (Xiao and Boyd 2004).
-
-    Links must go both ways. An agent listens less to one with many neighbours. What the weights of an agent's
-    neighbours leave of 1 is the weight of its own value.
-
-    >>> weighted = metropolis(star(4)).graph
-    >>> weighted.weights.tolist(), weighted.own.tolist()
-    ([0.25, 0.25, 0.25, 0.25, 0.25, 0.25], [0.25, 0.75, 0.75, 0.75])
-    """
-    return _weighed(topology, _metropolis)
-
-
-def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
-    """The same graphs, in which agent i hears agent j with `weights[i, j]`, and not at all where that is 0.
-
-    >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
-    [0.5, 0.0, 1.0, 1.0]
-    """
-    table = jnp.asarray(weights, jnp.result_type(float))
-
-    def weigh(graph: Graph) -> Graph:
-        return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))
-
-    return _weighed(topology, weigh)
-
-
-def _weighed(topology: Topology, weigh: Callable[[Graph], Graph]) -> Topology:
-    """The same graphs, each with other weights of its edges."""
-    graph, redraw = topology
-    return Topology(weigh(graph), redraw and (lambda key, graph: weigh(redraw(key, graph))))
-
-
-def _metropolis(graph: Graph) -> Graph:
-    present = (graph.weights != 0).astype(jnp.result_type(float))
-    nobody = jnp.zeros(len(graph.own), present.dtype)
-    degree = nobody.at[graph.receivers].add(present)
-    weights = present / (1 + jnp.maximum(degree[graph.senders], degree[graph.receivers]))
-    return graph._replace(weights=weights, own=1 - nobody.at[graph.receivers].add(weights))
 
 
 def ring(agents: int, directed: bool = False) -> Topology:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from dslth_jax.algorithm import Message, own_signs
-from dslth_jax.graphs import Graph, listeners
 from dslth_jax.keys import reproducible
+from dslth_jax.mixing import Graph, listeners
 
 
 class Remember(Protocol):

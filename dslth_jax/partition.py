@@ -4,6 +4,7 @@
     dirichlet    labels skewed
     quantity     sizes skewed
     iid          neither
+    owned        as the data says whose each sample is
 
 Every one takes `labels` of the training samples, each of which at most one agent gets, and `agents`, how many there
 are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator goes on from its state), and by name alone:
@@ -12,18 +13,23 @@ are; further `seed`, whatever `numpy.random.default_rng` takes (a Generator goes
     fraction     in (0, 1], the share of its training samples that each agent uses
 
 A request that cannot be met raises a ValueError. `hold_back` takes training samples away again, to validate with, and
-`stack` makes lists of samples the arrays of `population.Shares`.
+`stack` makes lists of samples the arrays of `population.Shares`. `label_shares` says what came of it.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Float, Int32, Shaped
 
-Labels = Int[np.ndarray, "_"]  # of samples: whole numbers from 0
-Indices = Int32[np.ndarray, "_"]  # of one agent's samples; agents differ in how many they have
-Ranks = Float[np.ndarray, "_"]
+from dslth_jax.tested_on import Indices, Labels, Ranks, hold_back, rank_in_class, tests_by_class, tests_in_proportion
+
+__all__ = [
+    "Indices", "Labels", "Owners", "Partition", "classes", "dirichlet", "draw_classes", "hold_back", "iid",
+    "of_classes", "owned", "quantity", "split_by_class", "stack", "tests_by_class", "tests_in_proportion",
+]  # fmt: skip
+
+Owners = Shaped[np.ndarray, "_"]  # of samples: whole numbers, or words
 
 DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
 
@@ -110,8 +116,7 @@ def dirichlet(
     train = [_part(share, fraction) for share in shares]
     if test_labels is None:
         return Partition(train, [], [])
-    held = np.stack([np.bincount(labels[own], minlength=_count_of(labels)).astype(np.int32) for own in train])
-    return Partition(train, *tests_in_proportion(test_labels, held, rng))
+    return Partition(train, *tests_in_proportion(test_labels, _held(labels, train), rng))
 
 
 def quantity(
@@ -149,6 +154,49 @@ def iid(
     return Partition([_part(piece, fraction) for piece in pieces], *_all_tests(labels, test_labels, agents))
 
 
+def owned(
+    labels: Labels,
+    agents: int,
+    seed: Any = 0,
+    *,
+    owner: Owners | None = None,
+    test_labels: Labels | None = None,
+    test_owner: Owners | None = None,
+    fraction: float = 1.0,
+) -> Partition:
+    """Everybody has the samples that are its own: `owner` says whose each training sample is.
+
+    Owners are agents' numbers, with -1 for nobody. Other numbers, or words, of which "" is nobody, are numbered in
+    their order, and must be as many as the agents. Each agent is tested on its own test samples where `test_owner` says
+    whose they are, and otherwise on samples in the label proportions of its training samples, as in `dirichlet`.
+
+    >>> held = owned(np.array([0, 1, 1]), agents=2, owner=np.array(["me", "you", "me"]))
+    >>> [sorted(own.tolist()) for own in held.train]
+    [[0, 2], [1]]
+    """
+    _expect_request(agents, fraction)
+    if owner is None:
+        raise ValueError("owner must say whose each training sample is, and the data has none: give it one")
+    names = _owners(owner, agents)
+    rng = np.random.default_rng(seed)
+    # Mix an agent's classes, so that a part of its share has them all.
+    train = [_part(rng.permutation(np.flatnonzero(owner == name)), fraction) for name in names]
+    for agent, own in enumerate(train):
+        if not own.size:
+            raise ValueError(f"agent {agent} owns too few training samples, each must use one: take fewer agents")
+    if test_labels is None:
+        return Partition(train, [], [])
+    if test_owner is None:
+        return Partition(train, *tests_in_proportion(test_labels, _held(labels, train), rng))
+    rank = rank_in_class(test_labels)
+    own_tests = [np.flatnonzero(test_owner == name) for name in names]
+    for agent, own in enumerate(own_tests):
+        if not own.size:
+            raise ValueError(f"agent {agent} owns no test sample: leave test_owner out, or give it some")
+    tests = [own[np.argsort(rank[own], kind="stable")].astype(np.int32) for own in own_tests]
+    return Partition(train, tests, [rank[own] for own in tests])
+
+
 def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:
     """`classes_per_agent` different classes for every agent, uniformly at random."""
     return [sorted(rng.choice(classes, classes_per_agent, replace=False).tolist()) for _ in range(agents)]
@@ -169,88 +217,13 @@ def split_by_class(
     for label in sorted({label for row in classes_of for label in row}):
         holders = [agent for agent, row in enumerate(classes_of) if label in row]
         samples = rng.permutation(np.flatnonzero(labels == label))
+        if not samples.size:
+            some = f"agents {', '.join(map(str, holders[:5]))}{' and others' * (len(holders) > 5)} hold it"
+            raise ValueError(f"class {label} has no training samples, and {some}: name other classes, or more data")
         _expect_enough(len(samples), len(holders), fraction, f"class {label}: ")
         for agent, share in zip(holders, np.array_split(samples, len(holders)), strict=True):
             own[agent].append(_part(share, fraction))
     return [np.concatenate(shares) for shares in own]
-
-
-def tests_by_class(labels: Labels, classes_of: Sequence[Sequence[int]]) -> tuple[list[Indices], list[Ranks]]:
-    """All test samples of each agent's classes, the first of every class first, and each one's rank in its class."""
-    rank = _rank_in_class(labels)
-    indices, ranks = [], []
-    for agent, row in enumerate(classes_of):
-        own = np.flatnonzero(np.isin(labels, row))
-        if own.size == 0:
-            raise ValueError(
-                f"agent {agent} has no test samples of its classes {list(row)}: take other classes or more data"
-            )
-        own = own[np.argsort(rank[own], kind="stable")].astype(np.int32)
-        indices.append(own)
-        ranks.append(rank[own])
-    return indices, ranks
-
-
-def tests_in_proportion(
-    labels: Labels, held: Int32[np.ndarray, "agents classes"], rng: np.random.Generator
-) -> tuple[list[Indices], list[Ranks]]:
-    """For each agent test samples in the proportions of its row of `held`, as many as there are, and their ranks.
-
-    Drawn without replacement for one agent; two agents may get the same sample.
-    """
-    pools = [np.flatnonzero(labels == label) for label in range(held.shape[1])]
-    available = np.array([len(pool) for pool in pools])
-    indices, ranks = [], []
-    for agent, counts in enumerate(held):
-        proportions = np.where(available > 0, counts, 0) / counts.sum()
-        has = proportions > 0
-        if not has.any():
-            classes = np.flatnonzero(counts).tolist()
-            raise ValueError(f"agent {agent} has no test samples of its classes {classes}: take more data")
-        # The class that runs out first sets how many there are.
-        total = (available[has] / proportions[has]).min()
-        wanted = np.minimum(np.rint(proportions * total).astype(int), available)
-        drawn = [rng.choice(pools[label], wanted[label], replace=False) for label in np.flatnonzero(wanted)]
-        # Spread each class evenly over the ranks of the most frequent one.
-        rank = np.concatenate([np.arange(count) * (wanted.max() / count) for count in wanted[wanted > 0]])
-        order = np.argsort(rank, kind="stable")
-        indices.append(np.concatenate(drawn)[order].astype(np.int32))
-        ranks.append(rank[order])
-    return indices, ranks
-
-
-def hold_back(
-    train: Sequence[Indices], labels: Labels, share: float, seed: Any = 0
-) -> tuple[list[Indices], list[Indices]]:
-    """Split every agent's training samples, in the order they have, into those it trains on and those held back. Ours.
-
-    Each agent draws `share` of its samples, in (0, 1), of each of its classes in proportion. All who hold a sample that
-    is drawn hold it back, so that nobody trains on it. A ValueError where an agent would have none on either side.
-
-    >>> labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
-    >>> train, validation = hold_back([np.arange(8, dtype=np.int32)], labels, 0.25)
-    >>> len(train[0]), labels[validation[0]].tolist()
-    (6, [0, 1])
-    """
-    if not 0 < share < 1:
-        raise ValueError(f"share must lie in (0, 1), got {share:g}")
-    rng = np.random.default_rng(seed)
-    # Agents draw along one order of all samples. Those that hold the same samples then draw much the same of them.
-    order, drawn = rng.permutation(len(labels)), np.zeros(len(labels), bool)
-    for own in train:
-        mixed = own[np.argsort(order[own])]
-        _, of_class, counts = np.unique(labels[mixed], return_inverse=True, return_counts=True)
-        # Spread each class evenly over 0 to 1, from a random start. The first samples are then a part of each class.
-        place = (_rank_in_class(labels[mixed]) + rng.random(len(counts))[of_class]) / counts[of_class]
-        drawn[mixed[np.argsort(place, kind="stable")[: round(share * len(own))]]] = True
-    held = [own[drawn[own]] for own in train]
-    for agent, (own, back) in enumerate(zip(train, held, strict=True)):
-        if len(back) in (0, len(own)):
-            raise ValueError(
-                f"a share of {share:g} would hold back {len(back)} of the {len(own)} training samples of agent "
-                f"{agent}, and at least one must stay on either side: take another share, fewer agents or more data"
-            )
-    return [own[~drawn[own]] for own in train], held
 
 
 def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"], Int32[np.ndarray, "agents"]]:
@@ -262,32 +235,27 @@ def stack(own: Sequence[Indices]) -> tuple[Int32[np.ndarray, "agents capacity"],
     return stacked, sizes
 
 
-def class_counts(
-    labels: Int[Array | np.ndarray, "samples"],
-    indices: Int[Array | np.ndarray, "agents capacity"],
-    sizes: Int[Array | np.ndarray, "agents"],
-    classes: int,
-) -> Int[np.ndarray, "agents _"]:
-    """How many samples of each class every agent holds, whose own samples are the first of its row of `indices`."""
-    own = zip(np.asarray(indices), np.asarray(sizes), strict=True)
-    return np.stack([np.bincount(np.asarray(labels)[row[:size]], minlength=classes) for row, size in own])
-
-
-def overlap(counts: Int[np.ndarray, "agents classes"]) -> Float[np.ndarray, "agents _"]:
-    """How much of their label shares every two agents have in common, in [0, 1], from `class_counts`. Ours.
-
-    >>> overlap(np.array([[2, 2, 0], [0, 1, 1], [0, 0, 3]])).tolist()
-    [[1.0, 0.5, 0.0], [0.5, 1.0, 0.5], [0.0, 0.5, 1.0]]
-    """
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    return np.minimum(shares[:, None], shares[None]).sum(axis=2)
-
-
 def _expect_request(agents: int, fraction: float) -> None:
     if agents < 1:
         raise ValueError(f"agents must be at least 1, got {agents}")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+
+
+def _owners(owner: Owners, agents: int) -> list[Any]:
+    """The owner that each agent is; a ValueError where there are not as many."""
+    nobody = "" if owner.dtype.kind == "U" else -1
+    names = [name for name in np.unique(owner).tolist() if name != nobody]
+    if nobody == -1 and all(0 <= name < agents for name in names):
+        return list(range(agents))
+    if len(names) != agents:
+        raise ValueError(f"owner must name {agents} agents, got {len(names)} owners: take as many agents")
+    return names
+
+
+def _held(labels: Labels, train: Sequence[Indices]) -> Int32[np.ndarray, "agents classes"]:
+    """How many samples of each class every agent has."""
+    return np.stack([np.bincount(labels[own], minlength=_count_of(labels)).astype(np.int32) for own in train])
 
 
 def _expect_enough(samples: int, agents: int, fraction: float, whose: str = "") -> None:
@@ -315,15 +283,6 @@ def _all_tests(labels: Labels, test_labels: Labels | None, agents: int) -> tuple
 def _count_of(*labels: Labels) -> int:
     """How many classes there are, up to the largest label."""
     return 1 + max(int(some.max(initial=-1)) for some in labels)
-
-
-def _rank_in_class(labels: Labels) -> Float[np.ndarray, "samples"]:
-    """0 for the first sample of every class, 1 for the second, and so on."""
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], labels[order], side="left")
-    rank = np.empty(len(labels))
-    rank[order] = np.arange(len(labels)) - starts
-    return rank
 
 
 def _dirichlet_counts(

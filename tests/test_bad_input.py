@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from dslth_jax.study import commands
-from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import PRESETS, foreign_to
 from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.setting import choices, flag, parts
 from dslth_jax.study.config.settings import SETTINGS, Settings
+from dslth_jax.study.data import download
 from dslth_jax.study.results import folders
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
@@ -76,11 +76,11 @@ FILES: dict[str, bytes | None] = {
     "sideless.npz": npz(train_images=np.zeros((SAMPLES, 0, 5, 1), np.uint8)),
     "shapes.npz": npz(test_images=np.zeros((6, 5, 6, 1), np.uint8)),
     "short.npz": npz(train_labels=np.zeros(3, int)),
-    "negative.npz": npz(train_labels=np.arange(SAMPLES) - 1),
+    "negative.npz": npz(train_labels=np.arange(SAMPLES) - 1, classes=SAMPLES),
     "fractions.npz": npz(train_labels=np.arange(SAMPLES) / 2),
     "times.npz": npz(train_labels=np.arange(SAMPLES).astype("m8[s]")),
     "sampleless.npz": npz(train_images=np.zeros((0, 6, 5, 1), np.uint8), train_labels=np.zeros(0, int)),
-    "far.npz": npz(train_labels=np.full(SAMPLES, 100_000)),
+    "far.npz": npz(train_labels=np.full(SAMPLES, 100_000), classes=100_001),
     "fewer.npz": npz(classes=2),
     "many.npz": npz(classes=np.full((2, 2), 3)),
     "objects.npz": npz(train_labels=np.array([None] * SAMPLES)),
@@ -89,7 +89,7 @@ FILES: dict[str, bytes | None] = {
     "huge.npz": archive(**{"train_images.npy": HUGE}),
     "oblong.txt": b"0 1 0\n1 0 1\n",
     "ragged.txt": b"0 1 0\n1 0\n0 1 0\n",
-    "twos.txt": b"0 2\n2 0\n",
+    "minus.txt": b"0 -2\n-2 0\n" + b"0 0\n" * 2,
     "one-way.txt": b"0 1 0 0\n0 0 1 0\n0 0 0 1\n1 0 0 0\n",
     "selfish.txt": b"1 0 0 0\n" + b"0 0 0 0\n" * 3,
     "two.txt": b"0 1\n1 0\n",
@@ -98,6 +98,7 @@ FILES: dict[str, bytes | None] = {
     "class-10.txt": b"0 1\n2 10\n3\n4\n",
     "words.txt": b"0 1\ncat dog\n3\n4\n",
     "twice.txt": b"0 1\n2 2\n3\n4\n",
+    "owners.csv": b"0,1\n0,2\n",
     "three.txt": b"0\n1\n2\n",
     "file": b"",
     "folder": None,
@@ -121,7 +122,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{empty.npz}", "must be a readable .npz: it is torn or something else", ""),
         ("{torn.npz}", "must be a readable .npz: it is torn or something else", ""),
         ("{array.npy}", "must be a readable .npz: it is torn or something else", ""),
-        ("{objects.npz}", "must be a readable .npz: it is torn or something else", ""),
+        ("{objects.npz}", "train_labels in {objects.npz} must be no Python objects: save it with .astype(str)", ""),
         ("{huge.npz}", "must be a readable .npz: it is torn or something else", ""),
         (LONG, "must be a readable .npz: File name too long", ""),
         ("{keyless.npz}", "it lacks train_labels, test_images", ""),
@@ -130,12 +131,12 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{sideless.npz}", "got uint8 of (12, 0, 5, 1)", ""),
         ("{bytes.npz}", "train_images in {bytes.npz} must be uint8 of (samples, height, width, channels), got |S6", ""),
         ("{shapes.npz}", "must have one shape, got (6, 5, 1) and (5, 6, 1)", ""),
-        ("{short.npz}", "train_labels in {short.npz} must be 12 whole numbers, got int64 of (3,)", ""),
-        ("{fractions.npz}", "must be 12 whole numbers, got float64 of (12,)", ""),
-        ("{times.npz}", "must be 12 whole numbers, got timedelta64[s] of (12,)", ""),
-        ("{negative.npz}", "must not be empty, count from 0 and stay below 100000", ""),
-        ("{sampleless.npz}", "must not be empty, count from 0 and stay below 100000", ""),
-        ("{far.npz}", "must not be empty, count from 0 and stay below 100000", ""),
+        ("{short.npz}", "train_labels in {short.npz} must be 12 whole numbers, or words, got int64 of (3,)", ""),
+        ("{fractions.npz}", "must be 12 whole numbers, or words, got float64 of (12,)", ""),
+        ("{times.npz}", "must be 12 whole numbers, or words, got timedelta64[s] of (12,)", ""),
+        ("{negative.npz}", "must count from 0 where it gives classes, got -1: leave classes out", ""),
+        ("{sampleless.npz}", "train_labels in {sampleless.npz} must not be empty", ""),
+        ("{far.npz}", "classes in {far.npz} must be one whole number above every label, of which 100000 is", ""),
         ("{fewer.npz}", "must be one whole number above every label, of which 2 is the largest", ""),
         ("{many.npz}", "of which 2 is the largest, and at most 100000, got int64 of (2, 2)", ""),
         ("{untested.npz}", "has no test samples of its classes", "--classes-per-agent 1"),
@@ -193,7 +194,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{pipe}", "and cannot be read: it is no ordinary file", ""),
         ("{binary.txt}", "and cannot be read: it is no text", ""),
         (LONG, "and cannot be read: File name too long", ""),
-        ("{blank.txt}", "must hold one line of class numbers an agent, and it is empty", ""),
+        ("{blank.txt}", "must hold one line of classes an agent, and it is empty", ""),
         ("{class-10.txt}", "must hold classes in 0..9, separated by blanks, got '10' in line 2", ""),
         ("{words.txt}", "got 'cat' in line 2", ""),
         ("{twice.txt}", "must name a class once a line, got ['2', '2'] in line 2", ""),
@@ -201,6 +202,16 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{three.txt}", "--class-file and --classes-per-agent contradict each other", "--classes-per-agent 2"),
         ("{three.txt}", "--class-file and --partition contradict each other", "--partition iid"),
         ("{three.txt}", "--class-file and --dirichlet-alpha contradict each other", "--dirichlet-alpha 1"),
+    ],
+    "owner_file": [
+        ("{missing.txt}", "must hold one owner for each training sample, and cannot be read: No such file", ""),
+        ("{pipe}", "and cannot be read: it is no ordinary file", ""),
+        ("{binary.txt}", "and cannot be read: it is no text", ""),
+        ("{torn.npz}", "and cannot be read: it is no text", ""),
+        ("{three.txt}", "must hold one owner for each of 1437 training samples, or lines of a sample and its", ""),
+        ("{owners.csv}", "must name an owner of each sample once, got two of sample 0", ""),
+        ("{three.txt}", "--owner-file and --partition contradict each other", "--partition iid"),
+        ("{three.txt}", "--owner-file and --class-file contradict each other", "--class-file {three.txt}"),
     ],
     "dirichlet_alpha": [
         ("much", "--dirichlet-alpha must be a number, got 'much'", ""),
@@ -237,10 +248,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "topology": [
         ("rings", "'rings'; did you mean ring?", ""),
-        ("changing-ring", "or an adjacency file that exists, got 'changing-ring'", ""),
-        (LONG, "or an adjacency file that exists, got 'nnn", ""),
-        ("{missing.txt}", "or an adjacency file that exists, got '", ""),
-        ("{pipe}", "or an adjacency file that exists, got '", ""),
+        ("changing-ring", "or a graph's file that exists, got 'changing-ring'", ""),
+        (LONG, "or a graph's file that exists, got 'nnn", ""),
+        ("{missing.txt}", "or a graph's file that exists, got '", ""),
+        ("{pipe}", "or a graph's file that exists, got '", ""),
         ("erdos-renyi:2", "--topology erdos-renyi:2: probability must lie in [0, 1], got 2", ""),
         ("regular:4", "--topology regular:4: degree must lie in 1..3, below the 4 agents, got 4", ""),
         ("regular:3", "degree 3 needs an even number of agents, or take an even degree, got 5 agents", "--agents 5"),
@@ -251,14 +262,14 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--algorithm fedmrn"),
         ("changing-regular:2", "changes neighbours: name a graph that stays, or say --keep-neighbours",
          "--algorithm score-gossip"),
-        ("{oblong.txt}", "must be square, got 2 rows of [3] columns", ""),
-        ("{ragged.txt}", "must be square, got 3 rows of [2, 3] columns", ""),
-        ("{twos.txt}", "must hold 0 and 1 alone, separated by blanks, got '2' in line 1", ""),
-        ("{one-way.txt}", "must be symmetric, rows 0 and 1 disagree (counted from 0): mend it, or say --directed", ""),
-        ("{selfish.txt}", "agent 0 is its own neighbour in {selfish.txt}: the diagonal must be 0", ""),
+        ("{oblong.txt}", "must give edges weights above 0, got 0 in line 1", ""),
+        ("{ragged.txt}", "must give edges weights above 0, got 0 in line 1", ""),
+        ("{minus.txt}", "must name agents in 0..3, got -2 in line 1", ""),
+        ("{one-way.txt}", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed", ""),
+        ("{selfish.txt}", "a diagonal of 0 and 1 must be all one of them, and agents 0 and 1 differ in it", ""),
         ("{two.txt}", "has 2 agents, expected 4: say --agents 2", ""),
-        ("{binary.txt}", "must hold rows of 0 and 1, and cannot be read: it is no text", ""),
-        ("{blank.txt}", "must be square, got 0 rows", ""),
+        ("{binary.txt}", "must hold rows of numbers, or edges, and cannot be read: it is no text", ""),
+        ("{blank.txt}", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows", ""),
     ],
     "directed": [
         ("True", "--directed takes no value, got 'True': say --directed or --no-directed", ""),
@@ -493,7 +504,7 @@ ILL_FORMED = {
 def nothing_trains_or_downloads(monkeypatch, tmp_path):
     """A row that is taken by mistake must not cost minutes; the network must not decide what is said."""
     monkeypatch.setattr(commands, "train", lambda *_: pytest.fail("this was taken and would be trained"))
-    monkeypatch.setattr(datasets, "reachable", lambda address: False)
+    monkeypatch.setattr(download, "reachable", lambda address: False)
     (tmp_path / "no-data").mkdir()
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "no-data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -653,7 +664,7 @@ def test_python_values_of_a_wrong_type_are_refused(name):
         ({"lr": -(10**5000)}, "--lr must be below 1e+300, got a number of thousands of digits"),
         ({"class_file": "a\0b"}, "no file can have this name"),
         ({"data_file": "a\0b"}, "must be a readable .npz"),
-        ({"topology": "a\0b"}, "or an adjacency file that exists"),
+        ({"topology": "a\0b"}, "or a graph's file that exists"),
         ({"out": "a\0b"}, "no folder can have this name"),
         ({"data_dir": "a\0b", "dataset": "mnist"}, "does not exist or is no folder"),
         ({"class_file": "\ud800"}, "no file can have this name"),

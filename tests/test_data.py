@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import dslth_jax
-from dslth_jax.study.config import datasets
+from dslth_jax.study.data import datasets, download, files
+from dslth_jax.study.data.originals import ORIGINALS
 
 
 def arrays(**changed):
@@ -84,7 +85,8 @@ def test_digits_keep_each_image_with_its_label():
 
 def test_ones_own_file(file_of):
     loaded = datasets.load_file(file_of())
-    assert_same(loaded, (*arrays().values(), 3))
+    assert_same(loaded[:5], (*arrays().values(), 3))
+    assert loaded[5:] == ((), None, None)
     assert loaded.train_labels.dtype == loaded.test_labels.dtype == np.int32
 
 
@@ -117,7 +119,7 @@ def test_resized_images_are_means_of_blocks(channels):
 
 
 def test_only_a_side_that_divides_a_square_is_taken():
-    own = datasets.Dataset(*datasets.digits())
+    own = datasets.digits()
     for side in (0, 3, 16, -2):
         with pytest.raises(ValueError, match=rf"must divide the 8 pixels .*, got {side}: be one of \[1, 2, 4, 8\]$"):
             datasets.resized(own, side)
@@ -125,14 +127,39 @@ def test_only_a_side_that_divides_a_square_is_taken():
         datasets.resized(own._replace(train_images=own.train_images[:, :, :4]), 4)
 
 
-def test_the_largest_label_may_be_in_the_test_set(file_of):
-    assert datasets.load_file(file_of(test_labels=np.array([4, 0]))).classes == 5
+@pytest.mark.parametrize(
+    ("train", "test", "own"),
+    [
+        ([1, 2, 3, 1, 2, 3], [2, 1], (1, 2, 3)),
+        ([0, 1, 2, 0, 1, 2], [4, 0], (0, 1, 2, 4)),
+        ([-1, 1, -1, 1, -1, 1], [1, -1], (-1, 1)),
+        ([3, 7, 200, 3, 7, 200], [2**40, 3], (3, 7, 200, 2**40)),
+        (["dog", "cat", "a b", "cat", "dog", "dog"], ["cat", "\u00e9mu"], ("a b", "cat", "dog", "\u00e9mu")),
+        ([b"no", b"yes", b"no", b"yes", b"no", b"yes"], [b"yes", b"no"], ("no", "yes")),
+    ],
+    ids=["from 1", "a gap", "signs", "far apart", "words", "bytes"],
+)
+def test_labels_of_any_kind_are_numbered_in_their_order(file_of, train, test, own):
+    """And kept: whoever is shown a class sees its own label."""
+    loaded = datasets.load_file(file_of(train_labels=np.array(train), test_labels=np.array(test)))
+    assert (loaded.own_labels, loaded.classes) == (own, len(own))
+    for given, numbers in ((train, loaded.train_labels), (test, loaded.test_labels)):
+        words = [one.decode() if isinstance(one, bytes) else one for one in given]
+        assert ([own[number] for number in numbers], numbers.dtype) == (words, np.int32)
+
+
+def test_whole_floats_are_no_names_of_classes(file_of):
+    assert datasets.load_file(file_of(train_labels=np.array([0.0, 1, 2, 0, 1, 2]))).own_labels == ()
+
+
+def test_owners_are_read_beside_the_labels(file_of):
+    loaded = datasets.load_file(file_of(owner=np.array([0, 0, 1, 1, -1, 1]), test_owner=np.array(["x", "y"])))
+    assert (loaded.owner.tolist(), loaded.test_owner.tolist()) == ([0, 0, 1, 1, -1, 1], ["x", "y"])
 
 
 def test_floats_of_whole_numbers_and_other_names_are_taken(file_of, tmp_path):
     plain = datasets.load_file(file_of())
-    arrays = {name: array for name, array in plain._asdict().items() if name != "classes"}
-    other = {datasets.OTHER_NAMES[name]: array.astype(np.float32) for name, array in arrays.items()}
+    other = {files.OTHER_NAMES[name]: getattr(plain, name).astype(np.float32) for name in files.OTHER_NAMES}
     np.savez(tmp_path / "other.npz", **other)
     assert_same(datasets.load_file(tmp_path / "other.npz"), plain)
 
@@ -150,24 +177,29 @@ def test_floats_of_whole_numbers_and_other_names_are_taken(file_of, tmp_path):
             {"test_images": np.zeros((2, 60), np.uint8)},
             r"test_images in .* must be uint8 of .*, got uint8 of \(2, 60\)",
         ),
-        ({"train_labels": np.full(6, 0.5)}, r"train_labels in .* must be 6 whole numbers, got float64 of \(6,\)"),
-        ({"train_labels": np.full(6, np.nan)}, "must be 6 whole numbers, got float64"),
+        (
+            {"train_labels": np.full(6, 0.5)},
+            r"train_labels in .* must be 6 whole numbers, or words, got float64 of \(6,\)",
+        ),
+        ({"train_labels": np.full(6, np.nan)}, "must be 6 whole numbers, or words, got float64"),
         ({"train_images": np.full((6, 5, 4, 3), 300.0)}, "must be uint8 of .*; scale them to 0..255 and round them$"),
         (
             {"train_images": np.zeros((6, 3, 5, 5), np.uint8)},
             r"channels first, \(6, 3, 5, 5\): save train_images\.transpose\(0, 2, 3, 1\)$",
         ),
-        ({"train_labels": np.zeros(6, bool)}, "train_labels in .* must be 6 whole numbers, got bool"),
-        ({"train_labels": np.zeros(5, int)}, r"must be 6 whole numbers, got int64 of \(5,\)"),
-        ({"test_labels": np.zeros((2, 1), int)}, r"must be 2 whole numbers, got int64 of \(2, 1\)"),
-        ({"test_labels": np.array([0, -1])}, "test_labels in .* must not be empty, count from 0 and stay below 100000"),
+        ({"train_labels": np.zeros(6, bool)}, "train_labels in .* must be 6 whole numbers, or words, got bool"),
+        ({"train_labels": np.zeros(5, int)}, r"must be 6 whole numbers, or words, got int64 of \(5,\)"),
+        ({"test_labels": np.zeros((2, 1), int)}, r"must be 2 whole numbers, or words, got int64 of \(2, 1\)"),
+        ({"test_labels": np.array([0, -1]), "classes": 5}, "must count from 0 where it gives classes, got -1: leave"),
+        ({"test_labels": np.array(["a", "b"])}, "both be words or numbers, got int64 and <U1"),
+        ({"owner": np.zeros(5, int)}, r"owner in .* must be 6 whole numbers, or words, got int64 of \(5,\)"),
         (
             {"test_images": np.zeros((0, 5, 4, 3), np.uint8), "test_labels": np.zeros(0, int)},
             "test_labels in .* must not be empty",
         ),
         ({"test_images": np.zeros((2, 5, 5, 3), np.uint8)}, r"must have one shape, got \(5, 4, 3\) and \(5, 5, 3\)"),
         ({"classes": 2}, "must be one whole number above every label, of which 2 is the largest, .* got 2"),
-        ({"train_labels": np.array([None] * 6)}, "must be a readable .npz: it is torn or something else"),
+        ({"train_labels": np.array([None] * 6)}, r"train_labels in .* must be no Python objects: save it with .astype"),
     ],
 )
 def test_bad_files_are_refused_by_what_is_wrong(file_of, changed, message):
@@ -177,7 +209,11 @@ def test_bad_files_are_refused_by_what_is_wrong(file_of, changed, message):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"classes": np.array([3, 3])}, {"classes": np.array("three")}, {"train_labels": np.arange(6) + 2**32}],
+    [
+        {"classes": np.array([3, 3])},
+        {"classes": np.array("three")},
+        {"classes": 3, "train_labels": np.arange(6) + 2**32},
+    ],
     ids=["many classes", "a word for classes", "labels beyond int32"],
 )
 def test_what_does_not_convert_is_refused(file_of, changed):
@@ -260,7 +296,7 @@ def prepare(tmp_path, monkeypatch, cache):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the preparation, which is not ours
-@pytest.mark.parametrize("name", datasets.TFDS_HOSTS)
+@pytest.mark.parametrize("name", ORIGINALS)
 def test_every_data_set_by_name_is_read_as_it_was_prepared(name, prepare, tmp_path):
     splits, classes = prepare(name)
     loaded = datasets.load(name, tmp_path / "tfds")
@@ -280,16 +316,11 @@ def test_a_given_folder_must_exist(tmp_path):
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["a folder given", "the default folder"])
-@pytest.mark.parametrize("tensorflow", [True, False], ids=["with TensorFlow", "without TensorFlow"])
-def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given, tensorflow):
-    import tensorflow_datasets  # noqa: F401, imported before the clock runs
-
-    monkeypatch.setattr(datasets, "find_spec", lambda name: tensorflow or None)
-    monkeypatch.setattr(datasets, "reachable", lambda address: False)
+def test_without_data_and_network_the_way_out_is_named_at_once(tmp_path, monkeypatch, given, cache):
+    monkeypatch.setattr(download, "reachable", lambda address: False)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    obstacle = "cannot be reached" if tensorflow else "TensorFlow, which is not installed"
     start = time.monotonic()
-    with pytest.raises(ValueError, match=f"cifar10 is not prepared in .* and .*{obstacle}.*--dataset digits"):
+    with pytest.raises(ValueError, match=r"cifar10 is not in .*, and https.* cannot be reached .*--dataset digits"):
         datasets.load("cifar10", tmp_path if given else None)
     # Retries would take minutes.
     assert time.monotonic() - start < 5
@@ -310,14 +341,14 @@ def listener():
 
 def test_a_host_that_never_answers_is_given_up(no_proxy, listener):
     start = time.monotonic()
-    assert not datasets.reachable(listener, seconds=0.3)
+    assert not download.reachable(listener, seconds=0.3)
     assert time.monotonic() - start < 3
 
 
 def test_a_host_that_refuses_is_out_of_reach(no_proxy):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert not datasets.reachable(f"http://127.0.0.1:{port}")
+    assert not download.reachable(f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture
@@ -345,11 +376,11 @@ def host_that_says():
 @pytest.mark.parametrize("status", ["200 OK", "404 Not Found", "503 Service Unavailable"])
 def test_a_host_that_answers_anything_is_reachable(no_proxy, host_that_says, status):
     answer = f"HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-    assert datasets.reachable(host_that_says(answer.encode()))
+    assert download.reachable(host_that_says(answer.encode()))
 
 
 def test_an_answer_that_is_no_http_makes_no_noise(no_proxy, host_that_says):
-    datasets.reachable(host_that_says(b"nonsense\r\n\r\n"))
+    download.reachable(host_that_says(b"nonsense\r\n\r\n"))
 
 
 class Reader:
@@ -363,6 +394,10 @@ class Reader:
         # Training labels tell the calls apart.
         labels = np.full(6, self.calls - 1, np.int32), np.array([2, 0], np.int32)
         return datasets.Dataset(arrays()["train_images"], labels[0], arrays()["test_images"], labels[1], classes=3)
+
+
+def cached(prepared, read):
+    return datasets.cached("cifar10", sorted(path for path in prepared.rglob("*") if path.is_file()), read)
 
 
 @pytest.fixture
@@ -381,7 +416,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_the_same_files_are_read_once(prepared, cache):
     read = Reader()
-    first, again = datasets.cached(prepared, read), datasets.cached(prepared, read)
+    first, again = cached(prepared, read), cached(prepared, read)
     assert read.calls == 1
     assert_same(again, first)
     assert again.classes == 3
@@ -413,29 +448,29 @@ def remove(prepared):
 @pytest.mark.parametrize("change", [touch, grow, add, remove])
 def test_files_that_changed_are_read_again(prepared, cache, change):
     read = Reader()
-    datasets.cached(prepared, read)
+    cached(prepared, read)
     change(prepared)
-    np.testing.assert_array_equal(datasets.cached(prepared, read).train_labels, 1)
+    np.testing.assert_array_equal(cached(prepared, read).train_labels, 1)
     assert read.calls == 2
-    datasets.cached(prepared, read)
+    cached(prepared, read)
     assert read.calls == 2
 
 
 def test_another_folder_has_a_cache_of_its_own(prepared, cache):
     read = Reader()
-    datasets.cached(prepared, read)
+    cached(prepared, read)
     other = prepared.parent.rename(prepared.parent.with_name("moved")) / "cifar10"
-    datasets.cached(other, read)
+    cached(other, read)
     assert read.calls == 2
 
 
 def test_a_torn_cache_is_read_again_and_mended(prepared, cache):
     read = Reader()
-    datasets.cached(prepared, read)
+    cached(prepared, read)
     (path,) = cache.iterdir()
     path.write_bytes(path.read_bytes()[:100])
-    datasets.cached(prepared, read)
-    datasets.cached(prepared, read)
+    cached(prepared, read)
+    cached(prepared, read)
     assert read.calls == 2
 
 
@@ -444,14 +479,14 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(prepared, cache):
     cache.parent.write_text("")
     read = Reader()
     for calls in (1, 2):
-        np.testing.assert_array_equal(datasets.cached(prepared, read).train_labels, calls - 1)
+        np.testing.assert_array_equal(cached(prepared, read).train_labels, calls - 1)
         assert read.calls == calls
 
 
 def test_nothing_is_cached_of_a_folder_without_files(tmp_path, cache):
     read = Reader()
     for prepared in (tmp_path / "missing", tmp_path):
-        datasets.cached(prepared, read)
+        cached(prepared, read)
     assert read.calls == 2
     assert not cache.exists()
 
@@ -479,7 +514,7 @@ def test_without_a_cache_folder_nothing_is_kept_and_nothing_written_here(tmp_pat
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", cache)
     assert datasets.cache_folder() is datasets.cache_folder(make=False) is None or cache.startswith(("/", "\udcff"))
-    assert datasets.cached(tmp_path / "prepared", lambda: datasets.Dataset(*arrays().values(), 3)).classes == 3
+    assert cached(tmp_path / "prepared", lambda: datasets.Dataset(*arrays().values(), 3)).classes == 3
     assert not list(Path.cwd().iterdir())
 
 

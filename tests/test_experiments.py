@@ -199,10 +199,10 @@ def test_a_file_of_ones_own_runs(tmp_path, monkeypatch):
     assert cifar.main(["--data-file", str(tmp_path / "own.npz"), *flags, "--out", str(out)]) == 0
 
 
-def test_an_adjacency_file_that_is_not_square(tmp_path, capsys):
+def test_a_graphs_file_that_is_not_square(tmp_path, capsys):
     (tmp_path / "graph.txt").write_text("0 1 0\n1 0 1\n")
     assert cifar.main(["--dataset", "digits", "--agents", "3", "--topology", str(tmp_path / "graph.txt")]) == 2
-    assert "must be square, got 2 rows of [3] columns" in capsys.readouterr().err
+    assert "must give edges weights above 0, got 0 in line 1" in capsys.readouterr().err
 
 
 def test_a_folder_that_holds_something_is_refused(folder, capsys):

@@ -15,7 +15,8 @@ import pytest
 from dslth_jax import graphs
 from dslth_jax.graph_report import report
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis
-from dslth_jax.study.config.spellings import GRAPHS, read_adjacency, topology_of
+from dslth_jax.study.config.spellings import GRAPHS, topology_of
+from dslth_jax.study.data.graph_files import read_graph
 
 CHANGING = [name for name in GRAPHS if name.startswith("changing")]
 SEEDS = st.integers(0, 2**31 - 1)
@@ -692,10 +693,10 @@ KNOWN = (
 @pytest.mark.parametrize(
     ("spelling", "message"),
     [
-        ("moebius", f"--topology must be one of {KNOWN} or an adjacency file that exists, got 'moebius'"),
-        ("missing.txt", "an adjacency file that exists, got 'missing.txt'"),
-        ("", "an adjacency file that exists, got ''"),
-        (".", "an adjacency file that exists, got '.'"),
+        ("moebius", f"--topology must be one of {KNOWN} or a graph's file that exists, got 'moebius'"),
+        ("missing.txt", "a graph's file that exists, got 'missing.txt'"),
+        ("", "a graph's file that exists, got ''"),
+        (".", "a graph's file that exists, got '.'"),
         ("rings", "got 'rings'; did you mean ring?"),
         ("Erdos-Renyi:0.5", "got 'Erdos-Renyi:0.5'; did you mean erdos-renyi?"),
         ("changing-regulr:4", "got 'changing-regulr:4'; did you mean changing-regular?"),
@@ -808,30 +809,109 @@ def test_in_a_directed_file_row_i_says_whom_agent_i_hears(adjacency_file):
 def test_what_numpy_writes_as_whole_numbers_is_read_again(tmp_path_factory, adjacency):
     path = tmp_path_factory.getbasetemp() / "written.txt"
     np.savetxt(path, adjacency, fmt="%d")
-    np.testing.assert_array_equal(read_adjacency(path, len(adjacency), directed=True), adjacency)
+    np.testing.assert_array_equal(adjacency_of(read_graph(path, len(adjacency), directed=True).graph), adjacency)
 
 
-BAD_WORD = "must hold 0 and 1 alone, separated by blanks, got"
+def by_networkx(kind, matrix, path):
+    """Write the graph of a mixing matrix as networkx does: an edge from u to v carries messages from u to v."""
+    undirected = (matrix == matrix.T).all()
+    graph = networkx.from_numpy_array(matrix.T, create_using=networkx.Graph if undirected else networkx.DiGraph)
+    {"edges": networkx.write_weighted_edgelist, "edgelist": networkx.write_edgelist}.get(
+        kind, getattr(networkx, f"write_{kind}", None)
+    )(graph, path)
+
+
+def by_numpy(kind, matrix, path):
+    np.save(path, matrix) if kind == "npy" else np.savetxt(path, matrix, delimiter="," if kind == "csv" else " ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "write"),
+    [("npy", by_numpy), ("csv", by_numpy), ("txt", by_numpy)]
+    + [(kind, by_networkx) for kind in ("edges", "edgelist", "gml", "graphml")],
+)
+@pytest.mark.parametrize("directed", [False, True], ids=["both ways", "directed"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["0 and 1", "weights"])
+def test_files_that_numpy_and_networkx_write_are_read_again(tmp_path, kind, write, directed, weighted):
+    """Whom each agent hears, with what weight, and what its own value counts: as the matrix says."""
+    rng = np.random.default_rng(3)
+    matrix = (rng.random((7, 7)) < 0.5) * (rng.integers(1, 9, (7, 7)) / 16 if weighted else 1.0)
+    matrix = matrix if directed else np.triu(matrix) + np.triu(matrix, 1).T
+    np.fill_diagonal(matrix, rng.integers(1, 9, 7) / 16 if weighted else 1)
+    path = tmp_path / f"graph.{kind}"
+    write(kind, matrix, path)
+    graph = read_graph(path, 7, directed).graph
+    found = np.diag(graph.own)
+    found[graph.receivers, graph.senders] = graph.weights
+    np.testing.assert_array_equal(found, matrix)
+    assert graph.weights.dtype == (np.float32 if weighted else np.uint8)
+
+
+@pytest.mark.parametrize("count", ["6\n", "", "# six agents\n6  # that is all\n"], ids=["counted", "not", "commented"])
+@pytest.mark.parametrize("back", [True, False], ids=["each way", "one way"])
+def test_edges_are_read_with_and_without_a_count(adjacency_file, count, back):
+    """And, unless the graph is directed, whether a link stands there once or twice."""
+    edges = [(0, other) for other in range(1, 6)] + [(other, 0) for other in range(1, 6) if back]
+    path = adjacency_file(count + "".join(f"{sender} {receiver}\n" for sender, receiver in edges))
+    np.testing.assert_array_equal(matrix(path, 6), matrix("star", 6))
+
+
+def test_a_directed_edge_carries_messages_to_its_second_agent(adjacency_file):
+    graph = topology_of(adjacency_file("3\n0 1 0.5\n0,2,0.25\n1 1 0.75"), 3, seed=0, directed=True).graph
+    assert list(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True)) == [(1, 0), (2, 0)]
+    assert (graph.weights.tolist(), graph.own.tolist()) == ([0.5, 0.25], [0, 0.75, 0])
+
+
+@pytest.mark.parametrize("diagonal", [0, 1])
+def test_a_diagonal_of_one_kind_says_nothing(adjacency_file, diagonal):
+    path = adjacency_file(f"{diagonal} 1\n1 {diagonal}")
+    graph = topology_of(path, 2, seed=0).graph
+    assert (graph.weights.tolist(), graph.weights.dtype, graph.own.tolist()) == ([1, 1], np.uint8, [1, 1])
+
+
+def test_a_matrix_or_a_graph_of_ones_own():
+    """From Python; nodes keep their numbers where these are the agents', in whatever order they come."""
+    matrix = np.array([[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]])
+    for made in (
+        graphs.of_matrix(matrix),
+        graphs.of_networkx(networkx.from_numpy_array(matrix.T, create_using=networkx.DiGraph)),
+    ):
+        assert made.redraw is None
+        assert (made.graph.receivers.tolist(), made.graph.senders.tolist()) == ([0, 1, 1, 2], [1, 0, 2, 1])
+        assert (made.graph.weights.tolist(), made.graph.own.tolist()) == ([0.5, 0.25, 0.25, 0.5], [0.5] * 3)
+    named, shuffled = networkx.Graph([("b", "a"), ("a", "c")]), networkx.Graph([(2, 0), (0, 1)])
+    assert links_of(adjacency_of(graphs.of_networkx(named).graph)) == {(0, 1), (1, 0), (1, 2), (2, 1)}
+    assert links_of(adjacency_of(graphs.of_networkx(shuffled).graph)) == {(0, 1), (1, 0), (0, 2), (2, 0)}
+
+
+@pytest.mark.parametrize("mixing", ["metropolis", "similarity", "overlap"])
+def test_weights_of_a_file_stand_alone(adjacency_file, mixing):
+    path = adjacency_file("0.5 0.5\n0.5 0.5")
+    with pytest.raises(ValueError, match=f"--mixing {mixing} weighs neighbours itself, and {path} has weights: leave"):
+        topology_of(path, 2, seed=0, mixing=mixing)
+
+
+BAD_WORD = "must hold numbers, separated by blanks or commas, got"
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("0 one\n1 0", f"{BAD_WORD} 'one' in line 1"),
-        ("0 1\n\n\n1 2", f"{BAD_WORD} '2' in line 4"),
-        ("0 nan\nnan 0", f"{BAD_WORD} 'nan' in line 1"),
-        ("0 1\n-1 0", f"{BAD_WORD} '-1' in line 2"),
-        ("0,1\n1,0", f"{BAD_WORD} '0,1' in line 1"),
-        ("# mine\n0 1\n1 0", f"{BAD_WORD} '#' in line 1"),
-        (b"\xff\xfe\x00", "must hold rows of 0 and 1, and cannot be read: it is no text"),
-        ("", "must be square, got 0 rows of [] columns"),
-        (" \n\n", "must be square, got 0 rows of [] columns"),
-        ("0 1\n1 0\n0 0", "must be square, got 3 rows of [2] columns"),
-        ("0 1\n1", "must be square, got 2 rows of [1, 2] columns"),
+        ("0 nan\nnan 0", "weights must be finite and at least 0, got nan in row 0, column 1, from 0: mend it"),
+        ("0 1\n-1 0", "weights must be finite and at least 0, got -1 in row 1, column 0, from 0: mend it"),
+        (b"\xff\xfe\x00", "must hold rows of numbers, or edges, and cannot be read: it is no text"),
+        ("", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows of [] columns"),
+        (" \n\n", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows of [] columns"),
+        ("0 1 0 1\n1", "or hold edges of two agents and perhaps a weight, got 2 rows of [1, 4] columns"),
         ("0 1 0\n1 0 0\n0 0 0", "has 3 agents, expected 2: say --agents 3"),
         ("0", "has 1 agents, expected 2: say --agents 1"),
-        ("0 1\n0 0", "must be symmetric, rows 0 and 1 disagree (counted from 0): mend it, or say --directed"),
-        ("0 1\n1 1", ": the diagonal must be 0"),
+        ("3\n0 1\n1 2", "has 3 agents, expected 2: say --agents 3"),
+        ("0 1\n1 2\n0 2", "must name agents in 0..1, got 2 in line 2: mend it, or say --agents 3"),
+        ("2\n0 1\n0 0.5", "must name agents in 0..1, got 0.5 in line 3"),
+        ("2\n0 1 1\n0 1 2", "must give an edge one weight, got 1 and 2 in line 3"),
+        ("0 1\n0 0", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),
+        ("0 1\n1 1", "a diagonal of 0 and 1 must be all one of them, and agents 1 and 0 differ in it: mend it"),
     ],
 )
 def test_bad_files_are_refused_by_what_is_wrong(adjacency_file, content, message):
@@ -841,18 +921,27 @@ def test_bad_files_are_refused_by_what_is_wrong(adjacency_file, content, message
     assert path in str(refused.value)
 
 
-@both_directions
-def test_a_file_that_makes_an_agent_its_own_neighbour_is_told_which(adjacency_file, directed):
-    path = adjacency_file("0 1 0\n1 0 0\n0 0 1")
-    with pytest.raises(ValueError, match=f"^agent 2 is its own neighbour in {re.escape(path)}: the diagonal must be 0"):
-        topology_of(path, 3, seed=0, directed=directed)
+@pytest.mark.parametrize("suffix", ["npy", "gml", "graphml"])
+@pytest.mark.parametrize("content", [b"", b"torn \xff"])
+def test_bad_files_of_libraries_are_refused_in_one_line(tmp_path, suffix, content):
+    path = tmp_path / f"graph.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^the graph file \S+ must be \.{suffix}, and cannot be read: [^\n]+$"):
+        read_graph(path, 3)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 4), (0, 0), (2, 2, 2)])
+def test_what_is_no_square_matrix_is_refused(tmp_path, shape):
+    np.save(tmp_path / "graph.npy", np.zeros(shape))
+    with pytest.raises(ValueError, match=r"must be square, got|has 0 agents, expected 3"):
+        read_graph(tmp_path / "graph.npy", 3)
 
 
 @pytest.mark.parametrize(("place", "reason"), [("", "Is a directory"), ("missing.txt", "No such file or directory")])
 def test_what_cannot_be_read_is_told_why(tmp_path, place, reason):
-    message = f"the adjacency file {tmp_path / place} must hold rows of 0 and 1, and cannot be read: {reason}"
+    message = f"the graph file {tmp_path / place} must hold rows of numbers, or edges, and cannot be read: {reason}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        read_adjacency(tmp_path / place, 2)
+        read_graph(tmp_path / place, 2)
 
 
 def test_a_file_that_is_there_and_cannot_be_read_is_told_why(adjacency_file, monkeypatch):
@@ -860,7 +949,9 @@ def test_a_file_that_is_there_and_cannot_be_read_is_told_why(adjacency_file, mon
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(ValueError, match=r"must hold rows of 0 and 1, and cannot be read: Permission denied$"):
+    with pytest.raises(
+        ValueError, match=r"must hold rows of numbers, or edges, and cannot be read: Permission denied$"
+    ):
         topology_of(adjacency_file("0 1\n1 0"), 2, seed=0)
 
 

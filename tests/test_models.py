@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny import TinyNet, use_tiny_network
 import dslth_jax
 from dslth_jax.networks.network import network_of
 from dslth_jax.study.results import predict
+from dslth_jax.study.results.folders import read_config, read_run
 from experiments import cifar
 
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--topology", "ring", "--rounds", "2"]
@@ -112,6 +114,31 @@ def test_no_images_have_no_labels(folder_of):
     model = dslth_jax.load(folder_of("dsgd")).agent(0)
     assert model.predict(np.zeros((0, 8, 8, 1), np.uint8)).shape == (0,)
     assert model.logits(np.zeros((0, 8, 8, 1), np.uint8)).shape == (0, 10)
+
+
+def test_a_run_speaks_the_datas_own_labels(folder_of, tmp_path, capsys):
+    """Of digits by their names it learns what it learns of digits: only the words of tables and predictions differ."""
+    data, plain = dslth_jax.load_data("digits"), folder_of("dsgd")
+    names = np.array(["a zero", "b", "c", "d", "e", "f's", "g", "h#", "i", "j"])  # in the order of the digits
+    arrays = {name: getattr(data, name) for name in ("train_images", "test_images")}
+    labels = {f"{part}_labels": names[getattr(data, f"{part}_labels")] for part in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **arrays, **labels)
+    folder, flags = tmp_path / "run", [word for word in FLAGS if word not in ("--dataset", "digits")]
+    flags += [*RUNS["dsgd"], "--data-file", str(tmp_path / "own.npz"), "--out", str(folder)]
+    assert cifar.main(flags) == 0
+    assert "a zero, b, c, d, e, f's, g, h#, i, j" in capsys.readouterr().out
+    assert json.loads((folder / "config.json").read_text())["images"]["labels"] == names.tolist()
+    for own, other in zip(agents_of(folder), agents_of(plain), strict=True):
+        assert shlex.split(own["classes"]) == [names[int(label)] for label in other["classes"].split()]
+        assert {**own, "classes": ""} == {**other, "classes": ""}
+    found, images = dslth_jax.load(folder).agent(1).predict(data.test_images[:20]), tmp_path / "images.npy"
+    np.testing.assert_array_equal(found, names[dslth_jax.load(plain).agent(1).predict(data.test_images[:20])])
+    np.save(images, data.test_images[:20])
+    out = tmp_path / "labels.csv"
+    assert predict.main("dslth predict", [str(folder), "--agent", "1", "--images", str(images), "--out", str(out)]) == 0
+    with out.open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == found.tolist()
+    assert read_run(folder, "own", read_config(folder)).agents[0]["classes"][0] in names
 
 
 @pytest.mark.parametrize("ending", ["npy", "npz"])

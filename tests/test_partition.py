@@ -1,18 +1,22 @@
 """Who holds which samples and is tested on which: what each partition promises, on any labels, and what is refused."""
 
 import re
+import shlex
 import time
 from fractions import Fraction
 from typing import NamedTuple
 
 import hypothesis
+import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
 
 from dslth_jax import partition
-from dslth_jax.study.config.spellings import PARTITIONS, partition_of, read_classes
+from dslth_jax.label_shares import label_skew
+from dslth_jax.study.config.spellings import PARTITIONS, partition_of
+from dslth_jax.study.data.lists import read_classes, read_owners
 
 CLASSES = 5
 NAMES = ("classes", "dirichlet", "quantity", "iid")
@@ -24,6 +28,8 @@ ANY = st.sampled_from([-6.0, 6.0]) | st.floats(-2, 2)
 REFUSALS = (
     r"--partition \S+: (class \d+: )?\d+ training samples for \d+ agents at a data fraction of \S+ are too few, "
     r"each must get one: take fewer agents or more data",
+    r"--partition \S+: class \d+ has no training samples, and agents [\d, ]+( and others)? hold it: name other "
+    r"classes, or more data",
     r"--partition \S+: none of \d+ draws at alpha \S+ gave each of \d+ agents a training sample: "
     r"take a larger alpha or fewer agents",
     r"--partition \S+: agent \d+ has no test samples of its classes \[[\d, ]+\]: take (other classes or )?more data",
@@ -339,7 +345,7 @@ def test_a_single_agent_has_everything(spelling):
     np.testing.assert_array_equal(np.sort(made.tests[0]), np.arange(20 * CLASSES))
 
 
-KNOWN = "classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid"
+KNOWN = "classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid, owner"
 
 
 @pytest.mark.parametrize(
@@ -513,7 +519,7 @@ def test_shares_are_drawn_and_depend_on_the_generator_alone():
     assert (np.sort(first[0]) != np.arange(50)).any()
 
 
-@pytest.mark.parametrize(("samples", "agents", "fraction"), [(2, 3, 1.0), (9, 3, 0.3), (0, 1, 1.0)])
+@pytest.mark.parametrize(("samples", "agents", "fraction"), [(2, 3, 1.0), (9, 3, 0.3)])
 def test_every_agent_must_get_a_sample_of_each_class(samples, agents, fraction):
     labels = np.repeat([0, 1], [50, samples]).astype(np.int32)
     message = (
@@ -553,8 +559,114 @@ def test_drawn_classes_differ_within_an_agent(classes_per_agent):
 
 def test_classes_are_read_line_by_line(tmp_path):
     path = tmp_path / "classes.txt"
-    path.write_text("6 9 4\n\n 0\t1\n02\n")
-    assert read_classes(path, 3, 10) == [[6, 9, 4], [0, 1], [2]]
+    path.write_text("6 9 4\n\n 0\t1  # two alone\n02\n# and one more\n3,7, 5\n")
+    assert read_classes(path, 4, 10) == [[6, 9, 4], [0, 1], [2], [3, 7, 5]]
+
+
+def test_class_files_speak_the_datas_own_labels(tmp_path):
+    """As agents.csv writes them: a label with a blank in it stands in quotes."""
+    path, own = tmp_path / "classes.txt", ("a b", "cat", "dog#1", "it's")
+    path.write_text("cat, 'a b'\n" + shlex.join(["it's", "dog#1", "cat"]))
+    assert read_classes(path, 2, 4, own) == [[1, 0], [3, 2, 1]]
+    path.write_text("7\n3 200")
+    assert read_classes(path, 2, 3, (3, 7, 200)) == [[1], [0, 2]]
+    path.write_text("cat\nbird")
+    message = "must hold classes in a b, cat, dog#1, it's, separated by blanks, got 'bird' in line 2"
+    with pytest.raises(ValueError, match=message):
+        read_classes(path, 2, 4, own)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("0\n1\n1\n0", [0, 1, 1, 0]),
+        ("owner\nme\nyou\nme\nme", ["me", "you", "me", "me"]),
+        ("sample,owner\n3,1\n0,0  # the last two are nobody's\n", [0, -1, -1, 1]),
+        ("2 'a b'\n1 c", ["", "c", "a b", ""]),
+    ],
+)
+def test_owners_are_read_line_by_line(tmp_path, content, expected):
+    path = tmp_path / "owners.csv"
+    path.write_text(content)
+    assert read_owners(path, 4).tolist() == expected
+
+
+def test_owners_as_numpy_writes_them(tmp_path):
+    np.save(tmp_path / "owners.npy", np.array([2.0, 0, 1]))
+    assert read_owners(tmp_path / "owners.npy", 3).tolist() == [2, 0, 1]
+    with pytest.raises(ValueError, match=r"must be a .npy of one owner a sample, and is not \(.* must be 4 whole"):
+        read_owners(tmp_path / "owners.npy", 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0\n1", r"must hold one owner for each of 4 training samples, .*, got 2 lines of \[1\] words$"),
+        ("0 1\n1", r"must hold one owner for each .*, got 2 lines of \[1, 2\] words$"),
+        ("0 1\n4 1", r"must number samples in 0..3, got '4'$"),
+        ("x 1\n4 1", r"must number samples in 0..3, got 'x'$"),
+        ("0 1\n0 2", r"must name an owner of each sample once, got two of sample 0$"),
+        ("it's", r"cannot be read in line 1: no closing quotation$"),
+    ],
+)
+def test_bad_owner_files_are_refused(tmp_path, content, message):
+    path = tmp_path / "owners.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"^the owner file {re.escape(str(path))} {message}"):
+        read_owners(path, 4)
+
+
+OWNERS = [[0, 0, 1, 1, -1, 1, 0, 1], [7, 7, 9, 9, -1, 9, 7, 9], ["me", "me", "you", "you", "", "you", "me", "you"]]
+
+
+@pytest.mark.parametrize("owner", OWNERS, ids=["agents", "numbers", "words"])
+@pytest.mark.parametrize("tested", ["in proportion", "by owner"])
+def test_everybody_has_what_is_its_own(owner, tested):
+    """And is tested on its own test samples, or in the proportions of its training samples."""
+    labels, test_labels = np.array([0, 1, 1, 1, 0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    given = {"test_labels": test_labels, "owner": np.array(owner)}
+    if tested == "by owner":
+        given["test_owner"] = np.array([owner[0], owner[2], owner[4], owner[2]])
+    held = partition.owned(labels, 2, seed=1, **given)
+    assert [sorted(own.tolist()) for own in held.train] == [[0, 1, 6], [2, 3, 5, 7]]
+    if tested == "by owner":
+        assert [sorted(own.tolist()) for own in held.tests] == [[0], [1, 3]]
+    else:
+        # Two to one, and one to three.
+        assert [np.bincount(test_labels[own], minlength=2).tolist() for own in held.tests] == [[2, 1], [1, 2]]
+    assert all((np.diff(ranks) >= 0).all() for ranks in held.ranks)
+    half = partition.owned(labels, 2, seed=1, fraction=0.5, owner=np.array(owner))
+    assert [len(own) for own in half.train] == [1, 2]
+    assert all(set(some.tolist()) <= set(own.tolist()) for some, own in zip(half.train, held.train, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        (None, "owner must say whose each training sample is, and the data has none"),
+        ([0, 2, 2, 0], r"owner must name 3 agents, got 2 owners|agent 1 owns too few training samples"),
+        ([5, 6, 7, 8], "owner must name 3 agents, got 4 owners: take as many agents"),
+    ],
+)
+def test_owners_that_cannot_be_are_refused(owner, message):
+    with pytest.raises(ValueError, match=message):
+        partition.owned(np.array([0, 1, 0, 1]), 3, owner=None if owner is None else np.array(owner))
+
+
+def test_a_class_that_nobody_can_have_is_said_to_be_missing():
+    with pytest.raises(ValueError, match=r"^class 2 has no training samples, and agents 0, 2 hold it: name other"):
+        partition.of_classes(np.array([0, 1, 0, 1]), [[0, 2], [1], [2]])
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@hypothesis.given(hnp.arrays(int, (3, 4), elements=st.integers(0, 9)))
+def test_label_skew_is_the_mean_distance_from_everybodys_shares(counts):
+    """Half the sum of absolute differences of shares; 0 of agents alike."""
+    counts[:, 0] += 1
+    common = counts.sum(axis=0) / counts.sum()
+    distances = [sum(abs(row[label] / row.sum() - common[label]) for label in range(4)) / 2 for row in counts]
+    assert label_skew(counts) == pytest.approx(np.mean(distances), abs=1e-12)
+    assert label_skew(np.tile(counts[:1], (3, 1))) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -562,7 +674,6 @@ def test_classes_are_read_line_by_line(tmp_path):
     [
         ("0 1\n2 x", "must hold classes in 0..4, separated by blanks, got 'x' in line 2"),
         ("\n0 1\n\n2.5 1", "must hold classes in 0..4, separated by blanks, got '2.5' in line 4"),
-        ("0,1\n2", "must hold classes in 0..4, separated by blanks, got '0,1' in line 1"),
         ("0 5\n2 3", "must hold classes in 0..4, separated by blanks, got '5' in line 1"),
         ("0 1\n-1 3", "must hold classes in 0..4, separated by blanks, got '-1' in line 2"),
         ("0 1\n+1 3", "must hold classes in 0..4, separated by blanks, got '+1' in line 2"),
@@ -575,7 +686,7 @@ def test_classes_are_read_line_by_line(tmp_path):
         ("0 1\n\n2 02", "must name a class once a line, got ['2', '02'] in line 3"),
         ("0 1", "must have one line for each of 2 agents, got 1: mend it, or say --agents 1"),
         ("0\n1\n\n2", "must have one line for each of 2 agents, got 3: mend it, or say --agents 3"),
-        ("\n \n", "must hold one line of class numbers an agent, and it is empty"),
+        ("\n \n", "must hold one line of classes an agent, and it is empty"),
     ],
 )  # fmt: skip
 def test_bad_class_files_are_refused_by_line_and_word(tmp_path, content, message):
@@ -593,7 +704,7 @@ def test_class_files_that_cannot_be_read_are_refused(tmp_path):
         (tmp_path, "Is a directory"),
         (binary, "it is no text"),
     ):
-        message = f"the class file {path} must hold one line of class numbers an agent, and cannot be read: {reason}"
+        message = f"the class file {path} must hold one line of classes an agent, and cannot be read: {reason}"
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             read_classes(path, 2, CLASSES)
 

@@ -9,7 +9,7 @@ from test_augment import seen_in
 from test_population import AGENTS, BATCH, SIZES, setting
 from tiny import use_tiny_network
 
-from dslth_jax.partition import class_counts
+from dslth_jax.label_shares import class_counts
 from dslth_jax.pool import Pool, draw_pooled, pool_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training import memory

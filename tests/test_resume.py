@@ -24,9 +24,9 @@ from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import sharding
 from dslth_jax.networks.zoo import MODULES
-from dslth_jax.study.config import datasets
 from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.data import datasets
 from dslth_jax.study.results import folders
 from dslth_jax.study.training import checkpoint
 from dslth_jax.study.training.loop import restored

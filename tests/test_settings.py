@@ -16,12 +16,12 @@ from dslth_jax.algorithms import local
 from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
-from dslth_jax.study.config import datasets
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table, with_own_settings
 from dslth_jax.study.config.command import help_of, parse
 from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
 from dslth_jax.study.config.setting import setting, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
+from dslth_jax.study.data import datasets
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, points_of
 from dslth_jax.study.training import programs
 from dslth_jax.study.training.plan import fingerprints, plan
@@ -216,6 +216,38 @@ def test_a_class_file_gives_its_classes(tmp_path):
         for row, size in zip(prepared.train.indices, prepared.train.sizes, strict=True)
     ]
     assert labels == [{0, 1}, {2, 3}, {4, 5, 6}]
+
+
+def digits_with(tmp_path, **arrays):
+    """A file of digits with more arrays."""
+    np.savez(tmp_path / "own.npz", **dict(zip(datasets.Dataset._fields[:4], datasets.digits(), strict=False)), **arrays)
+    return tmp_path / "own.npz"
+
+
+@pytest.mark.parametrize("way", ["in the data", "said too", "in a file", "another way said"])
+def test_whose_each_sample_is_is_followed(tmp_path, way):
+    """Where the data says it and nothing else is said, or where a file says it, whatever the data says."""
+    owner = np.arange(1437) % 3
+    data = digits_with(tmp_path, owner=owner if way != "in a file" else owner[::-1])
+    np.save(tmp_path / "owner.npy", owner)
+    flags = {
+        "in the data": {},
+        "said too": {"partition": "owner"},
+        "in a file": {"owner_file": tmp_path / "owner.npy"},
+        "another way said": {"partition": "iid"},
+    }[way]
+    prepared = prepare(Settings(data_file=data, agents=3, topology="ring", **flags))
+    assert prepared.settings.partition == ("iid" if way == "another way said" else "owner")
+    held = [sorted(row[:size].tolist()) for row, size in zip(*prepared.train[2:4], strict=True)]
+    assert (held == [list(range(agent, 1437, 3)) for agent in range(3)]) == (way != "another way said")
+
+
+def test_who_has_no_owner_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"^--partition owner: owner must say whose each training sample is, and the "):
+        prepare(Settings(dataset="digits", agents=3, partition="owner"))
+    data = digits_with(tmp_path, owner=np.arange(1437) % 5)
+    with pytest.raises(ValueError, match=r"^--partition owner: owner must name 3 agents, got 5 owners: take as many"):
+        prepare(Settings(data_file=data, agents=3))
 
 
 def test_every_switch_reaches_the_algorithm(monkeypatch):

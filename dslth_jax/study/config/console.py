@@ -61,6 +61,11 @@ def warn(sentence: str) -> None:
     print(f"warning: {sentence}", file=Stream(sys.stderr))
 
 
+def notice(sentence: str) -> None:
+    """Say one line of what is going on before a run begins."""
+    print(sentence, file=Stream(sys.stderr))
+
+
 def guard(stop: Stop) -> None:
     """Guard both streams, so that no output of this process, of libraries or of --help can end it."""
     for descriptor in (0, 1, 2):

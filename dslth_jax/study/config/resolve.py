@@ -22,9 +22,9 @@ from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
-from dslth_jax.study.config.datasets import READERS
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
+from dslth_jax.study.data.datasets import READERS
 
 # Names that stand in tables, which a script may add to.
 NAMES: dict[str, Mapping[str, Any]] = {
@@ -60,6 +60,8 @@ def filled_in(settings: Settings) -> Settings:
     filled |= {name: with_preset[other] for name, other in same if (given | filled)[name] == "same"}
     if settings.dirichlet_alpha is not None:
         filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
+    elif settings.owner_file is not None:
+        filled["partition"] = "owner"
     elif settings.class_file is None:
         filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
     resolved = dataclasses.replace(settings, **filled)
@@ -138,7 +140,7 @@ def check_together(settings: Settings) -> None:
         only = f"only to {', '.join(owners_of(name))}"
         raise ValueError(f"{flag(name)} means nothing to --algorithm {settings.algorithm}, {only}: leave it out")
     if settings.dataset == "digits" and "data_dir" in given:
-        raise ValueError("--data-dir is for data sets of tensorflow-datasets, digits needs none: leave it out")
+        raise ValueError("--data-dir is for data sets that are downloaded, digits needs none: leave it out")
     for name in ("exchange_every", "exchange_from"):
         if vars(settings)[name] > settings.rounds:
             got = f"got {vars(settings)[name]} and {settings.rounds}"

@@ -21,11 +21,13 @@ class Data:
     """What there is to learn from, and who holds it."""
 
     dataset: str = "cifar10"
-    """Data set by name: through tensorflow-datasets, but for digits, which is embedded in scikit-learn."""
+    """Data set by name: downloaded where it is not there, but for digits, which is embedded in scikit-learn."""
     data_file: Path | None = setting(None, against=("dataset", "data_dir"))
-    """An .npz of one's own instead: train_images, train_labels, test_images, test_labels."""
+    """An .npz of one's own instead: train_images, train_labels, test_images, test_labels; perhaps owner, which says
+    whose each training sample is, and test_owner."""
     data_dir: Path | None = setting(None, machine=True)
-    """Folder of tensorflow-datasets (its own default where left out)."""
+    """Folder that has the data set, or gets it: as tensorflow-datasets prepares it, as its makers give it away, or as
+    torchvision keeps it. None is the usual folder of tensorflow-datasets, and the cache folder for downloads."""
     resize: int | None = setting(None, bounds=COUNT, unit="pixels")
     """Side that images get: each pixel is the mean of a square block, so it must divide theirs; None leaves them."""
     data_fraction: float = setting(1.0, bounds="(0, 1]", traced=True)
@@ -34,12 +36,16 @@ class Data:
     """Share of each agent's training samples that nobody trains on: accuracies on them are reported as validation, and
     sweeps and searches rank by these."""
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
-    """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed) or iid; None is
-    classes:CLASSES_PER_AGENT."""
+    """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed), iid, or owner (as
+    the data says); None is owner where the data has some, else classes:CLASSES_PER_AGENT."""
     classes_per_agent: int = setting(4, bounds=COUNT, unit="classes", traced=True)
     """How many classes each agent has, drawn at random."""
     class_file: Path | None = setting(None, traced=True, against=("partition", "dirichlet_alpha", "classes_per_agent"))
     """Text file of one line of classes an agent, instead of drawn ones."""
+    owner_file: Path | None = setting(
+        None, traced=True, against=("partition", "dirichlet_alpha", "classes_per_agent", "class_file")
+    )
+    """Whose each training sample is: a .npy of owners, or a CSV of them, or of samples and their owners."""
     dirichlet_alpha: float | None = setting(None, traced=True, against=("classes_per_agent",))
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
     feature_skew: str = setting("none", traced=True)
@@ -62,7 +68,7 @@ class Population:
     topology: str = setting("erdos-renyi:0.5", traced=True)
     """Graph: ring, torus[:ROWS], star, complete, regular:DEGREE, small-world:DEGREE:PROBABILITY,
     erdos-renyi:PROBABILITY, changing-regular:DEGREE (at most) and changing-erdos-renyi:PROBABILITY (both anew in every
-    round), or an adjacency text file (row i of 0 and 1: whom agent i hears)."""
+    round), or a file: a matrix (row i: whom agent i hears; text, CSV or .npy), edges, GML or GraphML."""
     directed: bool = setting(False, traced=True)
     """Whether an agent may hear another that does not hear it."""
     mixing: Literal["uniform", "metropolis", "similarity", "overlap"] = setting("uniform", traced=True)

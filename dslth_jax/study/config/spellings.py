@@ -18,13 +18,13 @@ import numpy as np
 from dslth_jax import augment, graphs, partition, schedules, skew
 from dslth_jax.algorithm import belongs_to
 from dslth_jax.augment import Augment
-from dslth_jax.graphs import Adjacency, Topology, graph_of, metropolis
+from dslth_jax.mixing import Topology, metropolis
 from dslth_jax.naming import nearest
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import Partition
 from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
-from dslth_jax.study.config.machine import expect_file
+from dslth_jax.study.data.graph_files import read_graph
 
 
 def by_name(*functions: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
@@ -37,13 +37,14 @@ GRAPHS = by_name(
     graphs.changing_erdos_renyi, graphs.changing_regular,
 )  # fmt: skip
 PARTITIONS = by_name(partition.classes, partition.dirichlet, partition.quantity, partition.iid)
+PARTITIONS["owner"] = partition.owned
 SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
 AUGMENTATIONS: dict[str, Augment | None] = {"none": None} | by_name(augment.crop, augment.flip_crop)
 SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
 
 
 def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False, mixing: str = "uniform") -> Topology:
-    """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of an adjacency text file.
+    """The graph of a spelling such as "ring", "regular:8", "changing-regular:4", or of a file, see `read_graph`.
 
     `seed` is of what is drawn once; graphs that change draw from the keys they are given. If `directed`, an agent may
     hear another that does not hear it. `mixing` "metropolis" weighs neighbours so, any other counts them alike. A
@@ -63,10 +64,12 @@ def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False
         if spelling == name and "degree" in takes:
             spelling = f"{name}:{min(takes['degree'].default, agents - 1)}"
     if name not in GRAPHS and os.path.isfile(spelling):  # noqa: PTH113, which takes names that no file can have
-        topology = Topology(graph_of(read_adjacency(Path(spelling), agents, directed)))
+        topology = read_graph(Path(spelling), agents, directed)
     else:
         given = {"agents": agents, "seed": seed, "directed": directed}
-        topology = made("--topology", spelling, GRAPHS, " or an adjacency file that exists", **given)
+        topology = made("--topology", spelling, GRAPHS, " or a graph's file that exists", **given)
+    if mixing != "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f":
+        raise ValueError(f"--mixing {mixing} weighs neighbours itself, and {spelling} has weights: leave --mixing out")
     return metropolis(topology) if mixing == "metropolis" else topology
 
 
@@ -167,70 +170,3 @@ def form(name: str, own: Sequence[inspect.Parameter]) -> str:
     optional = [one.default is not one.empty for one in own]
     parts = [f"{'[' * may}:{one.name.upper()}" for may, one in zip(optional, own, strict=True)]
     return "".join([name, *parts, "]" * sum(optional)])
-
-
-def words_by_line(path: Path, file: str, lines: str, words: str, fits: Callable[[str], bool]) -> dict[int, list[str]]:
-    """The words of each line that has any, by its number counted from 1.
-
-    Raises a ValueError where the file is none, or no text, or where a word does not fit or makes `fits` raise one.
-    """
-    try:
-        expect_file(path)
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or "it cannot be opened"
-    except UnicodeDecodeError:
-        reason = "it is no text"
-    except ValueError:  # a null character
-        reason = "no file can have this name"
-    else:
-        found = {number: line.split() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
-        for number, word in ((number, word) for number, row in found.items() for word in row):
-            with contextlib.suppress(ValueError):
-                if fits(word):
-                    continue
-            raise ValueError(f"{file} must hold {words}, separated by blanks, got {word!r} in line {number}")
-        return found
-    raise ValueError(f"{file} must hold {lines}, and cannot be read: {reason}")
-
-
-def read_adjacency(path: Path, agents: int, directed: bool = False) -> Adjacency:
-    """A text file of one row an agent, 0 and 1 separated by blanks: row i says whom agent i hears.
-
-    It must be square, of `agents` rows, with zeros on the diagonal, and symmetric unless `directed`.
-    """
-    file = f"the adjacency file {path}"
-    # In any spelling: numpy writes 1 as 1.000000000000000000e+00.
-    lines = words_by_line(path, file, "rows of 0 and 1", "0 and 1 alone", lambda word: float(word) in (0, 1))
-    widths = sorted({len(words) for words in lines.values()})
-    if widths != [len(lines)]:
-        raise ValueError(f"{file} must be square, got {len(lines)} rows of {widths} columns")
-    if len(lines) != agents:
-        raise ValueError(f"{file} has {len(lines)} agents, expected {agents}: say --agents {len(lines)}")
-    adjacency = np.array([*lines.values()], float) != 0
-    if not directed and (adjacency != adjacency.T).any():
-        i, j = np.argwhere(adjacency != adjacency.T)[0]
-        rows = f"rows {i} and {j} disagree (counted from 0)"
-        raise ValueError(f"{file} must be symmetric, {rows}: mend it, or say --directed")
-    if (selfish := adjacency.diagonal()).any():
-        raise ValueError(f"agent {selfish.argmax()} is its own neighbour in {path}: the diagonal must be 0")
-    return adjacency
-
-
-def read_classes(path: Path, agents: int, classes: int) -> list[list[int]]:
-    """A text file of one line an agent, its classes (whole numbers from 0) separated by blanks."""
-    file, wanted = f"the class file {path}", "one line of class numbers an agent"
-
-    def is_class(word: str) -> bool:
-        return word.isascii() and word.isdigit() and len(word) < 10 and int(word) < classes
-
-    lines = words_by_line(path, file, wanted, f"classes in 0..{classes - 1}", is_class)
-    if not lines:
-        raise ValueError(f"{file} must hold {wanted}, and it is empty")
-    if len(lines) != agents:
-        instead = f"mend it, or say --agents {len(lines)}"
-        raise ValueError(f"{file} must have one line for each of {agents} agents, got {len(lines)}: {instead}")
-    for number, words in lines.items():
-        if len({*map(int, words)}) != len(words):
-            raise ValueError(f"{file} must name a class once a line, got {words} in line {number}")
-    return [[*map(int, words)] for words in lines.values()]

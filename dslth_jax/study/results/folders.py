@@ -245,7 +245,7 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     path = folder / "agents.csv"
     agents = read_table(path, ("agent", "classes"), OF_AGENTS, VALIDATION_OF_AGENTS) if path.is_file() else []
     for row in agents:
-        row["classes"] = row["classes"].split()
+        row["classes"] = shlex.split(row["classes"])
     return Run(name, folder, config, rows, agents, missing)
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from dslth_jax import masks
 from dslth_jax.algorithm import World, by_name, with_names
@@ -81,6 +81,7 @@ class Model(NamedTuple):
     variables: Any  # for `apply`
     masks: Any  # those in use, a pytree of 0 and 1 of the shapes of what they mask; None where weights are trained
     image_shape: tuple[int, int, int]  # (height, width, channels)
+    labels: np.ndarray  # by which the data itself calls the classes, (classes,)
 
     def logits(self, images: UInt8[np.ndarray, "images height width channels"]) -> Float[np.ndarray, "images classes"]:
         """The logits of uint8 images as the agent sees them: turned, where the run turned its images.
@@ -96,9 +97,9 @@ class Model(NamedTuple):
         batches = [self.apply(self.variables, batch) for batch in padded.reshape(-1, BATCH, *self.image_shape)]
         return np.concatenate([np.asarray(batch) for batch in batches])[: len(images)]
 
-    def predict(self, images: UInt8[np.ndarray, "images height width channels"]) -> Int[np.ndarray, "images"]:
-        """The likeliest class of each image; see `logits`."""
-        return np.argmax(self.logits(images), axis=-1)
+    def predict(self, images: UInt8[np.ndarray, "images height width channels"]) -> Shaped[np.ndarray, "images"]:
+        """The label of the likeliest class of each image, as the data itself calls it; see `logits`."""
+        return self.labels[np.argmax(self.logits(images), axis=-1)]
 
 
 class Models:
@@ -119,6 +120,7 @@ class Models:
         self.settings = kind(**{**config["settings"], "out": None})
         height, width, channels = images["shape"]
         self.image_shape, self.classes = (height, width, channels), int(images["classes"])
+        self.labels = np.array(images["labels"])
         self.network = network or network_of(self.settings, self.image_shape, self.classes)
         self.algorithm = algorithm_of(self.settings, self.network)
 
@@ -157,7 +159,7 @@ class Models:
                 raise ValueError(f"the run in {self.folder} has lost its masks.npz: train it again")
             own = with_names(lambda name, w: self.mask(name, w, number), weights)
             variables = jax.jit(of_masks)(self.world, self.kept(number), own)
-        return Model(self.apply, variables, own, self.image_shape)
+        return Model(self.apply, variables, own, self.image_shape, self.labels)
 
     def reader_of_weights(self, number: int) -> Callable[[str, Any], np.ndarray]:
         """What reads one agent's trained variable, of a name and a shape."""

@@ -34,7 +34,7 @@ def write(settings: Predict) -> str:
         raise ValueError(f"one run folder was expected, got {len(settings.folders)}: name one")
     images = read_images(settings.images)
     labels = load(settings.folders[0]).agent(settings.agent).predict(images)
-    rows = [{"image": number, "label": int(label)} for number, label in enumerate(labels)]
+    rows = [{"image": number, "label": label} for number, label in enumerate(labels.tolist())]
     write_table(settings.out, rows)
     return f"labels of {len(rows)} images: {settings.out}"
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.console import sent, shown
 from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
 from dslth_jax.study.results.points import SIZES, best
@@ -51,6 +52,9 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
         rows.append((f"{name} samples an agent, of {len(shares.labels):,}", span(np.asarray(shares.sizes))))
         rows.append((f"{name} classes an agent, of {prepared.classes}", span((held > 0).sum(axis=1))))
         rows.append(("share of its most frequent class", span(held.max(axis=1) / held.sum(axis=1), ".0%")))
+    words = ", ".join(map(str, prepared.labels[:10])) + " ..." * bool(prepared.labels[10:])
+    rows += [("classes by their labels", words)] if prepared.labels != tuple(range(prepared.classes)) else []
+    rows.append(("label skew, total variation", f"{label_skew(prepared.held(prepared.train)):.2f}"))
     anew = "; of its first round:" if prepared.topology.redraw else ""
     name = Path(settings.topology).name + ", directed" * settings.directed
     name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""

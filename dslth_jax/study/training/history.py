@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import shlex
 from typing import Any, NamedTuple
 
 import jax
@@ -167,7 +168,7 @@ class History:
         return [
             {
                 "agent": agent,
-                "classes": " ".join(map(str, np.flatnonzero(held[agent]))),
+                "classes": shlex.join(str(prepared.labels[label]) for label in np.flatnonzero(held[agent])),
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
                 "retention": "" if retention is None else retention,

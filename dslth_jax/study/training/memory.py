@@ -13,9 +13,9 @@ import psutil
 from jaxtyping import PyTree
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches
-from dslth_jax.graphs import Graph
 from dslth_jax.keys import key_of
 from dslth_jax.links import Link, perfect
+from dslth_jax.mixing import Graph
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, nothing_heard, world_of
 

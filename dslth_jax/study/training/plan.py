@@ -15,10 +15,10 @@ from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.augment import Augment
 from dslth_jax.graph_report import GraphReport
-from dslth_jax.graphs import Adjacency, Topology
+from dslth_jax.label_shares import class_counts
 from dslth_jax.links import Link
+from dslth_jax.mixing import Adjacency, Topology
 from dslth_jax.networks.network import Network
-from dslth_jax.partition import class_counts
 from dslth_jax.population import Shares
 from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings
@@ -42,6 +42,7 @@ class Prepared(NamedTuple):
     augment: Augment | None  # what is made of the images of each minibatch
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
+    labels: tuple[int | str, ...]  # by which the data itself calls them
     train: Shares
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)

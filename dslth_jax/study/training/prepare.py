@@ -12,28 +12,33 @@ import numpy as np
 from dslth_jax import partition, population
 from dslth_jax.evaluation import BATCH
 from dslth_jax.graph_report import report
-from dslth_jax.graphs import Adjacency, Graph, Topology, adjacency_of, weighted
 from dslth_jax.keys import key_of, reproducible
+from dslth_jax.label_shares import class_counts, overlap
 from dslth_jax.links import added_up, by_similarity, chain, dropped, loses_for_good, resent
+from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
-from dslth_jax.study.config import datasets, spellings
+from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of, numbers_of, population_hyper
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.data import datasets
+from dslth_jax.study.data.form import Dataset
+from dslth_jax.study.data.lists import read_classes, read_owners
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
 
 TEST_SAMPLES_WHILE_RUNNING = 200
+SPLITS = ("partition", "dirichlet_alpha", "classes_per_agent", "class_file")  # flags that say who holds what
 BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
-def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = None) -> Prepared:
+def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> Prepared:
     """Check the settings, then load the data that they name: by `load`, from a data set's name, file, folder and side,
     or by `datasets.named` where it is None."""
     check(settings)
@@ -43,6 +48,11 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
     given, settings = settings, filled_in(settings)
     load = load or datasets.named
     dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
+    if settings.owner_file:
+        owner = read_owners(settings.owner_file, len(dataset.train_labels))
+        dataset = dataset._replace(owner=owner, test_owner=None)
+    elif dataset.owner is not None and not {*SPLITS} & {*given.given}:
+        settings = dataclasses.replace(settings, partition="owner")
     image_shape = dataset.train_images.shape[1:]
     settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_of(settings, image_shape, dataset.classes)
@@ -53,8 +63,8 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
     if settings.mixing == "overlap":
-        counts = partition.class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
-        topology = weighted(topology, partition.overlap(counts))
+        counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
+        topology = weighted(topology, overlap(counts))
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
@@ -88,6 +98,7 @@ def prepare(settings: Settings, load: Callable[..., datasets.Dataset] | None = N
         augment=spellings.AUGMENTATIONS[str(settings.augment)],
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
+        labels=dataset.own_labels or tuple(range(dataset.classes)),
         train=train,
         tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
         tests_while_running=while_running,
@@ -145,7 +156,7 @@ def members_of(
     return [member(dict(point), settings.seed + offset) for point in points for offset in range(seeds)]
 
 
-def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.Partition:
+def who_holds_what(settings: Settings, dataset: Dataset) -> partition.Partition:
     """The partition that the settings ask for."""
     given: dict[str, Any] = {
         "seed": np.random.default_rng([settings.seed, 1]),
@@ -153,14 +164,15 @@ def who_holds_what(settings: Settings, dataset: datasets.Dataset) -> partition.P
         "fraction": settings.data_fraction,
     }
     if settings.class_file:
-        classes_of = spellings.read_classes(settings.class_file, settings.agents, dataset.classes)
+        classes_of = read_classes(settings.class_file, settings.agents, dataset.classes, dataset.own_labels)
         return partition.of_classes(dataset.train_labels, classes_of, **given)
     among = {"labels": dataset.train_labels, "agents": settings.agents, "among": dataset.classes}
-    return spellings.partition_of(str(settings.partition), **among, **given)
+    owners = {"owner": dataset.owner, "test_owner": dataset.test_owner}
+    return spellings.partition_of(str(settings.partition), **among, **owners, **given)
 
 
 def held_back(
-    settings: Settings, dataset: datasets.Dataset, held: partition.Partition
+    settings: Settings, dataset: Dataset, held: partition.Partition
 ) -> tuple[partition.Partition, list[partition.Indices] | None]:
     """The partition without the training samples that --validation holds back, and these; None where it holds none."""
     if not settings.validation:

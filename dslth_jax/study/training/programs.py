@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, UInt32
 from dslth_jax import control, population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
-from dslth_jax.graphs import Graph, Topology
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.links import Link, chain
+from dslth_jax.mixing import Graph, Topology
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.config.console import warn

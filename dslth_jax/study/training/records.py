@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError
 from dslth_jax.study.results import folders, models, pictures, tables
@@ -86,8 +87,9 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     """config.json of one run of a plan."""
     graph, since = prepared.graph_report._asdict(), found.round if found else None
     chosen = {"agent_chunk": planned.chunk, "devices": planned.mesh.size}
-    images = {"shape": prepared.train.images.shape[1:], "classes": prepared.classes}
-    about = {"graph": graph, "images": images, "given": prepared.said}
+    images = {"shape": prepared.train.images.shape[1:], "classes": prepared.classes, "labels": prepared.labels}
+    skew = label_skew(prepared.held(prepared.train))
+    about = {"graph": graph, "images": images, "label_skew": skew, "given": prepared.said}
     folders.write_config(folder, prepared.settings, about, since, **chosen)
 
 

@@ -1,0 +1,71 @@
+"""Data sets over the network: whole files, checked by their hashes, or none."""
+
+import contextlib
+import http.client
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dslth_jax.study.config.console import notice
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
+SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 3.0, 60.0
+
+
+def download(name: str, address: str, digests: Mapping[str, str], folder: Path) -> None:
+    """Download the files of a data set that `folder` lacks, each with its SHA-256. A ValueError if that cannot be.
+
+    Of several processes that share a disk one downloads, and the others wait for it. An interrupted download leaves no
+    file of these names.
+    """
+    import pooch
+
+    if not reachable(address):
+        raise ValueError(f"{address} cannot be reached to download it")
+    pooch.get_logger().setLevel("ERROR")
+    # A bar is drawn over itself, which makes a long line of a log.
+    fetch = pooch.HTTPDownloader(sys.stderr.isatty(), timeout=(SECONDS_TO_CONNECT, SECONDS_TO_ANSWER))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(folder):
+            for file, digest in digests.items():
+                if not (folder / file).is_file():
+                    notice(f"downloading {name}: {address}/{file}")
+                pooch.retrieve(f"{address}/{file}", f"sha256:{digest}", file, folder, downloader=fetch)
+    except Exception as error:  # of many kinds: no disk, no such file any more, another file than it was
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"downloading it from {address} into {folder} failed ({reason})") from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within this block with the same folder."""
+    if fcntl is None:
+        yield
+        return
+    with (folder / ".lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # the file system has no locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def reachable(address: str, seconds: float = SECONDS_TO_CONNECT) -> bool:
+    """Whether a host answers within `seconds`, name look-up included (which has no limit of its own)."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.suppress(urllib.request.HTTPError):  # an answer, too
+                urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+            answered.set()
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answered.is_set()

@@ -1,0 +1,108 @@
+"""Files of graphs of agents: matrices and lists of edges, as text or as numpy and networkx write them."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from dslth_jax.mixing import Topology, matrix_of, of_matrix, with_own
+from dslth_jax.study.config.machine import expect_file
+from dslth_jax.study.data.lists import words_by_line
+
+
+def read_graph(path: Path, agents: int, directed: bool = False) -> Topology:
+    """The graph of a file, by the end of its name: .npy (a matrix), .gml, .graphml, or else text.
+
+    A text has numbers with blanks or commas between them, and # or % before comments. It is a matrix of a row an agent,
+    as `mixing.of_matrix` takes it; or else edges, one a line: two agents' numbers from 0, and perhaps a weight, behind
+    a first line of how many agents there are, or without one. An edge carries messages from its first agent to its
+    second and, unless `directed`, back. An edge from an agent to itself is the weight of its own value, which is 1
+    where there is no such edge. A ValueError that says what is wrong.
+    """
+    file = f"the graph file {path}"
+    if path.suffix in (".npy", ".gml", ".graphml"):
+        matrix = of_libraries(path, file)
+    else:
+        matrix = of_text(path, file, agents, directed)
+    if matrix.ndim == 2 and len(matrix) != agents:
+        raise ValueError(f"{file} has {len(matrix)} agents, expected {agents}: say --agents {len(matrix)}")
+    try:
+        return of_matrix(matrix, directed=directed)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}: mend it{', or say --directed' * ('symmetric' in str(error))}") from None
+
+
+def of_libraries(path: Path, file: str) -> np.ndarray:
+    """The matrix of a file that numpy or networkx has written."""
+    try:
+        expect_file(path)
+        if path.suffix == ".npy":
+            matrix = np.load(path, allow_pickle=False)
+            if matrix.dtype.kind not in "biuf":
+                raise ValueError(f"it holds {matrix.dtype}")
+            return matrix
+        import networkx
+
+        graph = networkx.read_gml(path, label="id") if path.suffix == ".gml" else networkx.read_graphml(path)
+        return matrix_of(graph)
+    except Exception as error:  # each reader raises many kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{file} must be {path.suffix}, and cannot be read: {reason}") from None
+
+
+def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
+    """The matrix of a text file: of its rows, or of its edges."""
+    lines = words_by_line(path, file, "rows of numbers, or edges", words_of)
+    rows = [(number, numbers_of(words, file, number)) for number, words in lines.items()]
+    widths = [len(row) for _, row in rows]
+    if widths and {*widths} == {len(widths)}:
+        return np.array([row for _, row in rows])
+    if widths[:1] == [1]:
+        ((_, (count,)), *rows) = rows
+        if count != agents:
+            raise ValueError(f"{file} has {count:g} agents, expected {agents}: say --agents {count:g}")
+    if not {len(row) for _, row in rows} <= {2, 3} or not widths:
+        got = f"got {len(widths)} rows of {sorted({*widths})} columns"
+        raise ValueError(f"{file} must be square, or hold edges of two agents and perhaps a weight, {got}")
+    return of_edges(rows, file, agents, directed)
+
+
+def words_of(line: str) -> list[str]:
+    """The words of a line without its comment; of the attributes that networkx writes of an edge its weight alone."""
+    line = re.sub(r"\{(?:'weight': ([^,}]*))?[^}]*\}", r" \1", re.split("[#%]", line)[0])
+    return line.replace(",", " ").split()
+
+
+def numbers_of(words: Sequence[str], file: str, line: int) -> list[float]:
+    """The numbers that words spell."""
+    numbers = []
+    for word in words:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            wanted = "must hold numbers, separated by blanks or commas"
+            raise ValueError(f"{file} {wanted}, got {word!r} in line {line}") from None
+    return numbers
+
+
+def of_edges(
+    edges: Sequence[tuple[int, Sequence[float]]], file: str, agents: int, directed: bool
+) -> Float[np.ndarray, "agents agents"]:
+    """The matrix of edges, each with the number of its line: sender, receiver, and perhaps a weight."""
+    matrix = np.zeros((agents, agents))
+    for line, (sender, receiver, *weights) in edges:
+        for end in (sender, receiver):
+            if not (0 <= end < agents and end == int(end)):
+                more = f": mend it, or say --agents {end + 1:g}" if end >= agents and end == int(end) else ""
+                raise ValueError(f"{file} must name agents in 0..{agents - 1}, got {end:g} in line {line}{more}")
+        place, weight = (int(receiver), int(sender)), weights[0] if weights else 1.0
+        if not 0 < weight < math.inf:
+            raise ValueError(f"{file} must give edges weights above 0, got {weight:g} in line {line}")
+        if matrix[place] not in (0, weight):
+            got = f"got {matrix[place]:g} and {weight:g} in line {line}"
+            raise ValueError(f"{file} must give an edge one weight, {got}")
+        matrix[place] = weight
+    return with_own(matrix if directed else np.where(matrix == 0, matrix.T, matrix))

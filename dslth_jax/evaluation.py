@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, PyTree, UInt8
+from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Heard, World
@@ -27,6 +27,7 @@ class Evaluation(NamedTuple):
     masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
     # The magnitudes of some scores of each layer, the same ones of all agents; None where masks are not of these.
     magnitudes: PyTree[Float[Array | np.ndarray, "agents _"]] = None
+    right: Int[Array | np.ndarray, "agents classes"] | None = None  # test samples of each class that it labels right
 
 
 def evaluate(
@@ -57,18 +58,24 @@ def evaluate(
         variables, masks_in_use = algorithm.model(world, hyper, agent, heard)
         capacity = indices.shape[0]
 
+        def logits(samples: Array) -> Array:
+            return network.apply(variables, see(tests.images[samples], samples, skew))
+
+        classes = jnp.arange(jax.eval_shape(logits, indices[:1]).shape[-1])
+
         def count(step: Array, right: Array) -> Array:
             positions = step * batch_size + jnp.arange(batch_size)
             samples = indices[jnp.minimum(positions, capacity - 1)]
-            images = see(tests.images[samples], samples, skew)
-            guess = jnp.argmax(network.apply(variables, images), axis=-1)
-            return right + jnp.sum((guess == tests.labels[samples]) & (positions < size), dtype=jnp.int32)
+            guess = jnp.argmax(logits(samples), axis=-1)
+            is_right = (guess == tests.labels[samples]) & (positions < size)
+            return right + jnp.sum(is_right[:, None] & (guess[:, None] == classes[None]), axis=0, dtype=jnp.int32)
 
-        right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.int32(0))
+        right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.zeros(classes.shape, jnp.int32))
         density = None if masks_in_use is None else masks.density(masks_in_use)
         scores = algorithm.ranked(agent) if algorithm.ranked else None
         magnitudes = jax.tree.map(sampled_magnitudes, scores)
-        return Evaluation(right / size, density, jax.tree.map(masks.pack, masks_in_use), magnitudes)
+        packed = jax.tree.map(masks.pack, masks_in_use)
+        return Evaluation(right.sum() / size, density, packed, magnitudes, right)
 
     own = (tests.indices, tests.sizes, tests.skew)
     return over_agents(one, state.control.used, state.agents, state.heard, *own, chunk=chunk)

@@ -121,9 +121,11 @@ class FakePrograms:
         right = [(mask == (np.arange(mask.shape[-1]) % 3 == 0)).mean(axis=-1) for mask in masks.values()]
         density = [mask.mean(axis=-1) for mask in masks.values()]
         accuracy, density = (np.float32(np.mean(own, axis=0)) for own in (right, density))
+        tested = np.stack([member.held(member.tests) for member in self.plan.members])
+        right = np.floor(accuracy[..., None] * tested).astype(np.int32)
         if self.keeps_masks:
-            return Evaluation(accuracy, density, self.sent(state).masks)
-        return Evaluation(accuracy, None, None)
+            return Evaluation(accuracy, density, self.sent(state).masks, right=right)
+        return Evaluation(accuracy, None, None, right=right)
 
     def validate(self, state: dict[str, Any]) -> np.ndarray:
         """The worse the test accuracy, the better: who chooses by one of the two does not choose by the other."""

@@ -31,7 +31,7 @@ KEYS = [
 ]  # fmt: skip
 FILES = {
     "config.json", "metrics.jsonl", "agents.csv", "curves.png", "partition.png", "topology.png", "masks.npz",
-    "kept.npz",
+    "kept.npz", "classes.csv",
 }  # fmt: skip
 CONVOLUTION, LINEAR = 3 * 3 * 4, 3 * 3 * 4 * 10  # entries of the tiny network for digits
 SMALL = ["--dataset", "digits", "--agents", "4", "--topology", "ring", "--rounds", "5", "--eval-every", "2"]

@@ -43,27 +43,38 @@ def folder_of(tmp_path_factory):
         yield folder
 
 
-def agents_of(folder):
-    with (folder / "agents.csv").open() as file:
+def table_of(path):
+    with path.open() as file:
         return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_models_of_a_folder_label_as_its_run_did(name, folder_of):
+    """So each has the accuracies of agents.csv, the one balanced over classes too, and together they have those of
+    classes.csv."""
     data, models = dslth_jax.load_data("digits"), dslth_jax.load(folder_of(name))
-    rows = agents_of(folder_of(name))
+    rows, of_class = table_of(folder_of(name) / "agents.csv"), {}
     assert models.agents == len(rows) == 4
     for number, row in enumerate(rows):
         model = models.agent(number)
         own = np.isin(data.test_labels, [int(label) for label in row["classes"].split()])
         right = model.predict(data.test_images[own]) == data.test_labels[own]
         assert round(float(right.mean(dtype=np.float32)), 6) == float(row["accuracy"])
+        each = {label: right[data.test_labels[own] == label] for label in map(int, row["classes"].split())}
+        balanced = np.mean([of_one.mean() for of_one in each.values()])
+        assert float(row["balanced_accuracy"]) == pytest.approx(balanced, abs=1e-6)
+        for label, of_one in each.items():
+            of_class.setdefault(label, []).extend(of_one)
         assert model.logits(data.test_images[:3]).shape == (3, 10)
         if row["density"]:
             kept, sizes = zip(*((m.sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True)
             assert sum(kept) / sum(sizes) == pytest.approx(float(row["density"]), abs=1e-6)
         else:
             assert model.masks is None
+    assert [
+        (row["class"], int(row["test_samples"]), float(row["accuracy"]))
+        for row in table_of(folder_of(name) / "classes.csv")
+    ] == [(str(label), len(own), pytest.approx(np.mean(own), abs=1e-6)) for label, own in sorted(of_class.items())]
 
 
 def leaves(tree):

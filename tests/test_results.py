@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import statistics
+import types
 
 import matplotlib
 import numpy as np
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from dslth_jax.study.results import folders, pictures, plots, tables
@@ -82,8 +84,8 @@ def test_points_are_ranked_by_what_is_held_back_where_all_hold_something_back():
     assert best_first([one, without, other]) == [other, without, one]
     assert best([one, without]) == "best first"
     lines = shown(200, False, [{"lr": 3} | one, {"lr": 10} | other], ["lr"], 1, 2)
-    assert "after round 2, best first by validation accuracy" in lines
-    assert "70.00%" in lines
+    assert "after round 2, best first by validation accuracy" in " ".join(lines.split())
+    assert "70.00" in lines
 
 
 def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypatch):
@@ -121,23 +123,76 @@ def test_a_picture_that_cannot_be_had_is_one_line_of_warning(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["b.png"]
 
 
-def shown(width: int, terminal: bool, *what) -> str:
+def shown(width: int, terminal: bool, *what, show=tables.show_results) -> str:
     """What a console of a width gets to see."""
     out = io.StringIO()
-    tables.show_results(Console(file=out, width=width, force_terminal=terminal, color_system=None), *what)
+    show(Console(file=out, width=width, force_terminal=terminal, color_system=None), *what)
     return out.getvalue()
 
 
-def test_a_table_in_a_log_is_as_wide_as_it_must_be_and_one_on_a_terminal_loses_nothing():
-    came = summary([[row(2, 0.31531, bitmap_bits=1234_567_890)]] * 2, ["done"] * 2)
-    results = [{"order": "code", "retention": 0.3} | came, {"order": HOSTILE, "retention": 0.5} | came]
-    lines = shown(80, False, results, ["order", "retention"], 2, 8).splitlines()
-    assert len({len(line.rstrip()) for line in lines[1:] if "猫" not in line}) == 1
-    for words in ("31.53%", "154.3", "± over seeds", "done", HOSTILE):
-        assert any(words in line for line in lines)
-    terminal = shown(40, True, results, ["order", "retention"], 2, 8)
-    assert "…" not in terminal
-    assert max(map(len, terminal.splitlines())) <= 40
+LONG = {
+    "topology": f"/home/somebody/{'with/a/long/path/' * 4}graph.txt",
+    "retention": "0.1,0.2,0.3,0.4",
+    "partition": HOSTILE,
+    **{f"setting_{number}": number / 3 for number in range(6)},
+}
+
+
+@pytest.mark.parametrize("terminal", [False, True], ids=["log", "terminal"])
+@pytest.mark.parametrize("point", [{"lr": 3}, {"order": "code", "lr": 0.5}, LONG], ids=len)
+def test_a_table_of_a_sweep_fits_80_columns_and_loses_nothing(point, terminal):
+    """Accuracy comes first; whatever has no room is folded, and no number is, unless there is still less room."""
+    came = summary([[row(2, 0.31531, bitmap_bits=1234_567_890, density=0.25)]] * 2, ["done"] * 2)
+    failed = summary([[row(2, 0.3)]] * 2, ["done", "not finite"])
+    lines = shown(80, terminal, [point | came, point | failed], point, 2, 8).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    text = "".join("".join(lines).split())
+    values = [f"{own:.5g}" if isinstance(own, float) else str(own) for own in point.values()]
+    # The cells of a column that is folded stand below each other, and nothing stands beside the last column's.
+    column = min(line.index(next(iter(point)) if len(point) < 3 else "point") for line in lines if "density" in line)
+    last = "".join("".join(line[column:] for line in lines).split())
+    for words in (*values, failed["status"]):
+        assert "".join(words.split()) in (text if len(point) < 3 else last)
+    assert any(line.split()[:5] == ["31.53", "0.00", "31.53", "154.3", "0.25"] for line in lines)
+    assert [line.split()[0] for line in lines if "std" in line] == ["accuracy"]
+    narrow = shown(40, terminal, [point | came], point, 2, 8)
+    assert "\u2026" not in narrow
+    assert max(map(cell_len, narrow.splitlines())) <= 40
+
+
+def test_numbers_that_no_point_has_are_no_columns():
+    """And a status that all have, done, is said once."""
+    alone = summary([[row(2, 0.0, bitmap_bits=0, float32_bits=8_000_000)]], ["done"])
+    said = shown(80, False, [{"lr": 3} | alone], ["lr"], 1, 8)
+    assert "1 points, done, 1 seeds each" in " ".join(said.split())
+    heads = ["accuracy", "worst", "float32", "%", "%", "MB", "lr"]
+    assert said.split()[-5 - len(heads) :] == [*heads, said.split()[-5], "0.00", "0.00", "1", "3"]
+
+
+def test_what_ends_a_run_fits_80_columns():
+    """With the accuracy first, and beside it what a mean hides: agents of more samples, and classes."""
+    agents = [
+        {"accuracy": accuracy, "samples": samples, "balanced_accuracy": balanced}
+        for accuracy, samples, balanced in ((0.25, 300, 0.5), (0.75, 100, 0.625))
+    ]
+    of_classes = {"cat": 0.5, "a" * 90: 0.125, "7": 0.75}
+    classes = [{"class": name, "accuracy": accuracy} for name, accuracy in of_classes.items()]
+    last = row(30, 0.5, accuracy_std=0.25, density=0.25, flip_rate=0.01, coded_bits=8e6, kept_bits=8e6, seconds=3.0)
+    last |= {"exchanges": 30, "coded_rounds": 7, "validation_mean": 0.375, "validation_worst": 0.25}
+    course = types.SimpleNamespace(course=types.SimpleNamespace(rounds=30))
+    history = types.SimpleNamespace(rows=[last], chance=0.25, prepared=course, evaluation_seconds=0.5)
+    history.class_rows = lambda: classes
+    lines = shown(80, False, history, agents, 21.5, show=tables.show_outcome).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "mean of agents" in lines[2]
+    assert "50.00%" in lines[2]
+    left, right = zip(*(line.strip("│").split("│") for line in lines if line[0] == "│"), strict=True)
+    for words in ("37.50%", "56.25%", "interpolated)", "7: 75.00%", "a" * 90):
+        assert "".join(words.split()) in "".join("".join((*left, *right)).split())
+    # A run folder of an earlier version has less to say.
+    assert tables.beside_mean([own | {"balanced_accuracy": None} for own in agents], []) == [
+        ("mean weighted by training samples", "37.50%")
+    ]
 
 
 def test_metrics_are_written_whole_or_not_at_all(tmp_path):

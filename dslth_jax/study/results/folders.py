@@ -51,6 +51,7 @@ PAIRS = ("", "_common", "_apart")
 ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs in PAIRS)  # rows have them since 0.5
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
+OF_CLASSES = ("agents", "samples", "test_samples", "accuracy")
 WHAT_TO_DO = "name a folder that dslth run, or experiments.cifar, has written"
 
 Row = dict[str, Any]
@@ -232,6 +233,7 @@ class Run(NamedTuple):
     config: Row
     rows: list[Row]  # of metrics.jsonl
     agents: list[Row]  # of agents.csv; none where the run has not come to its end
+    classes: list[Row]  # of classes.csv; runs have it since 0.5
     missing: list[str]  # sentences about what is not there
 
 
@@ -243,10 +245,13 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")
     path = folder / "agents.csv"
-    agents = read_table(path, ("agent", "classes"), OF_AGENTS, VALIDATION_OF_AGENTS) if path.is_file() else []
+    perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy")
+    agents = read_table(path, ("agent", "classes"), OF_AGENTS, perhaps) if path.is_file() else []
     for row in agents:
         row["classes"] = shlex.split(row["classes"])
-    return Run(name, folder, config, rows, agents, missing)
+    path = folder / "classes.csv"
+    classes = read_table(path, ("class",), OF_CLASSES) if path.is_file() else []
+    return Run(name, folder, config, rows, agents, classes, missing)
 
 
 def read_config(folder: Path) -> Row | None:

@@ -44,7 +44,7 @@ def write_kept(folder: Path, wanted: Any) -> None:
 
 def remove(folder: Path) -> None:
     """Remove what a run has left at its end, as one that becomes longer does when it begins."""
-    for name in ("agents.csv", "masks.npz", "kept.npz", "weights.safetensors", "topology.png"):
+    for name in ("agents.csv", "classes.csv", "masks.npz", "kept.npz", "weights.safetensors", "topology.png"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -1,11 +1,12 @@
 """Words and tables: on the screen while a run starts and ends, and on the page of a report."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,28 +14,27 @@ from rich.text import Text
 from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.console import sent, shown
 from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
-from dslth_jax.study.results.points import SIZES, best
+from dslth_jax.study.results.points import DONE, SIZES, best
 
 if TYPE_CHECKING:
+    from dslth_jax.study.training.history import History
     from dslth_jax.study.training.plan import Plan
 
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
 
 
-def show(console: Console, title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> None:
-    """Print a table with its cells as they are. Nothing is cut; in a log the table is as wide as its cells need."""
-    table = Table(title=Text(title), show_header=bool(heads))
+def grid(title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = (), numbers: int = 0) -> Table:
+    """A table with its cells as they are, of which the first so many columns are numbers. Where it is wider than the
+    terminal, or than the 80 columns of a log, long cells are folded; nothing is cut."""
+    how: Any = {"box": box.SIMPLE_HEAD, "collapse_padding": True, "pad_edge": False} if heads else {"box": box.SQUARE}
+    table = Table(title=Text(title), show_header=bool(heads), **how)
     cells = [list(map(Text, row)) for row in rows]
     for place, head in enumerate(heads or [""] * len(cells[0])):
-        numbers = bool(heads) and any(row[place].plain[:1].isdigit() for row in cells)
-        table.add_column(Text(head), justify="right" if numbers else "left", overflow="fold")
+        table.add_column(Text(head), justify="right" if place < numbers else "left", overflow="fold")
     for row in cells:
         table.add_row(*row)
-    if not console.is_terminal:
-        wide = console.options.update(max_width=10_000)
-        console.width = max(console.width, console.measure(table, options=wide).maximum)
-    console.print(table)
+    return table
 
 
 def show_population(console: Console, plan: "Plan", memory: str) -> None:
@@ -61,11 +61,12 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
     rows += [
         ("graph", f"{name}{anew}"),
+        ("one-way links", f"{graph.links:,}"),
         ("neighbours an agent hears", span(prepared.adjacency.sum(axis=1))),
         ("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}"),
         ("memory", several + memory),
     ]
-    show(console, f"{settings.agents} agents on {source}", rows)
+    console.print(grid(f"{settings.agents} agents on {source}", rows))
 
 
 def span(values: np.ndarray, form: str = "") -> str:
@@ -75,53 +76,84 @@ def span(values: np.ndarray, form: str = "") -> str:
     return low if low == high else f"{low} to {high}, mean {mean}"
 
 
-def show_outcome(console: Console, row: Row, chance: float, rounds: int, compilation: float, evaluation: float) -> None:
-    """What ends a run, from its last row of metrics; `chance` is the accuracy of a guess, times are seconds."""
+def show_outcome(console: Console, history: "History", agents: Sequence[Row], compilation: float) -> None:
+    """What ends a run that took so many seconds to compile; `agents` are the rows of its agents.csv."""
+    row = history.rows[-1]
     rows = [
         ("test accuracy, mean of agents", f"{row['accuracy_mean']:.2%}"),
-        ("its standard deviation over agents", f"{row['accuracy_std']:.2%}"),
-        ("chance level (the most frequent class)", f"{chance:.2%}"),
         ("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}"),
+        ("standard deviation over agents", f"{row['accuracy_std']:.2%}"),
+        *beside_mean(agents, history.class_rows()),
+        ("chance level (the most frequent class)", f"{history.chance:.2%}"),
     ]
     if row.get("validation_mean") is not None:
         said = f"{row['validation_mean']:.2%}, {row['validation_worst']:.2%}"
         rows.append(("validation accuracy, mean and worst agent", said))
+    if row["bitmap_bits"] is not None:
+        every = row["coded_rounds"] == row["exchanges"]
+        how = "" if every else f" ({row['coded_rounds']} of {row['exchanges']} exchanges, else interpolated)"
+        rows.append((f"sent over all links, entropy-coded{how}", sent(row["coded_bits"])))
+        rows.append(("the same as bitmaps", sent(row["bitmap_bits"])))
+        rows.append(("the same by kept entries alone", sent(row["kept_bits"])))
+    else:
+        rows.append(("sent over all links, as float32", sent(row["float32_bits"])))
     if row["density"] is not None:
         rows.append(("density of masks", f"{row['density']:.4f}"))
     if row["flip_rate"] is not None:
         rows.append(("mask bits the last round changed", f"{row['flip_rate']:.3%}"))
-    if row["bitmap_bits"] is not None:
-        every = row["coded_rounds"] == row["exchanges"]
-        how = "every exchange" if every else f"{row['coded_rounds']} of {row['exchanges']} exchanges, else interpolated"
-        rows.append(("sent over all links, as bitmaps", sent(row["bitmap_bits"])))
-        rows.append((f"the same, entropy-coded ({how})", sent(row["coded_bits"])))
-        rows.append(("the same by kept entries alone", sent(row["kept_bits"])))
-    else:
-        rows.append(("sent over all links, as float32", sent(row["float32_bits"])))
+    rounds, evaluation = history.prepared.course.rounds, history.evaluation_seconds
     rows.append(("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round"))
     rows.append(("compile time, evaluation time", f"{compilation:.1f} s, {evaluation:.1f} s"))
-    show(console, f"after round {row['round']}", rows)
+    console.print(grid(f"after round {row['round']}", rows))
+
+
+def beside_mean(agents: Sequence[Row], classes: Sequence[Row]) -> list[tuple[str, str]]:
+    """What the mean over agents leaves open, in words, from the rows of agents.csv and classes.csv, as far as a run has
+    them: the accuracy of agents with more samples, and of classes."""
+    said = list[tuple[str, str]]()
+    if known := [row for row in agents if row["accuracy"] is not None and row["samples"]]:
+        accuracies, samples = ([row[key] for row in known] for key in ("accuracy", "samples"))
+        said.append(("mean weighted by training samples", f"{np.average(accuracies, weights=samples):.2%}"))
+    if balanced := [own for row in agents if (own := row.get("balanced_accuracy")) is not None]:
+        said.append(("balanced over an agent's classes, mean", f"{np.mean(balanced):.2%}"))
+    if ranked := sorted((row for row in classes if row["accuracy"] is not None), key=lambda row: row["accuracy"]):
+        names = [f"{row['class']}: {row['accuracy']:.2%}" for row in (ranked[0], ranked[-1])]
+        said.append(("worst and best class", ", ".join(names)))
+    return said
 
 
 def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], seeds: int, rounds: int) -> None:
-    """The best rows of results.csv."""
+    """The best rows of results.csv: what came, then of what. What no row has, such as megabytes of weights where masks
+    are sent, is no column."""
     rows, validated = results[:ROWS_SHOWN], any(key in row for row in results for key in VALIDATION)
-    columns = [(axis, axis, "") for axis in axes]
-    columns += [("validation_mean", "validation", ".2%")] if validated else []
-    columns += [("accuracy_mean", "accuracy", ".2%"), ("accuracy_std", "± over seeds", ".2%")]
-    columns += [("accuracy_worst", "worst agent", ".2%"), ("density", "density", ".4f")]
-    columns += [(f"{size}_mb", f"{words}, MB", ",.4g") for size, words in SIZES.items()] + [("status", "status", "")]
+    heads = {"validation_mean": "valid.\n%"} if validated else {}
+    heads |= {"accuracy_mean": "accuracy\n%", "accuracy_std": "std\n%", "accuracy_worst": "worst\n%"}
+    heads |= {f"{size}_mb": f"{words}\nMB" for size, words in SIZES.items()} | {"density": "density"}
+    nothing = {key: (None, 0) if key.endswith("_mb") else (None,) for key in heads}
+    heads = {key: head for key, head in heads.items() if any(row[key] not in nothing[key] for row in rows)}
+    done = all(row["status"] == DONE for row in rows)
+    words = [*axes, *([] if done else ["status"])]
 
-    def cell(value: Any, form: str) -> str:
-        if not form:
-            return f"{value:.5g}" if isinstance(value, float) else str(value)
-        return "" if value is None else f"{value:{form}}"
+    def number(row: Row, key: str) -> str:
+        if row[key] is None:
+            return ""
+        return f"{100 * row[key]:.2f}" if heads[key].endswith("%") else f"{row[key]:,.4g}"
+
+    def word(row: Row, key: str) -> str:
+        return f"{row[key]:.5g}" if isinstance(row[key], float) else str(row[key])
+
+    def table(said: Sequence[str], cells: Callable[[Row], list[str]]) -> Table:
+        drawn = ([*(number(row, key) for key in heads), *cells(row)] for row in rows)
+        return grid(title, drawn, [*heads.values(), *said], len(heads))
 
     more = f", the best {len(rows)}" if len(results) > len(rows) else ""
     more += f", {best(results)}" if validated else ""
-    title = f"{len(results)} points, {seeds} seeds each, after round {rounds}{more}"
-    cells = ([cell(row[key], form) for key, _, form in columns] for row in rows)
-    show(console, title, cells, [head for _, head, _ in columns])
+    title = f"{len(results)} points{', done' * done}, {seeds} seeds each, after round {rounds}{more}"
+    wide = table(words, lambda row: [word(row, key) for key in words])
+    # Where there is no room, all axes share a column, whose words are folded.
+    folded = table(["point"], lambda row: [" ".join(f"{key}={word(row, key)}" for key in words)])
+    fits = console.measure(wide, options=console.options.update(max_width=1000)).maximum <= console.width
+    console.print(wide if fits else folded)
 
 
 def column(key: str, head: str = "") -> Column:

@@ -79,7 +79,8 @@ class History:
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         alone = bool(sizes) and not self.message.values
         self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
-        self.held, tested = prepared.held(prepared.train), prepared.held(prepared.tests)
+        self.held = prepared.held(prepared.train)
+        self.tested = tested = prepared.held(prepared.tests)
         self.pairs = pairs_of(self.held)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None
@@ -165,6 +166,7 @@ class History:
         """The rows of agents.csv, after the last evaluation."""
         prepared, evaluation = self.prepared, self.evaluation
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
+        balanced = balanced_accuracy(evaluation.right, self.tested)
         return [
             {
                 "agent": agent,
@@ -176,8 +178,23 @@ class History:
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
                 **self.validation_of(agent),
                 "density": "" if evaluation.density is None else round(float(evaluation.density[agent]), 6),
+                "balanced_accuracy": round(float(balanced[agent]), 6),
             }
             for agent, retention in enumerate(prepared.retentions)
+        ]
+
+    def class_rows(self) -> list[dict[str, Any]]:
+        """The rows of classes.csv, after the last evaluation: those classes that any agent is tested on."""
+        right, tested = np.asarray(self.evaluation.right).sum(axis=0), self.tested.sum(axis=0)
+        return [
+            {
+                "class": str(number),
+                "agents": int((self.held[:, number] > 0).sum()),
+                "samples": int(self.held[:, number].sum()),
+                "test_samples": int(tested[number]),
+                "accuracy": round(float(right[number] / tested[number]), 6),
+            }
+            for number in np.flatnonzero(tested)
         ]
 
     def validation_of(self, agent: int) -> dict[str, Any]:
@@ -187,6 +204,19 @@ class History:
             return {}
         accuracy = round(float(self.validation[agent]), 6)
         return {"validation_samples": int(held.sizes[agent]), "validation_accuracy": accuracy}
+
+
+def balanced_accuracy(
+    right: Int[np.ndarray, "agents classes"], tested: Int[np.ndarray, "agents classes"]
+) -> Float[np.ndarray, "agents"]:
+    """Of each agent the mean over the classes that it is tested on of its accuracy in each, from how many test samples
+    of each class it labels right, and how many it has.
+
+    >>> balanced_accuracy(np.array([[90, 0], [1, 1]]), np.array([[90, 10], [4, 0]]))
+    array([0.5 , 0.25])
+    """
+    shares = np.divide(right, tested, out=np.zeros(tested.shape), where=tested > 0)
+    return shares.sum(axis=1) / (tested > 0).sum(axis=1)
 
 
 def validated(accuracies: Accuracies) -> dict[str, Any]:

@@ -71,10 +71,10 @@ class Run(Study):
         (history,) = histories
         if history.failure:
             raise NotFiniteError(history.failure)
-        rows, rounds, agents = history.rows, history.prepared.course.rounds, history.agent_rows()
+        rows, agents = history.rows, history.agent_rows()
         self.keep(leave, history, agents)
         self.result = Result(self.path if self.folder else None, rows, agents)
-        tables.show_outcome(self.said, rows[-1], history.chance, rounds, seconds, history.evaluation_seconds)
+        tables.show_outcome(self.said, history, agents, seconds)
 
     def concludes(self) -> Result:
         """The run has nothing left to do."""
@@ -96,6 +96,7 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
 def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> None:
     """Write what is known at the end of a run; `agents` are the rows of agents.csv."""
     folders.write_table(folder / "agents.csv", agents)
+    folders.write_table(folder / "classes.csv", history.class_rows())
     if history.evaluation.masks is not None:
         models.write_masks(folder, history.evaluation.masks, history.maskable)
     if history.wanted is not None:

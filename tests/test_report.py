@@ -28,6 +28,7 @@ from experiments import report as report_command
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SHAPES = {"path", "use", "image", "line", "rect", "circle", "ellipse", "polygon", "polyline"}
+MASKS_ALONE = ("bitmap_bits", "kept_bits", "coded_bits", "density", "flip_rate")
 HOSTILE = '<script>alert("1")</script> & $x_$ \\'
 
 
@@ -131,9 +132,13 @@ def folder(tmp_path_factory) -> Path:
             "retention": 0.3,
         }
         | {"neighbours": 2 + agent % 2, "accuracy": 0.125 * (agent + 1), "density": 0.625}
+        | {"balanced_accuracy": 0.75 - agent / 8}
         for agent in range(4)
     ]
     folders.write_table(out / "agents.csv", agents)
+    counts = {"agents": 2, "samples": 99, "test_samples": 40}
+    classes = [{"class": name} | counts | {"accuracy": share} for name, share in (("cat", 0.875), ("a <b>", 0.0625))]
+    folders.write_table(out / "classes.csv", classes)
     bits = np.random.default_rng(0).random((4, 20, 3)) < 0.6
     shape = jax.ShapeDtypeStruct((20, 3), bool)
     models.write_masks(
@@ -203,7 +208,22 @@ def test_a_run_is_shown_with_all_it_has_the_same_every_time(folder, tmp_path, wh
     assert page.tags.count("svg") >= 6
     assert "Left out, for nothing was counted there: sent as float32" in page.words
     for agent in csv.DictReader((folder / "agents.csv").read_text().splitlines()):
-        assert f"{100 * float(agent['accuracy']):.1f} {agent['classes']} {agent['samples']}" in page.words
+        percent = " ".join(f"{100 * float(agent[key]):.1f}" for key in ("accuracy", "balanced_accuracy"))
+        assert f"{percent} {agent['classes']} {agent['samples']}" in page.words
+    for said in ("a <b> 6.2 2 99 40", "weighted by training samples 31.4 %", "classes, mean 56.2 %"):
+        assert said in page.words.replace("\xa0", " ")
+    assert "worst and best class a <b>: 6.2 %, cat: 87.5 %" in page.words
+
+
+def test_a_run_folder_of_before_classes_were_told_apart_is_shown(copy, tmp_path):
+    run = copy("old")
+    (run / "classes.csv").unlink()
+    lines = [line.rsplit(",", 1)[0] for line in (run / "agents.csv").read_text().splitlines()]
+    (run / "agents.csv").write_text("\n".join(lines) + "\n")
+    page = shown(run, out=tmp_path / "page.html")
+    assert "mean weighted by training samples" in page.words
+    for word in ("balanced", "Each class", "best class"):
+        assert word not in page.words
 
 
 def test_the_table_of_several_runs_says_what_differs_and_only_that(copy, tmp_path):
@@ -211,11 +231,42 @@ def test_the_table_of_several_runs_says_what_differs_and_only_that(copy, tmp_pat
     rewrite(other / "metrics.jsonl", lambda row: row | {"accuracy_mean": 0.9, "coded_bits": 8_000_000})
     page = shown(one, other, one, out=tmp_path / "page.html")
     head = page.words.partition("Best first")[2].partition("Curves")[0]
-    assert "run feature skew lr mean accuracy, %" in head
+    assert "run mean accuracy, % worst agent, % sent, MB feature skew lr other" in head
     assert "the evaluation after round 2" in head
-    assert head.index("other noise:3 30 90.0") < head.index("one noise:4 3")
-    assert "entropy-coded, MB" in head
-    assert "sent as float32, MB" not in head
+    # Sent are 8,000,000 bits of coded masks.
+    assert head.index("other 90.0 12.5 1 noise:3 30") < head.index("one 45.0 12.5 0.0025 noise:4 3")
+
+
+def test_where_many_settings_differ_they_share_a_column(copy, tmp_path):
+    """So that the table fits its page; weights count as float32."""
+    differing = {"lr": 3.0, "fine_tune_lr": 3.0, "batch_size": 7, "local_steps": 2, "seed": 5, "eval_every": 9}
+    one, other = copy("one"), copy("other", **differing)
+    rewrite(other / "metrics.jsonl", lambda row: row | {"coded_bits": None, "float32_bits": 16_000_000})
+    page = shown(one, other, out=tmp_path / "page.html")
+    head = page.words.partition("Best first")[2].partition("Curves")[0]
+    assert "run mean accuracy, % worst agent, % sent, MB settings that differ one" in head
+    assert "other 45.0 12.5 2 lr 3, fine tune lr 3, batch size 7, local steps 2, seed 5, eval every 9" in head
+    assert "sent, MB (masks coded, weights float32)" in {
+        plots.words_of("megabytes", {run.name: plots.numbers_of(run.rows) for run in read_all([one, other])})
+    }
+
+
+def test_a_folder_of_run_folders_is_all_of_its_runs(copy, tmp_path, capsys):
+    """Sweeps in it are named and left out; a folder without any run is one sentence."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "nothing").mkdir()
+    for name in ("one", "other"):
+        copy(name).rename(tmp_path / "runs" / name)
+    sweep = sweep_folder(tmp_path / "runs" / "swept", {"lr": [1, 2]})
+    assert [run.name for run in read_all([tmp_path / "runs", tmp_path / "runs" / "one"])] == ["one", "other"]
+    assert capsys.readouterr().err == (
+        f"warning: {sweep} is the folder of a sweep, which is read alone, and is left out\n"
+    )
+    assert isinstance(read_all([sweep]), Sweep)
+    for name in ("one", "other"):
+        shutil.rmtree(tmp_path / "runs" / name)
+    assert report_command.main([str(tmp_path / "runs"), "--out", str(tmp_path / "page.html")]) == 2
+    assert "holds no config.json, and no run folders" in capsys.readouterr().err
 
 
 def test_of_more_runs_than_looks_the_best_are_named(copy, tmp_path):
@@ -257,7 +308,7 @@ def test_weights_instead_of_masks_and_numbers_that_are_none(copy, tmp_path):
     run = copy("weights", retention=None)
     (run / "masks.npz").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) | dict.fromkeys(("bitmap_bits", "kept_bits", "density", "flip_rate")) for line in lines]
+    rows = [json.loads(line) | dict.fromkeys(MASKS_ALONE) for line in lines]
     rows = [row | {"float32_bits": 10**9 * row["round"], "loss": math.nan} for row in rows]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = shown(run, out=tmp_path / "page.html")
@@ -274,9 +325,9 @@ def test_runs_that_hold_samples_back_are_ranked_by_them_and_say_so(copy, tmp_pat
         rewrite(run / "metrics.jsonl", lambda row, own=validation: row | dict.fromkeys(folders.VALIDATION, own))
     rewrite(other / "metrics.jsonl", lambda row: row | {"accuracy_mean": 0.9})
     page = shown(other, one, out=tmp_path / "page.html")
-    head = page.words.partition("Best first by validation accuracy: the settings")[2].partition("Curves")[0]
+    head = page.words.partition("Best first by validation accuracy: the evaluation")[2].partition("Curves")[0]
     assert "mean validation accuracy, % worst agent's validation, %" in head
-    assert head.index("one 3 45.0 12.5 0.0 75.0 75.0") < head.index("other 30 90.0 12.5 0.0 12.5 12.5")
+    assert head.index("one 45.0 12.5 0.0025 75.0 75.0 3") < head.index("other 90.0 12.5 0.0025 12.5 12.5 30")
     assert "validation 0.2" in page.words
     page = shown(other, copy("without"), out=tmp_path / "page.html")
     assert "by validation" not in page.words
@@ -286,7 +337,7 @@ def test_runs_that_hold_samples_back_are_ranked_by_them_and_say_so(copy, tmp_pat
     folders.write_table(one / "agents.csv", agents)
     page = shown(one, out=tmp_path / "page.html")
     assert "validation, mean and worst 75.0, 75.0 %" in page.words.replace("\xa0", " ")
-    assert "agent test accuracy, % validation accuracy, % classes" in page.words
+    assert "agent test accuracy, % balanced over classes, % validation accuracy, % classes" in page.words
     assert page.words.count("62.5 ") >= 4
 
 
@@ -316,7 +367,7 @@ def test_a_sweep_is_shown_along_its_axes(axes, maps, tmp_path):
     assert sum(label.startswith("Test accuracy over") for label in labels) == len(axes)
     assert "not finite" in page.words
     assert f"{points}, with {2 * points} members in all" in page.words
-    assert f"{20 + points - 2:.1f} 1.0 5.0" in page.words
+    assert f"{20 + points - 2:.1f} 5.0 2 1.0 2 0.18" in page.words
 
 
 def test_a_sweep_that_still_runs_and_runs_inside_a_sweep(folder, tmp_path):

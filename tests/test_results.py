@@ -12,6 +12,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from dslth_jax import graphs
+from dslth_jax.graph_report import report
 from dslth_jax.study.results import folders, pictures, plots, tables
 from dslth_jax.study.results.points import best, best_first, spelled, summary
 
@@ -109,6 +111,63 @@ def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypa
     assert table.to_numpy().tolist() == [[50.0, 50.0]] * 3
 
 
+@pytest.mark.parametrize(
+    ("topology", "matrix"),
+    [(graphs.ring(64), False), (graphs.erdos_renyi(8, seed=1), False), (graphs.regular(64, degree=8), True),
+     (graphs.ring(5, directed=True), False), (graphs.ring(200), True)],
+    ids=["ring", "few", "hairball", "one-way", "many"],
+)  # fmt: skip
+def test_a_graph_is_drawn_as_what_can_be_read(topology, matrix, tmp_path, monkeypatch):
+    """Nodes whose numbers stand out from their colours, or a matrix of all links, agents of a community together; links
+    are counted as the first table and reports count them."""
+    figures = []
+    monkeypatch.setattr(pictures, "save", lambda path, width, height, draw, *_: figures.append((width, height, draw)))
+    adjacency = np.asarray(graphs.adjacency_of(topology.graph))
+    accuracy = np.linspace(0.1, 0.9, len(adjacency))
+    pictures.topology_picture(tmp_path, adjacency, accuracy)
+    ((width, height, draw),) = figures
+    with plots.new_figure(width, height) as figure:
+        draw(figure)
+        axes = figure.axes[0]
+        assert axes.get_title() == f"{len(adjacency)} agents, {report(adjacency).links} one-way links"
+        numbers = {text.get_text(): text.get_color() for text in axes.texts}
+        if matrix:
+            (image,) = axes.get_images()
+            drawn = image.get_array()
+            assert (~drawn.mask).sum() == adjacency.sum()
+            rows = np.sort([row.compressed()[0] for row in drawn])
+            np.testing.assert_allclose(rows, 100 * accuracy)
+            assert "by community" in axes.get_ylabel()
+        else:
+            assert numbers.keys() == {str(agent) for agent in range(len(adjacency))}
+            assert (numbers["0"], numbers[str(len(adjacency) - 1)]) == ("white", "black")  # of viridis' ends
+
+
+def test_agents_of_a_community_stand_beside_each_other_in_a_matrix():
+    """Of two cliques, odd and even agents, with one link between them."""
+    agents = np.arange(100)
+    adjacency = (agents[:, None] + agents) % 2 == 0
+    np.fill_diagonal(adjacency, False)
+    adjacency[0, 1] = adjacency[1, 0] = True
+    with plots.new_figure(5, 5) as figure:
+        axes = figure.subplots()
+        plots.draw_matrix(axes, adjacency, agents / 100)
+        assert [int(label.get_text()) for label in axes.get_yticklabels()] == [*range(0, 100, 2), *range(1, 100, 2)]
+
+
+def test_megabytes_are_those_of_coded_masks_or_of_float32():
+    """And the axis says which, of one kind of lines or of both."""
+    coded = plots.numbers_of([row(1, 0.5, coded_bits=8_000_000, float32_bits=0)])
+    floats = plots.numbers_of([row(1, 0.5, bitmap_bits=None, float32_bits=16_000_000)])
+    assert (coded["megabytes"].item(), floats["megabytes"].item()) == (1, 2)
+    said = [
+        plots.words_of("megabytes", lines) for lines in ({"a": coded}, {"b": floats}, {"a": coded, "b": floats}, {})
+    ]
+    assert said[:2] == ["sent over all links, entropy-coded, MB", "sent over all links, float32, MB"]
+    assert said[2:] == ["sent, MB (masks coded, weights float32)", "sent over all links, MB"]
+    assert plots.words_of("round", {"a": coded}) == "round"
+
+
 def test_a_picture_that_cannot_be_had_is_one_line_of_warning(tmp_path, capsys):
     def fail(figure) -> None:
         raise RuntimeError("no fonts\nhere")
@@ -190,7 +249,7 @@ def test_what_ends_a_run_fits_80_columns():
     for words in ("37.50%", "56.25%", "interpolated)", "7: 75.00%", "a" * 90):
         assert "".join(words.split()) in "".join("".join((*left, *right)).split())
     # A run folder of an earlier version has less to say.
-    assert tables.beside_mean([own | {"balanced_accuracy": None} for own in agents], []) == [
+    assert tables.beside_mean([own | {"balanced_accuracy": None} for own in agents], [], "{:.2%}".format) == [
         ("mean weighted by training samples", "37.50%")
     ]
 

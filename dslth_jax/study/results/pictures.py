@@ -12,12 +12,13 @@ import pandas as pd
 from dslth_jax.study.config.console import warn
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
-from dslth_jax.study.results.plots import FAINT, MANY, WORDS, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
+from dslth_jax.study.results.plots import FAINT, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Prepared
 
 MOST_LINES = 8  # of a sweep's points, in one picture
+MOST_NODES, MOST_LINKS = 80, 320  # of a graph that is drawn as nodes and lines
 
 
 def save(path: Path, width: float, height: float, draw: Callable[..., None], *what: Any) -> None:
@@ -79,31 +80,19 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
     save(folder / "partition.png", 9, min(12, 2 + 0.16 * prepared.settings.agents), draw)
 
 
-def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray) -> None:
-    """topology.png: the graph, its agents coloured by accuracy."""
+def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray, when: str = "") -> None:
+    """topology.png: who hears whom, `when` it was so if that changes, and in colours the accuracy of agents. It is a
+    drawing of nodes and lines or, where so many lines would hide each other, a matrix."""
+    links, agents = int(adjacency.sum()), len(adjacency)
+    drawing = agents <= MOST_NODES and links <= MOST_LINKS
 
     def draw(figure: "plots.Figure") -> None:
-        import networkx
+        axes = figure.subplots()
+        (plots.draw_graph if drawing else plots.draw_matrix)(axes, adjacency, 100 * np.asarray(accuracy, float))
+        axes.set_title(f"{agents:,} agents, {links:,} one-way links{when}")
 
-        agents, axes = len(adjacency), figure.subplots()
-        directed = bool((adjacency != adjacency.T).any())
-        # An arrow of the picture goes from who is heard to who hears.
-        kind = networkx.DiGraph if directed else networkx.Graph
-        graph = networkx.from_numpy_array(adjacency.T.astype(int), create_using=kind)
-        places, links = networkx.circular_layout(graph), graph.number_of_edges()
-        faint = float(np.clip(60 / max(links, 1), 0.06, 0.6))
-        arrows = {"arrows": True, "arrowsize": 7} if directed else {}
-        networkx.draw_networkx_edges(graph, places, ax=axes, alpha=faint, **arrows)
-        size, colours = 260 if agents <= MANY else 60, 100 * np.asarray(accuracy, float)
-        drawn = networkx.draw_networkx_nodes(graph, places, ax=axes, node_color=colours, cmap="YlGn", node_size=size)
-        if agents <= MANY:
-            networkx.draw_networkx_labels(graph, places, ax=axes, font_size=7)
-        figure.colorbar(drawn, ax=axes, shrink=0.8, label=WORDS["accuracy"])
-        axes.set(title=f"{agents} agents, {links} {'one-way ' * directed}links", aspect="equal")
-        axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))  # also of two agents, who span no area
-        axes.axis("off")
-
-    save(folder / "topology.png", 6.5, 5.2, draw)
+    size = 5.2 if drawing else float(np.clip(0.11 * agents, 6, 11))
+    save(folder / "topology.png", size + 1.3, size, draw)
 
 
 def heat_maps(folder: Path, axes: Mapping[str, Sequence[Any]], results: Sequence[Row]) -> None:

@@ -34,6 +34,7 @@ WIDE = 8  # times as many megabytes, from where an axis of them is logarithmic
 FAR = 20  # times as large the largest number of a search, from where its axis is logarithmic
 CELLS = 100  # numbers are written into heat maps of no more cells
 MANY = 40  # beyond it agents and classes go without their numbers
+MOST_ORDERED = 100_000  # links of a graph whose communities are found in a second or two
 WIDTH, HEIGHT = 360, 270  # of a chart, in the page's pixels at its natural size
 STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "dslth_jax", "text.parse_math": False, "axes.facecolor": "none",
@@ -42,13 +43,13 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": GRID, "legend.frameon": False, "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
 }  # fmt: skip
-# The numbers of lines, in percent, nats and megabytes ("shortest": masks entropy-coded); a band's are `_low`, `_high`.
+# The numbers of lines, in percent, nats and megabytes, of which `words_of` says more; a band's are `_low`, `_high`.
 WORDS = {
     "round": "round",
     "accuracy": "test accuracy, %",
     "loss": "training loss, nats",
     "density": "density of the masks in use",
-    **dict.fromkeys(("megabytes", "shortest"), "sent over all links, MB"),
+    "megabytes": "sent over all links, MB",
 }
 Lines = Mapping[str, pd.DataFrame]  # numbers of runs, or of points of a sweep, by their names, best first
 Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
@@ -73,19 +74,17 @@ class Chart(NamedTuple):
 def numbers_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The numbers of rows of metrics that have an accuracy, whose band goes from the worst to the best agent."""
     keys, accuracies = ["round", "loss", "density"], ["accuracy_mean", "accuracy_worst", "accuracy_best"]
-    columns = [*keys, "bitmap_bits", "float32_bits", "coded_bits", *accuracies]
-    every = pd.DataFrame(rows, columns=columns).astype(float)
+    every = pd.DataFrame(rows, columns=[*keys, "coded_bits", "float32_bits", *accuracies]).astype(float)
     found = every[keys].copy()
-    # On the wire are masks as bitmaps and weights as float32; as short as may be, masks are entropy-coded.
-    found["megabytes"] = every[["bitmap_bits", "float32_bits"]].sum(axis=1, min_count=1) / 8e6
-    found["shortest"] = every["coded_bits"].fillna(every["float32_bits"]) / 8e6
+    found["megabytes"] = every["coded_bits"].fillna(every["float32_bits"]) / 8e6
+    found["coded"] = every["coded_bits"].notna().astype(float)
     found[["accuracy", "accuracy_low", "accuracy_high"]] = 100 * every[accuracies]
     return found.dropna(subset=["accuracy"])
 
 
 def numbers_of_seeds(members: Sequence[Sequence[Row]]) -> pd.DataFrame:
     """The numbers of a point of a sweep: means over its seeds, and bands from the lowest to the highest."""
-    every = pd.concat([numbers_of(rows)[[*WORDS]] for rows in members or [[]]]).groupby("round")
+    every = pd.concat([numbers_of(rows)[[*WORDS, "coded"]] for rows in members or [[]]]).groupby("round")
     bands = [every.min().add_suffix("_low"), every.max().add_suffix("_high")]
     return pd.concat([every.mean(), *bands], axis=1).reset_index()
 
@@ -104,12 +103,24 @@ def draw_lines(axes: "Axes", lines: Lines, panel: Panel, bands: int | None = Non
             faint = 0.16 if len(lines) == 1 or bands == 1 else 0.09
             low, high = rows[f"{up}_low"], rows[f"{up}_high"]
             axes.fill_between(rows[across], low, high, linewidth=0, zorder=1, color=look["color"], alpha=faint)
-    axes.set(xlabel=WORDS[across], ylabel=WORDS[up])
+    axes.set(xlabel=words_of(across, lines), ylabel=WORDS[up])
     axes.locator_params(nbins=6)
     axes.locator_params("x", integer=across == "round")
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
+
+
+def words_of(across: str, lines: Lines) -> str:
+    """What an axis says: of megabytes also how they are counted, masks entropy-coded and weights as float32."""
+    coded = {bool(own["coded"].any()) for own in lines.values()} if across == "megabytes" else set()
+    if len(coded) == 2:
+        return "sent, MB (masks coded, weights float32)"
+    return (
+        WORDS[across].replace(",", {True: ", entropy-coded,", False: ", float32,"}[coded.pop()])
+        if coded
+        else WORDS[across]
+    )
 
 
 def look_of(place: int, lines: int) -> dict[str, Any]:
@@ -138,12 +149,60 @@ def draw_heat_map(axes: "Axes", table: pd.DataFrame, words: str | None = None, *
         # Drawn as one small picture: as shapes it would weigh as much as all the rest.
         bar.solids.set_rasterized(True)
         return
-    low, high = image.get_clim()
-    middle = 0.55 * low + 0.45 * high
     for (row, column), value in np.ndenumerate(table.to_numpy(float)):
-        colour = INK if np.isnan(value) else "white" if value < middle else "black"
         text = "\u2013" if np.isnan(value) else f"{value:.1f}"
-        axes.text(column, row, text, ha="center", va="center", color=colour)
+        axes.text(column, row, text, ha="center", va="center", color=on_top(image, value))
+
+
+def on_top(coloured: Any, value: float) -> str:
+    """The colour of words on top of what is coloured by a value."""
+    red, green, blue, _ = coloured.cmap(coloured.norm(value))
+    return INK if np.isnan(value) else "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
+
+
+def draw_graph(axes: "Axes", adjacency: np.ndarray, percent: np.ndarray) -> None:
+    """A graph of few links as nodes, coloured by accuracy, and lines. Where links are one-way, arrows point from who is
+    heard to who hears."""
+    import networkx
+
+    agents, directed = len(adjacency), bool((adjacency != adjacency.T).any())
+    kind = networkx.DiGraph if directed else networkx.Graph
+    graph = networkx.from_numpy_array(adjacency.T.astype(int), create_using=kind)
+    whole = networkx.is_connected(graph.to_undirected())
+    places = (networkx.kamada_kawai_layout if whole else networkx.circular_layout)(graph)
+    size = 260 if agents <= MANY else 150
+    arrows = {"arrows": True, "arrowsize": 9, "node_size": size} if directed else {}
+    networkx.draw_networkx_edges(graph, places, ax=axes, alpha=0.5, edge_color=FAINT, **arrows)
+    how = {"cmap": "viridis", "node_size": size, "edgecolors": FAINT, "linewidths": 0.5}
+    nodes = networkx.draw_networkx_nodes(graph, places, ax=axes, node_color=percent, **how)
+    for agent, place in places.items():
+        colour = on_top(nodes, percent[agent])
+        axes.text(place[0], place[1], str(agent), ha="center", va="center", fontsize=7, color=colour)
+    axes.figure.colorbar(nodes, ax=axes, shrink=0.8, label=WORDS["accuracy"])
+    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")  # also of two agents, who span no area
+    axes.axis("off")
+
+
+def draw_matrix(axes: "Axes", adjacency: np.ndarray, percent: np.ndarray) -> None:
+    """A graph of many links as a matrix: whom each agent hears, in the colour of its accuracy. Agents of a community,
+    who have more links with each other than with others, stand beside each other."""
+    import networkx
+
+    communities = [[*range(len(adjacency))]]
+    if adjacency.sum() <= MOST_ORDERED:
+        graph = networkx.from_numpy_array((adjacency | adjacency.T).astype(int))
+        communities = sorted(map(sorted, networkx.community.louvain_communities(graph, seed=0)))
+    order = np.concatenate(communities)
+    heard = pd.DataFrame(np.where(adjacency, percent[:, None], np.nan)).loc[order, order]
+    draw_heat_map(axes, heard, words=WORDS["accuracy"], vmin=percent.min(), vmax=percent.max())
+    several = f", by community ({len(communities)} of them)" if len(communities) > 1 else ""
+    axes.set(xlabel="who is heard", ylabel=f"who hears{several}")
+    for bound in np.cumsum([len(own) for own in communities])[:-1] - 0.5:
+        axes.axhline(bound, color=FAINT, linewidth=0.5)
+        axes.axvline(bound, color=FAINT, linewidth=0.5)
+    if MANY < len(order) <= CELLS:  # in a picture of its own there is room for them
+        axes.set_xticks(range(len(order)), order, fontsize=6, rotation=90)
+        axes.set_yticks(range(len(order)), order, fontsize=6)
 
 
 def label_steps(set_ticks: Callable[..., Any], values: Sequence[Any]) -> None:

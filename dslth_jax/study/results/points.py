@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dslth_jax.study.config.console import warn
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results.folders import (
     VALIDATION,
@@ -105,9 +106,10 @@ def place_of(value: Any) -> tuple[bool, float, str]:
 
 
 def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
-    """The runs of several folders, each once, or the sweep of a single one."""
+    """The runs of several folders, each once, and of folders that hold run folders, or the sweep of a single one."""
     if not folders:
         raise ValueError(f"at least one folder was expected, got none: {WHAT_TO_DO}")
+    folders = [inner for folder in folders for inner in runs_in(folder)]
     distinct = list(dict.fromkeys(folder.resolve() if folder.is_dir() else folder for folder in folders))
     # The last part of each path, with as many parts before it as tell them apart.
     names = (["/".join(folder.parts[-parts:]) for folder in distinct] for parts in itertools.count(1))
@@ -119,11 +121,22 @@ def read_all(folders: Sequence[Path]) -> list[Run] | Sweep:
     return sweeps[0] if sweeps else [run for run in found if isinstance(run, Run)]
 
 
+def runs_in(folder: Path) -> list[Path]:
+    """The run folders in one that holds some, and is itself no run's and no sweep's; else the folder."""
+    inner = [] if (folder / "config.json").exists() else sorted(path.parent for path in folder.glob("*/config.json"))
+    runs = [path for path in inner if (read_config(path) or {}).get("kind") != "sweep"]
+    for path in inner:
+        if path not in runs:
+            warn(f"{path} is the folder of a sweep, which is read alone, and is left out")
+    return runs or [folder]
+
+
 def read(folder: Path, name: str) -> Run | Sweep:
     """What a folder holds."""
     config = read_config(folder) if folder.is_dir() else None
     if config is None:
-        what = "holds no config.json" if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
+        missing = "holds no config.json, and no run folders"
+        what = missing if folder.is_dir() else "is no folder" if folder.exists() else "does not exist"
         raise ValueError(f"a run folder was expected, and {folder} {what}: {WHAT_TO_DO}")
     return read_sweep(folder, name, config) if config.get("kind") == "sweep" else read_run(folder, name, config)
 

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dslth_jax.study.config import command, console
-from dslth_jax.study.config.console import shown
+from dslth_jax.study.config.console import shown, written
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
@@ -33,7 +33,7 @@ class Report:
     """A page of HTML that shows runs, in one file."""
 
     folders: tuple[Path, ...]
-    """Run folders, or one folder of a sweep."""
+    """Run folders, a folder that holds some, or one folder of a sweep."""
     out: Path = Path("report.html")
     """File of the page."""
 
@@ -108,7 +108,7 @@ def curves(lines: Lines, band: str) -> list[Chart]:
     # Weights and masks on one axis, say: the masks would stand on top of each other.
     logarithmic = bool(ends) and min(ends) > 0 and max(ends) > plots.WIDE * min(ends)
     banded = ("Band", len(lines)) if len(lines) <= plots.BANDS else ("Band of the best", 1)
-    said = "Masks as plain bitmaps, weights as float32" + ("; a logarithmic axis." if logarithmic else ".")
+    said = "Masks entropy-coded, weights as float32" + ("; a logarithmic axis." if logarithmic else ".")
     panels = [
         (Panel("round", "accuracy"), "Accuracy over rounds", f"{banded[0]}: {band}."),
         (Panel("round", "loss"), "Loss over rounds", "Mean over agents since the evaluation before."),
@@ -166,7 +166,9 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
         "by_agent": charts_of_agents(run),
         "pictures": pictures,
         "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
-        "rows": table("Every evaluated round; bits are cumulative", tables.EVERY_ROW, run.rows),
+        "beside_mean": tables.beside_mean(run.agents, run.classes, partial(written, form="percent", unit=" %")),
+        "of_classes": table("Accuracy of all agents on their test samples of a class", tables.OF_A_CLASS, run.classes),
+        "rows": tables.every_row(run.rows),
         "missing": missing,
     }
 

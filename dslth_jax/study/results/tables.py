@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
+SIDE_BY_SIDE = 5  # settings that have a column each, on a page; more of them share one
 
 
 def grid(title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = (), numbers: int = 0) -> Table:
@@ -83,7 +84,7 @@ def show_outcome(console: Console, history: "History", agents: Sequence[Row], co
         ("test accuracy, mean of agents", f"{row['accuracy_mean']:.2%}"),
         ("worst and best agent", f"{row['accuracy_worst']:.2%}, {row['accuracy_best']:.2%}"),
         ("standard deviation over agents", f"{row['accuracy_std']:.2%}"),
-        *beside_mean(agents, history.class_rows()),
+        *beside_mean(agents, history.class_rows(), "{:.2%}".format),
         ("chance level (the most frequent class)", f"{history.chance:.2%}"),
     ]
     if row.get("validation_mean") is not None:
@@ -107,17 +108,19 @@ def show_outcome(console: Console, history: "History", agents: Sequence[Row], co
     console.print(grid(f"after round {row['round']}", rows))
 
 
-def beside_mean(agents: Sequence[Row], classes: Sequence[Row]) -> list[tuple[str, str]]:
+def beside_mean(
+    agents: Sequence[Row], classes: Sequence[Row], percent: Callable[[float], str]
+) -> list[tuple[str, str]]:
     """What the mean over agents leaves open, in words, from the rows of agents.csv and classes.csv, as far as a run has
-    them: the accuracy of agents with more samples, and of classes."""
+    them: the accuracy of agents with more samples, and of classes. `percent` spells a share."""
     said = list[tuple[str, str]]()
     if known := [row for row in agents if row["accuracy"] is not None and row["samples"]]:
         accuracies, samples = ([row[key] for row in known] for key in ("accuracy", "samples"))
-        said.append(("mean weighted by training samples", f"{np.average(accuracies, weights=samples):.2%}"))
+        said.append(("mean weighted by training samples", percent(np.average(accuracies, weights=samples))))
     if balanced := [own for row in agents if (own := row.get("balanced_accuracy")) is not None]:
-        said.append(("balanced over an agent's classes, mean", f"{np.mean(balanced):.2%}"))
+        said.append(("balanced over an agent's classes, mean", percent(np.mean(balanced))))
     if ranked := sorted((row for row in classes if row["accuracy"] is not None), key=lambda row: row["accuracy"]):
-        names = [f"{row['class']}: {row['accuracy']:.2%}" for row in (ranked[0], ranked[-1])]
+        names = [f"{row['class']}: {percent(row['accuracy'])}" for row in (ranked[0], ranked[-1])]
         said.append(("worst and best class", ", ".join(names)))
     return said
 
@@ -162,12 +165,21 @@ def column(key: str, head: str = "") -> Column:
     return key, head, "percent" if head.endswith("%") else "megabytes" if key.endswith("_bits") else "number"
 
 
-EVERY_ROW = [column("round", "after round"), *map(column, METRICS)]
-IN_DETAIL = ("accuracy_best", "flip_rate", *ALIKE, "busiest_agent_bits", "exchanges", "coded_rounds")
-OUTCOME = [of_row for of_row in EVERY_ROW if of_row[0] not in IN_DETAIL]
-OF_A_POINT = [column("seeds"), column("accuracy_mean"), column("accuracy_std", "std over seeds, %")]
-OF_A_POINT += [column(key) for key in ("accuracy_worst", *VALIDATION, "loss", "density")]
-OF_A_POINT += [column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in SIZES] + [("status", "status", "shown")]
+# Of every row of metrics, in tables that a page has room for.
+MASKS = ("density", "flip_rate", *ALIKE)
+SENT = ("coded_bits", "float32_bits", "bitmap_bits", "kept_bits", "busiest_agent_bits", "exchanges", "coded_rounds")
+EVERY_ROW = {
+    "Accuracy and time": [key for key in METRICS if key not in (*MASKS, *SENT)],
+    "Masks": MASKS,
+    "Sent over all links so far": SENT,
+}
+FIRST = [column("accuracy_mean"), column("accuracy_worst"), column("sent_bits", "sent, MB"), *map(column, VALIDATION)]
+OF_A_POINT = [*FIRST[:2], *(column(f"{size}_mb", METRICS[f"{size}_bits"]) for size in ("coded", "float32"))]
+OF_A_POINT += [*map(column, VALIDATION), column("accuracy_std", "std over seeds, %"), column("seeds")]
+OF_A_POINT += [column("loss"), column("density"), column("bitmap_mb", METRICS["bitmap_bits"])]
+OF_A_POINT += [("status", "status", "shown")]
+OF_A_CLASS = [("class", "class", "shown"), column("accuracy", "test accuracy, %"), column("agents", "agents with it")]
+OF_A_CLASS += [column("samples", "training samples"), column("test_samples", "test samples")]
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
@@ -175,9 +187,18 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[
     bits that were left out."""
     rows, some = [dict.fromkeys((*VALIDATION, *ALIKE)) | row for row in rows], (*VALIDATION, *ALIKE)
     columns = [own for own in columns if own[0] not in some or any(row[own[0]] is not None for row in rows)]
-    empty = [own for own in columns if own[0].endswith("_bits") and not any(row[own[0]] for row in rows)]
+    empty = [own for own in columns if own[0].endswith(("_bits", "_mb")) and not any(row[own[0]] for row in rows)]
     kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]
     return {"caption": caption, "columns": kept, "rows": rows, "left_out": left_out}
+
+
+def every_row(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Tables of all rows of metrics; one without any numbers is left out."""
+    known = {
+        own: keys for own, keys in EVERY_ROW.items() if any(row.get(key) is not None for row in rows for key in keys)
+    }
+    round = column("round", "after round")
+    return [table(caption, [round, *map(column, keys)], rows) for caption, keys in known.items()]
 
 
 def last_row(run: Run) -> Row:
@@ -186,17 +207,28 @@ def last_row(run: Run) -> Row:
 
 
 def comparison(runs: Sequence[Run]) -> dict[str, Any]:
-    """The settings that differ between runs, and what came of them."""
+    """What came of runs, and the settings that differ between them."""
     settings = [run.config["settings"] for run in runs]
     names = [name for name in dict.fromkeys(itertools.chain(*settings)) if name != "out"]
     differing = [name for name in names if len({repr(own.get(name)) for own in settings}) > 1]
-    columns: list[Column] = [(name, name.replace("_", " "), "shown") for name in differing]
     rows = [{name: run.config["settings"].get(name) for name in differing} | last_row(run) for run in runs]
-    outcome, which = OUTCOME, "each run's last evaluation"
-    if len({row["round"] for row in rows}) == 1 and runs[0].rows:
-        outcome, which = OUTCOME[1:], f"the evaluation after round {rows[0]['round']}"
-    caption = f"{best(rows).capitalize()}: the settings that differ, and {which}; std: standard deviation over agents"
-    return table(caption, [*columns, *outcome], rows)
+    # Bits as in the charts: of masks entropy-coded, of weights as float32.
+    rows = [
+        row | {"sent_bits": row["float32_bits"] if row["coded_bits"] is None else row["coded_bits"]} for row in rows
+    ]
+    rounds = {row["round"] for row in rows}
+    which = (
+        f"the evaluation after round {rows[0]['round']}" if len(rounds) == 1 and runs[0].rows else "the last evaluation"
+    )
+    caption = (
+        f"{best(rows).capitalize()}: {which}, and the settings that differ; masks entropy-coded, weights as float32"
+    )
+    words = {name: name.replace("_", " ") for name in differing}
+    columns: list[Column] = [(name, head, "shown") for name, head in words.items()]
+    if len(differing) > SIDE_BY_SIDE:
+        columns = [("differing", "settings that differ", "shown")]
+        rows = [row | {"differing": {head: row[name] for name, head in words.items()}} for row in rows]
+    return table(caption, [*FIRST, *columns], rows)
 
 
 def facts(config: Row) -> list[tuple[str, str]]:

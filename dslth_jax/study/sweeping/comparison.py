@@ -18,7 +18,7 @@ from dslth_jax.study.results.points import DONE, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
 # Accuracy over what is sent, and over rounds.
-BY_BITS: Sequence[Panel] = (Panel("shortest", "accuracy", logarithmic=True), Panel("round", "accuracy"))
+BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 
 @dataclasses.dataclass(frozen=True)

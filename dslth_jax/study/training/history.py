@@ -166,7 +166,7 @@ class History:
         """The rows of agents.csv, after the last evaluation."""
         prepared, evaluation = self.prepared, self.evaluation
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
-        balanced = balanced_accuracy(evaluation.right, self.tested)
+        balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
         return [
             {
                 "agent": agent,

@@ -103,7 +103,8 @@ def leave(folder: Path, history: History, agents: Sequence[dict[str, Any]]) -> N
         models.write_kept(folder, history.wanted)
     if history.variables is not None:
         models.write_variables(folder, history.variables)
-    pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(history.evaluation.accuracy))
+    when = " in the last round" if history.redrawn else ""
+    pictures.topology_picture(folder, history.prepared.last_adjacency, np.asarray(history.evaluation.accuracy), when)
 
 
 def leave_run(path: Path, history: History, planned: Plan) -> None:

@@ -81,8 +81,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
     config = sweep.config | {"settings": sweep.config["settings"] | swept}
     shown_first = [point for point in sweep.points if any(point.members)][:BEST_POINTS]
     lines = {str(shown(point.values)): numbers_of_seeds(point.members) for point in shown_first}
-    columns = [(axis, axis, "shown") for axis in sweep.axes] + tables.OF_A_POINT
-    rows = [point.result | point.values for point in sweep.points]
+    points = [point.result | point.values for point in sweep.points]
+    columns, rows = tables.of_settings("point", {axis: axis for axis in sweep.axes}, points)
     return {
         **EMPTY,
         "kind": "sweep",
@@ -92,7 +92,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
             ("points", f"{len(sweep.points)}, with {len(sweep.config['members'])} members in all"),
             *facts(config),
         ],
-        "table": table(f"Points of the grid, {best(rows)}", columns, rows),
+        "table": table(f"Points of the grid, {best(rows)}", [*columns, *tables.OF_A_POINT], rows),
         "lines": [*lines],
         "curves": curves(lines, "lowest to highest seed"),
         "grid": charts_of_axes(sweep),

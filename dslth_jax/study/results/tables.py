@@ -1,7 +1,7 @@
 """Words and tables: on the screen while a run starts and ends, and on the page of a report."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Column = tuple[str, str, str]  # of a table: key, head, and how a value is written
 ROWS_SHOWN = 30  # of results, on the screen; the file has all
-SIDE_BY_SIDE = 5  # settings that have a column each, on a page; more of them share one
+SIDE_BY_SIDE = 3  # settings that have a column each, on a page; more of them share one
 
 
 def grid(title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = (), numbers: int = 0) -> Table:
@@ -223,12 +223,17 @@ def comparison(runs: Sequence[Run]) -> dict[str, Any]:
     caption = (
         f"{best(rows).capitalize()}: {which}, and the settings that differ; masks entropy-coded, weights as float32"
     )
-    words = {name: name.replace("_", " ") for name in differing}
-    columns: list[Column] = [(name, head, "shown") for name, head in words.items()]
-    if len(differing) > SIDE_BY_SIDE:
-        columns = [("differing", "settings that differ", "shown")]
-        rows = [row | {"differing": {head: row[name] for name, head in words.items()}} for row in rows]
+    columns, rows = of_settings("settings that differ", {name: name.replace("_", " ") for name in differing}, rows)
     return table(caption, [*FIRST, *columns], rows)
+
+
+def of_settings(together: str, heads: Mapping[str, str], rows: Sequence[Row]) -> tuple[list[Column], list[Row]]:
+    """Columns of settings and the rows that have them or, for more settings than a page has room for, a column for all
+    of them `together`."""
+    if len(heads) <= SIDE_BY_SIDE:
+        return [(name, head, "shown") for name, head in heads.items()], [*rows]
+    rows = [row | {together: {head: row[name] for name, head in heads.items()}} for row in rows]
+    return [(together, together, "shown")], rows
 
 
 def facts(config: Row) -> list[tuple[str, str]]:

@@ -142,6 +142,8 @@ def test_a_run_speaks_the_datas_own_labels(folder_of, tmp_path, capsys):
     for own, other in zip(agents_of(folder), agents_of(plain), strict=True):
         assert shlex.split(own["classes"]) == [names[int(label)] for label in other["classes"].split()]
         assert {**own, "classes": ""} == {**other, "classes": ""}
+    with (folder / "classes.csv").open() as file:
+        assert [row["class"] for row in csv.DictReader(file)] == names.tolist()
     found, images = dslth_jax.load(folder).agent(1).predict(data.test_images[:20]), tmp_path / "images.npy"
     np.testing.assert_array_equal(found, names[dslth_jax.load(plain).agent(1).predict(data.test_images[:20])])
     np.save(images, data.test_images[:20])

@@ -188,7 +188,7 @@ class History:
         right, tested = np.asarray(self.evaluation.right).sum(axis=0), self.tested.sum(axis=0)
         return [
             {
-                "class": str(number),
+                "class": str(self.prepared.labels[number]),
                 "agents": int((self.held[:, number] > 0).sum()),
                 "samples": int(self.held[:, number].sum()),
                 "test_samples": int(tested[number]),

@@ -19,7 +19,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of
 from dslth_jax.study.results import pictures
 from dslth_jax.study.training import loop
-from dslth_jax.study.training.history import maskable_of
+from dslth_jax.study.training.history import shapes_of
 from dslth_jax.study.training.plan import Plan
 from dslth_jax.study.training.programs import Programs, filled
 
@@ -43,7 +43,7 @@ class FakePrograms:
     def __init__(self, plan: Plan) -> None:
         self.plan, first = plan, plan.members[0]
         self.settings, self.number = first.settings, len(plan.members)
-        maskable, message = maskable_of(first)
+        maskable, message = shapes_of(first)
         weights, _ = jax.eval_shape(first.network.init, jax.random.key(0))
         self.sizes = {layer: leaf.size for layer, leaf in by_name(weights if maskable is None else maskable).items()}
         self.floats = sum(leaf.size for leaf in message.values.values())

@@ -31,9 +31,9 @@ def tiny_network(monkeypatch):
         (ablation, [], 4),
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
         pytest.param(communication, ["--retentions", "0.3"], 7, marks=pytest.mark.slow),
-        (communication, ["--retentions", "0.2,0.4"], 11),
+        pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
-        (neighbours, ["--model", "small", "--every", "2"], 7),
+        pytest.param(neighbours, ["--model", "small", "--every", "2"], 7, marks=pytest.mark.slow),
     ],
     ids=[
         "validation",

@@ -339,6 +339,7 @@ def a_second_axis_is_left_open() -> None:
     assert len({loss.tobytes() for loss in all_info["loss"]}) == 4
 
 
+@pytest.mark.slow
 def test_a_second_axis_of_the_mesh_is_left_open():
     succeed(begin(a_second_axis_is_left_open, flags=[FOUR, HASTY]))
 
@@ -357,7 +358,7 @@ def lowered_for_accelerators(chunk: int, mesh: Mesh | None = None, name: str = "
     return lowered
 
 
-@pytest.mark.parametrize(("chunk", "name"), [(4, "small"), (8, "alexnet")])
+@pytest.mark.parametrize(("chunk", "name"), [(4, "small"), pytest.param(8, "alexnet", marks=pytest.mark.slow)])
 def test_the_whole_round_lowers_for_accelerators(chunk, name):
     """Nothing in it is of the CPU alone, with the agents in chunks or all together."""
     assert "all_gather" not in lowered_for_accelerators(chunk, name=name).mlir_module()

@@ -1,5 +1,6 @@
 """The networks by name. To add one, write its flax module of `Conv` and `Linear` and name it in `MODULES`."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -119,7 +120,16 @@ def network_by_name(name: str, image_shape: tuple[int, int, int], classes: int, 
             f"the model {name} must be made by its number of classes alone ({error}): give its class a field "
             f"`classes: int`, and all its other fields defaults"
         ) from None
-    return network_of(MODULES[name](classes=classes), image_shape, **settings)
+    return network_of_kind(MODULES[name], classes, tuple(image_shape), **settings)
+
+
+# Members of a study have one network: to look at a module takes time.
+@functools.lru_cache(maxsize=64)
+def network_of_kind(
+    kind: Callable[..., nn.Module], classes: int, image_shape: tuple[int, int, int], **settings: Any
+) -> Network:
+    """The network of a kind of module, made once."""
+    return network_of(kind(classes=classes), image_shape, **settings)
 
 
 def largest_fitting(image_shape: tuple[int, int, int]) -> str:

@@ -73,9 +73,9 @@ class History:
     variables: Any = None  # everybody's at the end, with a leading agents axis, where weights are trained
     validation: Accuracies | None = None  # and the last accuracies on what agents hold back
 
-    def __init__(self, prepared: Prepared, number: int = 0) -> None:
+    def __init__(self, prepared: Prepared, shapes: tuple[Any, Message], number: int = 0) -> None:
         self.prepared, self.number = prepared, number  # of several runs, which one it is
-        self.maskable, self.message = maskable_of(prepared)
+        self.maskable, self.message = shapes
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         alone = bool(sizes) and not self.message.values
         self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
@@ -225,8 +225,9 @@ def validated(accuracies: Accuracies) -> dict[str, Any]:
     return {"validation_mean": exact.mean(), "validation_worst": exact.min()}
 
 
-def maskable_of(prepared: Prepared) -> tuple[Any, Message]:
-    """The shapes of what an agent's masks cover (None if it has no masks), and of its message with bits unpacked."""
+def shapes_of(prepared: Prepared) -> tuple[Any, Message]:
+    """The shapes of what an agent's masks cover (None if it has no masks), and of its message with bits unpacked. They
+    are the same of all members of a program."""
 
     def look(hyper: Any) -> tuple[Any, Any]:
         world = world_of(prepared.network, key_of(0), 0, 1)

@@ -26,7 +26,7 @@ from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.checkpoint import Found
-from dslth_jax.study.training.history import History, Outcome
+from dslth_jax.study.training.history import History, Outcome, shapes_of
 from dslth_jax.study.training.plan import Plan, Prepared, fingerprints, identity, plan
 from dslth_jax.study.training.programs import Programs, compile_programs
 from dslth_jax.study.training.progress import ProgressLine
@@ -160,7 +160,8 @@ def train_group(study: Study, group: Sequence[int], found: Found | None, heading
     study.begins(planned, found, heading)
     with study.said.status("compiling"):
         programs = compile_programs(planned)
-    histories = [History(member, number) for member, number in zip(planned.members, group, strict=True)]
+    shapes = shapes_of(planned.members[0])
+    histories = [History(member, shapes, number) for member, number in zip(planned.members, group, strict=True)]
     study.compiles(histories)
     progress = ProgressLine(study.said, planned.members[0].course.rounds, found.round if found else 0, heading)
     with progress.bar:

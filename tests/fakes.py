@@ -17,6 +17,7 @@ import pytest
 from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of
+from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import pictures
 from dslth_jax.study.training import loop
 from dslth_jax.study.training.history import shapes_of
@@ -134,3 +135,19 @@ class FakePrograms:
     def sent(self, state: dict[str, Any]) -> Message:
         masks = self.masks(self.scores(state))
         return Message({layer: np.packbits(mask, axis=-1) for layer, mask in masks.items()})
+
+
+class StopAfter(Stop):
+    """Asks to stop when it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self.looks, self.later, self.given = looks, False, None
+
+    @property
+    def asked(self):
+        self.looks -= 1
+        return 15 if self.looks < 0 else None
+
+    @asked.setter
+    def asked(self, given) -> None:
+        self.given = given

@@ -469,6 +469,9 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("0", "--checkpoint-every must be in 1..2147483647, got 0", ""),
         ("often", "--checkpoint-every must be a whole number, got 'often'", ""),
     ],
+    "track": [
+        ("wand", "--track must be one of wandb, mlflow, trackio, tensorboard, got 'wand'; did you mean wandb?", ""),
+    ],
     "resume": [
         (None, "--resume needs --out, the run folder to go on in: say it, or leave --resume out", ""),
         (None, "--out {full} must be a new or empty folder, and it holds something: name another", "--out {full}"),
@@ -775,6 +778,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "out": ("new new/deeper", f"{LONG} new/{LONG} .. / /dev/null/x"),
     "checkpoint_every": ("None", "5"),
     "resume": ("", "True"),
+    "track": ("None", "None"),  # which `ready` looks at
 }  # fmt: skip
 MAD = [
     "", " ", "nan", "inf", "-inf", "-Infinity", "-0", "0", "-1", "1e3", "1e400", "-1e-400", "0x10", "1_0", "1.5", "[]",

@@ -2,7 +2,6 @@
 
 import csv
 import html.parser
-import importlib.util
 import itertools
 import json
 import math
@@ -19,7 +18,7 @@ from markupsafe import Markup, escape
 
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import folders, models, plots, report, similarity
+from dslth_jax.study.results import folders, models, plots, report, similarity, track
 from dslth_jax.study.results.folders import METRICS
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 from dslth_jax.study.training import agreement
@@ -559,32 +558,34 @@ def test_of_too_many_agents_some_are_compared(tmp_path, monkeypatch):
     assert similar.masks[1, 2] == pytest.approx(1 / 3)
 
 
-needs_events = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboardX") is None, reason="the extra [tensorboard] is not installed"
-)
-
-
-@needs_events
-def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
+def events_in(*paths: Path) -> tuple[dict[tuple[str, int], list[float]], set[str]]:
+    """The numbers in event files, by tag and round, and all their tags."""
     from tensorboardX.proto.event_pb2 import Event
 
+    found, tags = dict[tuple[str, int], list[float]](), set[str]()
+    for content in (path.read_bytes() for path in paths):
+        while content:
+            # A record: its length, a checksum, what it says, a checksum.
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                tags.add(value.tag)
+                found.setdefault((value.tag, event.step), []).append(value.simple_value)
+    return found, tags
+
+
+@pytest.mark.install
+def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
+    pytest.importorskip("tensorboardX", reason="the extra [tensorboard] is not installed")
     arguments = [str(folder), "--log-dir", str(tmp_path / "logs")]
     assert board_command.main(arguments) == 0
-    (path,) = (tmp_path / "logs" / "tiny").iterdir()
-    content, found, tags = path.read_bytes(), {}, set()
-    while content:
-        # A record: its length, a checksum, what it says, a checksum.
-        length = int.from_bytes(content[:8], "little")
-        event = Event.FromString(content[12 : 12 + length])
-        content = content[16 + length :]
-        for value in event.summary.value:
-            tags.add(value.tag)
-            found[value.tag, event.step] = value.simple_value
+    found, tags = events_in(*(tmp_path / "logs" / "tiny").iterdir())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
-        assert found["accuracy/mean", row["round"]] == pytest.approx(row["accuracy_mean"])
-        assert found["megabytes/bitmap", row["round"]] == pytest.approx(row["bitmap_bits"] / 8e6)
-        assert found["megabytes/coded", row["round"]] == pytest.approx(row["coded_bits"] / 8e6)
+        assert found["accuracy/mean", row["round"]] == [pytest.approx(row["accuracy_mean"])]
+        assert found["megabytes/bitmap", row["round"]] == [pytest.approx(row["bitmap_bits"] / 8e6)]
+        assert found["megabytes/coded", row["round"]] == [pytest.approx(row["coded_bits"] / 8e6)]
     assert ("loss", 0) not in found
     assert "_hparams_/session_start_info" in tags
     # A second time the points would be there twice.
@@ -594,11 +595,12 @@ def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
 
 def test_event_files_need_their_package_and_run_folders(folder, tmp_path, capsys, monkeypatch):
     sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
+    monkeypatch.setattr(track, "find_spec", lambda package: "found")
     assert board_command.main([str(sweep), "--log-dir", str(tmp_path / "logs")]) == 2
     assert "name run folders" in capsys.readouterr().err
     assert board_command.main([str(folder)]) == 2
     assert "--log-dir" in capsys.readouterr().err
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    monkeypatch.setattr(track, "find_spec", lambda package: None)
     assert board_command.main([str(folder), "--log-dir", str(tmp_path / "logs")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

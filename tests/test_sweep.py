@@ -11,7 +11,7 @@ import chex
 import numpy as np
 import pytest
 from conftest import optimized
-from fakes import draw_nothing, use_fakes
+from fakes import StopAfter, draw_nothing, use_fakes
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.study.commands import sweep_of
@@ -166,22 +166,6 @@ def test_whole_populations_computed_together_give_the_same_to_rounding():
     chex.assert_trees_all_close(*came, rtol=1e-6)
     chex.assert_trees_all_equal(came[0][1].masks, came[1][1].masks)
     assert len(set(came[0][0]["loss"].mean(axis=1).tolist())) == 2
-
-
-class StopAfter(Stop):
-    """Asks to stop when it has been looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        self.looks, self.later, self.given = looks, False, None
-
-    @property
-    def asked(self):
-        self.looks -= 1
-        return 15 if self.looks < 0 else None
-
-    @asked.setter
-    def asked(self, given) -> None:
-        self.given = given
 
 
 @pytest.mark.parametrize("looks", [1, 8])

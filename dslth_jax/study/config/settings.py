@@ -213,6 +213,8 @@ class Run:
     """Rounds from one checkpoint to the next; None saves only where a signal stops the run."""
     resume: bool = setting(False, machine=True)
     """Go on from the last checkpoint in the run folder --out; a new folder, or one without any, starts at round 0."""
+    track: str | None = setting(None, machine=True)
+    """Tell a tracker of every row too, live: wandb, mlflow, trackio or tensorboard."""
 
 
 @dataclasses.dataclass(frozen=True)

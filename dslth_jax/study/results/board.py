@@ -1,19 +1,14 @@
-"""The metrics of run folders as event files, which TensorBoard shows: `experiments.board`."""
+"""Event files, which TensorBoard shows, of runs that were not tracked while they ran: `experiments.board`."""
 
 import contextlib
 import dataclasses
 import datetime
-import importlib.util
-import itertools
 from functools import partial
 from pathlib import Path
 
 from dslth_jax.study.config import command
-from dslth_jax.study.results.folders import METRICS
+from dslth_jax.study.results import track
 from dslth_jax.study.results.points import Sweep, read_all
-
-# A slash makes groups.
-TAGS = {key: key.replace("_", "/") for key in METRICS if key.startswith(("accuracy_", "validation_"))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +23,7 @@ class Board:
 
 def write(settings: Board) -> str:
     """Write an event file for each run; returns where they are, in words."""
-    if importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError("event files need tensorboardX: pip install 'dslth-jax[tensorboard]'")
-    from tensorboardX import SummaryWriter
-    from tensorboardX.summary import hparams
-
+    track.check("tensorboard")
     runs, logs = read_all(settings.folders), settings.log_dir
     if isinstance(runs, Sweep):
         raise ValueError(f"{runs.folder} is the folder of a sweep: name run folders, or use `dslth report`")
@@ -42,16 +33,11 @@ def write(settings: Board) -> str:
         began = 0.0  # in seconds since 1970; where that is not known, times are those of training
         with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError, OSError):
             began = datetime.datetime.fromisoformat(run.config["started"]).timestamp()
-        said = {key: value for key, value in run.config["settings"].items() if value is not None}
-        said = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in said.items()}
-        with SummaryWriter(str(logs / run.name)) as writer:
-            for summary in hparams(said, {"accuracy/mean": None, "loss": None}):
-                writer.file_writer.add_summary(summary)
-            for row, key in itertools.product(run.rows, METRICS):
-                if row.get(key) is not None:
-                    bits, when = key.endswith("_bits"), began + (row["seconds"] or 0)
-                    tag = f"megabytes/{key.removesuffix('_bits')}" if bits else TAGS.get(key, key)
-                    writer.add_scalar(tag, row[key] / (8e6 if bits else 1), row["round"], walltime=when)
+        about = track.Tracked(run.name, None, run.name, track.plain(run.config["settings"]), logs / run.name)
+        calls = track.to_tensorboard(about)
+        for row in run.rows:
+            calls.row(row["round"], began + (row["seconds"] or 0), track.numbers_of(row))
+        calls.end(track.FINISHED)
     return f"event files: {logs}"
 
 

@@ -1,6 +1,7 @@
 """Points of sweeps: the summary of a point over its seeds, and how a sweep's folder is read."""
 
 import itertools
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from dslth_jax.study.results.folders import (
 # In what messages are counted (_bits of a run, _mb of a point), and in words.
 SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}
 DONE, FAILED, UNFINISHED = "done", "not finite", "not finished"  # statuses of members, and of points
+
+
+def name_of_member(number: int, name: str) -> str:
+    """What a member's run folder is called: of characters that every file system takes."""
+    return re.sub(r"[^\w=.,-]", "_", f"{number:03d}_{name}")[:120]
 
 
 class Point(NamedTuple):

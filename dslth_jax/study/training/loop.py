@@ -21,7 +21,7 @@ from dslth_jax.study.config.console import console
 from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import Stop
-from dslth_jax.study.results import folders
+from dslth_jax.study.results import folders, track
 from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import groups_of
 from dslth_jax.study.training import checkpoint, processes
@@ -44,6 +44,7 @@ class Study:
     leaves_models = True  # whether the folder gets what agents come to
     can_become_longer = True  # whether a checkpoint of the end stays, from which more rounds go on
     finished = ""  # what to say of a study that has nothing left to do
+    tracking: track.Tracking | None = None  # who tells a tracker of it, if it has one and this process writes
     told: set[str]  # the kinds of warnings that have been said
     said: Console  # where a study in training says how it goes
     stop: Stop  # and who is asked whether it is to stop
@@ -57,6 +58,10 @@ class Study:
         """Take what members have come to so far, and write their rows."""
         self.outcomes |= {history.number: Outcome(history.rows, history.failure) for history in histories}
         self.has_rows()
+        if self.tracking:
+            self.tracking.tell(
+                [track.Member(one.number, one.prepared.name, one.prepared.settings, [*one.rows]) for one in histories]
+            )
 
     def prepare(self) -> list[Prepared]:
         """Check everything, and load what the members need."""
@@ -86,6 +91,10 @@ class Study:
     def pauses(self, histories: Sequence[History]) -> None:
         """A group has come to its end, or is interrupted in the middle of it."""
 
+    def pictures(self, number: int) -> list[Path]:
+        """The pictures that there are of a member."""
+        raise NotImplementedError
+
     def ends(self, planned: Plan, histories: Sequence[History], seconds: float) -> None:
         """A group has come to its end; its programs took so many `seconds` to compile."""
 
@@ -96,6 +105,7 @@ class Study:
 def ready(study: Study) -> Study:
     """The study, with everything done except the training. Either all processes are ready or none is, and then nothing
     is left behind. A ValueError on bad input."""
+    track.check(study.settings.track)
     members = processes.together(study.prepare, identity=identity)
     list(groups_of(members, range(len(members))))  # refuses what does not fit
     study.folder = folder = processes.together(lambda: study.claim(members), first_alone=True)
@@ -112,9 +122,12 @@ def train(study: Study, stop: Stop | None = None) -> Any:
     study.said, study.told = console(study.stop, quiet=study.folder is None), set()
     try:
         study.outcomes = study.known()
-        for _ in study.batches():
-            train_members(study)
-        return study.concludes()
+        with track.tracking(
+            study.settings.track if study.folder else None, study.path, study.pictures
+        ) as study.tracking:
+            for _ in study.batches():
+                train_members(study)
+            return study.concludes()
     finally:
         folders.close(study.folder)
 
@@ -171,6 +184,9 @@ def train_group(study: Study, group: Sequence[int], found: Found | None, heading
             study.pauses(histories)
     study.note(histories)
     study.ends(planned, histories, programs.compiled())
+    if study.tracking:
+        for history in histories:
+            study.tracking.end(history.number, track.FAILED if history.failure else track.FINISHED)
 
 
 def follow(

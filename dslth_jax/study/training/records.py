@@ -1,7 +1,6 @@
 """What a study leaves in its folder, and when: a run folder of a single run, a sweep's folder of many members."""
 
 import json
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError
 from dslth_jax.study.results import folders, models, pictures, tables
-from dslth_jax.study.results.points import DONE, FAILED, best_first, place_of, read_members, summary
+from dslth_jax.study.results.points import DONE, FAILED, best_first, name_of_member, place_of, read_members, summary
 from dslth_jax.study.sweeping.grid import Points
 from dslth_jax.study.training import memory
 from dslth_jax.study.training.checkpoint import Found
@@ -65,6 +64,10 @@ class Run(Study):
     def pauses(self, histories: Sequence[History]) -> None:
         """Draw the rows that there are."""
         self.keep(pictures.curves_picture, histories[0].rows, histories[0].chance)
+
+    def pictures(self, number: int) -> list[Path]:
+        """All in the folder."""
+        return sorted(self.path.glob("*.png"))
 
     def ends(self, planned: Plan, histories: Sequence[History], seconds: float) -> None:
         """Write what is known at the end, and say it."""
@@ -204,15 +207,17 @@ class Sweep(Study):
         rows = [{"member": number, **row} for number, own in sorted(self.outcomes.items()) for row in own.rows]
         self.keep(folders.write_metrics, rows)
 
+    def pictures(self, number: int) -> list[Path]:
+        """Those of the member's run folder, if it has one."""
+        return sorted(self.path.glob(f"runs/{number:03d}_*/*.png"))
+
     def ends(self, planned: Plan, histories: Sequence[History], seconds: float) -> None:
         """Write down that the group is done, and the run folders of its members."""
         self.write_config()
         if self.folder is None:
             return
         for history in histories if self.run_folders else ():
-            # Of characters that every file system takes.
-            name = re.sub(r"[^\w=.,-]", "_", f"{history.number:03d}_{history.prepared.name}")[:120]
-            leave_run(self.path / "runs" / name, history, planned)
+            leave_run(self.path / "runs" / name_of_member(history.number, history.prepared.name), history, planned)
         # Remove them only now: a sweep that was killed above goes on from them and writes the missing run folders.
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 

@@ -55,11 +55,12 @@ COMMANDS = [
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
-    monkeypatch.setitem(zoo.MODULES, "small", TinyNet)
+    for name in ("small", "mlp"):
+        monkeypatch.setitem(zoo.MODULES, name, TinyNet)
     if 'dataset="digits"' in code:
         use_fakes(monkeypatch)  # the others compile: a population, a run on data of one's own, a loop of one's own
     names = {}
-    exec(code.replace("agents, rounds, data = 16, 200,", "agents, rounds, data = 9, 2,"), names)
+    exec(code.replace("agents, rounds, data = 16, 50,", "agents, rounds, data = 9, 2,"), names)
     if "topology" in names:
         assert int(names["state"].round) == names["rounds"] == 2
         assert len([*filter(None, code.splitlines())]) <= 25
@@ -76,6 +77,13 @@ def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
         assert names["result"].metrics[-1]["round"] == (20 if "own.npz" in code else 2)
     if "own.npz" in code:
         assert names["result"].metrics[-1]["accuracy_mean"] > 0.6
+
+
+@pytest.mark.slow
+def test_the_population_learns(as_users_compile, capsys):
+    """As it stands, to about what README says, where a guess scores 43 %."""
+    exec(PYTHON[0], {})
+    assert float(re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out)[1]) > 78
 
 
 @pytest.mark.parametrize(("program", "words"), COMMANDS)

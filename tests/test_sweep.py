@@ -1,10 +1,13 @@
 """Sweeps: each setting is, bit for bit, the run of it alone; failures stay apart; interruptions lose nothing."""
 
+import contextlib
 import csv
 import json
 import re
 import shutil
 import signal
+import sqlite3
+import threading
 from pathlib import Path
 
 import chex
@@ -416,3 +419,28 @@ def test_two_searches_may_make_their_storage_at_the_same_moment(monkeypatch, tmp
     with pytest.raises(ValueError, match=r"^--storage nowhere cannot be used: "):
         search.study_of("nowhere", "s")
     assert len(tried) == 3
+
+
+def test_machines_that_share_a_study_wait_for_each_other(monkeypatch, tmp_path):
+    """A file of SQLite that another one has locked for a moment, and not those that are not so patient; a journal
+    without any lock of a data base."""
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    from dslth_jax.study.sweeping import search
+
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    search.study_of(storage, "s")
+    for patience, waits in ((0.01, False), (search.PATIENCE, True)):
+        monkeypatch.setattr(search, "PATIENCE", patience)
+        study = search.study_of(storage, "s")
+        other = sqlite3.connect(tmp_path / "shared.db", check_same_thread=False)
+        other.execute("BEGIN EXCLUSIVE")
+        release = threading.Timer(1, other.rollback)
+        release.start()
+        refused = pytest.raises(Exception, match=r"during the commit")
+        with contextlib.nullcontext() if waits else refused:
+            study.ask()
+        release.join()
+        other.close()
+    journal = [search.study_of(f"journal:{tmp_path / 'shared.log'}", "s") for _ in range(2)]
+    asked = [study.ask().number for study in (*journal, *journal)]
+    assert asked == [0, 1, 2, 3]

@@ -13,7 +13,7 @@ from dslth_jax.study.config.resolve import check_each, check_folder
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping import comparison
+from dslth_jax.study.sweeping import cluster, comparison
 from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
@@ -52,7 +52,7 @@ def whole(study: Study) -> Any:
 def sweep_of(settings: Sweep, arms: Arms | None = None, said: Settings | None = None) -> records.Sweep:
     """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm", and what
     was `said` are the settings of the comparison."""
-    for check in (check_each, check_folder, check_search):
+    for check in (check_each, check_folder, check_search, cluster.check):
         check(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
         raise ValueError(f"--seeds must be at least 1, and --seed with them below 2**32, got {settings.seeds}")
@@ -61,7 +61,7 @@ def sweep_of(settings: Sweep, arms: Arms | None = None, said: Settings | None = 
     spaces = spaces_of(settings)
     axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
     points = Points(settings, axes, points_of(axes), arms, spaces, (said or settings).as_given())
-    return records.Sweep(points, search if spaces else None)
+    return records.Sweep(points, search if spaces else None, cluster.submit if settings.submit else None)
 
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:

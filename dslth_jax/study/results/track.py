@@ -198,8 +198,8 @@ class Tracking:
     What it could not tell it tries again with the next row. `pictures` are those of a member, by its number.
     """
 
-    def __init__(self, tracker: str, folder: Path, pictures: Callable[[int], Sequence[Path]]) -> None:
-        self.tracker, self.folder, self.pictures = tracker, folder, pictures
+    def __init__(self, tracker: str, folder: Path, name: str, pictures: Callable[[int], Sequence[Path]]) -> None:
+        self.tracker, self.folder, self.name, self.pictures = tracker, folder, name or folder.resolve().name, pictures
         self.warned = False
         self.open: dict[int, Calls] = {}  # of members that the tracker has started
         self.not_ended: set[int] = set()  # members of which it has been told
@@ -261,10 +261,10 @@ class Tracking:
         """The tracked run of a member."""
         if member.number not in self.open:
             name, beside = name_of_member(member.number, member.name), self.folder / "tensorboard"
-            settings, folder = plain(member.settings.as_json()), self.folder.resolve().name
-            about = Tracked(folder, None, id, settings, beside)
+            settings = plain(member.settings.as_json())
+            about = Tracked(self.name, None, id, settings, beside)
             if member.name:
-                about = Tracked(f"{folder}/{name}", folder, f"{id}-{member.number}", settings, beside / name)
+                about = Tracked(f"{self.name}/{name}", self.name, f"{id}-{member.number}", settings, beside / name)
             self.open[member.number] = TRACKERS[self.tracker].start(about)
         return self.open[member.number]
 
@@ -285,10 +285,11 @@ class Tracking:
 
 
 def tracking(
-    tracker: str | None, folder: Path, pictures: Callable[[int], Sequence[Path]]
+    tracker: str | None, folder: Path, name: str, pictures: Callable[[int], Sequence[Path]]
 ) -> contextlib.AbstractContextManager[Tracking | None]:
-    """Who tells a tracker of the study in a folder, in a `with` statement; None where there is no tracker."""
-    return Tracking(tracker, folder, pictures) if tracker else contextlib.nullcontext()
+    """Who tells a tracker of the study in a folder, which without a `name` has the folder's, in a `with` statement;
+    None where there is no tracker."""
+    return Tracking(tracker, folder, name, pictures) if tracker else contextlib.nullcontext()
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:

@@ -6,10 +6,10 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.setting import Setting, flag, parts, read
+from dslth_jax.study.config.setting import Setting, flag, parts, read, setting
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
 
@@ -36,8 +36,13 @@ class Sweep(Settings):
     study: str = "dslth_jax"
     """Name of the study in its storage."""
     storage: str | None = None
-    """Optuna's storage as a URL, which several machines may share (each with an --out of its own); None is a file in
-    the sweep's folder."""
+    """Optuna's storage, which several machines may share (each with an --out of its own): a URL, or journal:FILE on a
+    file system that they share; None is a file in the sweep's folder."""
+    submit: Literal["slurm", "local"] | None = setting(None, machine=True)
+    """Have each group of points that share a program trained by a job of its own, on Slurm or on this machine, and
+    gather what came of them."""
+    submit_with: tuple[str, ...] = setting((), machine=True)
+    """What submitit is to know of a job, NAME=VALUE: timeout_min=60, slurm_partition=gpu, slurm_gpus_per_node=1..."""
 
 
 Arms = Mapping[str, Mapping[str, Any]]  # of a comparison, the settings of each by its name
@@ -115,12 +120,17 @@ def statics_of(prepared: Prepared) -> str:
     return json.dumps(parts, default=str)
 
 
-def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[list[int]]:
-    """The numbers of members that are computed together: one program's, as many as fit in memory."""
+def programs_of(members: Sequence[Prepared], numbers: Sequence[int]) -> list[list[int]]:
+    """The numbers of members that can be one program, program after program."""
     by_statics: dict[str, list[int]] = {}
     for number in numbers:
         by_statics.setdefault(statics_of(members[number]), []).append(number)
-    for group in by_statics.values():
+    return [*by_statics.values()]
+
+
+def groups_of(members: Sequence[Prepared], numbers: Sequence[int]) -> Iterator[list[int]]:
+    """The numbers of members that are computed together: one program's, as many as fit in memory."""
+    for group in programs_of(members, numbers):
         most = most_that_fit([members[number] for number in group])
         # Make groups of about one size, so that the last few members need no program of their own.
         even = -(-len(group) // -(-len(group) // most))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
+PATIENCE = 60.0  # seconds that a machine waits for another one's lock on a file of SQLite
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
 
@@ -167,7 +168,9 @@ def study_of(storage: str, name: str, waits: Sequence[float] = (0.1, 0.3, 1.0)) 
     import optuna
 
     try:
-        return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+        return optuna.create_study(
+            storage=storage_of(storage), study_name=name, direction="maximize", load_if_exists=True
+        )
     except Exception as error:
         # If two commands make the tables of one storage at the same moment, one of them finds these half made.
         half_made = any(words in str(error) for words in ("already exists", "UNIQUE", "locked", "no such table"))
@@ -175,3 +178,16 @@ def study_of(storage: str, name: str, waits: Sequence[float] = (0.1, 0.3, 1.0)) 
             raise ValueError(f"--storage {storage} cannot be used: {str(error).splitlines()[0]}") from None
     time.sleep(waits[0])
     return study_of(storage, name, waits[1:])
+
+
+def storage_of(spelled: str) -> Any:
+    """What Optuna takes for a storage: `journal:FILE` is one that a network file system can hold, all else is a URL."""
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    kind, _, place = spelled.partition(":")
+    if kind == "journal":
+        return JournalStorage(JournalFileBackend(place))
+    if kind == "sqlite":
+        return RDBStorage(spelled, engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+    return spelled

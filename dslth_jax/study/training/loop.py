@@ -41,6 +41,9 @@ class Study:
     outcomes: dict[int, Outcome]  # what members have come to so far, by their numbers
     folder: folders.Folder | None = None  # None in all processes but the first, which writes
     path = Path()  # of the folder, in every process
+    name = ""  # what it is called, if not as its folder
+    numbers: Sequence[int] | None = None  # of the members that it trains; None is all
+    elsewhere = False  # whether other processes train them, so that their memory is none of this machine's
     leaves_models = True  # whether the folder gets what agents come to
     can_become_longer = True  # whether a checkpoint of the end stays, from which more rounds go on
     finished = ""  # what to say of a study that has nothing left to do
@@ -107,7 +110,8 @@ def ready(study: Study) -> Study:
     is left behind. A ValueError on bad input."""
     track.check(study.settings.track)
     members = processes.together(study.prepare, identity=identity)
-    list(groups_of(members, range(len(members))))  # refuses what does not fit
+    if not study.elsewhere:
+        list(groups_of(members, range(len(members))))  # refuses what does not fit
     study.folder = folder = processes.together(lambda: study.claim(members), first_alone=True)
     path, study.finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
     study.path = Path(path)
@@ -122,9 +126,8 @@ def train(study: Study, stop: Stop | None = None) -> Any:
     study.said, study.told = console(study.stop, quiet=study.folder is None), set()
     try:
         study.outcomes = study.known()
-        with track.tracking(
-            study.settings.track if study.folder else None, study.path, study.pictures
-        ) as study.tracking:
+        tracker = study.settings.track if study.folder and not study.elsewhere else None
+        with track.tracking(tracker, study.path, study.name, study.pictures) as study.tracking:
             for _ in study.batches():
                 train_members(study)
             return study.concludes()
@@ -136,7 +139,8 @@ def train_members(study: Study) -> None:
     """Train all members that are left; the group at which a study was interrupted goes first."""
     found = interrupted(study)
     first = found.notes["numbers"] if found else []
-    left = [number for number in range(len(study.members)) if number not in (*study.outcomes, *first)]
+    own = range(len(study.members)) if study.numbers is None else study.numbers
+    left = [number for number in own if number not in (*study.outcomes, *first)]
     groups = [*([first] if first else []), *groups_of(study.members, left)]
     for number, group in enumerate(groups, 1):
         if number > 1:

@@ -125,12 +125,23 @@ def leave_run(path: Path, history: History, planned: Plan) -> None:
 class Sweep(Study):
     """Points of a grid, of a search or of a comparison, each with several seeds, in a sweep's folder."""
 
-    def __init__(self, points: Points, ask: Callable[..., Iterator[None]] | None = None) -> None:
+    def __init__(
+        self,
+        points: Points,
+        ask: Callable[..., Iterator[None]] | None = None,
+        submit: Callable[["Sweep"], None] | None = None,
+    ) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
         self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
         self.leaves_models, self.can_become_longer = self.run_folders, False
         self.ask = ask  # which adds members, where it is a search
+        self.submit, self.elsewhere = submit, submit is not None  # which has other processes train them
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
+
+    @property
+    def runs(self) -> Path:
+        """Where members' run folders are."""
+        return self.path / "runs"
 
     def prepare(self) -> list[Prepared]:
         """Check and load every point with every seed; of a search only its corners, to try them."""
@@ -161,7 +172,7 @@ class Sweep(Study):
             ) from None
         for number, failure in ((int(word), failure) for word, failure in config.get("done", {}).items()):
             rounds = (config["settings"] | members[number])["rounds"]
-            left = (folders.read_config(path) or {} for path in (self.path / "runs").glob(f"{number:03d}_*"))
+            left = (folders.read_config(path) or {} for path in self.runs.glob(f"{number:03d}_*"))
             recorded = not self.run_folders or any("finished" in own for own in left)
             if failure is not None or (rows[number] and rows[number][-1]["round"] == rounds and recorded):
                 known[number] = Outcome(rows[number], failure)
@@ -173,6 +184,8 @@ class Sweep(Study):
             yield from self.ask(self.points, self.path, self.outcomes, self.write_config, self.stop)
         else:
             self.write_config()
+            if self.submit:
+                self.submit(self)
             yield
 
     def write_config(self) -> None:
@@ -209,7 +222,7 @@ class Sweep(Study):
 
     def pictures(self, number: int) -> list[Path]:
         """Those of the member's run folder, if it has one."""
-        return sorted(self.path.glob(f"runs/{number:03d}_*/*.png"))
+        return sorted(self.runs.glob(f"{number:03d}_*/*.png"))
 
     def ends(self, planned: Plan, histories: Sequence[History], seconds: float) -> None:
         """Write down that the group is done, and the run folders of its members."""
@@ -217,7 +230,7 @@ class Sweep(Study):
         if self.folder is None:
             return
         for history in histories if self.run_folders else ():
-            leave_run(self.path / "runs" / name_of_member(history.number, history.prepared.name), history, planned)
+            leave_run(self.runs / name_of_member(history.number, history.prepared.name), history, planned)
         # Remove them only now: a sweep that was killed above goes on from them and writes the missing run folders.
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 

@@ -23,7 +23,7 @@ from dslth_jax.study.training.loop import ready, train
 from experiments import sweep
 
 ROOT = Path(__file__).parents[1]
-TINY = {"dataset": "digits", "model": "tiny", "agents": 2, "rounds": 4, "eval_every": 2}
+TINY = {"dataset": "digits", "model": "tiny", "agents": 2, "topology": "complete", "rounds": 4, "eval_every": 2}
 GRID = {**TINY, "grid": ("order=code,paper", "lr=3,10"), "seeds": 2}
 
 

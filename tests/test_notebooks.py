@@ -69,7 +69,7 @@ def test_a_kernel_runs_it(name, tmp_path, monkeypatch):
     notebook = nbformat.reads(json.dumps(NOTEBOOKS[name]), as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    shown = "\n".join(output.get("text", "") for output in outputs)
+    shown = "\n".join(one.get("text", "") + one.get("data", {}).get("text/plain", "") for one in outputs)
     assert "warning" not in shown.lower()
     print(shown)
     accuracies = [float(number) for number in re.findall(r"mean (\d+\.\d)%", shown)]

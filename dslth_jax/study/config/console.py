@@ -53,7 +53,9 @@ class Stream:
 
 def console(stop: Stop | None = None, *, quiet: bool = False) -> Console:
     """The console on which a command, or a function called from Python, says how it goes."""
-    return Console(file=cast(Any, Stream(sys.stdout, stop)), quiet=quiet)
+    # A notebook gets the lines of a log: it shows no line that renews itself, or only by another package.
+    quietly: dict[str, Any] = {"force_jupyter": False, "force_terminal": False} if Console().is_jupyter else {}
+    return Console(file=cast(Any, Stream(sys.stdout, stop)), quiet=quiet, **quietly)
 
 
 def warn(sentence: str) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy.sparse.csgraph import connected_components
 
 from dslth_jax.mixing import Adjacency
@@ -21,8 +22,11 @@ class GraphReport(NamedTuple):
     spectral_gap: float  # 1 - |second eigenvalue| of the mixing matrix, self included; 0 where not connected
 
 
-def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
-    """Degrees, connectedness and spectral gap, for weights that are "uniform" or "metropolis". Host side.
+def report(
+    adjacency: Adjacency, *, weighting: str = "uniform", weights: Float[np.ndarray, "agents agents"] | None = None
+) -> GraphReport:
+    """Degrees, connectedness and spectral gap, for weights that are "uniform" or "metropolis", or for a mixing matrix
+    of `weights` of one's own, whose rows need not add up to 1. Host side.
 
     The gap is that of averaging over one's neighbours and oneself: the larger, the faster news spread.
 
@@ -35,7 +39,9 @@ def report(adjacency: Adjacency, *, weighting: str = "uniform") -> GraphReport:
     degrees = adjacency.sum(axis=1)
     components, _ = connected_components(adjacency, directed=True, connection="strong")
     connected = components == 1
-    if weighting == "metropolis":
+    if weights is not None:
+        mixing = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+    elif weighting == "metropolis":
         mixing = adjacency / (1 + np.maximum(degrees[:, None], degrees[None]))
         mixing += np.diag(1 - mixing.sum(axis=1))
     else:

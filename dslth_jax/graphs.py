@@ -25,6 +25,7 @@ from dslth_jax.mixing import (
     graph_of,
     listeners,
     metropolis,
+    mixing_of,
     of_matrix,
     of_networkx,
     weighted,
@@ -32,8 +33,8 @@ from dslth_jax.mixing import (
 
 __all__ = [
     "Adjacency", "Graph", "Topology", "adjacency_of", "changing_erdos_renyi", "changing_regular", "complete",
-    "erdos_renyi", "graph_of", "listeners", "metropolis", "of_matrix", "of_networkx", "regular", "ring", "small_world",
-    "star", "torus", "weighted",
+    "erdos_renyi", "graph_of", "listeners", "metropolis", "mixing_of", "of_matrix", "of_networkx", "regular", "ring",
+    "small_world", "star", "torus", "weighted",
 ]  # fmt: skip
 
 MOST_NEIGHBOURS = 300  # of regular graphs that networkx draws: with more it tries again and again, for minutes

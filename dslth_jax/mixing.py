@@ -71,6 +71,8 @@ def of_matrix(matrix: Shaped[np.ndarray, "..."], *, directed: bool = False) -> T
     """
     if matrix.ndim != 2 or len(set(matrix.shape)) > 1 or not matrix.size:
         raise ValueError(f"a matrix of agents must be square, got {' x '.join(map(str, matrix.shape))}")
+    with np.errstate(over="ignore"):  # what is too large for the type of weights is infinite, and refused
+        matrix = matrix.astype(jnp.result_type(float))
     fits = np.isfinite(matrix) & (matrix >= 0)
     if not fits.all():
         i, j = np.argwhere(~fits)[0].tolist()
@@ -80,7 +82,7 @@ def of_matrix(matrix: Shaped[np.ndarray, "..."], *, directed: bool = False) -> T
         i, j = np.argwhere(heard != heard.T)[0]
         raise ValueError(f"a graph that is not directed must be symmetric, and rows {i} and {j} (from 0) disagree")
     if not np.isin(matrix, (0, 1)).all():
-        return Topology(graph_of(heard, matrix.astype(float), own.astype(float)))
+        return Topology(graph_of(heard, matrix, own))
     if own.any() and not own.all():
         agent, other = np.argmax(own != 0), np.argmax(own == 0)
         raise ValueError(f"a diagonal of 0 and 1 must be all one of them, and agents {agent} and {other} differ in it")
@@ -107,8 +109,15 @@ def matrix_of(graph: Any) -> Float[np.ndarray, "_ _"]:
 
 
 def with_own(matrix: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
-    """The matrix as it is or, where nobody is said to hear itself, with 1 on its diagonal."""
-    return matrix if matrix.diagonal().any() else matrix + np.eye(len(matrix))
+    """The matrix with 1 on its diagonal for everybody who is not said to hear itself."""
+    return matrix + np.diag(matrix.diagonal() == 0)
+
+
+def mixing_of(graph: Graph) -> Float[np.ndarray, "agents agents"]:
+    """The mixing matrix of a graph: weights of those who are heard and, on the diagonal, of own values. Host side."""
+    mixing = np.diag(np.asarray(graph.own, float))
+    mixing[np.asarray(graph.receivers), np.asarray(graph.senders)] += np.asarray(graph.weights, float)
+    return mixing
 
 
 def adjacency_of(graph: Graph) -> Adjacency:

@@ -188,13 +188,18 @@ def owned(
         return Partition(train, [], [])
     if test_owner is None:
         return Partition(train, *tests_in_proportion(test_labels, _held(labels, train), rng))
-    rank = rank_in_class(test_labels)
-    own_tests = [np.flatnonzero(test_owner == name) for name in names]
-    for agent, own in enumerate(own_tests):
+    if (test_owner.dtype.kind == "U") != (owner.dtype.kind == "U"):
+        raise ValueError(f"owner and test_owner must both be words or numbers, got {owner.dtype}, {test_owner.dtype}")
+    tests, ranks = list[Indices](), list[Ranks]()
+    for agent, name in enumerate(names):
+        own = np.flatnonzero(test_owner == name)
         if not own.size:
             raise ValueError(f"agent {agent} owns no test sample: leave test_owner out, or give it some")
-    tests = [own[np.argsort(rank[own], kind="stable")].astype(np.int32) for own in own_tests]
-    return Partition(train, tests, [rank[own] for own in tests])
+        rank = rank_in_class(test_labels[own])  # among its own: others have theirs
+        order = np.argsort(rank, kind="stable")
+        tests.append(own[order].astype(np.int32))
+        ranks.append(rank[order])
+    return Partition(train, tests, ranks)
 
 
 def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:

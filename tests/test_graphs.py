@@ -859,7 +859,41 @@ def test_edges_are_read_with_and_without_a_count(adjacency_file, count, back):
 def test_a_directed_edge_carries_messages_to_its_second_agent(adjacency_file):
     graph = topology_of(adjacency_file("3\n0 1 0.5\n0,2,0.25\n1 1 0.75"), 3, seed=0, directed=True).graph
     assert list(zip(graph.receivers.tolist(), graph.senders.tolist(), strict=True)) == [(1, 0), (2, 0)]
-    assert (graph.weights.tolist(), graph.own.tolist()) == ([0.5, 0.25], [0, 0.75, 0])
+    assert (graph.weights.tolist(), graph.own.tolist()) == ([0.5, 0.25], [1, 0.75, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "agents", "links"),
+    [("0 1\n1 2", 3, [(0, 1), (1, 2)]), ("0 1 0.5\n1 2 0.5\n2 3 0.5", 4, [(0, 1), (1, 2), (2, 3)])],
+    ids=["two edges", "three edges with weights"],
+)
+def test_as_many_edges_as_columns_are_edges(adjacency_file, content, agents, links):
+    both = {*links, *((other, one) for one, other in links)}
+    assert links_of(matrix(adjacency_file(content), agents)) == both
+
+
+def test_what_may_be_a_matrix_or_edges_is_not_guessed(adjacency_file):
+    path = adjacency_file("0 1 0.5\n1 2 0.5\n2 0 0.5")
+    with pytest.raises(
+        ValueError, match="may be a matrix of 3 agents, or 3 edges: give edges a first line that says 3"
+    ):
+        topology_of(path, 3, seed=0, directed=True)
+    counted = adjacency_file("3\n0 1 0.5\n1 2 0.5\n2 0 0.5")
+    assert topology_of(counted, 3, seed=0, directed=True).graph.senders.tolist() == [2, 0, 1]
+    assert matrix(adjacency_file("0 1 1\n1 0 1\n1 1 0"), 3).sum() == 6
+
+
+def test_networkx_may_write_other_attributes_of_edges(adjacency_file):
+    path = adjacency_file("0 1 {'color': 'red', 'weight': 0.5}\n1 2 {'color': 'blue'}\n2 3 {}\n0 3 {}\n")
+    assert topology_of(path, 4, seed=0).graph.weights.tolist() == [0.5, 1, 0.5, 1, 1, 1, 1, 1]
+
+
+def test_a_graph_with_weights_is_reported_with_them():
+    """By the second eigenvalue of its own mixing matrix."""
+    mixing = np.array([[0.9, 0.1, 0], [0.1, 0.8, 0.1], [0, 0.1, 0.9]])
+    made = graphs.of_matrix(mixing).graph
+    np.testing.assert_allclose(graphs.mixing_of(made), mixing, rtol=1e-6)
+    assert report(adjacency_of(made), weights=graphs.mixing_of(made)).spectral_gap == pytest.approx(0.1, abs=1e-6)
 
 
 @pytest.mark.parametrize("diagonal", [0, 1])
@@ -909,9 +943,14 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
         ("3\n0 1\n1 2", "has 3 agents, expected 2: say --agents 3"),
         ("0 1\n1 2\n0 2", "must name agents in 0..1, got 2 in line 2: mend it, or say --agents 3"),
         ("2\n0 1\n0 0.5", "must name agents in 0..1, got 0.5 in line 3"),
-        ("2\n0 1 1\n0 1 2", "must give an edge one weight, got 1 and 2 in line 3"),
-        ("0 1\n0 0", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),
-        ("0 1\n1 1", "a diagonal of 0 and 1 must be all one of them, and agents 1 and 0 differ in it: mend it"),
+        ("2\n0 1 1\n0 1 2", "must name an edge once, got 0 1 again in line 3"),
+        ("2\ninf 1", "must name agents in 0..1, got inf in line 2"),
+        (
+            "0 1\n0 0",
+            "may be a matrix of 2 agents, or 2 edges: give edges a first line that says 2, or give a matrix as .npy",
+        ),
+        ("0 1e300\n1e300 0", "weights must be finite and at least 0, got inf in row 0, column 1, from 0: mend it"),
+        ("0 1\n0 0.5", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),
     ],
 )
 def test_bad_files_are_refused_by_what_is_wrong(adjacency_file, content, message):

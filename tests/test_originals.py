@@ -130,6 +130,14 @@ def test_every_form_is_read_wherever_it_lies(name, form, place, tmp_path):
         assert_is(datasets.load(name, tmp_path / way), name)
 
 
+def test_an_archive_is_read_beside_a_folder_that_is_not_whole(tmp_path):
+    form = ORIGINALS["cifar10"].forms[1]
+    files = given_away("cifar10", form)
+    put(tmp_path / form.folder, {"data_batch_1": files["data_batch_1"]})
+    put(tmp_path, {form.archive: archived(form, files)})
+    assert_is(datasets.load("cifar10", tmp_path), "cifar10")
+
+
 def test_pickles_run_nothing(tmp_path):
     """A data file of a stranger's is data."""
     form = ORIGINALS["cifar10"].forms[1]

@@ -583,6 +583,7 @@ def test_class_files_speak_the_datas_own_labels(tmp_path):
         ("owner\nme\nyou\nme\nme", ["me", "you", "me", "me"]),
         ("sample,owner\n3,1\n0,0  # the last two are nobody's\n", [0, -1, -1, 1]),
         ("2 'a b'\n1 c", ["", "c", "a b", ""]),
+        ("0,John Smith\n1,O'Brien\n2,\n3,007", ["John Smith", "O'Brien", "", "007"]),
     ],
 )
 def test_owners_are_read_line_by_line(tmp_path, content, expected):
@@ -614,6 +615,13 @@ def test_bad_owner_files_are_refused(tmp_path, content, message):
     path.write_text(content)
     with pytest.raises(ValueError, match=f"^the owner file {re.escape(str(path))} {message}"):
         read_owners(path, 4)
+
+
+def test_a_quick_evaluation_takes_as_many_of_every_owners_samples():
+    """Ranks are counted among an agent's own samples: others have theirs."""
+    test_labels, test_owner = np.zeros(300, int), np.repeat([0, 1, 2], 100)
+    held = partition.owned(np.zeros(3, int), 3, owner=np.arange(3), test_labels=test_labels, test_owner=test_owner)
+    assert [(ranks.min(), ranks.max(), len(ranks)) for ranks in held.ranks] == [(0, 99, 100)] * 3
 
 
 OWNERS = [[0, 0, 1, 1, -1, 1, 0, 1], [7, 7, 9, 9, -1, 9, 7, 9], ["me", "me", "you", "you", "", "you", "me", "you"]]

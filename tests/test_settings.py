@@ -224,7 +224,7 @@ def digits_with(tmp_path, **arrays):
     return tmp_path / "own.npz"
 
 
-@pytest.mark.parametrize("way", ["in the data", "said too", "in a file", "another way said"])
+@pytest.mark.parametrize("way", ["in the data", "said too", "in a file", "another way said", "four classes said"])
 def test_whose_each_sample_is_is_followed(tmp_path, way):
     """Where the data says it and nothing else is said, or where a file says it, whatever the data says."""
     owner = np.arange(1437) % 3
@@ -233,13 +233,15 @@ def test_whose_each_sample_is_is_followed(tmp_path, way):
     flags = {
         "in the data": {},
         "said too": {"partition": "owner"},
+        "four classes said": {"classes_per_agent": 4},
         "in a file": {"owner_file": tmp_path / "owner.npy"},
         "another way said": {"partition": "iid"},
     }[way]
     prepared = prepare(Settings(data_file=data, agents=3, topology="ring", **flags))
-    assert prepared.settings.partition == ("iid" if way == "another way said" else "owner")
+    others = {"another way said": "iid", "four classes said": "classes:4"}
+    assert prepared.settings.partition == others.get(way, "owner")
     held = [sorted(row[:size].tolist()) for row, size in zip(*prepared.train[2:4], strict=True)]
-    assert (held == [list(range(agent, 1437, 3)) for agent in range(3)]) == (way != "another way said")
+    assert (held == [list(range(agent, 1437, 3)) for agent in range(3)]) == (way not in others)
 
 
 def test_who_has_no_owner_is_told(tmp_path):

@@ -224,7 +224,7 @@ def test_what_one_process_is_refused_ends_all_in_the_same_line(tmp_path):
     for code, _, said in end(*together):
         assert code == 2
         assert said.count("\n") == 1
-        assert "an adjacency file that exists, got" in said
+        assert "a graph's file that exists, got" in said
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_what_was_told_is_damaged(tmp_path, calls, capsys):
     (tmp_path / "run" / "tracked.json").write_text("{")
     cifar.run(Settings(**TINY, track="fake", out=tmp_path / "run", resume=True))
     assert calls == []
-    assert "tracked.json must be JSON" in capsys.readouterr().err
+    assert "tracked.json must say what has been tracked, and does not: remove it" in capsys.readouterr().err
 
 
 def test_a_tracker_that_is_not_there_is_one_line_and_no_folder(tmp_path, monkeypatch, capsys):

@@ -63,7 +63,7 @@ def filled_in(settings: Settings) -> Settings:
     elif settings.owner_file is not None:
         filled["partition"] = "owner"
     elif settings.class_file is None:
-        filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent}"
+        filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent or 4}"
     resolved = dataclasses.replace(settings, **filled)
     check_switches(resolved)
     check_optimizer(settings, resolved)

@@ -38,8 +38,8 @@ class Data:
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
     """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed), iid, or owner (as
     the data says); None is owner where the data has some, else classes:CLASSES_PER_AGENT."""
-    classes_per_agent: int = setting(4, bounds=COUNT, unit="classes", traced=True)
-    """How many classes each agent has, drawn at random."""
+    classes_per_agent: int | None = setting(None, bounds=COUNT, unit="classes", traced=True)
+    """How many classes each agent has, drawn at random; None is 4."""
     class_file: Path | None = setting(None, traced=True, against=("partition", "dirichlet_alpha", "classes_per_agent"))
     """Text file of one line of classes an agent, instead of drawn ones."""
     owner_file: Path | None = setting(

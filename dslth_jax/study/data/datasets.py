@@ -56,11 +56,14 @@ def of_name(name: str, data_dir: Path | None) -> Dataset:
     folder = data_folder(data_dir)
     if versions := prepared.versions(name, folder):
         files = sorted(path for path in versions[-1].rglob("*") if path.is_file())
-        return cached(name, files, lambda: prepared.read(name, versions[-1]))
+        source = f"{name} {versions[-1].name}, prepared by tensorflow-datasets"
+        return cached(name, files, lambda: prepared.read(name, versions[-1]))._replace(source=source)
     kept = folder if data_dir else cache_folder(make=False)
     places = (originals.find(name, place) for place in (folder, kept) if place)
     if found := next(filter(None, places), None):
-        return cached(name, found[1], lambda: originals.read(name, *found))
+        form, files = found
+        source = f"{form.folder or name}, as its makers give it away"
+        return cached(name, files, lambda: originals.read(name, form, files))._replace(source=source)
     if folder.name == name:
         raise ValueError(f"--data-dir must be the folder that holds {name}, got {folder} itself: give {folder.parent}")
     missing = f"{name} is not in {folder}, neither prepared by tensorflow-datasets nor as its makers give it away"
@@ -99,7 +102,7 @@ def digits() -> Dataset:
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     parts = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-    return Dataset(parts[0], parts[2], parts[1], parts[3], 10)  # of either array the training part stands first
+    return Dataset(parts[0], parts[2], parts[1], parts[3], 10, source="scikit-learn")  # parts: training, test
 
 
 # By name; a script may add to them.

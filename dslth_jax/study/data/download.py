@@ -2,8 +2,10 @@
 
 import contextlib
 import http.client
+import ssl
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,8 +63,13 @@ def reachable(address: str, seconds: float = SECONDS_TO_CONNECT) -> bool:
 
     def ask() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            with contextlib.suppress(urllib.request.HTTPError):  # an answer, too
+            try:
                 urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=seconds).close()
+            except urllib.error.HTTPError:  # an answer, too
+                pass
+            except urllib.error.URLError as error:
+                if not isinstance(error.reason, ssl.SSLError):  # which only this Python's certificates may not know
+                    raise
             answered.set()
 
     thread = threading.Thread(target=ask, daemon=True)

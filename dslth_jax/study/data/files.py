@@ -38,7 +38,9 @@ def load_file(path: Path) -> Dataset:
         if name in arrays
     }
     own_labels: tuple[int | str, ...] = ()
-    if "classes" in arrays and train.dtype.kind != "U":
+    if "classes" in arrays and "U" in (train.dtype.kind, test.dtype.kind):
+        raise ValueError(f"classes in {path} goes with labels that are numbers, and there are words: leave it out")
+    if "classes" in arrays:
         classes = count_of_classes(arrays["classes"], train, test, path)
         train, test = train.astype(np.int32), test.astype(np.int32)
     else:
@@ -48,7 +50,7 @@ def load_file(path: Path) -> Dataset:
             raise ValueError(f"the data file {path}: {error}") from None
         classes = len(own_labels)
     own_labels = () if own_labels == tuple(range(classes)) else own_labels
-    return Dataset(images[0], train, images[1], test, classes, own_labels, **owners)
+    return Dataset(images[0], train, images[1], test, classes, own_labels, **owners, source=path.name)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ class Dataset(NamedTuple):
     own_labels: tuple[int | str, ...] = ()  # the data's own word for each class; empty where these are 0..classes-1
     owner: Owners | None = None  # whose each training sample is, where the data says so
     test_owner: Owners | None = None
+    source: str = ""  # what it was read from, in words
 
 
 def resized(dataset: Dataset, side: int) -> Dataset:
@@ -82,7 +83,13 @@ def checked_images(images: np.ndarray, name: str) -> Images:
 def checked_labels(labels: np.ndarray, samples: int, name: str) -> np.ndarray:
     """One whole number, or one word, for each of so many samples; a ValueError if they are something else."""
     labels = as_whole_numbers(labels, np.int64)
-    labels = np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+    if labels.dtype.kind == "S":
+        try:
+            labels = np.char.decode(labels, "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} must be words in UTF-8, and are not ({error.reason})") from None
+    if labels.dtype.kind == "u" and labels.size and labels.max() < 2**63:
+        labels = labels.astype(np.int64)  # so that it goes with numbers that have signs
     # Not by subclass: spans of time count as integers there.
     if labels.dtype.kind not in "iuU" or labels.shape != (samples,):
         instead = "; of one-hot rows take the argmax" if labels.ndim == 2 else ""

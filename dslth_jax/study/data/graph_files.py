@@ -12,6 +12,8 @@ from dslth_jax.mixing import Topology, matrix_of, of_matrix, with_own
 from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.data.lists import words_by_line
 
+Line = tuple[int, Sequence[float]]  # the number of a line, and its numbers
+
 
 def read_graph(path: Path, agents: int, directed: bool = False) -> Topology:
     """The graph of a file, by the end of its name: .npy (a matrix), .gml, .graphml, or else text.
@@ -59,7 +61,7 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
     rows = [(number, numbers_of(words, file, number)) for number, words in lines.items()]
     widths = [len(row) for _, row in rows]
     if widths and {*widths} == {len(widths)}:
-        return np.array([row for _, row in rows])
+        return of_square(rows, file, agents, directed)
     if widths[:1] == [1]:
         ((_, (count,)), *rows) = rows
         if count != agents:
@@ -70,10 +72,27 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
     return of_edges(rows, file, agents, directed)
 
 
+def of_square(rows: Sequence[Line], file: str, agents: int, directed: bool) -> np.ndarray:
+    """The matrix of as many rows as columns: these, unless they make sense as edges alone. Two or three rows may be
+    both; then a ValueError."""
+    matrix = np.array([row for _, row in rows])
+    try:
+        edges = of_edges(rows, file, agents, directed) if len(rows) in (2, 3) else None
+    except ValueError:
+        edges = None
+    if edges is None:
+        return matrix
+    if len(rows) != agents or np.array_equal(with_own(matrix), edges):
+        return edges
+    wanted = f"give edges a first line that says {agents}, or give a matrix as .npy"
+    raise ValueError(f"{file} may be a matrix of {agents} agents, or {len(rows)} edges: {wanted}")
+
+
 def words_of(line: str) -> list[str]:
     """The words of a line without its comment; of the attributes that networkx writes of an edge its weight alone."""
-    line = re.sub(r"\{(?:'weight': ([^,}]*))?[^}]*\}", r" \1", re.split("[#%]", line)[0])
-    return line.replace(",", " ").split()
+    bare, brace, attributes = re.split("[#%]", line)[0].partition("{")
+    weight = re.search(r"'weight': ([^,}]*)", attributes) if brace else None
+    return [*bare.replace(",", " ").split(), *([weight[1]] if weight else [])]
 
 
 def numbers_of(words: Sequence[str], file: str, line: int) -> list[float]:
@@ -88,21 +107,18 @@ def numbers_of(words: Sequence[str], file: str, line: int) -> list[float]:
     return numbers
 
 
-def of_edges(
-    edges: Sequence[tuple[int, Sequence[float]]], file: str, agents: int, directed: bool
-) -> Float[np.ndarray, "agents agents"]:
+def of_edges(edges: Sequence[Line], file: str, agents: int, directed: bool) -> Float[np.ndarray, "agents agents"]:
     """The matrix of edges, each with the number of its line: sender, receiver, and perhaps a weight."""
     matrix = np.zeros((agents, agents))
     for line, (sender, receiver, *weights) in edges:
         for end in (sender, receiver):
-            if not (0 <= end < agents and end == int(end)):
-                more = f": mend it, or say --agents {end + 1:g}" if end >= agents and end == int(end) else ""
+            if not (0 <= end < agents and end.is_integer()):
+                more = f": mend it, or say --agents {end + 1:g}" if end >= agents and end.is_integer() else ""
                 raise ValueError(f"{file} must name agents in 0..{agents - 1}, got {end:g} in line {line}{more}")
         place, weight = (int(receiver), int(sender)), weights[0] if weights else 1.0
         if not 0 < weight < math.inf:
             raise ValueError(f"{file} must give edges weights above 0, got {weight:g} in line {line}")
-        if matrix[place] not in (0, weight):
-            got = f"got {matrix[place]:g} and {weight:g} in line {line}"
-            raise ValueError(f"{file} must give an edge one weight, {got}")
+        if matrix[place]:
+            raise ValueError(f"{file} must name an edge once, got {sender:g} {receiver:g} again in line {line}")
         matrix[place] = weight
     return with_own(matrix if directed else np.where(matrix == 0, matrix.T, matrix))

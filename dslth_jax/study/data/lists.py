@@ -1,5 +1,7 @@
 """Text files of words: the classes of each agent, the owner of each sample."""
 
+import csv
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,16 @@ def quoted_words(line: str) -> list[str]:
     lexer = shlex.shlex(line, posix=True)
     lexer.whitespace_split, lexer.whitespace, lexer.escape = True, " \t,", ""
     return list(lexer)
+
+
+def cells_of(line: str) -> list[str]:
+    """The cells of a line of comma-separated values, where # behind a blank begins a comment; without a comma, its
+    words."""
+    line = re.split(r"(?:^|\s)#", line)[0]
+    if "," not in line:
+        return quoted_words(line)
+    cells = [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True))]
+    return cells if any(cells) else []
 
 
 def read_classes(path: Path, agents: int, classes: int, own_labels: Sequence[int | str] = ()) -> list[list[int]]:
@@ -88,7 +100,7 @@ def read_owners(path: Path, samples: int) -> Owners:
             return checked_labels(np.load(path, allow_pickle=False), samples, file)
         except Exception as error:  # torn files raise many kinds
             raise ValueError(f"{file} must be a .npy of one owner a sample, and is not ({error})") from None
-    lines = words_by_line(path, file, "one owner for each training sample", quoted_words)
+    lines = words_by_line(path, file, "one owner for each training sample", cells_of)
     rows = [*lines.values()]
     rows = rows[1:] if rows and rows[0][-1].lower() == "owner" else rows
     widths = {*map(len, rows)}
@@ -110,7 +122,6 @@ def read_owners(path: Path, samples: int) -> Owners:
 
 def as_numbers(owners: Sequence[str]) -> Owners:
     """Owners as whole numbers, where all are such, with -1 for nobody; as words otherwise, with "" for nobody."""
-    try:
+    if all(re.fullmatch(r"(0|-?[1-9]\d{0,17})?", owner, re.ASCII) for owner in owners):
         return np.array([int(owner or -1) for owner in owners])
-    except ValueError:
-        return np.array(owners)
+    return np.array(owners)

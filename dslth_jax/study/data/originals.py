@@ -165,10 +165,10 @@ def find(name: str, folder: Path) -> tuple[Form, list[Path]] | None:
             names = [*form.train, *form.test]
             spelled = [(place / form.folder / one, place / form.folder / f"{one}.gz") for one in names]
             files = [next(filter(Path.is_file, both), None) for both in spelled]
-            if found := [file for file in files if file is not None]:
-                if len(found) == len(names):
-                    return form, found
-            elif form.archive and (place / form.archive).is_file():
+            found = [file for file in files if file is not None]
+            if len(found) == len(names):
+                return form, found
+            if form.archive and (place / form.archive).is_file():
                 return form, [place / form.archive]
     return None
 

@@ -14,7 +14,8 @@ from dslth_jax.study.data.form import Dataset, Images, Labels
 
 def versions(name: str, folder: Path) -> list[Path]:
     """The folders of the versions in which a data set is prepared in a data folder, the oldest first."""
-    found = [path.parent for path in (folder / name).glob("*/dataset_info.json")]
+    # A preparation that was killed leaves a folder incomplete.NAME.
+    found = [path.parent for path in (folder / name).glob("[0-9]*/dataset_info.json")]
     return sorted(found, key=lambda path: [int(part) if part.isdecimal() else -1 for part in path.name.split(".")])
 
 

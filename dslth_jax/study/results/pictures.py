@@ -73,7 +73,8 @@ def partition_picture(folder: Path, prepared: "Prepared") -> None:
     def draw(figure: "plots.Figure") -> None:
         sides = {"training samples": prepared.train, "test samples": prepared.tests}
         for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
-            table = pd.DataFrame(prepared.held(shares)).rename_axis(index="agent", columns="class")
+            table = pd.DataFrame(prepared.held(shares), columns=[*prepared.labels])
+            table = table.rename_axis(index="agent", columns="class")
             plots.draw_heat_map(axes, table, words="samples", cmap="Blues", vmin=0, aspect="auto")
             axes.set_title(title)
 

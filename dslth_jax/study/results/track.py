@@ -176,7 +176,9 @@ def check(name: Any) -> None:
         return
     if name not in [*TRACKERS]:
         raise ValueError(refusal("track", f"one of {', '.join(TRACKERS)}", name, TRACKERS))
-    if find_spec(package := TRACKERS[name].package) is None:
+    package = TRACKERS[name].package
+    found = find_spec(package)
+    if found is None or found.origin is None:  # some trackers leave a folder of their name, which is no package
         raise ValueError(f"{name} needs {package}, which is not installed: pip install 'dslth-jax[{name}]'")
 
 
@@ -201,6 +203,7 @@ class Tracking:
     def __init__(self, tracker: str, folder: Path, name: str, pictures: Callable[[int], Sequence[Path]]) -> None:
         self.tracker, self.folder, self.name, self.pictures = tracker, folder, name or folder.resolve().name, pictures
         self.warned = False
+        self.answers = 0  # of the tracker, so far
         self.open: dict[int, Calls] = {}  # of members that the tracker has started
         self.not_ended: set[int] = set()  # members of which it has been told
         self.kept: dict[str, Any] | None = None  # the content of FILE
@@ -214,11 +217,15 @@ class Tracking:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """End what is still open, as the study ends, and wait a while for the tracker."""
-        how = FINISHED if error is None else STOPPED if isinstance(error, StoppedError) else FAILED
+        stopped = isinstance(error, StoppedError | KeyboardInterrupt)
+        how = FINISHED if error is None else STOPPED if stopped else FAILED
         for number in sorted(self.not_ended):
             self.end(number, how)
         self.jobs.put(None)
-        self.thread.join(WAIT)
+        answers = -1
+        while self.thread.is_alive() and answers != self.answers:  # it may have much to take, one after the other
+            answers = self.answers
+            self.thread.join(WAIT)
         if self.thread.is_alive():
             self.complain(f"gave no answer for {WAIT:.0f} s")
 
@@ -247,6 +254,7 @@ class Tracking:
         if self.kept is None:
             self.kept = read(self.folder / FILE)
         own = self.kept.setdefault(self.tracker, {"id": uuid.uuid4().hex[:12], "rounds": {}})
+        self.keep()
         rounds = own["rounds"]
         try:
             for member in members:
@@ -254,8 +262,14 @@ class Tracking:
                 for row in (row for row in member.rows if row["round"] > rounds.get(number, -1)):
                     self.started(member, own["id"]).row(row["round"], time.time(), numbers_of(row))
                     rounds[number] = row["round"]
+                    self.answers += 1
+                self.keep()
         finally:
-            replace(self.folder / FILE, json.dumps(self.kept) + "\n")
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what has been told."""
+        replace(self.folder / FILE, json.dumps(self.kept) + "\n")
 
     def started(self, member: Member, id: str) -> Calls:
         """The tracked run of a member."""
@@ -266,6 +280,7 @@ class Tracking:
             if member.name:
                 about = Tracked(f"{self.name}/{name}", self.name, f"{id}-{member.number}", settings, beside / name)
             self.open[member.number] = TRACKERS[self.tracker].start(about)
+            self.answers += 1
         return self.open[member.number]
 
     def close(self, number: int, how: str, pictures: Sequence[Path]) -> None:
@@ -274,8 +289,10 @@ class Tracking:
             try:
                 for path in pictures:
                     calls.picture((self.kept or {})[self.tracker]["rounds"][str(number)], path)
+                    self.answers += 1
             finally:
                 calls.end(how)
+                self.answers += 1
 
     def complain(self, what: str) -> None:
         """Warn that something went wrong; once, for it may be so with every row."""
@@ -300,7 +317,10 @@ def plain(settings: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
 
 def read(path: Path) -> dict[str, Any]:
     """What an earlier command has told; nothing where there was none."""
-    kept = from_json(read_text(path), str(path)) if path.is_file() else {}
+    try:
+        kept = from_json(read_text(path), str(path)) if path.is_file() else {}
+    except ValueError:
+        kept = None
     if not isinstance(kept, dict):
         raise ValueError(f"{path} must say what has been tracked, and does not: remove it")
     return kept

@@ -1,15 +1,17 @@
 """A sweep on a cluster: each group of members that share a program is one job, by submitit, on Slurm or here.
 
-A job trains its members in a folder of its own, `jobs/NUMBER` of the sweep's, and always goes on with what is there: so
+A job trains its members in a folder of its own, under `jobs` in the sweep's, and always goes on with what is there: so
 it may be queued again. The command that has submitted the jobs waits for them, and gathers their rows into the sweep's
 folder, as if it had trained all members itself.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import signal
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -33,7 +35,7 @@ class Part(records.Sweep):
     numbers: Sequence[int]
 
     def __init__(self, points: Points, place: int, numbers: Sequence[int], whole: Path) -> None:
-        own = whole / "jobs" / f"{place:03d}"
+        own = whole / "jobs" / f"{place:03d}_{zlib.crc32(repr([*numbers]).encode()):08x}"  # of these members alone
         settings = dataclasses.replace(points.settings, out=own, resume=True, submit=None, submit_with=())
         super().__init__(dataclasses.replace(points, settings=settings, members=[]))
         self.numbers, self.path, self.whole, self.name = numbers, own, whole, whole.name
@@ -65,7 +67,8 @@ class Job(NamedTuple):
         }
         points = Points(with_own_settings(Sweep)(**known), **self.points)
         stop = Stop()
-        stop.listen()
+        if "SLURM_JOB_ID" not in os.environ:  # whose signals submitit answers, by `checkpoint`
+            stop.listen()
         try:
             study = ready(Part(points, self.place, self.numbers, self.whole))
             if not study.finished:
@@ -145,13 +148,14 @@ def submit(study: records.Sweep) -> None:
             for number in [number for number, (_, job) in open_ones.items() if job.done()]:
                 (part, _), job = open_ones.pop(number)
                 complaint = complaint_of(job)
-                if not gather(study, part):
+                if not (whole_part := gather(study, part)):
                     wrong.append(f"job {job.job_id}: {complaint or 'it ended before its members did'}")
-                say(f"job {number} of {len(jobs)} {'failed' if complaint else 'is done'}")
+                say(f"job {number} of {len(jobs)} {'is done' if whole_part else 'failed'}")
             time.sleep(SECONDS_BETWEEN_LOOKS if open_ones else 0)
     finally:
         for _, job in open_ones.values():
-            end(job, settings)
+            with contextlib.suppress(Exception):  # one that cannot be ended keeps none of the others running
+                end(job, settings)
     if wrong:
         what = f"{len(wrong)} of {len(jobs)} jobs failed ({wrong[0]})"
         raise ValueError(f"{what}: mend it, and --resume --out {study.path} goes on with what is left")

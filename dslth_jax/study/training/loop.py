@@ -111,7 +111,7 @@ def ready(study: Study) -> Study:
     track.check(study.settings.track)
     members = processes.together(study.prepare, identity=identity)
     if not study.elsewhere:
-        list(groups_of(members, range(len(members))))  # refuses what does not fit
+        list(groups_of(members, own_of(study)))  # refuses what does not fit
     study.folder = folder = processes.together(lambda: study.claim(members), first_alone=True)
     path, study.finished = processes.as_first_says([str(folder.path), folder.finished] if folder else ["", ""])
     study.path = Path(path)
@@ -139,14 +139,18 @@ def train_members(study: Study) -> None:
     """Train all members that are left; the group at which a study was interrupted goes first."""
     found = interrupted(study)
     first = found.notes["numbers"] if found else []
-    own = range(len(study.members)) if study.numbers is None else study.numbers
-    left = [number for number in own if number not in (*study.outcomes, *first)]
+    left = [number for number in own_of(study) if number not in (*study.outcomes, *first)]
     groups = [*([first] if first else []), *groups_of(study.members, left)]
     for number, group in enumerate(groups, 1):
         if number > 1:
             study.stop.obey(processes.anywhere)
         heading = f"group {number} of {len(groups)}, " if len(groups) > 1 else ""
         train_group(study, group, found if number == 1 else None, heading)
+
+
+def own_of(study: Study) -> Sequence[int]:
+    """The numbers of the members that a study trains."""
+    return range(len(study.members)) if study.numbers is None else study.numbers
 
 
 def interrupted(study: Study) -> Found | None:

@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
     retentions: tuple[float | None, ...]  # of each agent; None where its algorithm has none
     classes: int
     labels: tuple[int | str, ...]  # by which the data itself calls them
+    source: str  # where the data was read from
     train: Shares
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)
@@ -148,7 +149,8 @@ def identity(members: Sequence[Prepared]) -> dict[str, str]:
     each: list[dict[str, Any]] = []
     for member in members:
         given = dataclasses.asdict(member.settings)
-        given |= {name: given[name] is not None for name in ("data_file", "class_file")}  # a host's own paths
+        # A host may have its own paths.
+        given |= {name: given[name] is not None for name in ("data_file", "class_file", "owner_file")}
         each.append({name: given[name] for name in names} | fingerprints([member])[0])
     versions = {f"the version of {package}": importlib.metadata.version(package) for package in PACKAGES}
     return versions | numerics() | {name: str([own[name] for own in each]) for name in each[0]}
@@ -156,7 +158,9 @@ def identity(members: Sequence[Prepared]) -> dict[str, str]:
 
 def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
     """A short name of all data that each member learns from, part by part; images are common to all of them."""
-    images = digest_of([members[0].train[:2], members[0].tests[:2]])
+    first = members[0]
+    own = [] if first.labels == tuple(range(first.classes)) else [np.frombuffer(repr(first.labels).encode(), np.uint8)]
+    images = digest_of([first.train[:2], first.tests[:2], *own])
     return [
         {
             "the images and labels": images,

@@ -15,7 +15,7 @@ from dslth_jax.graph_report import report
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.label_shares import class_counts, overlap
 from dslth_jax.links import added_up, by_similarity, chain, dropped, loses_for_good, resent
-from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, weighted
+from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, mixing_of, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
@@ -46,15 +46,8 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         processes.start_processes(settings.coordinator, settings.processes, settings.process)
     check_machine()
     given, settings = settings, filled_in(settings)
-    load = load or datasets.named
-    dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
-    if settings.owner_file:
-        owner = read_owners(settings.owner_file, len(dataset.train_labels))
-        dataset = dataset._replace(owner=owner, test_owner=None)
-    elif dataset.owner is not None and not {*SPLITS} & {*given.given}:
-        settings = dataclasses.replace(settings, partition="owner")
+    dataset, settings = loaded(settings, given, load or datasets.named)
     image_shape = dataset.train_images.shape[1:]
-    settings = dataclasses.replace(settings, model=settings.model or largest_fitting(image_shape))
     network = network_of(settings, image_shape, dataset.classes)
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
@@ -68,6 +61,9 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
+    is_metropolis = settings.mixing == "metropolis"
+    own = settings.mixing == "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f"  # of a file
+    weights = mixing_of(topology.graph) if own else None
     pooled = settings.images == "pooled"
     pool = pool_of(dataset.train_labels, held.train, dataset.classes) if pooled else None
     train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew, pool)
@@ -99,6 +95,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),
         classes=dataset.classes,
         labels=dataset.own_labels or tuple(range(dataset.classes)),
+        source=dataset.source,
         train=train,
         tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
         tests_while_running=while_running,
@@ -106,7 +103,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         topology=topology,
         adjacency=first,
         last_adjacency=last,
-        graph_report=report(first, weighting="metropolis" if settings.mixing == "metropolis" else "uniform"),
+        graph_report=report(first, weighting="metropolis" if is_metropolis else "uniform", weights=weights),
         network=network,
         algorithm=algorithm,
         hyper=hyper,
@@ -116,6 +113,19 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         links=links,
         footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )
+
+
+def loaded(settings: Settings, given: Settings, load: Callable[..., Dataset]) -> tuple[Dataset, Settings]:
+    """The data that resolved settings name, and the settings with what follows from it: the network that fits its
+    images, and a split by owners where it has some and no other was `given`."""
+    dataset = load(settings.dataset, settings.data_file, settings.data_dir, settings.resize)
+    chosen: dict[str, Any] = {"model": settings.model or largest_fitting(dataset.train_images.shape[1:])}
+    if settings.owner_file:
+        owner = read_owners(settings.owner_file, len(dataset.train_labels))
+        dataset = dataset._replace(owner=owner, test_owner=None)
+    elif dataset.owner is not None and not {*SPLITS} & {*given.given}:
+        chosen["partition"] = "owner"
+    return dataset, dataclasses.replace(settings, **chosen)
 
 
 def expect_all_arrives(settings: Settings, network: Network, topology: Topology) -> None:
@@ -163,6 +173,17 @@ def who_holds_what(settings: Settings, dataset: Dataset) -> partition.Partition:
         "test_labels": dataset.test_labels,
         "fraction": settings.data_fraction,
     }
+    try:
+        return partition_of(settings, dataset, given)
+    except ValueError as error:
+        if not dataset.own_labels:
+            raise
+        words = ", ".join(f"{number} is {label}" for number, label in enumerate(dataset.own_labels[:10]))
+        raise ValueError(f"{error} (classes are counted in the order of their labels: {words})") from None
+
+
+def partition_of(settings: Settings, dataset: Dataset, given: dict[str, Any]) -> partition.Partition:
+    """The same, with what every partition is `given`."""
     if settings.class_file:
         classes_of = read_classes(settings.class_file, settings.agents, dataset.classes, dataset.own_labels)
         return partition.of_classes(dataset.train_labels, classes_of, **given)

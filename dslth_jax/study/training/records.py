@@ -90,7 +90,8 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     """config.json of one run of a plan."""
     graph, since = prepared.graph_report._asdict(), found.round if found else None
     chosen = {"agent_chunk": planned.chunk, "devices": planned.mesh.size}
-    images = {"shape": prepared.train.images.shape[1:], "classes": prepared.classes, "labels": prepared.labels}
+    images: dict[str, Any] = {"shape": prepared.train.images.shape[1:], "source": prepared.source}
+    images |= {"classes": prepared.classes, "labels": prepared.labels}
     skew = label_skew(prepared.held(prepared.train))
     about = {"graph": graph, "images": images, "label_skew": skew, "given": prepared.said}
     folders.write_config(folder, prepared.settings, about, since, **chosen)

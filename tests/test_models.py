@@ -139,18 +139,17 @@ def test_a_run_speaks_the_datas_own_labels(folder_of, tmp_path, capsys):
     assert cifar.main(flags) == 0
     assert "a zero, b, c, d, e, f's, g, h#, i, j" in capsys.readouterr().out
     assert json.loads((folder / "config.json").read_text())["images"]["labels"] == names.tolist()
-    for own, other in zip(agents_of(folder), agents_of(plain), strict=True):
+    for own, other in zip(table_of(folder / "agents.csv"), table_of(plain / "agents.csv"), strict=True):
         assert shlex.split(own["classes"]) == [names[int(label)] for label in other["classes"].split()]
         assert {**own, "classes": ""} == {**other, "classes": ""}
-    with (folder / "classes.csv").open() as file:
-        assert [row["class"] for row in csv.DictReader(file)] == names.tolist()
+    for own, other in zip(table_of(folder / "classes.csv"), table_of(plain / "classes.csv"), strict=True):
+        assert own == {**other, "class": names[int(other["class"])]}
     found, images = dslth_jax.load(folder).agent(1).predict(data.test_images[:20]), tmp_path / "images.npy"
     np.testing.assert_array_equal(found, names[dslth_jax.load(plain).agent(1).predict(data.test_images[:20])])
     np.save(images, data.test_images[:20])
     out = tmp_path / "labels.csv"
     assert predict.main("dslth predict", [str(folder), "--agent", "1", "--images", str(images), "--out", str(out)]) == 0
-    with out.open() as file:
-        assert [row["label"] for row in csv.DictReader(file)] == found.tolist()
+    assert [row["label"] for row in table_of(out)] == found.tolist()
     assert read_run(folder, "own", read_config(folder)).agents[0]["classes"][0] in names
 
 

@@ -411,7 +411,7 @@ def test_what_the_command_says_takes_the_place_of_what_the_file_says(tmp_path):
     assert settings("fusion: force\nforce: 2.0\n", "--fusion", "force").force == 2.0
     assert settings("momentum: 0.5", "--optimizer", "momentum").momentum == 0.5
     found = settings("classes_per_agent: 3\nrevive: true\n", "--partition", "dirichlet:0.3", "--no-revive")
-    assert (found.classes_per_agent, found.partition, found.revive) == (4, "dirichlet:0.3", False)
+    assert (found.classes_per_agent, found.partition, found.revive) == (None, "dirichlet:0.3", False)
     assert settings("retention: [0.2, 0.3]\npersonal_layers: [conv1, linear1]\n").retention == "0.2,0.3"
     with pytest.raises(SystemExit):
         parse(["--config", "none.json", "--help"], Settings, "experiments.cifar")

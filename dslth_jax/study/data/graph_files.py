@@ -80,7 +80,7 @@ def of_square(rows: Sequence[Line], file: str, agents: int, directed: bool) -> n
         edges = of_edges(rows, file, agents, directed) if len(rows) in (2, 3) else None
     except ValueError:
         edges = None
-    if edges is None:
+    if edges is None or (len(rows) != agents and agents - 1 not in matrix[:, :2]):  # edges name the last agent
         return matrix
     if len(rows) != agents or np.array_equal(with_own(matrix), edges):
         return edges

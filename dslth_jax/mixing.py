@@ -4,6 +4,7 @@ Every generator of `graphs` returns a `Topology`, whether its graph stays as it 
 is what makes one of a matrix, or of a graph of networkx, and what gives its edges other weights.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ def of_matrix(matrix: Shaped[np.ndarray, "..."], *, directed: bool = False) -> T
 def of_networkx(graph: Any) -> Topology:
     """The graph of one of networkx, whose edge from u to v carries messages from u to v.
 
-    Nodes 0 to agents - 1 are the agents; nodes of other names are numbered in their order. Edges have the weights of
+    Nodes 0 to agents - 1 are the agents; nodes of other names are numbered in their order, as owners of samples are
+    (`partition.owned`): numbers by size, words by their letters. Edges have the weights of
     their attribute "weight", or 1; own values those of self loops, or 1 where there is none.
     """
     return of_matrix(matrix_of(graph), directed=graph.is_directed())
@@ -102,9 +104,9 @@ def matrix_of(graph: Any) -> Float[np.ndarray, "_ _"]:
     """The mixing matrix of a graph of networkx, as `of_matrix` takes it; see `of_networkx`."""
     import networkx
 
-    numbers = {str(node): node for node in graph}
-    in_order = [str(agent) for agent in range(len(graph))]
-    nodes = [numbers[agent] for agent in in_order] if set(in_order) == set(numbers) else list(graph)
+    words = {str(node): node for node in graph}
+    whole = all(re.fullmatch(r"-?[0-9]+", word) for word in words)
+    nodes = [words[word] for word in sorted(words, key=int if whole else None)]
     return with_own(networkx.to_numpy_array(graph, nodelist=nodes, weight="weight").T)
 
 

@@ -26,7 +26,7 @@ from dslth_jax.tested_on import Indices, Labels, Ranks, hold_back, rank_in_class
 
 __all__ = [
     "Indices", "Labels", "Owners", "Partition", "classes", "dirichlet", "draw_classes", "hold_back", "iid",
-    "of_classes", "owned", "quantity", "split_by_class", "stack", "tests_by_class", "tests_in_proportion",
+    "of_classes", "owned", "owners", "quantity", "split_by_class", "stack", "tests_by_class", "tests_in_proportion",
 ]  # fmt: skip
 
 Owners = Shaped[np.ndarray, "_"]  # of samples: whole numbers, or words
@@ -177,7 +177,7 @@ def owned(
     _expect_request(agents, fraction)
     if owner is None:
         raise ValueError("owner must say whose each training sample is, and the data has none: give it one")
-    names = _owners(owner, agents)
+    names = owners(owner, agents)
     rng = np.random.default_rng(seed)
     # Mix an agent's classes, so that a part of its share has them all.
     train = [_part(rng.permutation(np.flatnonzero(owner == name)), fraction) for name in names]
@@ -247,8 +247,8 @@ def _expect_request(agents: int, fraction: float) -> None:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
 
 
-def _owners(owner: Owners, agents: int) -> list[Any]:
-    """The owner that each agent is; a ValueError where there are not as many."""
+def owners(owner: Owners, agents: int) -> list[Any]:
+    """The owner that each agent is, in the order of agents; a ValueError where there are not as many."""
     nobody = "" if owner.dtype.kind == "U" else -1
     names = [name for name in np.unique(owner).tolist() if name != nobody]
     if nobody == -1 and all(0 <= name < agents for name in names):

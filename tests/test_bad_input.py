@@ -269,7 +269,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{selfish.txt}", "a diagonal of 0 and 1 must be all one of them, and agents 0 and 1 differ in it", ""),
         ("{two.txt}", "has 2 agents, expected 4: say --agents 2", ""),
         ("{binary.txt}", "must hold rows of numbers, or edges, and cannot be read: it is no text", ""),
-        ("{blank.txt}", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows", ""),
+        ("{blank.txt}", "must hold rows of numbers, or edges, and is empty", ""),
     ],
     "directed": [
         ("True", "--directed takes no value, got 'True': say --directed or --no-directed", ""),

@@ -50,6 +50,30 @@ def test_a_run_that_is_well_says_nothing():
     assert [list(symptoms.after_evaluation(25 * i, accuracies(0.5 + 0.03 * i))) for i in range(10)] == [[]] * 10
 
 
+@pytest.mark.parametrize(
+    ("roles", "flags", "is_said"),
+    [
+        (["linear"], {"retention": 0.5}, True),
+        (["linear"], {}, False),
+        (["linear"], {"retention": 0.5, "linear_retention": "same"}, False),
+        (["linear", "conv"], {"retention": 0.5}, False),
+        (["linear"], {"retention": 0.5, "algorithm": "fedmrn"}, None),
+    ],
+)
+def test_a_retention_of_no_layer_is_said(roles, flags, is_said):
+    """A sweep over it would train the same again and again."""
+    try:
+        settings = resolve(Settings(dataset="digits", agents=AGENTS, model="mlp", **flags))
+    except ValueError:
+        assert is_said is None  # an algorithm without masks of scores has no such flag
+        return
+    said = Symptoms(settings, None, WEIGHTS, 0.5, dict(enumerate(roles))).at_start
+    wanted = (
+        "--retention 0.5 changes nothing, for --model mlp has no convolutions: say --linear-retention, which is 0.9"
+    )
+    assert said == [wanted] * is_said
+
+
 def test_a_layer_of_zeros_is_said_once():
     said = said_over(watch(), [info(), info(conv=(18, 0, 18, 0)), info(conv=(0,) * AGENTS)])
     assert [round for round, _ in said] == [2]

@@ -15,6 +15,7 @@ import pytest
 from dslth_jax import graphs
 from dslth_jax.graph_report import report
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis
+from dslth_jax.partition import owners
 from dslth_jax.study.config.spellings import GRAPHS, topology_of
 from dslth_jax.study.data.graph_files import read_graph
 
@@ -847,6 +848,14 @@ def test_files_that_numpy_and_networkx_write_are_read_again(tmp_path, kind, writ
     assert graph.weights.dtype == (np.float32 if weighted else np.uint8)
 
 
+@pytest.mark.parametrize("kind", ["gml", "graphml"])
+def test_named_nodes_are_numbered_as_owners_of_samples(tmp_path, kind):
+    graph = networkx.Graph([("joe", "ann"), ("ann", "zed"), ("zed", "bob")])  # in order: ann, bob, joe, zed
+    getattr(networkx, f"write_{kind}")(graph, tmp_path / f"graph.{kind}")
+    assert owners(np.array(["joe", "ann", "zed", "bob"]), 4) == ["ann", "bob", "joe", "zed"]
+    assert links_of(matrix(str(tmp_path / f"graph.{kind}"), 4)) == {(0, 2), (2, 0), (0, 3), (3, 0), (1, 3), (3, 1)}
+
+
 @pytest.mark.parametrize("count", ["6\n", "", "# six agents\n6  # that is all\n"], ids=["counted", "not", "commented"])
 @pytest.mark.parametrize("back", [True, False], ids=["each way", "one way"])
 def test_edges_are_read_with_and_without_a_count(adjacency_file, count, back):
@@ -904,7 +913,7 @@ def test_a_diagonal_of_one_kind_says_nothing(adjacency_file, diagonal):
 
 
 def test_a_matrix_or_a_graph_of_ones_own():
-    """From Python; nodes keep their numbers where these are the agents', in whatever order they come."""
+    """From Python; nodes are numbered by size or by letters, in whatever order they come: as owners of samples are."""
     matrix = np.array([[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]])
     for made in (
         graphs.of_matrix(matrix),
@@ -914,7 +923,7 @@ def test_a_matrix_or_a_graph_of_ones_own():
         assert (made.graph.receivers.tolist(), made.graph.senders.tolist()) == ([0, 1, 1, 2], [1, 0, 2, 1])
         assert (made.graph.weights.tolist(), made.graph.own.tolist()) == ([0.5, 0.25, 0.25, 0.5], [0.5] * 3)
     named, shuffled = networkx.Graph([("b", "a"), ("a", "c")]), networkx.Graph([(2, 0), (0, 1)])
-    assert links_of(adjacency_of(graphs.of_networkx(named).graph)) == {(0, 1), (1, 0), (1, 2), (2, 1)}
+    assert links_of(adjacency_of(graphs.of_networkx(named).graph)) == {(0, 1), (1, 0), (0, 2), (2, 0)}
     assert links_of(adjacency_of(graphs.of_networkx(shuffled).graph)) == {(0, 1), (1, 0), (0, 2), (2, 0)}
 
 
@@ -935,8 +944,8 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
         ("0 nan\nnan 0", "weights must be finite and at least 0, got nan in row 0, column 1, from 0: mend it"),
         ("0 1\n-1 0", "weights must be finite and at least 0, got -1 in row 1, column 0, from 0: mend it"),
         (b"\xff\xfe\x00", "must hold rows of numbers, or edges, and cannot be read: it is no text"),
-        ("", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows of [] columns"),
-        (" \n\n", "must be square, or hold edges of two agents and perhaps a weight, got 0 rows of [] columns"),
+        ("", "must hold rows of numbers, or edges, and is empty"),
+        (" \n# nothing\n", "must hold rows of numbers, or edges, and is empty"),
         ("0 1 0 1\n1", "or hold edges of two agents and perhaps a weight, got 2 rows of [1, 4] columns"),
         ("0 1 0\n1 0 0\n0 0 0", "has 3 agents, expected 2: say --agents 3"),
         ("0", "has 1 agents, expected 2: say --agents 1"),
@@ -965,7 +974,7 @@ def test_bad_files_are_refused_by_what_is_wrong(adjacency_file, content, message
 def test_bad_files_of_libraries_are_refused_in_one_line(tmp_path, suffix, content):
     path = tmp_path / f"graph.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"^the graph file \S+ must be \.{suffix}, and cannot be read: [^\n]+$"):
+    with pytest.raises(ValueError, match=rf"^the graph file \S+ must be what its name \.{suffix} says, and [^\n]+$"):
         read_graph(path, 3)
 
 

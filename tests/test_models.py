@@ -121,6 +121,12 @@ def test_what_lacks_a_model_is_one_sentence(folder_of, tmp_path):
             dslth_jax.load(folder)
 
 
+def test_models_are_shown_in_a_line(folder_of):
+    models = dslth_jax.load(folder_of("dsgd"))
+    assert repr(models) == f"Models({folder_of('dsgd')}, agents=4, algorithm='dsgd')"
+    assert repr(models.agent(0)) == "Model(image_shape=(8, 8, 1), classes=10)"
+
+
 def test_no_images_have_no_labels(folder_of):
     model = dslth_jax.load(folder_of("dsgd")).agent(0)
     assert model.predict(np.zeros((0, 8, 8, 1), np.uint8)).shape == (0,)
@@ -137,7 +143,9 @@ def test_a_run_speaks_the_datas_own_labels(folder_of, tmp_path, capsys):
     folder, flags = tmp_path / "run", [word for word in FLAGS if word not in ("--dataset", "digits")]
     flags += [*RUNS["dsgd"], "--data-file", str(tmp_path / "own.npz"), "--out", str(folder)]
     assert cifar.main(flags) == 0
-    assert "a zero, b, c, d, e, f's, g, h#, i, j" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a zero, b, c, d, e, f's, g, h#, i, j" in said
+    assert "\ncompiling\n" in said  # where no spinner turns
     assert json.loads((folder / "config.json").read_text())["images"]["labels"] == names.tolist()
     for own, other in zip(table_of(folder / "agents.csv"), table_of(plain / "agents.csv"), strict=True):
         assert shlex.split(own["classes"]) == [names[int(label)] for label in other["classes"].split()]

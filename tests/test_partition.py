@@ -571,7 +571,9 @@ def test_class_files_speak_the_datas_own_labels(tmp_path):
     path.write_text("7\n3 200")
     assert read_classes(path, 2, 3, (3, 7, 200)) == [[1], [0, 2]]
     path.write_text("cat\nbird")
-    message = "must hold classes in a b, cat, dog#1, it's, separated by blanks, got 'bird' in line 2"
+    message = (
+        "must hold classes in a b, cat, dog#1, it's, separated by blanks, in quotes where they hold some, got 'bird'"
+    )
     with pytest.raises(ValueError, match=message):
         read_classes(path, 2, 4, own)
 

@@ -239,9 +239,20 @@ def test_whose_each_sample_is_is_followed(tmp_path, way):
     }[way]
     prepared = prepare(Settings(data_file=data, agents=3, topology="ring", **flags))
     others = {"another way said": "iid", "four classes said": "classes:4"}
+    assert prepared.owners == (() if way in others else (0, 1, 2))
     assert prepared.settings.partition == others.get(way, "owner")
     held = [sorted(row[:size].tolist()) for row, size in zip(*prepared.train[2:4], strict=True)]
     assert (held == [list(range(agent, 1437, 3)) for agent in range(3)]) == (way not in others)
+
+
+def test_too_few_classes_for_the_default_name_the_flag(tmp_path):
+    few = {"train_labels": np.arange(1437) % 3, "test_labels": np.arange(360) % 3}
+    whole = dict(zip(datasets.Dataset._fields[:4], datasets.digits(), strict=False))
+    np.savez(tmp_path / "own.npz", **(whole | few))
+    with pytest.raises(
+        ValueError, match=r"^--partition classes:4: .* got 4: say --classes-per-agent, or another --part"
+    ):
+        prepare(Settings(data_file=tmp_path / "own.npz", agents=3))
 
 
 def test_who_has_no_owner_is_told(tmp_path):

@@ -1,5 +1,6 @@
 """Files of graphs of agents: matrices and lists of edges, as text or as numpy and networkx write them."""
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -21,7 +22,8 @@ def read_graph(path: Path, agents: int, directed: bool = False) -> Topology:
     A text has numbers with blanks or commas between them, and # or % before comments. It is a matrix of a row an agent,
     as `mixing.of_matrix` takes it; or else edges, one a line: two agents' numbers from 0, and perhaps a weight, behind
     a first line of how many agents there are, or without one. An edge carries messages from its first agent to its
-    second and, unless `directed`, back. An edge from an agent to itself is the weight of its own value, which is 1
+    second and, unless `directed`, back. Nodes of GML and GraphML that have names are numbered as in
+    `mixing.of_networkx`. An edge from an agent to itself is the weight of its own value, which is 1
     where there is no such edge. A ValueError that says what is wrong.
     """
     file = f"the graph file {path}"
@@ -48,11 +50,14 @@ def of_libraries(path: Path, file: str) -> np.ndarray:
             return matrix
         import networkx
 
-        graph = networkx.read_gml(path, label="id") if path.suffix == ".gml" else networkx.read_graphml(path)
-        return matrix_of(graph)
+        if path.suffix == ".graphml":
+            return matrix_of(networkx.read_graphml(path))
+        with contextlib.suppress(networkx.NetworkXError):  # nodes may have no labels
+            return matrix_of(networkx.read_gml(path))
+        return matrix_of(networkx.read_gml(path, label="id"))
     except Exception as error:  # each reader raises many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file} must be {path.suffix}, and cannot be read: {reason}") from None
+        raise ValueError(f"{file} must be what its name {path.suffix} says, and cannot be read: {reason}") from None
 
 
 def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
@@ -60,13 +65,15 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
     lines = words_by_line(path, file, "rows of numbers, or edges", words_of)
     rows = [(number, numbers_of(words, file, number)) for number, words in lines.items()]
     widths = [len(row) for _, row in rows]
-    if widths and {*widths} == {len(widths)}:
+    if not widths:
+        raise ValueError(f"{file} must hold rows of numbers, or edges, and is empty")
+    if {*widths} == {len(widths)}:
         return of_square(rows, file, agents, directed)
     if widths[:1] == [1]:
         ((_, (count,)), *rows) = rows
         if count != agents:
             raise ValueError(f"{file} has {count:g} agents, expected {agents}: say --agents {count:g}")
-    if not {len(row) for _, row in rows} <= {2, 3} or not widths:
+    if not {len(row) for _, row in rows} <= {2, 3}:
         got = f"got {len(widths)} rows of {sorted({*widths})} columns"
         raise ValueError(f"{file} must be square, or hold edges of two agents and perhaps a weight, {got}")
     return of_edges(rows, file, agents, directed)

@@ -65,7 +65,8 @@ def read_classes(path: Path, agents: int, classes: int, own_labels: Sequence[int
         row = [class_of(word, numbers) for word in words]
         if None in row:
             word = words[row.index(None)]
-            raise ValueError(f"{file} must hold classes in {known}, separated by blanks, got {word!r} in line {number}")
+            between = "separated by blanks" + ", in quotes where they hold some" * bool(own_labels)
+            raise ValueError(f"{file} must hold classes in {known}, {between}, got {word!r} in line {number}")
         if len({*row}) != len(row):
             raise ValueError(f"{file} must name a class once a line, got {words} in line {number}")
         classes_of.append([one for one in row if one is not None])

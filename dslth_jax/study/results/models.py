@@ -83,6 +83,9 @@ class Model(NamedTuple):
     image_shape: tuple[int, int, int]  # (height, width, channels)
     labels: np.ndarray  # by which the data itself calls the classes, (classes,)
 
+    def __repr__(self) -> str:
+        return f"Model(image_shape={self.image_shape}, classes={len(self.labels)})"
+
     def logits(self, images: UInt8[np.ndarray, "images height width channels"]) -> Float[np.ndarray, "images classes"]:
         """The logits of uint8 images as the agent sees them: turned, where the run turned its images.
 
@@ -123,6 +126,9 @@ class Models:
         self.labels = np.array(images["labels"])
         self.network = network or network_of(self.settings, self.image_shape, self.classes)
         self.algorithm = algorithm_of(self.settings, self.network)
+
+    def __repr__(self) -> str:
+        return f"Models({self.folder}, agents={self.agents}, algorithm={self.settings.algorithm!r})"
 
     @property
     def agents(self) -> int:

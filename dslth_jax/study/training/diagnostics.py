@@ -1,7 +1,7 @@
 """Failure signatures of a run. Each is reported once, when it first shows, in one line."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,20 @@ class Symptoms:
     where it changes; `maskable` has the shapes of all masks; `chance` is the accuracy of naming an agent's likeliest
     class."""
 
-    def __init__(self, settings: Settings, graph: GraphReport | None, maskable: Any, chance: float) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        graph: GraphReport | None,
+        maskable: Any,
+        chance: float,
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
         self.chance, self.algorithm = chance, settings.algorithm
         self.pull = "--force" if settings.fusion == "force" else "--amplitude"
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.seen = Seen()
-        self.at_start = list(self.new(expected(settings, graph)))
+        self.at_start = list(self.new([*expected(settings, graph), *without_effect(settings, roles or {})]))
 
     def new(self, signs: Iterable[tuple[str, str]]) -> Iterator[str]:
         """The sentences of signatures that have not been said yet."""
@@ -127,6 +134,20 @@ class Symptoms:
                 f"is learned; try another --lr, a larger --retention, or --preset tuned"
             )
             yield from self.new([("chance", sentence)])
+
+
+def without_effect(settings: Settings, roles: Mapping[str, str]) -> Signs:
+    """What was said and changes nothing, in a network whose layers have these roles."""
+    shares = settings.retention, settings.linear_retention
+    of_convolutions = ALGORITHMS[settings.algorithm].by_scores and "conv" not in roles.values()
+    if roles and of_convolutions and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
+        yield (
+            "retention",
+            (
+                f"--retention {shares[0]} changes nothing, for --model {settings.model} has no convolutions: "
+                f"say --linear-retention, which is {shares[1]}"
+            ),
+        )
 
 
 def expected(settings: Settings, graph: GraphReport | None) -> Signs:

@@ -85,7 +85,8 @@ class History:
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None
         lasting = None if self.redrawn else prepared.graph_report
-        self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance)
+        roles = prepared.network.roles
+        self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
         self.warnings = [*self.symptoms.at_start]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None

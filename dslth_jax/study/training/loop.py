@@ -179,6 +179,8 @@ def train_group(study: Study, group: Sequence[int], found: Found | None, heading
     """Train the members of these numbers as one program."""
     planned = plan([study.members[number] for number in group])
     study.begins(planned, found, heading)
+    if not study.said.is_terminal:
+        study.said.print("compiling")
     with study.said.status("compiling"):
         programs = compile_programs(planned)
     shapes = shapes_of(planned.members[0])

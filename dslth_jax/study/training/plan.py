@@ -44,6 +44,7 @@ class Prepared(NamedTuple):
     classes: int
     labels: tuple[int | str, ...]  # by which the data itself calls them
     source: str  # where the data was read from
+    owners: tuple[int | str, ...]  # whose samples each agent has, where the data says so
     train: Shares
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)

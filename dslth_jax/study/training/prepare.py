@@ -96,6 +96,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         classes=dataset.classes,
         labels=dataset.own_labels or tuple(range(dataset.classes)),
         source=dataset.source,
+        owners=owners_of(dataset, settings),
         train=train,
         tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
         tests_while_running=while_running,
@@ -176,6 +177,8 @@ def who_holds_what(settings: Settings, dataset: Dataset) -> partition.Partition:
     try:
         return partition_of(settings, dataset, given)
     except ValueError as error:
+        if "per_agent" in str(error):
+            raise ValueError(f"{error}: say --classes-per-agent, or another --partition") from None
         if not dataset.own_labels:
             raise
         words = ", ".join(f"{number} is {label}" for number, label in enumerate(dataset.own_labels[:10]))
@@ -190,6 +193,13 @@ def partition_of(settings: Settings, dataset: Dataset, given: dict[str, Any]) ->
     among = {"labels": dataset.train_labels, "agents": settings.agents, "among": dataset.classes}
     owners = {"owner": dataset.owner, "test_owner": dataset.test_owner}
     return spellings.partition_of(str(settings.partition), **among, **owners, **given)
+
+
+def owners_of(dataset: Dataset, settings: Settings) -> tuple[int | str, ...]:
+    """The owner that each agent is, where data is split so."""
+    if settings.partition != "owner" or dataset.owner is None:
+        return ()
+    return tuple(partition.owners(dataset.owner, settings.agents))
 
 
 def held_back(

@@ -91,7 +91,7 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     graph, since = prepared.graph_report._asdict(), found.round if found else None
     chosen = {"agent_chunk": planned.chunk, "devices": planned.mesh.size}
     images: dict[str, Any] = {"shape": prepared.train.images.shape[1:], "source": prepared.source}
-    images |= {"classes": prepared.classes, "labels": prepared.labels}
+    images |= {"classes": prepared.classes, "labels": prepared.labels, "owners": prepared.owners}
     skew = label_skew(prepared.held(prepared.train))
     about = {"graph": graph, "images": images, "label_skew": skew, "given": prepared.said}
     folders.write_config(folder, prepared.settings, about, since, **chosen)

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -595,7 +596,7 @@ def test_event_files_hold_the_metrics(folder, tmp_path, capsys):
 
 def test_event_files_need_their_package_and_run_folders(folder, tmp_path, capsys, monkeypatch):
     sweep = sweep_folder(tmp_path / "sweep", {"lr": [1, 2]})
-    monkeypatch.setattr(track, "find_spec", lambda package: "found")
+    monkeypatch.setattr(track, "find_spec", lambda package: find_spec("json"))
     assert board_command.main([str(sweep), "--log-dir", str(tmp_path / "logs")]) == 2
     assert "name run folders" in capsys.readouterr().err
     assert board_command.main([str(folder)]) == 2

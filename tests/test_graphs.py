@@ -954,9 +954,11 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
         ("2\n0 1\n0 0.5", "must name agents in 0..1, got 0.5 in line 3"),
         ("2\n0 1 1\n0 1 2", "must name an edge once, got 0 1 again in line 3"),
         ("2\ninf 1", "must name agents in 0..1, got inf in line 2"),
+        ("0 1\n0 0", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),
+        ("0 1\n1 1", "a diagonal of 0 and 1 must be all one of them, and agents 1 and 0 differ in it: mend it"),
         (
-            "0 1\n0 0",
-            "may be a matrix of 2 agents, or 2 edges: give edges a first line that says 2, or give a matrix as .npy",
+            "1 0\n0 1",
+            "may be a matrix of 2 agents, or 2 edges: give edges a first line that says 2, or a matrix as .npy",
         ),
         ("0 1e300\n1e300 0", "weights must be finite and at least 0, got inf in row 0, column 1, from 0: mend it"),
         ("0 1\n0 0.5", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),

@@ -82,16 +82,16 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
 def of_square(rows: Sequence[Line], file: str, agents: int, directed: bool) -> np.ndarray:
     """The matrix of as many rows as columns: these, unless they make sense as edges alone. Two or three rows may be
     both; then a ValueError."""
-    matrix = np.array([row for _, row in rows])
-    try:
-        edges = of_edges(rows, file, agents, directed) if len(rows) in (2, 3) else None
-    except ValueError:
-        edges = None
+    matrix, edges = np.array([row for _, row in rows]), None
+    # Who lists edges seldom tells agents that they hear themselves, and 0 and 1 of a matrix may look so.
+    if len(rows) in (2, 3) and (matrix[:, 0] != matrix[:, 1]).all():
+        with contextlib.suppress(ValueError):
+            edges = of_edges(rows, file, agents, directed)
     if edges is None or (len(rows) != agents and agents - 1 not in matrix[:, :2]):  # edges name the last agent
         return matrix
     if len(rows) != agents or np.array_equal(with_own(matrix), edges):
         return edges
-    wanted = f"give edges a first line that says {agents}, or give a matrix as .npy"
+    wanted = f"give edges a first line that says {agents}, or a matrix as .npy"
     raise ValueError(f"{file} may be a matrix of {agents} agents, or {len(rows)} edges: {wanted}")
 
 

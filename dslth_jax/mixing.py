@@ -94,8 +94,8 @@ def of_networkx(graph: Any) -> Topology:
     """The graph of one of networkx, whose edge from u to v carries messages from u to v.
 
     Nodes 0 to agents - 1 are the agents; nodes of other names are numbered in their order, as owners of samples are
-    (`partition.owned`): numbers by size, words by their letters. Edges have the weights of
-    their attribute "weight", or 1; own values those of self loops, or 1 where there is none.
+    (`partition.owned`): numbers by size, words by their letters. Edges have the weights of their attribute "weight", or
+    1; own values those of self loops, or 1 where there is none.
     """
     return of_matrix(matrix_of(graph), directed=graph.is_directed())
 

@@ -1,1 +1,1 @@
-"""What a run is asked for: settings, algorithms and data sets by name, flags and what is said of them."""
+"""What a run is asked for: settings, algorithms by name, flags and what is said of them."""

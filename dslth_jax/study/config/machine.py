@@ -8,6 +8,11 @@ from pathlib import Path
 
 import jax
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")  # that numbers depend on
 
 
@@ -43,6 +48,24 @@ def cache_folder(*, make: bool = True) -> Path | None:
         return folder if os.access(folder, os.W_OK) or not make else None
     except (OSError, RuntimeError, ValueError):  # a full or foreign disk, no home, a null character
         return None
+
+
+def lock(path: Path, *, wait: bool = False) -> int | None:
+    """Lock a folder, or a file, against other processes until what is returned is closed, or this process ends.
+
+    Another process that holds it is waited for, or is a BlockingIOError. None where the file system has no locks.
+    """
+    if fcntl is None:
+        return None
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(opened)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return opened
 
 
 def expect_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import os
 import ssl
 import sys
 import threading
@@ -11,11 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dslth_jax.study.config.console import notice
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None  # type: ignore[assignment]
+from dslth_jax.study.config.machine import lock
 
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 3.0, 60.0
 
@@ -48,13 +45,13 @@ def download(name: str, address: str, digests: Mapping[str, str], folder: Path) 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process is within this block with the same folder."""
-    if fcntl is None:
+    (folder / ".lock").touch()
+    held = lock(folder / ".lock", wait=True)
+    try:
         yield
-        return
-    with (folder / ".lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # the file system has no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def reachable(address: str, seconds: float = SECONDS_TO_CONNECT) -> bool:

@@ -3,11 +3,12 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Shaped, UInt8
+from jaxtyping import Int32, UInt8
+
+from dslth_jax.partition import Owners
 
 Images = UInt8[np.ndarray, "samples height width channels"]
 Labels = Int32[np.ndarray, "samples"]
-Owners = Shaped[np.ndarray, "samples"]  # whole numbers or words, see `partition.owned`
 
 CHANNELS = (1, 3, 4)  # of images, as many as there are
 MOST_CLASSES = 100_000  # more than that are no labels but something else

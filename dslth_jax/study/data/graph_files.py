@@ -23,8 +23,8 @@ def read_graph(path: Path, agents: int, directed: bool = False) -> Topology:
     as `mixing.of_matrix` takes it; or else edges, one a line: two agents' numbers from 0, and perhaps a weight, behind
     a first line of how many agents there are, or without one. An edge carries messages from its first agent to its
     second and, unless `directed`, back. Nodes of GML and GraphML that have names are numbered as in
-    `mixing.of_networkx`. An edge from an agent to itself is the weight of its own value, which is 1
-    where there is no such edge. A ValueError that says what is wrong.
+    `mixing.of_networkx`. An edge from an agent to itself is the weight of its own value, which is 1 where there is no
+    such edge. A ValueError says what is wrong.
     """
     file = f"the graph file {path}"
     if path.suffix in (".npy", ".gml", ".graphml"):
@@ -80,8 +80,8 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
 
 
 def of_square(rows: Sequence[Line], file: str, agents: int, directed: bool) -> np.ndarray:
-    """The matrix of as many rows as columns: these, unless they make sense as edges alone. Two or three rows may be
-    both; then a ValueError."""
+    """The matrix of a text that has as many rows as columns. Two or three such rows may be edges as well: if only one
+    reading makes sense it is taken, and if both do, a ValueError asks which is meant."""
     matrix, edges = np.array([row for _, row in rows]), None
     # Who lists edges seldom tells agents that they hear themselves, and 0 and 1 of a matrix may look so.
     if len(rows) in (2, 3) and (matrix[:, 0] != matrix[:, 1]).all():

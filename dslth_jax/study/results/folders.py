@@ -23,15 +23,10 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax.study.config.algorithms import ALGORITHMS
-from dslth_jax.study.config.machine import PACKAGES, numerics
+from dslth_jax.study.config.machine import PACKAGES, lock, numerics
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import asks_for_rounds
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 METRICS = {  # what a row of them has beside its round, and what tables call it
     "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
@@ -102,19 +97,12 @@ def open_folder(
 
 
 def _lock(path: Path) -> int | None:
-    """Lock the folder itself. The system unlocks it when this process ends, in whatever way."""
-    if fcntl is None:
-        return None
-    opened = os.open(path, os.O_RDONLY)
+    """Lock the folder itself; a ValueError where another process works in it."""
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(opened)
-        if isinstance(error, BlockingIOError):
-            sentence = f"another process is at work in the run folder {path}: wait, or name another --out"
-            raise ValueError(sentence) from None
-        return None  # the file system has no locks
-    return opened
+        return lock(path)
+    except BlockingIOError:
+        sentence = f"another process is at work in the run folder {path}: wait, or name another --out"
+        raise ValueError(sentence) from None
 
 
 def close(folder: Folder | None) -> None:

@@ -116,11 +116,8 @@ def words_of(across: str, lines: Lines) -> str:
     coded = {bool(own["coded"].any()) for own in lines.values()} if across == "megabytes" else set()
     if len(coded) == 2:
         return "sent, MB (masks coded, weights float32)"
-    return (
-        WORDS[across].replace(",", {True: ", entropy-coded,", False: ", float32,"}[coded.pop()])
-        if coded
-        else WORDS[across]
-    )
+    how = {True: ", entropy-coded,", False: ", float32,"}[coded.pop()] if coded else ","
+    return WORDS[across].replace(",", how)
 
 
 def look_of(place: int, lines: int) -> dict[str, Any]:

@@ -256,16 +256,15 @@ class Tracking:
         own = self.kept.setdefault(self.tracker, {"id": uuid.uuid4().hex[:12], "rounds": {}})
         self.keep()
         rounds = own["rounds"]
-        try:
-            for member in members:
-                number = str(member.number)
+        for member in members:
+            number = str(member.number)
+            try:
                 for row in (row for row in member.rows if row["round"] > rounds.get(number, -1)):
                     self.started(member, own["id"]).row(row["round"], time.time(), numbers_of(row))
                     rounds[number] = row["round"]
                     self.answers += 1
+            finally:
                 self.keep()
-        finally:
-            self.keep()
 
     def keep(self) -> None:
         """Write down what has been told."""

@@ -61,7 +61,7 @@ class Job(NamedTuple):
     whole: Path
 
     def __call__(self) -> str:
-        """Train, in the job; returns what is wrong, empty if nothing is. A signal that stops it goes through."""
+        """Train, in the job; returns what is wrong, empty if nothing is. On this machine a signal saves and ends it."""
         known: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in self.settings.items()
         }

@@ -11,10 +11,10 @@ import numpy as np
 
 from dslth_jax import partition, population
 from dslth_jax.evaluation import BATCH
-from dslth_jax.graph_report import report
+from dslth_jax.graph_report import GraphReport, report
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.label_shares import class_counts, overlap
-from dslth_jax.links import added_up, by_similarity, chain, dropped, loses_for_good, resent
+from dslth_jax.links import Link, added_up, by_similarity, chain, dropped, loses_for_good, resent
 from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, mixing_of, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
@@ -52,18 +52,10 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
-    topology = spellings.topology_of(
-        settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
-    )
-    if settings.mixing == "overlap":
-        counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
-        topology = weighted(topology, overlap(counts))
+    topology = who_hears_whom(settings, dataset, held)
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
-    is_metropolis = settings.mixing == "metropolis"
-    own = settings.mixing == "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f"  # of a file
-    weights = mixing_of(topology.graph) if own else None
     pooled = settings.images == "pooled"
     pool = pool_of(dataset.train_labels, held.train, dataset.classes) if pooled else None
     train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew, pool)
@@ -77,12 +69,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
     of_one, resolved = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
     sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
-    again = added_up if settings.keep_neighbours else resent
-    failing = again if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
-    links = (by_similarity(),) if settings.mixing == "similarity" else ()
-    if failing is resent and settings.link_drop:
-        expect_all_arrives(settings, network, topology)
-    fails = settings.link_drop > 0 or settings.keep_neighbours
+    failing, fails, links = what_links_do(settings, network, topology)
     link = chain(*links, *([failing(settings.link_drop)] if fails else []))
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
     return Prepared(
@@ -104,7 +91,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         topology=topology,
         adjacency=first,
         last_adjacency=last,
-        graph_report=report(first, weighting="metropolis" if is_metropolis else "uniform", weights=weights),
+        graph_report=report_of(first, settings, topology),
         network=network,
         algorithm=algorithm,
         hyper=hyper,
@@ -127,6 +114,19 @@ def loaded(settings: Settings, given: Settings, load: Callable[..., Dataset]) ->
     elif dataset.owner is not None and not {*SPLITS} & {*given.given}:
         chosen["partition"] = "owner"
     return dataset, dataclasses.replace(settings, **chosen)
+
+
+def what_links_do(
+    settings: Settings, network: Network, topology: Topology
+) -> tuple[Callable[..., Link], bool, tuple[Link, ...]]:
+    """The link that loses messages so often, or holds what was told; whether messages pass through it; and what happens
+    to them before."""
+    again = added_up if settings.keep_neighbours else resent
+    failing = again if ALGORITHMS[settings.algorithm].bits == "changes" else dropped
+    if failing is resent and settings.link_drop:
+        expect_all_arrives(settings, network, topology)
+    before = (by_similarity(),) if settings.mixing == "similarity" else ()
+    return failing, settings.link_drop > 0 or settings.keep_neighbours, before
 
 
 def expect_all_arrives(settings: Settings, network: Network, topology: Topology) -> None:
@@ -153,13 +153,13 @@ def members_of(
     settings, or in a comparison the name of the arm that holds them; `settings` hold all others."""
     kind = with_own_settings(Settings)
     base = {name: getattr(settings, name, known.default) for name, known in described(kind).items()}
-    loaded = functools.cache(datasets.named)
+    load = functools.cache(datasets.named)
 
     def member(point: dict[str, Any], seed: int) -> Prepared:
         changed = {**(arms[point["arm"]] if arms else point), "seed": seed, "out": None, "resume": False}
         own = kind(**{**base, **changed})
         try:
-            prepared = prepare(own, loaded)
+            prepared = prepare(own, load)
             return prepared._replace(point=point, name=in_words(point | {"seed": seed}, ","))
         except (ValueError, OSError) as error:
             raise ValueError(f"at {in_words(point)}: {error}" if point else str(error)) from None
@@ -168,14 +168,9 @@ def members_of(
 
 
 def who_holds_what(settings: Settings, dataset: Dataset) -> partition.Partition:
-    """The partition that the settings ask for."""
-    given: dict[str, Any] = {
-        "seed": np.random.default_rng([settings.seed, 1]),
-        "test_labels": dataset.test_labels,
-        "fraction": settings.data_fraction,
-    }
+    """The partition that the settings ask for; where it cannot be, the error names a flag, or the data's own labels."""
     try:
-        return partition_of(settings, dataset, given)
+        return partition_of(settings, dataset)
     except ValueError as error:
         if "per_agent" in str(error):
             raise ValueError(f"{error}: say --classes-per-agent, or another --partition") from None
@@ -185,8 +180,13 @@ def who_holds_what(settings: Settings, dataset: Dataset) -> partition.Partition:
         raise ValueError(f"{error} (classes are counted in the order of their labels: {words})") from None
 
 
-def partition_of(settings: Settings, dataset: Dataset, given: dict[str, Any]) -> partition.Partition:
-    """The same, with what every partition is `given`."""
+def partition_of(settings: Settings, dataset: Dataset) -> partition.Partition:
+    """By a file of classes, or by the function that --partition spells."""
+    given: dict[str, Any] = {
+        "seed": np.random.default_rng([settings.seed, 1]),
+        "test_labels": dataset.test_labels,
+        "fraction": settings.data_fraction,
+    }
     if settings.class_file:
         classes_of = read_classes(settings.class_file, settings.agents, dataset.classes, dataset.own_labels)
         return partition.of_classes(dataset.train_labels, classes_of, **given)
@@ -200,6 +200,24 @@ def owners_of(dataset: Dataset, settings: Settings) -> tuple[int | str, ...]:
     if settings.partition != "owner" or dataset.owner is None:
         return ()
     return tuple(partition.owners(dataset.owner, settings.agents))
+
+
+def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partition) -> Topology:
+    """The graph that the settings ask for, with the weights of neighbours that are known from the start."""
+    topology = spellings.topology_of(
+        settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
+    )
+    if settings.mixing != "overlap":
+        return topology
+    counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
+    return weighted(topology, overlap(counts))
+
+
+def report_of(first: Adjacency, settings: Settings, topology: Topology) -> GraphReport:
+    """What the graph of the first round is like: of a file's own weights, or else of those that the settings name."""
+    if settings.mixing == "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f":
+        return report(first, weights=mixing_of(topology.graph))
+    return report(first, weighting="metropolis" if settings.mixing == "metropolis" else "uniform")
 
 
 def held_back(

@@ -8,7 +8,7 @@ from tiny import use_tiny_network
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graph_report import report
 from dslth_jax.graphs import adjacency_of
-from dslth_jax.study.config.resolve import resolve
+from dslth_jax.study.config.resolve import network_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import topology_of
 from dslth_jax.study.training.diagnostics import PATIENCE, STRETCHES, WINDOW, Symptoms
@@ -51,23 +51,23 @@ def test_a_run_that_is_well_says_nothing():
 
 
 @pytest.mark.parametrize(
-    ("roles", "flags", "is_said"),
+    ("model", "flags", "is_said"),
     [
-        (["linear"], {"retention": 0.5}, True),
-        (["linear"], {}, False),
-        (["linear"], {"retention": 0.5, "linear_retention": "same"}, False),
-        (["linear", "conv"], {"retention": 0.5}, False),
-        (["linear"], {"retention": 0.5, "algorithm": "fedmrn"}, None),
+        ("mlp", {"retention": 0.5}, True),
+        ("mlp", {}, False),
+        ("mlp", {"retention": 0.5, "linear_retention": "same"}, False),
+        ("conv3", {"retention": 0.5}, False),
+        ("mlp", {"retention": 0.5, "algorithm": "fedmrn"}, None),
     ],
 )
-def test_a_retention_of_no_layer_is_said(roles, flags, is_said):
+def test_a_retention_of_no_layer_is_said(model, flags, is_said):
     """A sweep over it would train the same again and again."""
     try:
-        settings = resolve(Settings(dataset="digits", agents=AGENTS, model="mlp", **flags))
+        settings = resolve(Settings(dataset="digits", agents=AGENTS, model=model, **flags))
     except ValueError:
         assert is_said is None  # an algorithm without masks of scores has no such flag
         return
-    said = Symptoms(settings, None, WEIGHTS, 0.5, dict(enumerate(roles))).at_start
+    said = Symptoms(settings, None, WEIGHTS, 0.5, network_of(settings, (8, 8, 1), 10).roles).at_start
     wanted = (
         "--retention 0.5 changes nothing, for --model mlp has no convolutions: say --linear-retention, which is 0.9"
     )

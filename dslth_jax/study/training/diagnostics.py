@@ -9,6 +9,7 @@ import numpy as np
 from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graph_report import GraphReport
+from dslth_jax.networks.network import Role
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.config.settings import Settings
@@ -54,7 +55,7 @@ class Symptoms:
         graph: GraphReport | None,
         maskable: Any,
         chance: float,
-        roles: Mapping[str, str] | None = None,
+        roles: Mapping[str, Role] | None = None,
     ) -> None:
         self.chance, self.algorithm = chance, settings.algorithm
         self.pull = "--force" if settings.fusion == "force" else "--amplitude"
@@ -136,11 +137,11 @@ class Symptoms:
             yield from self.new([("chance", sentence)])
 
 
-def without_effect(settings: Settings, roles: Mapping[str, str]) -> Signs:
+def without_effect(settings: Settings, roles: Mapping[str, Role]) -> Signs:
     """What was said and changes nothing, in a network whose layers have these roles."""
     shares = settings.retention, settings.linear_retention
-    of_convolutions = ALGORITHMS[settings.algorithm].by_scores and "conv" not in roles.values()
-    if roles and of_convolutions and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
+    only_linear = ALGORITHMS[settings.algorithm].by_scores and set(roles.values()) == {"linear"}
+    if only_linear and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
         yield (
             "retention",
             (

@@ -17,8 +17,8 @@ import pytest
 from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graphs import adjacency_of
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import pictures
+from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training import loop
 from dslth_jax.study.training.history import shapes_of
 from dslth_jax.study.training.plan import Plan

@@ -17,9 +17,9 @@ from dslth_jax.study.commands import sweep_of
 from dslth_jax.study.config.command import parse
 from dslth_jax.study.config.resolve import check_processes
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop, StoppedError
 from dslth_jax.study.sweeping import cluster
 from dslth_jax.study.sweeping.grid import Sweep
+from dslth_jax.study.system.stopping import Stop, StoppedError
 from dslth_jax.study.training.loop import ready, train
 from experiments import sweep
 

@@ -17,11 +17,11 @@ import dslth_jax
 from dslth_jax.study import dslth as by_name
 from dslth_jax.study.config import command
 from dslth_jax.study.config.command import conduct
-from dslth_jax.study.config.console import Stream, console
-from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import SETTINGS, Settings
-from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
+from dslth_jax.study.system.console import Stream, console
+from dslth_jax.study.system.machine import check_machine
+from dslth_jax.study.system.stopping import NotFiniteError, Stop, StoppedError
 
 KEPT = "; what was had is kept in /a/run"
 FINISH = {
@@ -132,7 +132,7 @@ from types import SimpleNamespace
 from dslth_jax.study.config.command import conduct, leave
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import SETTINGS, Settings
-from dslth_jax.study.config.stopping import StoppedError
+from dslth_jax.study.system.stopping import StoppedError
 
 def child(name, begin, number=None):
     def finish(begun, stop):

@@ -223,7 +223,7 @@ def test_numbers_that_no_point_has_are_no_columns():
     """And a status that all have, done, is said once."""
     alone = summary([[row(2, 0.0, bitmap_bits=0, float32_bits=8_000_000)]], ["done"])
     said = shown(80, False, [{"lr": 3} | alone], ["lr"], 1, 8)
-    assert "1 points, done, 1 seeds each" in " ".join(said.split())
+    assert "1 point, done, 1 seed each" in " ".join(said.split())
     heads = ["accuracy", "worst", "float32", "%", "%", "MB", "lr"]
     assert said.split()[-5 - len(heads) :] == [*heads, said.split()[-5], "0.00", "0.00", "1", "3"]
 

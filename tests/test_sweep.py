@@ -19,9 +19,9 @@ from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.study.commands import sweep_of
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop, StoppedError
 from dslth_jax.study.results.points import place_of
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
+from dslth_jax.study.system.stopping import Stop, StoppedError
 from dslth_jax.study.training import memory, records
 from dslth_jax.study.training.loop import ready, train
 from dslth_jax.study.training.plan import Prepared, plan
@@ -305,7 +305,7 @@ def test_a_sweep_of_which_nothing_stays_finite_ends_with_3(tmp_path, capsys, fak
     assert sweep.main([*flags, "--out", str(tmp_path / "run")]) == 3
     came = capsys.readouterr()
     assert "no setting stayed finite" in came.err
-    assert "1 settings of 2 agents" in came.out
+    assert "1 setting of 2 agents" in came.out
 
 
 # Searches.

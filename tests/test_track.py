@@ -15,9 +15,9 @@ from tiny import rows_of, use_tiny_network
 
 from dslth_jax.study.commands import sweep_of
 from dslth_jax.study.config.settings import SETTINGS, Settings
-from dslth_jax.study.config.stopping import StoppedError
 from dslth_jax.study.results import pictures, track
 from dslth_jax.study.sweeping.grid import Sweep
+from dslth_jax.study.system.stopping import StoppedError
 from dslth_jax.study.training.loop import ready, train
 from dslth_jax.study.training.records import Run
 from experiments import cifar, sweep

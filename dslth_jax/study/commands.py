@@ -11,12 +11,12 @@ from typing import Any
 from dslth_jax.study.config.command import conduct, leave, parse
 from dslth_jax.study.config.resolve import check_each, check_folder
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import NotFiniteError, Stop
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster, comparison
 from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
+from dslth_jax.study.system.stopping import NotFiniteError, Stop
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
 from dslth_jax.study.training.records import Result

@@ -16,12 +16,12 @@ from typing import Any, NoReturn, TypeVar
 
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
-from dslth_jax.study.config.console import Stream, guard
 from dslth_jax.study.config.given import CONFIG, DOES, HELP, with_config
 from dslth_jax.study.config.resolve import NAMES
 from dslth_jax.study.config.setting import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import NotFiniteError, Stop, StoppedError
+from dslth_jax.study.system.console import Stream, guard
+from dslth_jax.study.system.stopping import NotFiniteError, Stop, StoppedError
 
 BAD_INPUT, NOT_FINITE = 2, 3
 LONGEST_LINE = 1000  # characters of a sentence that are shown: whoever gave a whole file as a value wants its two ends
@@ -33,6 +33,7 @@ ELSEWHERE = {
     "--lr": ("learning_rate", "step_size", "eta"),
     "--rounds": ("epochs", "num_rounds", "steps", "iterations", "global_epochs"),
     "--agents": ("clients", "num_clients", "workers", "nodes", "num_agents", "users"),
+    "--devices": ("gpus", "num_gpus", "num_devices"),
     "--local-steps": ("local_epochs", "local_iterations", "local_rounds"),
     "--batch-size": ("batch", "bs", "local_bs", "minibatch"),
     "--out": ("output", "output_dir", "save_dir", "logdir", "run_dir"),

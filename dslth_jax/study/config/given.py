@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.config.setting import Setting, flag, parts
+from dslth_jax.study.system.machine import expect_file
 
 CONFIG, HELP = "--config", {"-h", "--help"}
 DOES = "Take the flags of a run's config.json as they were said, or of a YAML file; those of the command win."

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from dslth_jax.naming import expect_choice
-from dslth_jax.study.config.machine import cache_folder
 from dslth_jax.study.data import originals, prepared
 from dslth_jax.study.data.download import download
 from dslth_jax.study.data.files import load_file
 from dslth_jax.study.data.form import Dataset, resized
 from dslth_jax.study.data.originals import ORIGINALS
+from dslth_jax.study.system.machine import cache_folder
 
 
 def named(name: str, file: Path | None, folder: Path | None, side: int | None = None) -> Dataset:

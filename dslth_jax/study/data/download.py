@@ -11,8 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dslth_jax.study.config.console import notice
-from dslth_jax.study.config.machine import lock
+from dslth_jax.study.system.console import notice
+from dslth_jax.study.system.machine import lock
 
 SECONDS_TO_CONNECT, SECONDS_TO_ANSWER = 3.0, 60.0
 

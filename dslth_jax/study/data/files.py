@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.data.form import MOST_CLASSES, Dataset, checked_images, checked_labels, numbered
+from dslth_jax.study.system.machine import expect_file
 
 # What a file must hold, and what other libraries call it.
 OTHER_NAMES = {"train_images": "x_train", "train_labels": "y_train", "test_images": "x_test", "test_labels": "y_test"}

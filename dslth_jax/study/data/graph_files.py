@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from dslth_jax.mixing import Topology, matrix_of, of_matrix, with_own
-from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.data.lists import words_by_line
+from dslth_jax.study.system.machine import expect_file
 
 Line = tuple[int, Sequence[float]]  # the number of a line, and its numbers
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from dslth_jax.partition import Owners
-from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.data.form import checked_labels
+from dslth_jax.study.system.machine import expect_file
 
 
 def words_by_line(path: Path, file: str, lines: str, split: Callable[[str], list[str]]) -> dict[int, list[str]]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dslth_jax.study.config.console import warn
 from dslth_jax.study.data.form import Dataset, Images, Labels
+from dslth_jax.study.system.console import warn
 
 
 def versions(name: str, folder: Path) -> list[Path]:

@@ -23,10 +23,10 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax.study.config.algorithms import ALGORITHMS
-from dslth_jax.study.config.machine import PACKAGES, lock, numerics
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import asks_for_rounds
+from dslth_jax.study.system.machine import PACKAGES, lock, numerics
 
 METRICS = {  # what a row of them has beside its round, and what tables call it
     "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",

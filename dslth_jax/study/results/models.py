@@ -19,10 +19,10 @@ from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 from dslth_jax.population import world_of
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
-from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.resolve import algorithm_of, network_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
+from dslth_jax.study.system.machine import numerics
 
 
 def write_masks(folder: Path, bits: Any, maskable: Any) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dslth_jax.study.config.console import warn
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
 from dslth_jax.study.results.plots import FAINT, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
+from dslth_jax.study.system.console import warn
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.plan import Prepared

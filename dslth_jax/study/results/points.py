@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dslth_jax.study.config.console import warn
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results.folders import (
     VALIDATION,
@@ -19,6 +18,7 @@ from dslth_jax.study.results.folders import (
     read_run,
     read_table,
 )
+from dslth_jax.study.system.console import warn
 
 # In what messages are counted (_bits of a run, _mb of a point), and in words.
 SIZES = {"bitmap": "bitmaps", "coded": "coded", "float32": "float32"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from dslth_jax.study.config import command
-from dslth_jax.study.config.machine import expect_file
 from dslth_jax.study.config.setting import setting
 from dslth_jax.study.results.folders import write_table
 from dslth_jax.study.results.models import load
+from dslth_jax.study.system.machine import expect_file
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,13 +12,14 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from dslth_jax.study.config import command, console
-from dslth_jax.study.config.console import shown, written
+from dslth_jax.study.config import command
 from dslth_jax.study.results import plots, similarity, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
 from dslth_jax.study.results.points import Sweep, best, last_of, ranked_by, read_all
 from dslth_jax.study.results.tables import facts, last_row, table
+from dslth_jax.study.system import console
+from dslth_jax.study.system.console import counted, shown, written
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 EMPTY: dict[str, Any] = {"table": None, "last": None, "lines": [], "grid": [], "missing": []}  # of a page's parts
@@ -89,7 +90,7 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
         "title": f"Sweep {sweep.name}",
         "facts": [
             ("swept", "; ".join(f"{axis}: {', '.join(values)}" for axis, values in sweep.axes.items())),
-            ("points", f"{len(sweep.points)}, with {len(sweep.config['members'])} members in all"),
+            ("points", f"{len(sweep.points)}, with {counted(len(sweep.config['members']), 'member')} in all"),
             *facts(config),
         ],
         "table": table(f"Points of the grid, {best(rows)}", [*columns, *tables.OF_A_POINT], rows),

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.label_shares import label_skew
-from dslth_jax.study.config.console import sent, shown
 from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
 from dslth_jax.study.results.points import DONE, SIZES, best
+from dslth_jax.study.system.console import counted, sent, shown
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.history import History
@@ -67,7 +67,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
         ("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}"),
         ("memory", several + memory),
     ]
-    console.print(grid(f"{settings.agents} agents on {source}", rows))
+    console.print(grid(f"{counted(settings.agents, 'agent')} on {source}", rows))
 
 
 def span(values: np.ndarray, form: str = "") -> str:
@@ -151,7 +151,8 @@ def show_results(console: Console, results: Sequence[Row], axes: Iterable[str], 
 
     more = f", the best {len(rows)}" if len(results) > len(rows) else ""
     more += f", {best(results)}" if validated else ""
-    title = f"{len(results)} points{', done' * done}, {seeds} seeds each, after round {rounds}{more}"
+    points = f"{counted(len(results), 'point')}{', done' * done}, {counted(seeds, 'seed')} each"
+    title = f"{points}, after round {rounds}{more}"
     wide = table(words, lambda row: [word(row, key) for key in words])
     # Where there is no room, all axes share a column, whose words are folded.
     folded = table(["point"], lambda row: [" ".join(f"{key}={word(row, key)}" for key in words)])

@@ -19,12 +19,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from dslth_jax.study.config.console import warn
 from dslth_jax.study.config.setting import refusal
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import StoppedError
 from dslth_jax.study.results.folders import METRICS, Row, from_json, read_text, replace
 from dslth_jax.study.results.points import name_of_member
+from dslth_jax.study.system.console import warn
+from dslth_jax.study.system.stopping import StoppedError
 
 PROJECT = "dslth_jax"  # unless the tracker's own variable in the environment names another
 FILE = "tracked.json"  # of a run folder: the id of its tracked runs, and the round of the last row that each has

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dslth_jax.study.config.algorithms import with_own_settings
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping.grid import Points, Sweep, programs_of
+from dslth_jax.study.system.console import counted
+from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import ready, train
 
@@ -141,7 +142,8 @@ def submit(study: records.Sweep) -> None:
     with executor.batch():
         jobs = [executor.submit(job) for _, job in waiting]
     say = partial(study.said.print, highlight=False, markup=False, soft_wrap=True)
-    say(f"{len(jobs)} jobs, one a program: {', '.join(job.job_id for job in jobs)}; logs in {whole / 'jobs' / 'log'}")
+    names = ", ".join(job.job_id for job in jobs)
+    say(f"{counted(len(jobs), 'job')}, one a program: {names}; logs in {whole / 'jobs' / 'log'}")
     open_ones, wrong = dict(enumerate(zip(waiting, jobs, strict=True), 1)), list[str]()
     try:
         while open_ones:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dslth_jax.study.config.setting import parts
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, value_of
+from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
 from dslth_jax.study.training.processes import anywhere

@@ -17,13 +17,13 @@ from rich.console import Console
 
 from dslth_jax.over_agents import count_of
 from dslth_jax.population import State
-from dslth_jax.study.config.console import console
-from dslth_jax.study.config.machine import numerics
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import Stop
 from dslth_jax.study.results import folders, track
 from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import groups_of
+from dslth_jax.study.system.console import console
+from dslth_jax.study.system.machine import numerics
+from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training import checkpoint, processes
 from dslth_jax.study.training.checkpoint import Found
 from dslth_jax.study.training.history import History, Outcome, shapes_of

@@ -20,8 +20,8 @@ from dslth_jax.links import Link
 from dslth_jax.mixing import Adjacency, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares
-from dslth_jax.study.config.machine import PACKAGES, numerics
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.system.machine import PACKAGES, numerics
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 

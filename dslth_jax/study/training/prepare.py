@@ -22,13 +22,13 @@ from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
-from dslth_jax.study.config.machine import check_machine
 from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of, numbers_of, population_hyper
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.data import datasets
 from dslth_jax.study.data.form import Dataset
 from dslth_jax.study.data.lists import read_classes, read_owners
+from dslth_jax.study.system.machine import check_machine
 from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words

@@ -21,8 +21,8 @@ from dslth_jax.links import Link, chain
 from dslth_jax.mixing import Graph, Topology
 from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
-from dslth_jax.study.config.console import warn
-from dslth_jax.study.config.machine import cache_folder
+from dslth_jax.study.system.console import warn
+from dslth_jax.study.system.machine import cache_folder
 from dslth_jax.study.training.plan import Plan
 
 # Where things belong that every member has its own of.

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from dslth_jax.study.config.console import sent
+from dslth_jax.study.system.console import sent
 
 SECONDS_BETWEEN_LINES = 30  # of a log; evaluations are said in any case
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.config.stopping import NotFiniteError
 from dslth_jax.study.results import folders, models, pictures, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, name_of_member, place_of, read_members, summary
 from dslth_jax.study.sweeping.grid import Points
+from dslth_jax.study.system.console import counted
+from dslth_jax.study.system.stopping import NotFiniteError
 from dslth_jax.study.training import memory
 from dslth_jax.study.training.checkpoint import Found
 from dslth_jax.study.training.history import History, Outcome
@@ -214,7 +215,8 @@ class Sweep(Study):
     def begins(self, planned: Plan, found: Found | None, heading: str) -> None:
         """Say how large the group is."""
         members = planned.members
-        self.said.print(f"{heading}{len(members)} settings of {members[0].agents} agents in one program")
+        many = f"{counted(len(members), 'setting')} of {counted(members[0].agents, 'agent')}"
+        self.said.print(f"{heading}{many} in one program")
 
     def has_rows(self) -> None:
         """Write metrics.jsonl: the rows of every member, in order."""

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from dslth_jax.study.config.stopping import Stop
+from dslth_jax.study.system.stopping import Stop
 
 
 class Stream:
@@ -103,6 +103,11 @@ def written(value: Any, form: str, unit: str = "") -> str:
         return f"{100 * value:.1f}{unit}"
     amount = value / 8e6 if form == "megabytes" else value
     return f"{amount:,.0f}{unit}" if abs(amount) >= 100 else f"{amount:.3g}{unit}"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of something whose plural ends in s."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def sent(bits: int | None) -> str:

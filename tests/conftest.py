@@ -1,5 +1,6 @@
 """Strictness for every test: shapes and types are checked, ranks never promote silently, warnings are errors."""
 
+import ast
 import atexit
 import contextlib
 import functools
@@ -21,15 +22,30 @@ if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false":
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax
+import jaxtyping
 import pytest
 from jax._src import compiler
-from jaxtyping import install_import_hook
+from jaxtyping import _import_hook
+
 
 # Check the annotations of every function of the core while tests run, but not again in processes that they start. Must
 # come before its first import.
+def outermost(visit):
+    """Check no function within a function, which would be made ready to be checked in every call of the outer one."""
+
+    @functools.wraps(visit)
+    def visit_function(self, node):
+        return node if any(isinstance(parent, ast.FunctionDef) for parent in self._parents) else visit(self, node)
+
+    return visit_function
+
+
 rooms = {path.stem for path in (Path(__file__).parents[1] / "dslth_jax").iterdir()} - {"study"}
 if os.environ.get("DSLTH_ANNOTATIONS") != "unchecked":
-    install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
+    # No public setting says which. If a version of jaxtyping has it elsewhere, tests only take longer.
+    if transformer := getattr(_import_hook, "JaxtypingTransformer", None):
+        transformer.visit_FunctionDef = outermost(transformer.visit_FunctionDef)
+    jaxtyping.install_import_hook([f"dslth_jax.{room}" for room in sorted(rooms)], "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -191,14 +191,18 @@ def programs():
     return built
 
 
-# One each that sends masks, floats with masks, and nothing; the battery of the others is slow.
-ALWAYS = ("mask-mean", "dis-pfl, random", "local")
+# One each that sends masks, floats, and nothing; the battery of the others is slow.
+ALWAYS = ("mask-mean", "dsgd", "local")
+
+
+def slow_but(names, *always):
+    """Cases of these names, of which all but some are slow."""
+    return [pytest.param(name, marks=[] if name in always else pytest.mark.slow) for name in names]
 
 
 def battery(*always):
     """All algorithms, of which all but these are slow."""
-    names = [name for name in ALL if name != "dis-pfl, gradient"]
-    return [pytest.param(name, marks=[] if name in always else pytest.mark.slow) for name in names]
+    return slow_but([name for name in ALL if name != "dis-pfl, gradient"], *always)
 
 
 @pytest.fixture(params=battery(*ALWAYS))
@@ -305,7 +309,8 @@ def test_a_state_that_was_saved_goes_on_as_if_it_had_not_been(name, programs, tm
     )
 
 
-@pytest.mark.parametrize("name", battery("mask-mean"), indirect=True)  # each takes a program of its own
+@pytest.mark.slow
+@pytest.mark.parametrize("name", battery(), indirect=True)  # each takes a program of its own
 def test_a_member_of_a_sweep_is_its_run_alone(name, programs, as_users_compile):
     """Bit for bit: seeds and settings of several, as one more axis."""
     own, graph, shares = programs(name), graph_of(ADJACENCY), shares_of()
@@ -339,7 +344,7 @@ def test_nothing_that_others_do_reaches_who_hears_nobody(name, programs):
     assert not np.array_equal(one[1]["loss"][:3], other[1]["loss"][:3])
 
 
-@pytest.mark.parametrize("name", WITH_COUNTS)
+@pytest.mark.parametrize("name", slow_but(WITH_COUNTS, "mce-pl", "mask-mean"))
 @pytest.mark.parametrize("all_of_them", [False, True])
 def test_one_entry_of_a_layer_and_all_of_them(name, all_of_them, programs):
     own, shares, graph = programs(name), shares_of(), graph_of(ADJACENCY)
@@ -465,8 +470,12 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize(
     ("weighted", "personal", "head"),
-    [(False, (), ()), (True, (), ()), (True, ("second",), ()), (False, ("second",), ("second",))],
-    ids=["uniform links", "metropolis links", "a personal head", "the head first"],
+    [
+        pytest.param(False, (), (), id="uniform links", marks=pytest.mark.slow),
+        pytest.param(True, (), (), id="metropolis links"),
+        pytest.param(True, ("second",), (), id="a personal head", marks=pytest.mark.slow),
+        pytest.param(False, ("second",), ("second",), id="the head first"),
+    ],
 )
 def test_dsgd_is_its_formula(weighted, personal, head, x64):
     """With a head of three local steps, of which the first two train it alone."""
@@ -498,8 +507,11 @@ def test_local_training_is_its_formula(x64):
 
 @pytest.mark.parametrize(
     ("regrow", "weighted", "personal"),
-    [("random", True, ()), ("gradient", False, ()), ("random", True, ("second",))],
-    ids=["random", "gradient", "a personal head first"],
+    [
+        pytest.param("random", True, (), id="random", marks=pytest.mark.slow),
+        pytest.param("gradient", False, (), id="gradient"),
+        pytest.param("random", True, ("second",), id="a personal head first"),
+    ],
 )
 def test_dis_pfl_is_its_formulas(regrow, weighted, personal, x64, monkeypatch):
     """Two of them with gradients clipped to so small a norm that it binds."""
@@ -641,7 +653,7 @@ def test_fedpm_is_its_formulas(x64):
     assert np.unique(ss[3]["first/kernel"]).size > 4  # who hears nobody keeps its scores
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_fedmrn_is_its_formulas(weighted, x64):
     """And who replays the bits and sizes that were really sent, and draws the noise, holds x̂ bit for bit, and S."""
     case = Case("fedmrn", weighted=weighted)
@@ -672,6 +684,7 @@ def test_fedmrn_is_its_formulas(weighted, x64):
             np.testing.assert_allclose(own[leaf], total / sum(case.links[i]), rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_fedmrn_without_mixing_is_local_training(programs):
     """To rounding, for it is another program; though neighbours are told everything."""
     arguments = (shares_of(), graph_of(ADJACENCY))
@@ -1020,7 +1033,7 @@ def test_algorithms_are_programs_of_their_own_and_their_numbers_are_not(tiny):
     assert groups("algorithm=fedpm", "clamp=0.01,0.1") == 1
 
 
-@pytest.mark.parametrize(("algorithm", "cut"), [("dis-pfl", False), *GOING_ON])
+@pytest.mark.parametrize(("algorithm", "cut"), [("dsgd", False), *GOING_ON])
 def test_a_run_counts_floats_and_goes_on_bit_for_bit(algorithm, cut, tiny, tmp_path):
     whole, own = tmp_path / "whole", ["--algorithm", algorithm]
     assert run(*own, "--out", str(whole)) == 0

@@ -582,6 +582,7 @@ def in_two_processes(port: str, process: str, folder: str) -> None:
         shutil.move(folder / "round_00000053.json", folder / "round_00000053" / "manifest.json")
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_checkpoint(tmp_path):
     """One process wrote what two read; two write what one reads."""
     state, port = state_of(), str(free_port())

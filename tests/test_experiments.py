@@ -249,12 +249,13 @@ def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
     """While its real programs compile; and, of fakes, while it trains as one of several processes, which JAX's own
     services must not keep from hearing it."""
     out, here = tmp_path / "run", Path(__file__).parent
-    flags, words = [*SMALL, "--rounds", "1000000", "--out", str(out)], ["-m", "experiments.cifar"]
+    flags = [*TINY, "--rounds", "1000000", "--out", str(out)]
+    words = ["-c", "import sys, test_resume as here; here.command(*sys.argv[1:])"]
     if when == "training":
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         flags += ["--coordinator", f"localhost:{port}", "--processes", "1", "--process", "0"]
-        words = ["-c", "import sys, test_resume as here; here.command(*sys.argv[1:])", "fakes"]
+        words += ["fakes"]
     process = subprocess.Popen(
         [sys.executable, *words, *flags],
         cwd=here.parent,

@@ -169,6 +169,7 @@ def of_sixteen() -> Analysis:
     return Analysis(16)
 
 
+@pytest.mark.slow
 def test_a_round_works_without_a_second_copy_of_the_population(of_sixteen):
     """With twice the agents the working memory grows by what they carry over the exchange, and no second scores."""
     of_thirty_two = Analysis(32)

@@ -281,9 +281,14 @@ CASES = {
         "exchange_from": 3,
     },
 }
+# Slow, for each of their switches is in another case, or in those below.
+AGAIN = ("proximal group lasso", "recomputed in the code's order", "dead scores", "adam, recomputed, silent rounds")
+AGAIN += ("the paper's order, exchange every second round", "force on revived scores, from the third round on")
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in AGAIN)) for name, case in CASES.items()]
+)
 def test_several_rounds_equal_the_numpy_loops(x64, case):
     names = {field.name for field in dataclasses.fields(reference.Switches)}
     switches = reference.Switches(**{name: value for name, value in case.items() if name in names})
@@ -557,6 +562,7 @@ def test_one_at_a_time_is_bit_for_bit_whatever_runs_beside():
     assert not np.array_equal(*(layers(r[0].scores)["conv"][0] for r in results))
 
 
+@pytest.mark.slow
 def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population():
     """The first two agents alone, linked to each other only, are the same as beside three more."""
     pair = np.zeros_like(ADJACENCY)

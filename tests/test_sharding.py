@@ -179,9 +179,10 @@ def on_one_and_on_four(flags: Sequence[str], folder: Path) -> list[str]:
     return [json.dumps([*flags, "--devices", name, "--out", str(folder / name)]) for name in "14"]
 
 
-def test_four_devices_leave_the_folder_that_one_leaves(tmp_path):
-    """Compiled as for real: sums of floats must not depend on how many agents share a device."""
-    succeed(begin(commands, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR]))
+@pytest.mark.parametrize("hasty", [pytest.param([], id="as users compile", marks=pytest.mark.slow), [HASTY]])
+def test_four_devices_leave_the_folder_that_one_leaves(hasty, tmp_path):
+    """Sums of floats must not depend on how many agents share a device."""
+    succeed(begin(commands, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR, *hasty]))
     assert [devices_of(tmp_path / name) for name in "14"] == [1, 4]
     assert_same_run(tmp_path / "1", tmp_path / "4")
     assert_packed_bits_cross(tmp_path / "4.json")

@@ -13,7 +13,6 @@ from pathlib import Path
 import chex
 import numpy as np
 import pytest
-from conftest import optimized
 from fakes import StopAfter, draw_nothing, use_fakes
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
@@ -32,6 +31,8 @@ from experiments import cifar, sweep
 BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 4, "eval_every": 2}
 GRID = ("lr=3,1e38", "partition=classes:4,dirichlet:0.5", "topology=ring,erdos-renyi:0.6")
 
+OF_ALL = {**BASE, "fine_tune_lr": 1, "retention": "0.1:0.8", "grid": GRID, "seeds": 2}
+
 
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
@@ -48,11 +49,10 @@ def fakes(monkeypatch):
 def folder(tmp_path_factory) -> Path:
     """Of a sweep over seeds, step sizes, partitions and graphs, of which half diverge."""
     out = tmp_path_factory.mktemp("sweeps") / "all"
-    with pytest.MonkeyPatch.context() as patch, optimized():
+    with pytest.MonkeyPatch.context() as patch:
         use_tiny_network(patch)
         draw_nothing(patch)
-        settings = {**BASE, "fine_tune_lr": 1, "retention": "0.1:0.8", "grid": GRID, "seeds": 2}
-        sweep.sweep(Sweep(**settings, run_folders=True, out=out))
+        sweep.sweep(Sweep(**OF_ALL, run_folders=True, out=out))
     return out
 
 
@@ -67,18 +67,28 @@ def members(**settings) -> list[Prepared]:
     return members_of(own, points_of(axes_of(own)), own.seeds)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)]
-)
-def test_a_member_is_the_run_of_its_settings_alone(number, folder, tmp_path, monkeypatch, as_users_compile):
-    """Whose edges and samples are not padded to those of others."""
-    draw_nothing(monkeypatch)
+def assert_alone_as_together(number: int, folder: Path, alone: Path) -> None:
+    """A member of a sweep comes to the numbers and files of the run of its settings."""
     (own,) = (folder / "runs").glob(f"{number:03d}_*")
     settings = json.loads((own / "config.json").read_text())["settings"]
-    cifar.run(Settings(**{**settings, "out": tmp_path / "alone"}))
-    assert_same_numbers(own, tmp_path / "alone")
-    assert {path.name for path in own.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
+    cifar.run(Settings(**{**settings, "out": alone}))
+    assert_same_numbers(own, alone)
+    assert {path.name for path in own.iterdir()} == {path.name for path in alone.iterdir()}
     assert [row for row in rows_of(folder) if row.pop("member") == number] == rows_of(own)
+
+
+def test_a_member_is_the_run_of_its_settings_alone(folder, tmp_path, monkeypatch):
+    """Whose edges and samples are not padded to those of others."""
+    draw_nothing(monkeypatch)
+    assert_alone_as_together(3, folder, tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_members_are_runs_of_their_settings_as_users_compile(tmp_path, monkeypatch, as_users_compile):
+    draw_nothing(monkeypatch)
+    sweep.sweep(Sweep(**OF_ALL, run_folders=True, out=tmp_path / "all"))
+    for number in (0, 3, 6):
+        assert_alone_as_together(number, tmp_path / "all", tmp_path / str(number))
 
 
 def test_settings_that_fail_are_marked_and_harm_no_others(folder, results):

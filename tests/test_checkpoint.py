@@ -295,11 +295,11 @@ def test_no_bit_of_a_manifest_may_change(tmp_path):
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
     """Its states were other ones, and no older checkpoint would be better."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 1)  # as version 0.3.1 had it
+        patch.setattr(checkpoint, "FORMAT", 2)  # as version 0.4 had it
         save(tmp_path, 1, 2)
     path = tmp_path / "round_00000002"
     sentence = (
-        f"the checkpoint {path} is of another version of dslth_jax (format 1, this one reads 2): go on with that "
+        f"the checkpoint {path} is of another version of dslth_jax (format 2, this one reads 3): go on with that "
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}version, or start anew in another folder$"):
         checkpoint.latest(tmp_path)
@@ -313,7 +313,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
         (lambda text: "[1]", "its manifest cannot be read"),
         (lambda text: "null", "its manifest cannot be read"),
         (lambda text: '{"seal": 1}', "its manifest cannot be read"),
-        (lambda text: '{"seal": "", "format": 1}', "its manifest is damaged"),
+        (lambda text: '{"seal": "", "format": 2}', "its manifest is damaged"),
         (lambda text: text.replace('"round": 1', '"round": 9'), "its manifest is damaged"),
     ],
 )

@@ -51,10 +51,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def hastily(options_of):
-    """Where most optimizations are disabled, let LLVM optimize no program at all, and let XLA write loops without its
-    fusion emitters, where it still can: compiling takes half of the time again. No public setting reaches all programs.
+    """Where most optimizations are disabled, let LLVM optimize no program at all, let XLA compile each in one piece, for
+    every piece of a small one has its own beginnings, and let it write loops without its fusion emitters, where it still
+    can: compiling takes half of the time again. No public setting reaches all programs.
     """
-    hasty = {"xla_backend_optimization_level": 0}
+    hasty = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     if jax.__version_info__ < (0, 11):
         hasty["xla_cpu_use_fusion_emitters"] = False
 

@@ -4,6 +4,7 @@ import ast
 import atexit
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -51,9 +52,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def hastily(options_of):
-    """Where most optimizations are disabled, let LLVM optimize no program at all, let XLA compile each in one piece, for
-    every piece of a small one has its own beginnings, and let it write loops without its fusion emitters, where it still
-    can: compiling takes half of the time again. No public setting reaches all programs.
+    """Where most optimizations are disabled, let LLVM optimize no program at all, let XLA compile each in one piece,
+    for each piece begins anew, and let it write loops without its fusion emitters, where it still can: compiling takes
+    half of the time again. No public setting reaches all programs.
     """
     hasty = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
     if jax.__version_info__ < (0, 11):
@@ -71,6 +72,13 @@ def hastily(options_of):
 # If a version of JAX has it elsewhere, tests only take longer.
 if hasattr(compiler, "get_compile_options"):
     compiler.get_compile_options = hastily(compiler.get_compile_options)
+
+
+def pytest_collection_finish() -> None:
+    """Tracing makes and drops many objects: look seldom for rings of them, and never among what was imported."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @contextlib.contextmanager

@@ -509,7 +509,7 @@ def test_local_training_is_its_formula(x64):
     ("regrow", "weighted", "personal"),
     [
         pytest.param("random", True, (), id="random", marks=pytest.mark.slow),
-        pytest.param("gradient", False, (), id="gradient"),
+        pytest.param("gradient", False, (), id="gradient", marks=pytest.mark.slow),
         pytest.param("random", True, ("second",), id="a personal head first"),
     ],
 )
@@ -559,7 +559,7 @@ def test_independent_masks_are_their_formula(x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-@pytest.mark.parametrize("mask_sent", ["own", "majority"])
+@pytest.mark.parametrize("mask_sent", [pytest.param("own", marks=pytest.mark.slow), "majority"])
 def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
     case = Case("mask-mean", mask_sent=mask_sent)
     state, gradient_fn = case.start(), case.of_masks()
@@ -574,7 +574,9 @@ def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-@pytest.mark.parametrize(("modulation", "weighted"), [("step", False), ("adaptive", True)])
+@pytest.mark.parametrize(
+    ("modulation", "weighted"), [pytest.param("step", False, marks=pytest.mark.slow), ("adaptive", True)]
+)
 def test_score_gossip_is_its_formulas(modulation, weighted, x64):
     """And who replays the messages that were really sent, as a neighbour does, holds ẑ bit for bit, and S."""
     case = Case("score-gossip", weighted=weighted, modulation=modulation)
@@ -695,6 +697,7 @@ def test_fedmrn_without_mixing_is_local_training(programs):
     assert np.abs(state.agents.neighbours["frozen"]["first"]["bias"]).max() > 0
 
 
+@pytest.mark.slow
 def test_fedmrn_without_gradients_finds_the_mean(x64):
     """With doubly stochastic weights linked agents come together, copies settle, and the mean of all stays."""
     case = Case("fedmrn", weighted=True)
@@ -900,19 +903,15 @@ def test_weights_are_scaled_by_what_the_majority_keeps():
 # What they hold and send.
 
 
-def test_what_is_sent_is_counted(programs):
-    graph, links = graph_of(ADJACENCY), ADJACENCY.sum(axis=0)
-    floats = {}
-    for name in ALL:
-        _, info = played(programs(name), hyper_of(name), shares_of(), graph, rounds=1)
-        floats[name] = None if info["floats"] is None else info["floats"].tolist()
-        sends = name not in ("local", "independent")
-        np.testing.assert_array_equal(info["listeners"], links * sends)
-        has_masks = sends and name != "dsgd"
-        assert bool(info["kept"]) == (info["flipped"] is not None) == has_masks
+def test_what_is_sent_is_counted(name, programs):
+    _, info = played(programs(name), hyper_of(name), shares_of(), graph_of(ADJACENCY), rounds=1)
+    sends = name not in ("local", "independent")
+    np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0) * sends)
+    has_masks = sends and name != "dsgd"
+    assert bool(info["kept"]) == (info["flipped"] is not None) == has_masks
     kept = sum(np.asarray(leaf) for leaf in jax.tree.leaves(kept_of("dis-pfl"))).tolist()
-    wanted = {"dsgd": [ENTRIES + BIASES] * AGENTS, "dis-pfl, random": kept, "dis-pfl, gradient": kept}
-    assert floats == dict.fromkeys(ALL) | wanted
+    floats = {"dsgd": [ENTRIES + BIASES] * AGENTS, "dis-pfl, random": kept}.get(name)
+    assert (None if info["floats"] is None else info["floats"].tolist()) == floats
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -125,7 +125,13 @@ def moved_by_hand(kind, shares):
     return images[:, :2], images[:, 2]
 
 
-@pytest.mark.parametrize(("kind", "skew"), [(augment.crop, TURNED), (augment.flip_crop, Skew())], ids=["crop", "flip"])
+@pytest.mark.parametrize(
+    ("kind", "skew"),
+    [
+        pytest.param(augment.crop, TURNED, id="crop", marks=pytest.mark.slow),
+        pytest.param(augment.flip_crop, Skew(), id="flip"),
+    ],
+)
 def test_the_driver_moves_what_agents_see_by_a_key_of_the_minibatch(kind, skew):
     """In both phases alike, whatever the chunk, anew in every round; which samples are drawn does not change."""
     shares = setting().shares._replace(skew=skew)

@@ -125,6 +125,7 @@ def last_line(benchmark, flags, monkeypatch, capsys):
     return said
 
 
+@pytest.mark.slow
 def test_the_threshold_says_what_it_measured(monkeypatch, capsys):
     monkeypatch.setattr(threshold, "copy_rate", lambda: 1e9)
     said = last_line(threshold, "--agents 1 --entries 99 7 --repeats 1", monkeypatch, capsys)
@@ -144,6 +145,7 @@ def test_agents_are_mapped_in_chunks_and_all_at_once_where_that_differs():
     assert list(threshold.mappings(2)) == ["vmap", "chunks of 1"]
 
 
+@pytest.mark.slow
 def test_the_exchange_says_what_it_measured(monkeypatch, capsys):
     monkeypatch.setattr(exchange, "copy_rate", lambda: 1e9)
     monkeypatch.setattr(exchange, "ALEXNET", (83,))

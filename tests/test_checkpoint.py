@@ -505,6 +505,7 @@ for round in count(found.round + 1 if found else 0):
 """
 
 
+@pytest.mark.slow
 def test_whenever_it_is_killed_a_whole_one_is_there(tmp_path):
     """Five times, each at another moment of saves that follow upon each other; nothing is ever said on the way."""
     reached, folder = -1, tmp_path / "checkpoint"

@@ -110,7 +110,7 @@ def test_any_mask_comes_back_by_its_flips(drawn, rate, coded):
         assert len(alone) <= len(encode(mask, shapes, coded=False)) + 4
 
 
-@hypothesis.settings(max_examples=8, deadline=None)  # each compiles anew
+@hypothesis.settings(max_examples=5, deadline=None)  # each compiles anew
 @hypothesis.given(drawn_masks())
 def test_the_bits_are_those_of_pack(drawn):
     (layers,) = drawn

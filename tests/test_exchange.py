@@ -219,7 +219,9 @@ def test_a_population_beyond_sixteen_bits_counts_in_thirty_two():
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 30])
-@pytest.mark.parametrize("share", [0.1, 0.4, 0.9])
+@pytest.mark.parametrize(
+    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.4, pytest.param(0.9, marks=pytest.mark.slow)]
+)
 def test_few_and_many_neighbours_are_heard_in_the_place_of_the_last(share, chunk):
     """Up to thirty, some absent: none, fewer than are counted together, as many, and several times more."""
     agents = 30

@@ -281,9 +281,10 @@ CASES = {
         "exchange_from": 3,
     },
 }
-# Slow, for each of their switches is in another case, or in those below.
+# Slow: most of their switches are in other cases, too, or in those below.
 AGAIN = ("proximal group lasso", "recomputed in the code's order", "dead scores", "adam, recomputed, silent rounds")
 AGAIN += ("the paper's order, exchange every second round", "force on revived scores, from the third round on")
+AGAIN += ("penalty on the fused scores", "momentum", "filter rule, scaled by retention", "fine-tuning what is touched")
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_whole_populations_computed_together_give_the_same_to_rounding():
         programs = compile_programs(planned)
         state, info = programs.step(programs.start())
         came.append((info, programs.evaluate(state, np.stack([np.asarray(one.tests.sizes) for one in own]))))
-    chex.assert_trees_all_close(*came, rtol=1e-6)
+    chex.assert_trees_all_close(*came, rtol=1e-6, atol=1e-6)  # an entry of a score may be near 0
     chex.assert_trees_all_equal(came[0][1].masks, came[1][1].masks)
     assert len(set(came[0][0]["loss"].mean(axis=1).tolist())) == 2
 

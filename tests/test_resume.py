@@ -207,6 +207,10 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
     assert "--lr was 10.0 and is 3" in said
     assert "--seed was 0 and is 1" in said
     assert said.count("was") == 2
+    with monkeypatch.context() as nothing_is_loaded:
+        nothing_is_loaded.setattr(datasets, "named", None)
+        assert cifar.main([*FLAGS, "--out", str(out), "--resume", "--lr", "3"]) == 2
+    assert "--lr was 10.0 and is 3" in capsys.readouterr().err
     assert cifar.main([*FLAGS, "--out", str(out)]) == 2
     capsys.readouterr()
     # The same settings, but what is behind a name has changed.

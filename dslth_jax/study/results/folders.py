@@ -23,6 +23,7 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.resolve import filled_in
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import asks_for_rounds
@@ -123,11 +124,23 @@ def replace(path: Path, content: str | bytes) -> None:
         raise
 
 
-def expect_same(settings: Settings, other: Row, whose: str, *, longer: bool = False) -> None:
-    """Raise a ValueError that names every field in which settings as config.json has them differ. A run may become
-    `longer`, where nothing in it depends on the number of its rounds."""
+def expect_as_said(settings: Settings) -> None:
+    """Raise a ValueError where the run that is to go on had another value of what is said, before any data is looked
+    for. All of its settings are compared when the folder is opened."""
+    config = read_config(settings.out) if settings.resume and settings.out else None
+    if config and "kind" not in config:
+        said = [name for name in settings.given if name != "rounds"]
+        expect_same(filled_in(settings), config["settings"], f"the run in {settings.out}", among=said)
+
+
+def expect_same(
+    settings: Settings, other: Row, whose: str, *, among: Sequence[str] | None = None, longer: bool = False
+) -> None:
+    """Raise a ValueError that names every field, `among` these if they are given, in which settings as config.json has
+    them differ. A run may become `longer`, where nothing in it depends on the number of its rounds."""
     own, known = settings.as_json(), settings.known
-    differing = [name for name in own if not known[name].machine and other.get(name) != own[name]]
+    compared = [name for name in (own if among is None else among) if not known[name].machine]
+    differing = [name for name in compared if other.get(name) != own[name]]
     if longer and differing == ["rounds"] and type(other["rounds"]) is int and settings.rounds > other["rounds"]:
         if because := by_rounds(settings):
             raise ValueError(f"{whose} cannot become longer, because {because} depends on --rounds: name another --out")

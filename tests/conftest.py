@@ -29,10 +29,8 @@ from jax._src import compiler
 from jaxtyping import _import_hook
 
 
-# Check the annotations of every function of the core while tests run, but not again in processes that they start. Must
-# come before its first import.
 def outermost(visit):
-    """Check no function within a function, which would be made ready to be checked in every call of the outer one."""
+    """Check the annotations of no function within a function: each call of the outer one would prepare it again."""
 
     @functools.wraps(visit)
     def visit_function(self, node):
@@ -41,6 +39,8 @@ def outermost(visit):
     return visit_function
 
 
+# Check the annotations of every function of the core while tests run, but not again in processes that they start. Must
+# come before its first import.
 rooms = {path.stem for path in (Path(__file__).parents[1] / "dslth_jax").iterdir()} - {"study"}
 if os.environ.get("DSLTH_ANNOTATIONS") != "unchecked":
     # No public setting says which. If a version of jaxtyping has it elsewhere, tests only take longer.

@@ -509,7 +509,7 @@ def test_local_training_is_its_formula(x64):
     ("regrow", "weighted", "personal"),
     [
         pytest.param("random", True, (), id="random", marks=pytest.mark.slow),
-        pytest.param("gradient", False, (), id="gradient", marks=pytest.mark.slow),
+        pytest.param("gradient", False, (), id="gradient"),
         pytest.param("random", True, ("second",), id="a personal head first"),
     ],
 )
@@ -559,7 +559,7 @@ def test_independent_masks_are_their_formula(x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-@pytest.mark.parametrize("mask_sent", [pytest.param("own", marks=pytest.mark.slow), "majority"])
+@pytest.mark.parametrize("mask_sent", ["own", "majority"])
 def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
     case = Case("mask-mean", mask_sent=mask_sent)
     state, gradient_fn = case.start(), case.of_masks()
@@ -574,9 +574,7 @@ def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-@pytest.mark.parametrize(
-    ("modulation", "weighted"), [pytest.param("step", False, marks=pytest.mark.slow), ("adaptive", True)]
-)
+@pytest.mark.parametrize(("modulation", "weighted"), [("step", False), ("adaptive", True)])
 def test_score_gossip_is_its_formulas(modulation, weighted, x64):
     """And who replays the messages that were really sent, as a neighbour does, holds ẑ bit for bit, and S."""
     case = Case("score-gossip", weighted=weighted, modulation=modulation)

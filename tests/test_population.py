@@ -281,10 +281,9 @@ CASES = {
         "exchange_from": 3,
     },
 }
-# Slow: most of their switches are in other cases, too, or in those below.
+# Slow, for each of their switches is in another case, too.
 AGAIN = ("proximal group lasso", "recomputed in the code's order", "dead scores", "adam, recomputed, silent rounds")
 AGAIN += ("the paper's order, exchange every second round", "force on revived scores, from the third round on")
-AGAIN += ("penalty on the fused scores", "momentum", "filter rule, scaled by retention", "fine-tuning what is touched")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import pandas as pd
 
 import dslth_jax
 from dslth_jax.study.config.algorithms import ALGORITHMS
-from dslth_jax.study.config.resolve import filled_in
+from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import asks_for_rounds
@@ -130,7 +130,7 @@ def expect_as_said(settings: Settings) -> None:
     config = read_config(settings.out) if settings.resume and settings.out else None
     if config and "kind" not in config:
         said = [name for name in settings.given if name != "rounds"]
-        expect_same(filled_in(settings), config["settings"], f"the run in {settings.out}", among=said)
+        expect_same(resolve(settings), config["settings"], f"the run in {settings.out}", among=said)
 
 
 def expect_same(

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dslth_jax.label_shares import label_skew
-from dslth_jax.study.config.resolve import check
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders, models, pictures, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, name_of_member, place_of, read_members, summary
@@ -41,7 +40,6 @@ class Run(Study):
 
     def prepare(self) -> list[Prepared]:
         """Check the settings, also beside those of a run that is to go on, and load what they name."""
-        check(self.settings)
         folders.expect_as_said(self.settings)
         self.members = [prepare(self.settings)]
         return self.members

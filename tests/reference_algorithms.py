@@ -144,10 +144,11 @@ def independent_round(weights, zs, settings, batches, gradient_fn):
     return new_zs, losses
 
 
-def gossip_start(z):
-    """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average."""
+def gossip_start(z, heard=True):
+    """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average,
+    and whether it has heard that of anybody."""
     start = {layer: np.abs(own) for layer, own in z.items()}
-    return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0}
+    return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0, "heard": heard}
 
 
 def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks, arrived=None):
@@ -174,7 +175,8 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
     moved = []
     for i, own in enumerate(after):
         weights_of = links[i] if arrived is None else arrived[i]
-        total, new = sum(weights_of), {"stepped": 0.0, "z": {}, "public": publics[i], "neighbours": {}}
+        total = sum(weights_of)
+        new = {"stepped": 0.0, "z": {}, "public": publics[i], "neighbours": {}, "heard": total > 0}
         for layer, z in own["z"].items():
             if arrived is None:
                 told = sum((link * sent[j][layer][1] * sent[j][layer][0] for j, link in enumerate(links[i])), 0 * z)
@@ -183,7 +185,9 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
                 held = sum((link * publics[j][layer] for j, link in enumerate(weights_of)), 0 * z)
                 new["neighbours"][layer] = held / total if total else 0 * z
             gap = new["neighbours"][layer] - new["public"][layer]
-            new["z"][layer] = pull(z, settings[i]["mixing_step"] * gap) if total else z
+            movement = new["neighbours"][layer] - own["neighbours"][layer] if own["heard"] else 0
+            by = settings[i]["mixing_step"] * gap + settings[i]["follow"] * movement
+            new["z"][layer] = pull(z, by) if total else z
         moved.append(new)
     return moved, sent, losses
 

@@ -95,7 +95,7 @@ ALL = {
     "score-gossip": Rival(
         functools.partial(score_gossip.score_gossip, NETWORK),
         score_gossip.Hyper,
-        {"lr": 2.0, "weight_decay": 5e-3, "group_lasso": 1e-3, "mixing_step": 0.5},
+        {"lr": 2.0, "weight_decay": 5e-3, "group_lasso": 1e-3, "mixing_step": 0.5, "follow": 0.3},
     ),
     "independent": Rival(
         functools.partial(independent.independent, NETWORK),
@@ -615,7 +615,7 @@ def test_score_gossip_of_who_holds_every_neighbour_is_its_formula_whatever_is_lo
     """Means are over the public scores of those who were reached, of all that they have ever told."""
     case = Case("score-gossip", weighted=True, link=links.added_up(0.5), modulation="adaptive")
     state, gradient_fn = case.start(), case.of_masks()
-    agents = [oracles.gossip_start(z) for z in case.all_of(state.agents.scores)]
+    agents = [oracles.gossip_start(z, heard=False) for z in case.all_of(state.agents.scores)]
     lost = 0
     for round, speaks in enumerate((False, True, False, True, True, True)):
         key = population.round_key(case.at(round), population.LINKS)

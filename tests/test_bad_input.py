@@ -339,6 +339,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("last", "--personal-layers means nothing to --algorithm local", "--algorithm local"),
         ("conv1,conv2,linear1,linear2", "leaves nothing to send: take --algorithm independent or local", ""),
     ],
+    "follow": [
+        ("1", "--follow must be in [0, 1), got 1", "--algorithm score-gossip"),
+        ("0.2", "--follow means nothing to --algorithm mce-pl, only to score-gossip: leave it out", ""),
+    ],
     "mixing_step": [
         ("1.5", "--mixing-step must be in [0, 1], got 1.5", "--algorithm score-gossip"),
         ("0.2", "--mixing-step means nothing to --algorithm mce-pl, only to score-gossip, fedmrn: leave it out", ""),
@@ -726,6 +730,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "force": ("1 0 2@cosine", "None -1"),
     "personal_layers": ("none last None linear1 conv1,linear2", "lasts conv9 linear1,,"),
     "mixing_step": ("0.5 0 1", "1.5 -1"),
+    "follow": ("0.5 0 0.3@cosine", "1 -0.1"),
     "modulation": ("adaptive", "step steps"),
     "regrow": ("random", "gradient gradients"),
     "head_order": ("together", "head-first head"),

@@ -4,22 +4,25 @@ Agents mix the magnitudes of their scores, not their masks. Nobody sends a score
 estimate ẑ_i, which starts at the common |z₀| and moves by one step up or down for each bit that i sends (delta
 modulation; with an adaptive step it is sign compression with memory, as in CHOCO-SGD: Koloskova et al., ICML 2019). S_i
 is the weighted mean of the neighbours' estimates, which i keeps from their bits alone. One round, with the symbols of
-`mce_pl`, the steps δ, and the strength γ of the mixing:
+`mce_pl`, the steps δ, the strength γ of the mixing and the share ν of their movement in which an agent follows
+neighbours:
 
     local step    z ← z − η (g + wd · z), prox of η λ R                  }
     signs         b = [ |z| ≥ ẑ ],  δ by layer                           } send b and δ
     exchange      σ ← weighted mean of the neighbours' δ_j (2 b_j − 1)
     estimates     ẑ ← ẑ + δ (2b − 1),  S ← S + σ                         }
-    mixing        z ← s · max(|z| + γ (S − ẑ), 1e-9)                     } receive
+    mixing        z ← s · max(|z| + γ (S − ẑ) + ν σ, 1e-9)               } receive
 
 with s = −1 for z < 0 and else 1. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ |
-over the layer. In a silent round nothing but z moves. S is a sum of what all neighbours have ever sent: their number
-never changes, and a link may be late but must lose nothing. Behind a link that holds what each has told (`added_up`),
-S is anew the mean of |z₀| and of these sums, of those who were reached in this round.
+over the layer. In a silent round nothing but z moves. Who follows goes where neighbours go, and these in turn follow:
+what all have in common then moves 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while what
+sets an agent apart does not. S is a sum of what all neighbours have ever sent: their number never changes, and a link
+may be late but must lose nothing. Behind a link that holds what each has told (`added_up`), S is anew the mean of |z₀|
+and of these sums, of those who were reached in this round, and σ is what it differs from the last one by.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +46,10 @@ class Hyper(NamedTuple):
     weight_decay: float | Float[Array, ""] = 0.0  # wd
     group_lasso: float | Float[Array, ""] = 0.0  # λ
     mixing_step: float | Float[Array, ""] = 0.5  # γ
+    follow: float | Float[Array, ""] = 0.5  # ν
 
 
+Told: TypeAlias = dict[str, tuple[Float[Array, ""], Float[Array, "_"]]]  # by layer: see `told_so_far`
 MOVED = ("scores", "optimizer", "stepped")  # what the local step moves
 
 
@@ -88,14 +93,14 @@ def score_gossip(
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, Message, Message, dict[str, Array]]:
+    ) -> tuple[Agent, tuple[Message, Told], Message, dict[str, Array]]:
         moved, _, _, info = local.send(key, world, learning(hyper), mce_pl.Agent(*agent[:3]), heard, batches)
         # Start messages pass through no link: what was heard before the first round is of all neighbours.
         of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
         weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
         agent = agent._replace(**{name: getattr(moved, name) for name in MOVED}, weight=weight)
         message = signs(agent.scores, agent.public, by_name(steps(agent)))
-        return agent, message, message, info
+        return agent, (message, told_so_far(heard)), message, info
 
     def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
         """δ of every layer."""
@@ -106,33 +111,41 @@ def score_gossip(
         return jax.tree.map(lambda size: size.astype(jnp.float32).astype(size.dtype), sizes)  # as they are sent
 
     def receive(
-        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches
+        key: Key[Array, ""],
+        world: World,
+        hyper: Hyper,
+        agent: Agent,
+        carry: tuple[Message, Told],
+        heard: Heard,
+        batches: Batches,
     ) -> tuple[Agent, dict[str, Array]]:
         del key, world, batches
+        message, told_before = carry
+        told_now = told_so_far(heard)
 
-        def told(name: str, known: Array) -> Array:
-            return jnp.where(heard.spoke, known + own_signs(carry, name, known.shape), known)
+        def after(name: str, known: Array) -> Array:
+            return jnp.where(heard.spoke, known + own_signs(message, name, known.shape), known)
 
-        def told_by_all(name: str, known: Array) -> Array:
+        def after_all(name: str, known: Array) -> Array:
             if name not in heard.masks:
                 return known
+            return known + sum_of_signs(heard, name) / at_least_one(agent.weight[name])
+
+        def mixing(name: str, public: Array, before: Array, now: Array) -> Array:
+            """What the magnitudes of a layer change by; who knows neighbours by sums holds |z₀| in place of S."""
             weight = agent.weight[name]
-            return known + sum_of_signs(heard, name) / jnp.where(weight > 0, weight, 1)
-
-        def mixing(name: str, public: Array, neighbours: Array) -> Array:
-            if name in heard.masks:
-                weight = agent.weight[name]
-            elif name in heard.values:
-                weight = heard.weight[name].astype(public.dtype)
-                told = heard.values[name][: public.size].reshape(public.shape)
-                neighbours = neighbours + told / jnp.where(weight > 0, weight, 1)
-            else:
+            if name in told_now:
+                (weight, told), (weight_before, told_then) = told_now[name], told_before[name]
+                start, shaped = before, lambda told: told[: before.size].reshape(before.shape)
+                now = start + shaped(told)
+                before = jnp.where(weight_before > 0, start + shaped(told_then), now)
+            elif name not in heard.masks:
                 return jnp.zeros_like(public)
-            return jnp.where(heard.spoke & (weight > 0), hyper.mixing_step * (neighbours - public), 0)
+            toward = hyper.mixing_step * (now - public) + hyper.follow * (now - before)
+            return jnp.where(heard.spoke & (weight > 0), toward, 0)
 
-        public = with_names(told, agent.public)
-        neighbours = with_names(told_by_all, agent.neighbours)
-        scores = pull(agent.scores, with_names(mixing, public, neighbours))
+        public, neighbours = with_names(after, agent.public), with_names(after_all, agent.neighbours)
+        scores = pull(agent.scores, with_names(mixing, public, agent.neighbours, neighbours))
         stepped = jnp.where(heard.spoke, 0, agent.stepped)
         agent = agent._replace(scores=scores, stepped=stepped, public=public, neighbours=neighbours)
         return agent, {"score_magnitude": optax.tree.norm(scores, ord=1)}
@@ -149,7 +162,18 @@ def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]])
     return Message(by_name(above), scales=steps)
 
 
+def told_so_far(heard: Heard) -> Told:
+    """The weight of those who were reached, and the mean of all that they have ever told: the layers heard in sums."""
+    weights = {name: heard.weight[name].astype(told.dtype) for name, told in heard.values.items()}
+    return {name: (weights[name], told / at_least_one(weights[name])) for name, told in heard.values.items()}
+
+
+def at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """A weight to divide by: of nobody's, who told 0, it makes 1."""
+    return jnp.where(weight > 0, weight, 1)
+
+
 def learning(hyper: Hyper) -> mce_pl.Hyper:
     """The settings of the local step; there is no force."""
-    own = {name: value for name, value in hyper._asdict().items() if name != "mixing_step"}
+    own = {name: value for name, value in hyper._asdict().items() if name not in ("mixing_step", "follow")}
     return mce_pl.Hyper(**own, fine_tune_lr=0.0, amplitude=0.0, force=0.0)

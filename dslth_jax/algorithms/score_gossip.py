@@ -132,13 +132,12 @@ def score_gossip(
             return known + sum_of_signs(heard, name) / at_least_one(agent.weight[name])
 
         def mixing(name: str, public: Array, before: Array, now: Array) -> Array:
-            """What the magnitudes of a layer change by; who knows neighbours by sums holds |z₀| in place of S."""
+            """What the magnitudes of a layer change by. `before` and `now` are S, or |z₀|, to which sums are added."""
             weight = agent.weight[name]
             if name in told_now:
-                (weight, told), (weight_before, told_then) = told_now[name], told_before[name]
-                start, shaped = before, lambda told: told[: before.size].reshape(before.shape)
-                now = start + shaped(told)
-                before = jnp.where(weight_before > 0, start + shaped(told_then), now)
+                (weight, told), (weight_before, earlier) = told_now[name], told_before[name]
+                start, now = before, before + as_in(told, before)
+                before = jnp.where(weight_before > 0, start + as_in(earlier, start), now)
             elif name not in heard.masks:
                 return jnp.zeros_like(public)
             toward = hyper.mixing_step * (now - public) + hyper.follow * (now - before)
@@ -166,6 +165,11 @@ def told_so_far(heard: Heard) -> Told:
     """The weight of those who were reached, and the mean of all that they have ever told: the layers heard in sums."""
     weights = {name: heard.weight[name].astype(told.dtype) for name, told in heard.values.items()}
     return {name: (weights[name], told / at_least_one(weights[name])) for name, told in heard.values.items()}
+
+
+def as_in(told: Float[Array, "_"], like: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Numbers of packed bits, whose last byte may be filled up, as those of a layer."""
+    return told[: like.size].reshape(like.shape)
 
 
 def at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:

@@ -3,10 +3,10 @@
     python -m experiments.neighbours --dataset digits --model small --resize 8 --agents 4 --rounds 60
     python -m experiments.neighbours --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # CIFAR-10
 
-By default in the proxy setting: images of 16 pixels a side, a small network, batches of 64. "alone" trains on its own
-images; "pooled" on all agents' images of its own classes, a yardstick and no method. Masks heard every 20 rounds cost a
-thousandth of weights sent in each. A member takes 1.2 minutes of a fast core, 4 of a slow one. See
-experiments/RESULTS.md.
+By default in the proxy setting: images of 16 pixels a side, not augmented, a small network, batches of 64. "alone"
+trains on its own images; "pooled" on all agents' images of its own classes, a yardstick and no method. Masks heard
+every 20 rounds cost a thousandth of weights sent in each. A member takes 1.2 minutes of a fast core, 4 of a slow one.
+See experiments/RESULTS.md.
 """
 
 import dataclasses

@@ -53,6 +53,8 @@ class Proxy(Experiment):
     model: str | None = "conv3"
     """Network: alexnet, small, conv3, conv4 or mlp; None takes the largest that fits the images."""
     batch_size: int = 64
+    augment: str | None = "none"
+    """What agents make of the images of each minibatch: none, crop or flip-crop; None is the preset's."""
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:

@@ -730,7 +730,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "force": ("1 0 2@cosine", "None -1"),
     "personal_layers": ("none last None linear1 conv1,linear2", "lasts conv9 linear1,,"),
     "mixing_step": ("0.5 0 1", "1.5 -1"),
-    "follow": ("0.5 0 0.3@cosine", "1 -0.1"),
+    "follow": ("0 0.5 0.3@cosine", "1 -0.1"),
     "modulation": ("adaptive", "step steps"),
     "regrow": ("random", "gradient gradients"),
     "head_order": ("together", "head-first head"),

@@ -46,7 +46,7 @@ class Hyper(NamedTuple):
     weight_decay: float | Float[Array, ""] = 0.0  # wd
     group_lasso: float | Float[Array, ""] = 0.0  # λ
     mixing_step: float | Float[Array, ""] = 0.5  # γ
-    follow: float | Float[Array, ""] = 0.5  # ν
+    follow: float | Float[Array, ""] = 0.0  # ν
 
 
 Told: TypeAlias = dict[str, tuple[Float[Array, ""], Float[Array, "_"]]]  # by layer: see `told_so_far`

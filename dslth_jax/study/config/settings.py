@@ -107,7 +107,7 @@ class Method:
     the majority (mask-mean)."""
     mixing_step: float | str = setting(0.5, bounds="[0, 1]", scheduled=True)
     """How far scores' magnitudes (score-gossip), or weights (fedmrn), go toward the neighbours' mean."""
-    follow: float | str = setting(0.5, bounds="[0, 1)", scheduled=True)
+    follow: float | str = setting(0.0, bounds="[0, 1)", scheduled=True)
     """How far score-gossip follows its neighbours: the share of their scores' movement that agents make too. What all
     have in common then moves 1 / (1 - follow) times as far."""
     noise: float = setting(0.8, bounds="0..100", traced=True)

@@ -59,7 +59,13 @@ def lonely():
     return graph_of(adjacency_of(some_present(1)))
 
 
-@pytest.mark.parametrize("graph", [some_present(0), lonely()], ids=["absent edges", "lonely"])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        pytest.param(some_present(0), id="absent edges"),
+        pytest.param(lonely(), id="lonely", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", exchange.FORMS)
 def test_every_form_of_the_exchange_counts_the_neighbours(name, graph, monkeypatch):
     # Many blocks of columns, the last of which overlaps the one before.

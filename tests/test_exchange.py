@@ -19,6 +19,11 @@ AGENTS = 6
 COMPLETE = graph_of(~np.eye(AGENTS, dtype=bool))
 
 
+def slow_but(first, *others):
+    """Cases of which all but the first are slow."""
+    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
+
+
 def drawn_masks(agents, seed=0):
     rng = np.random.default_rng(seed)
     return {name: rng.integers(0, 2, (agents, *leaf.shape), dtype=np.uint8) for name, leaf in SHAPES.items()}
@@ -44,6 +49,12 @@ def mixing_of(graph, agents):
     return mixing
 
 
+def on_all_edges(graph):
+    """The same graph as weights on the edges of the complete one, so that it shares a program with others."""
+    weights = mixing_of(graph, AGENTS)[COMPLETE.receivers, COMPLETE.senders].astype(graph.weights.dtype)
+    return COMPLETE._replace(weights=weights, own=graph.own)
+
+
 def assert_heard(heard, mixing, stacked, rtol=0.0):
     """Counts are the mixing matrix times the masks, degrees its row sums."""
 
@@ -58,7 +69,13 @@ def assert_heard(heard, mixing, stacked, rtol=0.0):
 
 
 @pytest.mark.parametrize(
-    "topology", [graphs.ring(AGENTS), graphs.complete(AGENTS), *(graphs.erdos_renyi(AGENTS, p, 2) for p in (0.3, 0.6))]
+    "topology",
+    [
+        graphs.ring(AGENTS),
+        graphs.erdos_renyi(AGENTS, 0.3, 2),
+        pytest.param(graphs.complete(AGENTS), marks=pytest.mark.slow),
+        pytest.param(graphs.erdos_renyi(AGENTS, 0.6, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_agents_hear_their_neighbours(topology):
     graph, stacked = topology.graph, drawn_masks(AGENTS)
@@ -105,7 +122,7 @@ def test_weighted_sums_follow_float64(seed, x64):
 
 
 def test_metropolis_weights_mix_masks_that_all_keep_into_one_less_ones_own_weight(x64):
-    graph = metropolis(graphs.erdos_renyi(AGENTS, 0.6, seed=2)).graph
+    graph = on_all_edges(metropolis(graphs.erdos_renyi(AGENTS, 0.6, seed=2)).graph)
     stacked = drawn_masks(AGENTS)
     heard = hear_six(packed(stacked), graph)
     assert_heard(heard, mixing_of(graph, AGENTS), stacked, rtol=1e-15)
@@ -171,9 +188,10 @@ def test_alone_is_silent(dtype):
 @pytest.mark.parametrize("weighted", [False, True])
 def test_all_at_once_is_one_after_another(weighted):
     """Bit for bit, floats too."""
-    graph = graphs.erdos_renyi(AGENTS, seed=4).graph
+    graph = on_all_edges(graphs.erdos_renyi(AGENTS, seed=4).graph)
     if weighted:
-        graph = graph._replace(weights=np.random.default_rng(0).uniform(size=len(graph.senders)).astype(np.float32))
+        random = np.random.default_rng(0).uniform(size=len(graph.senders)).astype(np.float32)
+        graph = graph._replace(weights=graph.weights * random)
     sent = packed(drawn_masks(AGENTS))
     together = hear_six(sent, graph)
     apart = jax.jit(lambda sent, graph: hear_all(sent, graph, AGENTS, over=lambda f: lambda r: jax.lax.map(f, r)))
@@ -218,10 +236,8 @@ def test_a_population_beyond_sixteen_bits_counts_in_thirty_two():
     assert jnp.dtype(exchange.counting_dtype(65_537)) == "uint32"
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 30])
-@pytest.mark.parametrize(
-    "share", [pytest.param(0.1, marks=pytest.mark.slow), 0.4, pytest.param(0.9, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("chunk", slow_but(4, 1, 30))
+@pytest.mark.parametrize("share", slow_but(0.4, 0.1, 0.9))
 def test_few_and_many_neighbours_are_heard_in_the_place_of_the_last(share, chunk):
     """Up to thirty, some absent: none, fewer than are counted together, as many, and several times more."""
     agents = 30
@@ -247,7 +263,8 @@ def test_a_count_of_all_neighbours_does_not_wrap(agents):
     adjacency[0, 1:] = True
     everything = jnp.ones(11)
     sent = Message({"layer": jnp.tile(masks.pack(everything)[None], (agents, 1))})
-    heard = exchange.hear(sent, graph_of(adjacency), jnp.int32(0), Message({"layer": everything}))
+    hear = jax.jit(lambda sent, graph: exchange.hear(sent, graph, jnp.int32(0), Message({"layer": everything})))
+    heard = hear(sent, graph_of(adjacency))
     np.testing.assert_array_equal(heard.masks["layer"], agents - 1)
     assert heard.weight["layer"] == agents - 1
 

@@ -79,7 +79,7 @@ def drawn():
     """The kernels of each draw of weights, as numpy, by layer."""
 
     def kernels(weights):
-        masked, _ = network_by_name("small", (8, 8, 1), 10, weights=weights).init(jax.random.key(3))
+        masked, _ = jax.jit(network_by_name("small", (8, 8, 1), 10, weights=weights).init)(jax.random.key(3))
         return {layer: np.asarray(leaves["kernel"]) for layer, leaves in masked.items()}
 
     return {weights: kernels(weights) for weights in WEIGHTS}
@@ -101,7 +101,8 @@ def test_weights_are_drawn_as_their_names_say(drawn, layer):
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_another_seed_draws_other_weights(weights):
     network = network_by_name("mlp", (3, 3, 1), 3, weights=weights)
-    first, second = (jax.tree.leaves(network.init(jax.random.key(seed))[0]) for seed in (0, 1))
+    init = jax.jit(network.init)
+    first, second = (jax.tree.leaves(init(jax.random.key(seed))[0]) for seed in (0, 1))
     assert not any(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 

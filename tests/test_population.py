@@ -41,6 +41,7 @@ from dslth_jax.graphs import (
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear, network_of
 from dslth_jax.networks.operations import elu
+from dslth_jax.over_agents import default_chunk
 from dslth_jax.population import Shares
 from dslth_jax.skew import Skew
 from dslth_jax.study.config.spellings import schedule_of
@@ -125,22 +126,30 @@ def made(optimizer=reference.Switches.optimizer):
     return mce_pl(NETWORK, optimizer=optimizer_of(reference.Switches(optimizer=optimizer)))
 
 
-def programs(algorithm, s, *, chunk=None, key=0, redraw=None, starts=None, **settings):
+@functools.cache  # so are rounds
+def stepper(algorithm, redraw, **settings):
+    @functools.partial(jax.jit, donate_argnames="state")
+    def step(state, hyper, shares, graph, key, drawn, every=None):
+        world = population.world_of(NETWORK, key, state.round, 10, drawn)
+        now = population.graph_in(world, Topology(graph, redraw))
+        fixed = {"batch_size": BATCH, **settings} | ({} if every is None else {"exchange_every": every})
+        return population.round(algorithm, world, hyper, state, shares, now, **fixed)
+
+    return step
+
+
+def programs(algorithm, s, *, chunk=None, key=0, redraw=None, starts=None, every=None, **settings):
     """The compiled start, that of the algorithm `starts` where it is said, and round of one setting; `settings` are
-    those of `population.round`."""
-    key, topology = jax.random.key(key), Topology(s.graph, redraw)
+    those of `population.round`, of which `every` is traced as its `exchange_every`."""
+    key, chunk = jax.random.key(key), chunk or default_chunk(AGENTS)
     drawn = drawn_by(key)
     ways = {name: settings[name] for name in ("link", "controller") if name in settings}
     start = starter(starts or algorithm, redraw, chunk=chunk, **ways)
-
-    @functools.partial(jax.jit, donate_argnames="state")
-    def step(state, hyper, shares, drawn):
-        world = population.world_of(NETWORK, key, state.round, 10, drawn)
-        graph = population.graph_in(world, topology)
-        fixed = {"batch_size": BATCH, "chunk": chunk, **settings}
-        return population.round(algorithm, world, hyper, state, shares, graph, **fixed)
-
-    return lambda: start(s.hyper, s.graph, key, drawn), lambda state: step(state, s.hyper, s.shares, drawn)
+    step, every = stepper(algorithm, redraw, chunk=chunk, **settings), every and jnp.int32(every)
+    return (
+        lambda: start(s.hyper, s.graph, key, drawn),
+        lambda state: step(state, s.hyper, s.shares, s.graph, key, drawn, every),
+    )
 
 
 WORLD = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
@@ -240,20 +249,32 @@ ALGORITHM_SWITCHES += ("mask_sent", "force_momentum")
 # code are the cases of schedules, weights and links that drop below.
 CASES = {
     "proximal group lasso": {"group_lasso": 0.02, "local_steps": 2},
-    "penalty on the fused scores": {"group_lasso_form": "penalty", "group_lasso": 1e-3},
-    "penalty on the scores": {
+    "penalty on the fused scores, momentum": {
+        "group_lasso_form": "penalty",
+        "group_lasso": 1e-3,
+        "optimizer": "momentum",
+        "lr": 0.3,
+        "fine_tune_lr": 0.2,
+        "local_steps": 2,
+    },
+    "penalty on the scores, own masks sent, the last layer personal": {
         "group_lasso_form": "penalty",
         "penalty_on": "scores",
         "group_lasso": 1e-3,
         "local_steps": 3,
+        "mask_sent": "own",
+        "personal": ("linear",),
     },
     "as published": {"order": "paper", "fine_tune_gradient": "recomputed", "group_lasso": 0.02},
     "recomputed in the code's order": {"fine_tune_gradient": "recomputed", "local_steps": 2},
-    "fine-tuning what is touched": {"fine_tune_weight": "touched", "exchange_every": 2},
-    "filter rule, scaled by retention": {"smallest_filter": 3, "scale_by_retention": True},
+    "fine-tuning what is touched, filter rule, scaled by retention": {
+        "fine_tune_weight": "touched",
+        "exchange_every": 2,
+        "smallest_filter": 3,
+        "scale_by_retention": True,
+    },
     "dead scores": {"group_lasso": 0.15},
     "revived scores": {"group_lasso": 0.15, "revive": True},
-    "momentum": {"optimizer": "momentum", "lr": 0.3, "fine_tune_lr": 0.2, "local_steps": 2},
     "adam, recomputed, silent rounds": {
         "optimizer": "adam",
         "lr": 0.01,
@@ -262,7 +283,6 @@ CASES = {
         "exchange_every": 3,
     },
     "the paper's order, exchange every second round": {"order": "paper", "exchange_every": 2},
-    "own masks sent, the last layer personal": {"mask_sent": "own", "personal": ("linear",)},
     "force, silent rounds, several steps": {
         "fusion": "force",
         "optimizer": "adam",
@@ -348,7 +368,13 @@ def arrivals(rate, round):
     return arrived
 
 
-@pytest.mark.parametrize("case", [{}, {"order": "paper", "exchange_every": 2}], ids=["every round", "silent rounds"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param({}, id="every round", marks=pytest.mark.slow),
+        pytest.param({"order": "paper", "exchange_every": 2}, id="silent rounds"),
+    ],
+)
 def test_rounds_over_links_that_drop_equal_the_numpy_loops(case, x64):
     """Each directed link on its own, with a rate that is traced; what was lost was sent all the same."""
     s, rate = setting(), 0.4
@@ -395,8 +421,8 @@ def bits_of(sent):
 
 def test_nothing_is_sent_in_a_silent_round():
     s = setting()
-    _, always = programs(made(), s)
-    start, step = programs(made(), s, exchange_every=2)
+    _, always = programs(made(), s, every=1)
+    start, step = programs(made(), s, every=2)
     would_be = always(start())[0].sent
     state = start()
     before = jax.device_get((state.heard, state.sent))
@@ -415,8 +441,8 @@ def test_nothing_is_sent_in_a_silent_round():
 def test_how_often_agents_exchange_may_be_traced():
     s = setting()
     states = []
-    for every in (3, jnp.int32(3)):
-        start, step = programs(made(), s, exchange_every=every)
+    for ways in ({"exchange_every": 3}, {"every": 3}):
+        start, step = programs(made(), s, **ways)
         state = start()
         for _ in range(3):
             state, _ = step(state)
@@ -588,7 +614,7 @@ def test_one_at_a_time_is_bit_for_bit_in_a_smaller_population():
 
 
 @pytest.mark.parametrize(
-    "chunk", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(AGENTS, marks=pytest.mark.slow)]
+    "chunk", [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), AGENTS]
 )
 def test_any_chunk_gives_the_same_round_in_float64(x64, chunk):
     s = setting()
@@ -602,24 +628,15 @@ def test_any_chunk_gives_the_same_round_in_float64(x64, chunk):
 
 def test_the_second_round_compiles_nothing():
     """Nor do other step sizes, counts or samples: they are traced."""
-    s = setting()
-    key, algorithm = jax.random.key(0), made()
-
-    @jax.jit
-    @chex.assert_max_traces(n=1)
-    def step(state, hyper, shares):
-        world = population.world_of(NETWORK, key, state.round, 10)
-        return population.round(algorithm, world, hyper, state, shares, s.graph, batch_size=BATCH)
-
-    chex.clear_trace_counter()
-    state = programs(algorithm, s)[0]()
+    s, key = setting(), jax.random.key(0)
+    step, fixed = stepper(made(), None, chunk=1), (s.graph, key, drawn_by(key))
     others = s.hyper._replace(lr=s.hyper.lr / 2, kept=jax.tree.map(lambda kept: kept - 1, s.hyper.kept))
     smaller = s.shares._replace(sizes=jnp.ones_like(s.shares.sizes))
-    state, _ = step(state, s.hyper, s.shares)
+    state, _ = step(programs(made(), s)[0](), s.hyper, s.shares, *fixed)
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
-    state, _ = step(state, s.hyper, s.shares)
-    state, _ = step(state, others, smaller)
+    state, _ = step(state, s.hyper, s.shares, *fixed)
+    state, _ = step(state, others, smaller, *fixed)
     jax.block_until_ready(state)
     jax.monitoring.clear_event_listeners()
     assert compiled == []
@@ -667,7 +684,8 @@ def test_the_filter_rule_is_for_convolutions_alone():
     scores["linear"]["kernel"] = scores["linear"]["kernel"].at[:, 0].mul(1e-3).at[0, 0].set(9.0)
     scores["conv"]["kernel"] = scores["conv"]["kernel"].at[..., 0].mul(1e-3).at[0, 0, 0, 0].set(9.0)
     y = fused_scores(hyper, scores, silent)
-    plain, ruled = (personal_masks(y, hyper.kept, NETWORK.roles, MaskRule(rule)) for rule in (None, 2))
+    both = jax.jit(lambda y: [personal_masks(y, hyper.kept, NETWORK.roles, MaskRule(rule)) for rule in (None, 2)])
+    plain, ruled = both(y)
     assert plain["conv"]["kernel"][..., 0].sum() == 1
     assert ruled["conv"]["kernel"][..., 0].sum() == 0
     np.testing.assert_array_equal(ruled["linear"]["kernel"], plain["linear"]["kernel"])
@@ -707,21 +725,25 @@ def test_evaluation_counts_each_agents_own_samples():
     algorithm = made()
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
     state = programs(algorithm, s)[0]()
-    model = jax.jit(lambda hyper, agent, heard: algorithm.model(world, hyper, agent, heard))
     score = jax.jit(lambda tests: evaluate(NETWORK, algorithm, world, state, tests, batch_size=4))
+
+    def of_agent(held):
+        variables, kept = algorithm.model(world, *held)
+        return jnp.argmax(NETWORK.apply(variables, s.shares.images), -1), kept
+
+    each = jax.jit(functools.partial(jax.lax.map, of_agent))((s.hyper, state.agents, state.heard))
+    guesses, kept = jax.device_get(each)
     for sizes in (SIZES, [1, 2, 3, 1, 5]):
         tests = s.shares._replace(sizes=jnp.asarray(sizes, jnp.int32))
         # A batch that divides no size, so that the last one is only partly counted.
-        evaluation = score(tests)
+        evaluation = jax.device_get(score(tests))
         for i, size in enumerate(sizes):
-            own = jnp.asarray(s.shares.indices[i, :size])
-            variables, kept = model(agent_of(s.hyper, i), *agent_of((state.agents, state.heard), i))
-            guesses = jnp.argmax(NETWORK.apply(variables, s.shares.images[own]), -1)
-            assert float(evaluation.accuracy[i]) == pytest.approx(float(jnp.mean(guesses == s.shares.labels[own])))
-            labels = np.asarray(s.shares.labels[own])
-            counts = np.bincount(labels[labels == guesses], minlength=evaluation.right.shape[1])
+            own = np.asarray(s.shares.indices)[i, :size]
+            labels, right = np.asarray(s.shares.labels)[own], guesses[i, own] == np.asarray(s.shares.labels)[own]
+            assert float(evaluation.accuracy[i]) == pytest.approx(float(np.mean(right)))
+            counts = np.bincount(labels[right], minlength=evaluation.right.shape[1])
             np.testing.assert_array_equal(evaluation.right[i], counts)
-            leaves = jax.tree.leaves(kept)
+            leaves = jax.tree.leaves(agent_of(kept, i))
             density = sum(float(leaf.sum()) for leaf in leaves) / sum(leaf.size for leaf in leaves)
             assert float(evaluation.density[i]) == pytest.approx(density)
         # Layers of few entries are looked at whole.
@@ -808,19 +830,18 @@ def test_one_program_serves_all_rounds_silent_or_not_over_links_that_change():
     """With settings, samples and the rounds between exchanges of another value in each."""
     topology = changing_erdos_renyi(AGENTS)
     s, key, algorithm = setting()._replace(graph=topology.graph), jax.random.key(0), made()
-    traces = []
+    drawn, traces = drawn_by(key), []
 
     # Only how often it is compiled is of interest, so it need not be made fast.
     @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     def step(state, hyper, shares, every):
         traces.append(1)
-        world = population.world_of(NETWORK, key, state.round, 10)
+        world = population.world_of(NETWORK, key, state.round, 10, drawn)
         graph = population.graph_in(world, topology)
         settings = {"batch_size": BATCH, "exchange_every": every}
         return population.round(algorithm, world, hyper, state, shares, graph, **settings)
 
-    world = population.world_of(NETWORK, key, 0, 10)
-    state = population.init(algorithm, world, s.hyper, population.graph_in(world, topology), agents=AGENTS)
+    state = starter(algorithm, topology.redraw, chunk=1)(s.hyper, s.graph, key, drawn)
     spoke, over, now = [], set(), s.hyper
     for number in range(4):
         hyper = s.hyper._replace(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from asked import unpacked_layers
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Heard, Message, World, by_name
@@ -37,7 +38,7 @@ def to_torch(layer, array):
 
 
 def tree_of(read):
-    return {ours: {"kernel": jnp.asarray(from_torch(theirs, read(theirs)))} for theirs, ours in LAYERS.items()}
+    return {ours: {"kernel": from_torch(theirs, read(theirs))} for theirs, ours in LAYERS.items()}
 
 
 def assert_close(actual, desired, of):
@@ -46,7 +47,7 @@ def assert_close(actual, desired, of):
 
 
 def stacked(values):
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *values)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *values)
 
 
 def replay(trace):
@@ -55,9 +56,9 @@ def replay(trace):
     algorithm = mce_pl(network)
     adjacency = trace["adjacency"] != 0
     weights = tree_of(lambda layer: trace[f"w/{layer}"].astype(np.float64))
-    frozen = {LAYERS[layer]: {"bias": jnp.asarray(trace[f"b/{layer}"].astype(np.float64))} for layer in ("fc1", "fc2")}
-    kept = [jax.tree.map(jnp.int32, kept_by_layer(weights, network.roles, float(r), 0.9)) for r in trace["keep_conv"]]
-    hyper = stacked([jax.tree.map(jnp.asarray, Hyper(k)) for k in kept])
+    frozen = {LAYERS[layer]: {"bias": trace[f"b/{layer}"].astype(np.float64)} for layer in ("fc1", "fc2")}
+    kept = [jax.tree.map(np.int32, kept_by_layer(weights, network.roles, float(r), 0.9)) for r in trace["keep_conv"]]
+    hyper = stacked([Hyper(k) for k in kept])
     world = World(weights, frozen, jax.random.key(0), jnp.int32(0), jnp.int32(3))
 
     def unpacked(layer):
@@ -65,11 +66,11 @@ def replay(trace):
         return np.unpackbits(trace[f"m0/{layer}"], count=np.prod(shape)).reshape(shape)
 
     start, scores = tree_of(unpacked), tree_of(lambda layer: trace[f"z0/0/{layer}"].astype(np.float64))
-    degree = jnp.asarray(adjacency.sum(1), jnp.int32)
-    counts = {name: jnp.multiply.outer(degree, m).astype(jnp.uint8) for name, m in by_name(start).items()}
-    always = jnp.ones(len(adjacency))
-    heard = Heard(counts, {}, dict.fromkeys(counts, degree), always.astype(jnp.float32), always.astype(bool))
-    one = Agent(scores, optax.EmptyState()), Message(by_name(jax.tree.map(masks.pack, start)))
+    degree, always = adjacency.sum(1, dtype=np.int32), np.ones(len(adjacency))
+    counts = {name: np.multiply.outer(degree, m).astype(np.uint8) for name, m in by_name(start).items()}
+    heard = Heard(counts, {}, dict.fromkeys(counts, degree), always.astype(np.float32), always.astype(bool))
+    packed = jax.jit(lambda start: jax.tree.map(masks.pack, start))(start)
+    one = Agent(scores, optax.EmptyState()), Message(by_name(jax.device_get(packed)))
     agents, sent = stacked([one] * len(adjacency))
     state = State(agents, heard, sent, None, Control(None, hyper, hyper), jnp.int32(0))
     return network, algorithm, world, hyper, state, graph_of(adjacency)
@@ -110,16 +111,16 @@ def test_the_authors_layers_step_by_step(x64, shared, as_users_compile):
     for r, (images, labels) in enumerate(zip(trace["images"], trace["labels"], strict=True)):
         shares = shares_of(images, labels)
         state, info = step(state, shares)
-        logits = probe(state)
+        logits, kept = probe(state), unpacked_layers(state.sent.masks, world.weights)
+        gradients, own, kept = jax.device_get((info["gradient"], state.agents.scores, kept))
         assert_close(info["loss"], trace["loss"][r], trace["loss"][r])
         for i in range(len(labels)):
             assert_close(logits[i], trace[f"logits/{r}/{i}"], trace[f"logits/{r}/{i}"])
             for theirs, ours in LAYERS.items():
-                shape, suffix = world.weights[ours]["kernel"].shape, f"{r}/{i}/{theirs}"
-                mask = np.asarray(masks.unpack(state.sent.masks[f"{ours}/kernel"][i], shape))
-                np.testing.assert_array_equal(np.packbits(to_torch(theirs, mask)), trace[f"mask/{suffix}"])
-                scores = to_torch(theirs, np.asarray(state.agents.scores[ours]["kernel"][i]))
-                gradient = to_torch(theirs, np.asarray(info["gradient"][ours]["kernel"][i]))
+                suffix = f"{r}/{i}/{theirs}"
+                mask = to_torch(theirs, kept[f"{ours}/kernel"][i])
+                np.testing.assert_array_equal(np.packbits(mask), trace[f"mask/{suffix}"])
+                scores, gradient = (to_torch(theirs, tree[ours]["kernel"][i]) for tree in (own, gradients))
                 where = trace[f"sample_index/{theirs}"]
                 assert_close(scores.reshape(-1)[where], trace[f"z/{suffix}"], scores)
                 assert_close(gradient.reshape(-1)[where], trace[f"grad/{suffix}"], gradient)

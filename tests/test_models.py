@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fakes import draw_nothing
 from tiny import TinyNet, use_tiny_network
 
 import dslth_jax
@@ -33,6 +34,7 @@ def folder_of(tmp_path_factory):
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         use_tiny_network(patch)
+        draw_nothing(patch)
 
         def folder(name):
             if name not in made:

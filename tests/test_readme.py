@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from fakes import use_fakes
+from fakes import draw_nothing, use_fakes
 from tiny import TinyNet
 
 import dslth_jax
@@ -54,6 +54,7 @@ COMMANDS = [
 )
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    draw_nothing(monkeypatch)
     monkeypatch.setitem(zoo.MODULES, "wide", None)  # which one example adds: afterwards it is gone again
     for name in ("small", "mlp"):
         monkeypatch.setitem(zoo.MODULES, name, TinyNet)

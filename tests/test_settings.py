@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fakes import use_fakes
+from tiny import use_tiny_network
 
 from dslth_jax import augment
 from dslth_jax.algorithms import local
@@ -300,11 +301,12 @@ def test_every_setting_of_a_round_reaches_the_driver(monkeypatch):
         seen.update(settings, lr=hyper.lr, first=first.lr, skew=shares.skew, weights=graph.weights)
         raise SeenError
 
+    use_tiny_network(monkeypatch)
     monkeypatch.setattr(programs.population, "round", look)
     flags = {"local_steps": 3, "exchange_every": 2, "batch_size": 7, "agent_chunk": 2, "rounds": 8}
     views = {"feature_skew": "rotation:90", "mixing": "metropolis", "topology": "changing-regular:2"}
     views["augment"] = "flip-crop"
-    prepared = prepare(Settings(dataset="digits", agents=4, lr="2@step:1:0.5", **flags, **views))
+    prepared = prepare(Settings(dataset="digits", model="tiny", agents=4, lr="2@step:1:0.5", **flags, **views))
     with pytest.raises(SeenError):
         programs.compile_programs(plan([prepared]))
     assert (seen["local_steps"], seen["exchange_every"], seen["batch_size"], seen["chunk"]) == (3, 2, 7, 2)
@@ -454,10 +456,12 @@ def test_a_file_of_flags_that_is_none_is_one_sentence(name, text, said, tmp_path
 
 def test_what_was_said_is_kept_and_says_the_same_again(tmp_path, monkeypatch):
     use_fakes(monkeypatch)
-    flags = ["--dataset", "digits", "--agents", "4", "--rounds", "2", "--preset", "tuned", "--lr", "0.001"]
+    use_tiny_network(monkeypatch)
+    flags = ["--dataset=digits", "--model=tiny", "--agents=4", "--rounds=2", "--preset=tuned", "--lr=0.001"]
     assert cifar.main([*flags, "--out", str(tmp_path / "first")]) == 0
     config = json.loads((tmp_path / "first" / "config.json").read_text())
-    assert config["given"] == {"dataset": "digits", "agents": 4, "rounds": 2, "preset": "tuned", "lr": 0.001}
+    given = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 2, "preset": "tuned", "lr": 0.001}
+    assert config["given"] == given
     again = ["--config", str(tmp_path / "first" / "config.json"), "--out", str(tmp_path / "second")]
     assert cifar.main(again) == 0
     repeated = json.loads((tmp_path / "second" / "config.json").read_text())

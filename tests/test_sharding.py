@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import draw_nothing
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
@@ -97,6 +98,7 @@ def commands(*words: str) -> None:
     Beside each run folder the compiled text of its programs is left.
     """
     MODULES["tiny"] = TinyNet
+    draw_nothing(pytest.MonkeyPatch())
     compile_for_real, texts = jax.stages.Lowered.compile, {}
 
     def compile_and_keep(lowered, options=None):
@@ -113,6 +115,7 @@ def commands(*words: str) -> None:
 def command(*flags: str) -> None:
     """The command as it is run from a shell, which leaves without the interpreter's own shutdown."""
     MODULES["tiny"] = TinyNet
+    draw_nothing(pytest.MonkeyPatch())
     sys.argv[1:] = flags
     del sys.modules["experiments.cifar"]
     runpy.run_module("experiments.cifar", run_name="__main__", alter_sys=True)
@@ -170,6 +173,7 @@ def begin_two(flags: Sequence[str], outs: Sequence[Path], of_the_second: Sequenc
 def sweeps(*words: str) -> None:
     """Run a sweep once for each list of flags."""
     MODULES["tiny"] = TinyNet
+    draw_nothing(pytest.MonkeyPatch())
     for flags in map(json.loads, words):
         assert sweep.main(flags) == 0
 
@@ -181,8 +185,9 @@ def on_one_and_on_four(flags: Sequence[str], folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("hasty", [pytest.param([], id="as users compile", marks=pytest.mark.slow), [HASTY]])
 def test_four_devices_leave_the_folder_that_one_leaves(hasty, tmp_path):
-    """Sums of floats must not depend on how many agents share a device."""
-    succeed(begin(commands, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR, *hasty]))
+    """Sums of floats must not depend on how many agents share a device. And meshes of four, what lies on them, and what
+    lowers for more, in the same process."""
+    succeed(begin(on_four_devices, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR, *hasty]))
     assert [devices_of(tmp_path / name) for name in "14"] == [1, 4]
     assert_same_run(tmp_path / "1", tmp_path / "4")
     assert_packed_bits_cross(tmp_path / "4.json")
@@ -191,6 +196,7 @@ def test_four_devices_leave_the_folder_that_one_leaves(hasty, tmp_path):
 def test_two_processes_leave_one_folder_and_it_is_that_of_one(tmp_path, monkeypatch):
     """Over links that change and silent rounds. Only the first process writes."""
     use_tiny_network(monkeypatch)
+    draw_nothing(monkeypatch)
     together = begin_two(CHANGING, [tmp_path / "first", tmp_path / "second"])
     assert cifar.main([*CHANGING, "--out", str(tmp_path / "1")]) == 0
     succeed(*together)
@@ -359,9 +365,10 @@ def lowered_for_accelerators(chunk: int, mesh: Mesh | None = None, name: str = "
     return lowered
 
 
-@pytest.mark.parametrize(("chunk", "name"), [(4, "small"), pytest.param(8, "alexnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("chunk", "name"), [(4, "small"), (8, "alexnet")])
 def test_the_whole_round_lowers_for_accelerators(chunk, name):
-    """Nothing in it is of the CPU alone, with the agents in chunks or all together."""
+    """Nothing in it is of the CPU alone, with the agents in chunks or all together; of four devices above, too."""
     assert "all_gather" not in lowered_for_accelerators(chunk, name=name).mlir_module()
 
 
@@ -425,20 +432,16 @@ def arrays_on_four() -> None:
 
 
 def accelerators_in_fours() -> None:
-    for chunk in (1, 2):
-        lowered = lowered_for_accelerators(chunk, sharding.agents_mesh(8))
-        assert lowered.nr_devices == 4
-        assert "all_gather" in lowered.mlir_module()
+    lowered = lowered_for_accelerators(2, sharding.agents_mesh(8))
+    assert lowered.nr_devices == 4
+    assert "all_gather" in lowered.mlir_module()
 
 
-def on_four_devices() -> None:
+def on_four_devices(*words: str) -> None:
     meshes_of_four()
     arrays_on_four()
     accelerators_in_fours()
-
-
-def test_meshes_of_four_devices_what_lies_on_them_and_what_lowers_for_more():
-    succeed(begin(on_four_devices, flags=[FOUR]))
+    commands(*words)
 
 
 # Flags that are wrong together.

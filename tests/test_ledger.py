@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import FakePrograms, use_fakes
+from fakes import FakePrograms, draw_nothing, use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax import population
@@ -23,6 +23,7 @@ TINY = {"dataset": "digits", "model": "tiny", "agents": 3, "topology": "ring", "
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
+    draw_nothing(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
     shapes = [leaf.shape for leaf in jax.tree.leaves(weights)]
     senders = [Sender(agent, shapes, case.get("key_every", 0) * settings.exchange_every) for agent in range(3)]
     receivers = [Receiver(agent, shapes) for agent in range(3)]
-    state, bits = programs.start(), 0
+    state, bits, exchange = programs.start(), 0, jax.jit(population.exchange)
     for number in range(1, settings.rounds + 1):
         state, info = programs.step(state)
         if number % settings.exchange_every:
@@ -53,7 +54,7 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
             bits += 8 * len(message) * int(info["listeners"][0, agent])
         received = jax.tree.unflatten(structure, came)
         state = state._replace(sent=jax.device_put(received, jax.tree.map(lambda leaf: leaf.sharding, state.sent)))
-        heard = population.exchange(
+        heard = exchange(
             jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), received),
             member.topology.graph,
             jnp.arange(3),

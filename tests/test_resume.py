@@ -92,6 +92,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, rounds, tmp_pat
     assert_same_numbers(tmp_path / "whole", out)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_chunks_and_other_intervals(tmp_path):
     """And ends as one that nothing stopped."""
     whole, out = tmp_path / "whole", tmp_path / "cut"
@@ -129,13 +130,13 @@ def test_without_a_checkpoint_a_run_starts_anew(whole, tmp_path, fakes):
 @pytest.mark.parametrize(
     ("flags", "rounds"),
     [
-        ([], ("6", "8")),
-        (["--exchange-every", "3", "--eval-every", "4"], ("8", "13")),  # its last exchange, of 6, closes it
-        (["--exchange-every", "2", "--eval-every", "3", "--exchange-from", "3"], ("7", "12")),
-        (["--algorithm", "dsgd", "--eval-every", "5"], ("7", "9")),
-        (["--exchange-every", "3", "--eval-every", "25"], ("10", "11")),  # which closes both
+        pytest.param([], ("6", "8"), id="evaluated", marks=pytest.mark.slow),
+        # Its last exchange, of 6, closes it.
+        pytest.param(["--exchange-every", "3", "--eval-every", "4"], ("8", "13"), id="silent at the end"),
+        pytest.param(["--exchange-every", "2", "--exchange-from", "3"], ("7", "12"), id="late", marks=pytest.mark.slow),
+        pytest.param(["--algorithm", "dsgd", "--eval-every", "5"], ("7", "9"), id="floats"),
+        pytest.param(["--exchange-every", "3", "--eval-every", "25"], ("10", "11"), id="closed twice"),
     ],
-    ids=["evaluated", "silent at the end", "late", "floats", "closed twice"],
 )
 def test_a_finished_run_becomes_longer_as_if_it_had_been_so_from_the_start(flags, rounds, tmp_path, capsys, fakes):
     """Its last row gives way to what a longer run has there: fewer test images, or nothing; and so do its bits."""
@@ -363,19 +364,23 @@ def long(tmp_path_factory) -> Path:
     return out
 
 
+OTHERS = ["--agent-chunk", "2", "--checkpoint-every", "50"]
+
+
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGKILL, -9)],
+    ("number", "code", "flags"),
+    [pytest.param(signal.SIGTERM, 143, [], marks=pytest.mark.slow), (signal.SIGKILL, -9, OTHERS)],
 )
-def test_signals_and_kills_of_a_real_process(number, code, long, tmp_path):
-    """It goes on in this one, and ends as a run that was let be: SIGKILL loses the rounds since the last checkpoint."""
+def test_signals_and_kills_of_a_real_process(number, code, flags, long, tmp_path):
+    """It goes on in this one, with other chunks and other intervals, and ends as a run that was let be: SIGKILL loses
+    the rounds since the last checkpoint."""
     out = tmp_path / "cut"
     process = begin(*LONG, "--out", str(out), "--checkpoint-every", "5")
     wait_for(process, lambda: len(list((out / "checkpoint").glob("round_*[0-9]"))) > 1)
     process.send_signal(number)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == code, said
-    assert cifar.main([*FLAGS, *LONG, "--out", str(out), "--resume"]) == 0
+    assert cifar.main([*FLAGS, *LONG, *flags, "--out", str(out), "--resume"]) == 0
     assert_same_numbers(long, out)
     assert json.loads((out / "config.json").read_text())["resumed"][0]["from_round"] > 0
 

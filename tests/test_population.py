@@ -323,7 +323,8 @@ def test_several_rounds_equal_the_numpy_loops(x64, case):
         assert any((kept == 0).any() for kept in filters)
 
 
-def test_scheduled_rounds_equal_the_numpy_loops(x64):
+def scheduled(s):
+    """A controller of another schedule for each setting, and what these make of them by name and round."""
     spelled = {"kept": "cosine:0.5", "lr": "warm-up:3", "fine_tune_lr": "step:2:0.1", "weight_decay": "cosine:2"}
     spelled |= {"group_lasso": "warm-up:2@cosine", "amplitude": "step:1:0.5", "force": "constant"}
 
@@ -339,23 +340,43 @@ def test_scheduled_rounds_equal_the_numpy_loops(x64):
             "force": 1.0,
         }[name]
 
-    s = setting(group_lasso=0.01)
     factor = {name: schedule_of(spelling, 10) for name, spelling in spelled.items()}
     schedules = Hyper(**{**factor, "kept": jax.tree.map(lambda _: factor["kept"], s.hyper.kept)})
-    controller = control.scheduled(schedules)
-    state, _ = assert_rounds_equal(s, reference.Switches(), factors=factors, controller=controller)
+    return control.scheduled(schedules), factors
+
+
+@pytest.mark.slow
+def test_scheduled_rounds_equal_the_numpy_loops(x64):
+    s = setting(group_lasso=0.01)
+    controller, factors = scheduled(s)
+    assert_rounds_equal(s, reference.Switches(), factors=factors, controller=controller)
+
+
+@pytest.mark.slow
+def test_weighted_rounds_equal_the_numpy_loops(x64):
+    s, weights = weighted(setting())
+    assert_rounds_equal(s, reference.Switches(), mixing=weights)
+
+
+def weighted(s):
+    """Of metropolis links, and their weights by the oracle."""
+    symmetric = ADJACENCY & ADJACENCY.T
+    return s._replace(graph=metropolis(Topology(graph_of(symmetric))).graph), reference.metropolis(symmetric)
+
+
+def test_scheduled_weighted_rounds_over_links_that_drop_equal_the_numpy_loops(x64):
+    """All three at once, as one program; each alone is slow."""
+    (s, weights), rate = weighted(setting(group_lasso=0.01)), 0.4
+    controller, factors = scheduled(s)
+    ways = {"link": links.dropped(jnp.float32(rate)), "arrived": lambda number: arrivals(rate, number)}
+    ways |= {"controller": controller, "factors": factors, "mixing": weights}
+    state, _ = assert_rounds_equal(s, reference.Switches(order="paper", exchange_every=2), **ways)
+    heard = (weights * arrivals(rate, 3)).sum(axis=1)
+    np.testing.assert_allclose(state.heard.weight["conv/kernel"], heard, rtol=1e-15)
+    np.testing.assert_allclose(state.heard.own, 1 - weights.sum(axis=1), rtol=1e-15)
     # What is evaluated is the round that ran last, and what comes next is there already.
     for settings, number in ((state.control.used, 3), (state.control.next, 4)):
         np.testing.assert_allclose(settings.lr, s.hyper.lr * factors("lr", number), rtol=1e-12)
-
-
-def test_weighted_rounds_equal_the_numpy_loops(x64):
-    symmetric = ADJACENCY & ADJACENCY.T
-    graph = metropolis(Topology(graph_of(symmetric))).graph
-    weights = reference.metropolis(symmetric)
-    state, _ = assert_rounds_equal(setting()._replace(graph=graph), reference.Switches(), mixing=weights)
-    np.testing.assert_allclose(state.heard.weight["conv/kernel"], weights.sum(axis=1), rtol=1e-15)
-    np.testing.assert_allclose(state.heard.own, 1 - weights.sum(axis=1), rtol=1e-15)
 
 
 def arrivals(rate, round):
@@ -368,13 +389,8 @@ def arrivals(rate, round):
     return arrived
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param({}, id="every round", marks=pytest.mark.slow),
-        pytest.param({"order": "paper", "exchange_every": 2}, id="silent rounds"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [{}, {"order": "paper", "exchange_every": 2}], ids=["every round", "silent rounds"])
 def test_rounds_over_links_that_drop_equal_the_numpy_loops(case, x64):
     """Each directed link on its own, with a rate that is traced; what was lost was sent all the same."""
     s, rate = setting(), 0.4
@@ -471,7 +487,8 @@ def rounds_of(algorithm, number, **ways):
     """State and diagnostics after each of so many rounds of an algorithm of layers "often" and "seldom"."""
     world, numbers = WORLD._replace(weights={"often": jnp.ones(9), "seldom": jnp.ones((3, 3))}), jnp.arange(AGENTS)
     graph, shares = graph_of(ADJACENCY), setting().shares
-    state = population.init(algorithm, world, numbers, graph, agents=AGENTS, link=ways.get("link"))
+    start = functools.partial(population.init, algorithm, world, agents=AGENTS, link=ways.get("link"))
+    state = jax.jit(start)(numbers, graph)
 
     @jax.jit
     def step(state):

@@ -17,7 +17,7 @@ if os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false":
     programs = tempfile.mkdtemp(prefix="dslth_jax_programs_")
     atexit.register(shutil.rmtree, programs, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"  # writing others takes as long
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # Compile hastily: most tests wait for compilers, and not for what these make. See `as_users_compile`, and `hastily`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")

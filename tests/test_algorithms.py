@@ -15,8 +15,8 @@ import pytest
 import reference
 import reference_algorithms as oracles
 from asked import derivative_of, drawn_batches, unpacked_layers
+from fakes import StopAfter
 from flax import linen as nn
-from test_sweep import StopAfter
 from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
 
 from dslth_jax import links, masks, population
@@ -191,8 +191,8 @@ def programs():
     return built
 
 
-# One each that sends masks, floats, and nothing; the battery of the others is slow.
-ALWAYS = ("mask-mean", "dsgd", "local")
+# One each that sends masks, and floats; the battery of the others is slow.
+ALWAYS = ("mask-mean", "dsgd")
 
 
 def slow_but(names, *always):
@@ -574,7 +574,9 @@ def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
         assert_close(case.all_of(state.agents.scores), zs)
 
 
-@pytest.mark.parametrize(("modulation", "weighted"), [("step", False), ("adaptive", True)])
+@pytest.mark.parametrize(
+    ("modulation", "weighted"), [("step", False), pytest.param("adaptive", True, marks=pytest.mark.slow)]
+)
 def test_score_gossip_is_its_formulas(modulation, weighted, x64):
     """And who replays the messages that were really sent, as a neighbour does, holds ẑ bit for bit, and S."""
     case = Case("score-gossip", weighted=weighted, modulation=modulation)
@@ -889,9 +891,10 @@ def test_weights_are_scaled_by_what_the_majority_keeps():
     method = mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(scale_by_retention=True))
     world, hyper = population.world_of(NETWORK, jax.random.key(0), 0, 1), agent_of(hyper_of("mask-mean"), 0)
     agent, _ = method.init(jax.random.key(1), world, hyper)
+    counts = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights)
+    model = jax.jit(lambda others: method.model(world, hyper, agent, heard_of(others, counts)))
     for others in (0, 10):  # of whom none keeps anything
-        counts = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.uint8), world.weights)
-        variables, in_use = method.model(world, hyper, agent, heard_of(jnp.int32(others), counts))
+        variables, in_use = model(jnp.int32(others))
         for w, scaled, mask in zip(*map(jax.tree.leaves, (world.weights, variables["params"], in_use)), strict=True):
             kept = int(mask.sum())
             assert (kept > 0) == (others == 0)

@@ -35,7 +35,7 @@ def by_padding(images, down, right, flipped):
     return np.stack(made)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (9, 6, 3), (2, 3, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((8, 8, 1), marks=pytest.mark.slow), (9, 6, 3), (2, 3, 2)])
 def test_images_moved_by_given_offsets_are_those_that_numpy_pads(shape):
     """Every offset below the side, with and without a flip."""
     most = min(shape[:2]) - 1

@@ -1008,7 +1008,7 @@ def try_cases(numbers: range, folder: Path) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("cases", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_random_flags_and_files_are_taken_or_refused(cases, tmp_path, monkeypatch):
     (tmp_path / "files").mkdir()
     (tmp_path / "here").mkdir()

@@ -36,7 +36,7 @@ def moved_by(scores, own, heard, strength=1.0, spoke=True):
     """Scores after the force, and the steps that are left to count."""
     sent = {name: masks.pack(leaf) for name, leaf in own.items()}
     agent = Agent(scores, None, jnp.asarray(0.5))
-    after = pulled(Hyper({}, force=strength), agent, sent, heard._replace(spoke=jnp.array(spoke)))
+    after = jax.jit(pulled)(Hyper({}, force=strength), agent, sent, heard._replace(spoke=jnp.array(spoke)))
     return after.scores["layer"], float(after.stepped)
 
 

@@ -92,7 +92,7 @@ def along_axes(shapes_, axes):
 
 
 @pytest.mark.parametrize("axes", AXES.values(), ids=AXES.keys())
-@pytest.mark.parametrize("case", ["same size", "a padded patch"])
+@pytest.mark.parametrize("case", [pytest.param("same size", marks=pytest.mark.slow), "a padded patch"])
 def test_convolution_of_several_agents(x64, case, axes):
     images, kernel, padding, _ = CASES[case]
     arguments = drawn(*along_axes((images, kernel), axes))
@@ -230,7 +230,7 @@ def plain_response_norm(alpha):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 9])
-@pytest.mark.parametrize("alpha", [1e-4, 3.0])
+@pytest.mark.parametrize("alpha", [pytest.param(1e-4, marks=pytest.mark.slow), 3.0])
 def test_local_response_norm_meets_its_formula(x64, channels, alpha):
     values = drawn((2, 3, 2, channels))[0] * 3
     actual = value_and_gradients(lambda x: local_response_norm(x, alpha), values)

@@ -193,12 +193,16 @@ def test_four_devices_leave_the_folder_that_one_leaves(hasty, tmp_path):
     assert_packed_bits_cross(tmp_path / "4.json")
 
 
-def test_two_processes_leave_one_folder_and_it_is_that_of_one(tmp_path, monkeypatch):
-    """Over links that change and silent rounds. Only the first process writes."""
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param(RUN, id="plain"), pytest.param(CHANGING, id="changing", marks=pytest.mark.slow)],
+)
+def test_two_processes_leave_one_folder_and_it_is_that_of_one(flags, tmp_path, monkeypatch):
+    """Also over links that change and silent rounds. Only the first process writes."""
     use_tiny_network(monkeypatch)
     draw_nothing(monkeypatch)
-    together = begin_two(CHANGING, [tmp_path / "first", tmp_path / "second"])
-    assert cifar.main([*CHANGING, "--out", str(tmp_path / "1")]) == 0
+    together = begin_two(flags, [tmp_path / "first", tmp_path / "second"])
+    assert cifar.main([*flags, "--out", str(tmp_path / "1")]) == 0
     succeed(*together)
     assert {path.name for path in tmp_path.iterdir()} == {"first", "1"}
     assert devices_of(tmp_path / "first") == 2

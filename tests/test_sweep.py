@@ -181,7 +181,7 @@ def test_whole_populations_computed_together_give_the_same_to_rounding():
     assert len(set(came[0][0]["loss"].mean(axis=1).tolist())) == 2
 
 
-@pytest.mark.parametrize("looks", [1, 8])
+@pytest.mark.parametrize("looks", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_an_interrupted_sweep_goes_on_where_it_was(looks, tmp_path, fakes):
     """In either of two groups, behind the first evaluation or between two."""
     settings = {**BASE, "grid": ("order=code,paper", "lr=3,10"), "rounds": 4}

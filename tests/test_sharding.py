@@ -183,29 +183,48 @@ def on_one_and_on_four(flags: Sequence[str], folder: Path) -> list[str]:
     return [json.dumps([*flags, "--devices", name, "--out", str(folder / name)]) for name in "14"]
 
 
-@pytest.mark.parametrize("hasty", [pytest.param([], id="as users compile", marks=pytest.mark.slow), [HASTY]])
-def test_four_devices_leave_the_folder_that_one_leaves(hasty, tmp_path):
-    """Sums of floats must not depend on how many agents share a device. And meshes of four, what lies on them, and what
-    lowers for more, in the same process."""
-    succeed(begin(on_four_devices, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR, *hasty]))
-    assert [devices_of(tmp_path / name) for name in "14"] == [1, 4]
-    assert_same_run(tmp_path / "1", tmp_path / "4")
-    assert_packed_bits_cross(tmp_path / "4.json")
+@pytest.fixture(scope="module")
+def one_and_four(tmp_path_factory) -> Path:
+    """The folders of one run on one device and on four; in the process that has four, all else that needs them."""
+    folder = tmp_path_factory.mktemp("devices")
+    succeed(begin(on_four_devices, *on_one_and_on_four(WEIGHTED, folder), flags=[FOUR, HASTY]))
+    return folder
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [pytest.param(RUN, id="plain"), pytest.param(CHANGING, id="changing", marks=pytest.mark.slow)],
-)
-def test_two_processes_leave_one_folder_and_it_is_that_of_one(flags, tmp_path, monkeypatch):
-    """Also over links that change and silent rounds. Only the first process writes."""
+def assert_four_are_as_one(folder: Path) -> None:
+    """Sums of floats must not depend on how many agents share a device."""
+    assert [devices_of(folder / name) for name in "14"] == [1, 4]
+    assert_same_run(folder / "1", folder / "4")
+    assert_packed_bits_cross(folder / "4.json")
+
+
+def test_four_devices_leave_the_folder_that_one_leaves(one_and_four):
+    """And meshes of four, what lies on them, and what lowers for more."""
+    assert_four_are_as_one(one_and_four)
+
+
+@pytest.mark.slow
+def test_four_devices_leave_the_folder_that_one_leaves_as_users_compile(tmp_path):
+    succeed(begin(commands, *on_one_and_on_four(WEIGHTED, tmp_path), flags=[FOUR]))
+    assert_four_are_as_one(tmp_path)
+
+
+def test_two_processes_leave_one_folder_and_it_is_that_of_one(one_and_four, tmp_path):
+    """Only the first process writes."""
+    succeed(*begin_two(WEIGHTED, [tmp_path / "first", tmp_path / "second"]))
+    assert {path.name for path in tmp_path.iterdir()} == {"first"}
+    assert devices_of(tmp_path / "first") == 2
+    assert_same_run(one_and_four / "1", tmp_path / "first")
+
+
+@pytest.mark.slow
+def test_two_processes_over_links_that_change_leave_what_one_leaves(tmp_path, monkeypatch):
+    """And silent rounds."""
     use_tiny_network(monkeypatch)
     draw_nothing(monkeypatch)
-    together = begin_two(flags, [tmp_path / "first", tmp_path / "second"])
-    assert cifar.main([*flags, "--out", str(tmp_path / "1")]) == 0
+    together = begin_two(CHANGING, [tmp_path / "first", tmp_path / "second"])
+    assert cifar.main([*CHANGING, "--out", str(tmp_path / "1")]) == 0
     succeed(*together)
-    assert {path.name for path in tmp_path.iterdir()} == {"first", "1"}
-    assert devices_of(tmp_path / "first") == 2
     assert_same_run(tmp_path / "1", tmp_path / "first")
 
 

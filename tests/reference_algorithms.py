@@ -144,11 +144,10 @@ def independent_round(weights, zs, settings, batches, gradient_fn):
     return new_zs, losses
 
 
-def gossip_start(z, heard=True):
-    """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average,
-    and whether it has heard that of anybody."""
+def gossip_start(z):
+    """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average."""
     start = {layer: np.abs(own) for layer, own in z.items()}
-    return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0, "heard": heard}
+    return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0}
 
 
 def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks, arrived=None):
@@ -175,17 +174,16 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
     moved = []
     for i, own in enumerate(after):
         weights_of = links[i] if arrived is None else arrived[i]
-        total = sum(weights_of)
-        new = {"stepped": 0.0, "z": {}, "public": publics[i], "neighbours": {}, "heard": total > 0}
+        total, new = sum(weights_of), {"stepped": 0.0, "z": {}, "public": publics[i], "neighbours": {}}
         for layer, z in own["z"].items():
             if arrived is None:
                 told = sum((link * sent[j][layer][1] * sent[j][layer][0] for j, link in enumerate(links[i])), 0 * z)
                 new["neighbours"][layer] = own["neighbours"][layer] + (told / total if total else 0)
             else:
                 held = sum((link * publics[j][layer] for j, link in enumerate(weights_of)), 0 * z)
-                new["neighbours"][layer] = held / total if total else 0 * z
+                new["neighbours"][layer] = held / total if total else own["neighbours"][layer]
             gap = new["neighbours"][layer] - new["public"][layer]
-            movement = new["neighbours"][layer] - own["neighbours"][layer] if own["heard"] else 0
+            movement = new["neighbours"][layer] - own["neighbours"][layer]
             by = settings[i]["mixing_step"] * gap + settings[i]["follow"] * movement
             new["z"][layer] = pull(z, by) if total else z
         moved.append(new)

@@ -617,7 +617,7 @@ def test_score_gossip_of_who_holds_every_neighbour_is_its_formula_whatever_is_lo
     """Means are over the public scores of those who were reached, of all that they have ever told."""
     case = Case("score-gossip", weighted=True, link=links.added_up(0.5), modulation="adaptive")
     state, gradient_fn = case.start(), case.of_masks()
-    agents = [oracles.gossip_start(z, heard=False) for z in case.all_of(state.agents.scores)]
+    agents = [oracles.gossip_start(z) for z in case.all_of(state.agents.scores)]
     lost = 0
     for round, speaks in enumerate((False, True, False, True, True, True)):
         key = population.round_key(case.at(round), population.LINKS)

@@ -4,8 +4,7 @@ Agents mix the magnitudes of their scores, not their masks. Nobody sends a score
 estimate ẑ_i, which starts at the common |z₀| and moves by one step up or down for each bit that i sends (delta
 modulation; with an adaptive step it is sign compression with memory, as in CHOCO-SGD: Koloskova et al., ICML 2019). S_i
 is the weighted mean of the neighbours' estimates, which i keeps from their bits alone. One round, with the symbols of
-`mce_pl`, the steps δ, the strength γ of the mixing and the share ν of their movement in which an agent follows
-neighbours:
+`mce_pl`, the steps δ, the strength γ of the mixing and the share ν of its neighbours' movement that an agent makes too:
 
     local step    z ← z − η (g + wd · z), prox of η λ R                  }
     signs         b = [ |z| ≥ ẑ ],  δ by layer                           } send b and δ
@@ -18,11 +17,12 @@ over the layer. In a silent round nothing but z moves. Who follows goes where ne
 what all have in common then moves 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while what
 sets an agent apart does not. S is a sum of what all neighbours have ever sent: their number never changes, and a link
 may be late but must lose nothing. Behind a link that holds what each has told (`added_up`), S is anew the mean of |z₀|
-and of these sums, of those who were reached in this round, and σ is what it differs from the last one by.
+and of these sums, of those who were reached in this round, and σ is what S has changed by since somebody was: where
+others are reached than before, also what sets them apart.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,6 @@ class Hyper(NamedTuple):
     follow: float | Float[Array, ""] = 0.0  # ν
 
 
-Told: TypeAlias = dict[str, tuple[Float[Array, ""], Float[Array, "_"]]]  # by layer: see `told_so_far`
 MOVED = ("scores", "optimizer", "stepped")  # what the local step moves
 
 
@@ -93,14 +92,14 @@ def score_gossip(
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
-    ) -> tuple[Agent, tuple[Message, Told], Message, dict[str, Array]]:
+    ) -> tuple[Agent, Message, Message, dict[str, Array]]:
         moved, _, _, info = local.send(key, world, learning(hyper), mce_pl.Agent(*agent[:3]), heard, batches)
         # Start messages pass through no link: what was heard before the first round is of all neighbours.
         of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
         weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
         agent = agent._replace(**{name: getattr(moved, name) for name in MOVED}, weight=weight)
         message = signs(agent.scores, agent.public, by_name(steps(agent)))
-        return agent, (message, told_so_far(heard)), message, info
+        return agent, message, message, info
 
     def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
         """δ of every layer."""
@@ -111,39 +110,33 @@ def score_gossip(
         return jax.tree.map(lambda size: size.astype(jnp.float32).astype(size.dtype), sizes)  # as they are sent
 
     def receive(
-        key: Key[Array, ""],
-        world: World,
-        hyper: Hyper,
-        agent: Agent,
-        carry: tuple[Message, Told],
-        heard: Heard,
-        batches: Batches,
+        key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
-        del key, world, batches
-        message, told_before = carry
-        told_now = told_so_far(heard)
+        del key, batches
+        start = jax.tree.map(jnp.abs, mce_pl.scores_at_start(world.key, world, "shared"))
 
         def after(name: str, known: Array) -> Array:
-            return jnp.where(heard.spoke, known + own_signs(message, name, known.shape), known)
+            return jnp.where(heard.spoke, known + own_signs(carry, name, known.shape), known)
 
-        def after_all(name: str, known: Array) -> Array:
-            if name not in heard.masks:
+        def weight_of(name: str) -> Array:
+            return (heard.weight if name in heard.values else agent.weight)[name]
+
+        def after_all(name: str, known: Array, at_start: Array) -> Array:
+            if name in heard.masks:
+                return known + sum_of_signs(heard, name) / at_least_one(weight_of(name))
+            if name not in heard.values:
                 return known
-            return known + sum_of_signs(heard, name) / at_least_one(agent.weight[name])
+            weight = weight_of(name).astype(known.dtype)
+            told = heard.values[name][: known.size].reshape(known.shape)  # without what fills up the last packed byte
+            return jnp.where(heard.spoke & (weight > 0), at_start + told / at_least_one(weight), known)
 
         def mixing(name: str, public: Array, before: Array, now: Array) -> Array:
-            """What the magnitudes of a layer change by. `before` and `now` are S, or |z₀|, to which sums are added."""
-            weight = agent.weight[name]
-            if name in told_now:
-                (weight, told), (weight_before, earlier) = told_now[name], told_before[name]
-                start, now = before, before + as_in(told, before)
-                before = jnp.where(weight_before > 0, start + as_in(earlier, start), now)
-            elif name not in heard.masks:
+            if name not in heard.masks and name not in heard.values:
                 return jnp.zeros_like(public)
             toward = hyper.mixing_step * (now - public) + hyper.follow * (now - before)
-            return jnp.where(heard.spoke & (weight > 0), toward, 0)
+            return jnp.where(heard.spoke & (weight_of(name) > 0), toward, 0)
 
-        public, neighbours = with_names(after, agent.public), with_names(after_all, agent.neighbours)
+        public, neighbours = with_names(after, agent.public), with_names(after_all, agent.neighbours, start)
         scores = pull(agent.scores, with_names(mixing, public, agent.neighbours, neighbours))
         stepped = jnp.where(heard.spoke, 0, agent.stepped)
         agent = agent._replace(scores=scores, stepped=stepped, public=public, neighbours=neighbours)
@@ -159,17 +152,6 @@ def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]])
     """b of every layer, each with its step δ."""
     above = jax.tree.map(lambda z, known: masks.pack(jnp.abs(z) >= known), scores, public)
     return Message(by_name(above), scales=steps)
-
-
-def told_so_far(heard: Heard) -> Told:
-    """The weight of those who were reached, and the mean of all that they have ever told: the layers heard in sums."""
-    weights = {name: heard.weight[name].astype(told.dtype) for name, told in heard.values.items()}
-    return {name: (weights[name], told / at_least_one(weights[name])) for name, told in heard.values.items()}
-
-
-def as_in(told: Float[Array, "_"], like: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Numbers of packed bits, whose last byte may be filled up, as those of a layer."""
-    return told[: like.size].reshape(like.shape)
 
 
 def at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:

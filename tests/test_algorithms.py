@@ -17,7 +17,7 @@ import reference_algorithms as oracles
 from asked import derivative_of, drawn_batches, unpacked_layers
 from fakes import StopAfter
 from flax import linen as nn
-from tiny import assert_same_numbers, heard_of, rows_of, use_tiny_network
+from tiny import assert_same_numbers, heard_of, rows_of, slow_but, use_tiny_network
 
 from dslth_jax import links, masks, population
 from dslth_jax.algorithm import Algorithm, mean_with_own, with_personal_layers
@@ -193,11 +193,6 @@ def programs():
 
 # One each that sends masks, and floats; the battery of the others is slow.
 ALWAYS = ("mask-mean", "dsgd")
-
-
-def slow_but(names, *always):
-    """Cases of these names, of which all but some are slow."""
-    return [pytest.param(name, marks=[] if name in always else pytest.mark.slow) for name in names]
 
 
 def battery(*always):

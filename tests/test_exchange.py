@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import slow_but
 
 from dslth_jax import exchange, graphs, masks, population
 from dslth_jax.algorithm import Message
@@ -17,11 +18,6 @@ SHAPES = {"conv/kernel": jnp.zeros((3, 2, 2, 3)), "linear/kernel": jnp.zeros((8,
 LIKE = Message(SHAPES)
 AGENTS = 6
 COMPLETE = graph_of(~np.eye(AGENTS, dtype=bool))
-
-
-def slow_but(first, *others):
-    """Cases of which all but the first are slow."""
-    return [first, *(pytest.param(other, marks=pytest.mark.slow) for other in others)]
 
 
 def drawn_masks(agents, seed=0):
@@ -236,8 +232,8 @@ def test_a_population_beyond_sixteen_bits_counts_in_thirty_two():
     assert jnp.dtype(exchange.counting_dtype(65_537)) == "uint32"
 
 
-@pytest.mark.parametrize("chunk", slow_but(4, 1, 30))
-@pytest.mark.parametrize("share", slow_but(0.4, 0.1, 0.9))
+@pytest.mark.parametrize("chunk", slow_but([1, 4, 30], 4))
+@pytest.mark.parametrize("share", slow_but([0.1, 0.4, 0.9], 0.4))
 def test_few_and_many_neighbours_are_heard_in_the_place_of_the_last(share, chunk):
     """Up to thirty, some absent: none, fewer than are counted together, as many, and several times more."""
     agents = 30

@@ -454,10 +454,15 @@ def arrays_on_four() -> None:
     assert jax.tree.map(describe, shapes) == jax.tree.map(describe, placed)
 
 
-def accelerators_in_fours() -> None:
-    lowered = lowered_for_accelerators(2, sharding.agents_mesh(8))
+def accelerators_in_fours(chunk: str = "2") -> None:
+    lowered = lowered_for_accelerators(int(chunk), sharding.agents_mesh(8))
     assert lowered.nr_devices == 4
     assert "all_gather" in lowered.mlir_module()
+
+
+@pytest.mark.slow
+def test_one_agent_at_a_time_lowers_for_four_accelerators():
+    succeed(begin(accelerators_in_fours, "1", flags=[FOUR, HASTY]))
 
 
 def on_four_devices(*words: str) -> None:

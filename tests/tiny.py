@@ -1,4 +1,4 @@
-"""A network with little to compile, for tests of whole runs, and how two run folders are compared."""
+"""What keeps tests short: a network with little to compile, and cases that are slow; how run folders are compared."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,11 @@ from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear
 from dslth_jax.networks.operations import elu
 from dslth_jax.networks.zoo import MODULES
+
+
+def slow_but(cases, *always):
+    """The cases of a parametrized test, of which all but some are slow."""
+    return [pytest.param(case, marks=[] if case in always else pytest.mark.slow) for case in cases]
 
 
 class TinyNet(nn.Module):

@@ -14,11 +14,13 @@ is the weighted mean of the neighbours' estimates, which i keeps from their bits
 
 with s = −1 for z < 0 and else 1. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ |
 over the layer. In a silent round nothing but z moves. Who follows goes where neighbours go, and these in turn follow:
-what all have in common then moves 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while what
-sets an agent apart does not. S is a sum of what all neighbours have ever sent: their number never changes, and a link
-may be late but must lose nothing. Behind a link that holds what each has told (`added_up`), S is anew the mean of |z₀|
-and of these sums, of those who were reached in this round, and σ is what S has changed by since somebody was: where
-others are reached than before, also what sets them apart.
+what all have in common then moves up to 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while
+what sets an agent apart does not.
+
+S is a sum of what all neighbours have ever sent: their number never changes, and a link may be late but must lose
+nothing. Behind a link that holds what each has told (`added_up`), S is anew the mean of |z₀| and of these sums, of
+those who were reached in this round, and σ is what S has changed by since somebody was: where others are reached than
+before, also what sets them apart.
 """
 
 from collections.abc import Mapping
@@ -123,12 +125,12 @@ def score_gossip(
 
         def after_all(name: str, known: Array, at_start: Array) -> Array:
             if name in heard.masks:
-                return known + sum_of_signs(heard, name) / at_least_one(weight_of(name))
+                return known + sum_of_signs(heard, name) / divisor(weight_of(name))
             if name not in heard.values:
                 return known
             weight = weight_of(name).astype(known.dtype)
             told = heard.values[name][: known.size].reshape(known.shape)  # without what fills up the last packed byte
-            return jnp.where(heard.spoke & (weight > 0), at_start + told / at_least_one(weight), known)
+            return jnp.where(heard.spoke & (weight > 0), at_start + told / divisor(weight), known)
 
         def mixing(name: str, public: Array, before: Array, now: Array) -> Array:
             if name not in heard.masks and name not in heard.values:
@@ -154,8 +156,8 @@ def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]])
     return Message(by_name(above), scales=steps)
 
 
-def at_least_one(weight: Float[Array, ""]) -> Float[Array, ""]:
-    """A weight to divide by: of nobody's, who told 0, it makes 1."""
+def divisor(weight: Float[Array, ""]) -> Float[Array, ""]:
+    """A weight to divide by: 1 where it is nobody's, for then 0 is divided."""
     return jnp.where(weight > 0, weight, 1)
 
 

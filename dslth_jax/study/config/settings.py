@@ -109,7 +109,7 @@ class Method:
     """How far scores' magnitudes (score-gossip), or weights (fedmrn), go toward the neighbours' mean."""
     follow: float | str = setting(0.0, bounds="[0, 1)", scheduled=True)
     """How far score-gossip follows its neighbours: the share of their scores' movement that agents make too. What all
-    have in common then moves 1 / (1 - follow) times as far."""
+    have in common then moves up to 1 / (1 - follow) times as far."""
     noise: float = setting(0.8, bounds="0..100", traced=True)
     """Size of fedmrn's noise, in means of what is to be told: of the distances of a layer's entries from their public
     copies. Copies run away where it is much larger than 1."""

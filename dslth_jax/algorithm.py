@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
-from dslth_jax.masks import pack, unpack
+from dslth_jax.masks import pack, planes, unpack
 
 
 class World(NamedTuple):
@@ -124,7 +124,7 @@ class Model(Protocol):
     """What one agent predicts with."""
 
     def __call__(self, world: World, hyper: Any, agent: Any, heard: Heard) -> tuple[Any, Any]:
-        """The variables for `Network.apply`, and the masks in use, a pytree of 0 and 1; None of weight methods.
+        """The variables for `Network.apply`, and the masks in use, of 0 and 1, or -1 too; None of weight methods.
 
         `heard` is what the agent heard in the last round of exchange.
         """
@@ -145,6 +145,7 @@ class Algorithm(NamedTuple):
     # (world, kept, masks) -> the variables of `model`, where its masks, and how many entries of each layer they were to
     # keep, say all of them; None where weights are trained.
     of_masks: Callable[[World, Any, Any], Any] | None = None
+    ternary: bool = False  # whether masks hold -1 beside 0 and 1, so that a threshold sees scores with their signs
 
 
 def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:
@@ -205,13 +206,48 @@ def with_names(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyT
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)
 
 
-def packed(masks_of_layers: PyTree[Array]) -> Message:
-    """A message of masks, one a layer."""
-    return Message(by_name(jax.tree.map(pack, masks_of_layers)))
+def packed(masks_of_layers: PyTree[Array], ternary: bool = False) -> Message:
+    """A message of masks: of one plane of bits a layer, called as the layer, or of a ternary mask's two, called
+    "layer/positive" and "layer/negative"."""
+    bits = jax.tree.map(planes, masks_of_layers) if ternary else masks_of_layers
+    return Message(by_name(jax.tree.map(pack, bits)))
+
+
+def layer_of(name: str) -> str:
+    """The layer of which a message has bits of this name.
+
+    >>> layer_of("conv1/kernel/negative"), layer_of("conv1/kernel")
+    ('conv1/kernel', 'conv1/kernel')
+    """
+    return name.removesuffix("/positive").removesuffix("/negative")
+
+
+def mask_of(bits: Mapping[str, UInt8[Array, "..."]], name: str, like: Array) -> Float[Array, "..."]:
+    """The mask of a layer, binary or ternary, of the shape and dtype of `like`, from one agent's message.
+
+    >>> bits = {"w/positive": jnp.array([0b001], jnp.uint8), "w/negative": jnp.array([0b100], jnp.uint8)}
+    >>> mask_of(bits, "w", jnp.zeros(3)).tolist()
+    [1.0, 0.0, -1.0]
+    """
+    own = [unpack(bits[plane], like.shape).astype(like.dtype) for plane in planes_of(bits, name)]
+    return own[0] - own[1] if len(own) == 2 else own[0]
+
+
+def planes_of(bits: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The names under which messages have a layer's bits: one, two of ternary masks, or none."""
+    signed = (f"{name}/positive", f"{name}/negative")
+    return (name,) if name in bits else signed if signed[0] in bits else ()
+
+
+def weight_of(heard: Heard, name: str) -> Shaped[Array, ""] | None:
+    """The weight of all neighbours that were heard of a layer's mask; None if nobody ever sends it."""
+    found = planes_of(heard.masks, name)
+    return heard.weight[found[0]] if found else None
 
 
 def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
-    """m̄, the mean of the neighbours' masks, as a pytree of the shapes and dtypes of `like`.
+    """m̄, the mean of the neighbours' masks, from 0 to 1, of ternary ones from -1 to 1, as a pytree of the shapes and
+    dtypes of `like`.
 
     0 where nobody was heard, and in layers that nobody sends.
 
@@ -220,11 +256,23 @@ def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..
     [0.0, 0.5, 1.0]
     """
 
+    return mean_of_planes(heard, like, jnp.subtract)
+
+
+def mean_kept(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
+    """The share of the neighbours, by weight, that keep each entry: m̄, of ternary masks without their signs."""
+    return mean_of_planes(heard, like, jnp.add)
+
+
+def mean_of_planes(heard: Heard, like: PyTree[Array], join: Callable[..., Array]) -> PyTree[Float[Array, "..."]]:
+    """The mean of the neighbours' masks, of which `join` makes one of two planes; 0 of what nobody was heard of."""
+
     def one(name: str, leaf: Array) -> Array:
-        if name not in heard.masks:
+        weight = weight_of(heard, name)
+        if weight is None:
             return jnp.zeros_like(leaf)
-        weight = heard.weight[name]
-        return heard.masks[name].astype(leaf.dtype) / jnp.where(weight > 0, weight, 1).astype(leaf.dtype)
+        sums = [heard.masks[plane].astype(leaf.dtype) for plane in planes_of(heard.masks, name)]
+        return reduce(join, sums) / jnp.where(weight > 0, weight, 1).astype(leaf.dtype)
 
     return with_names(one, like)
 

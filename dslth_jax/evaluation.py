@@ -25,7 +25,8 @@ class Evaluation(NamedTuple):
     accuracy: Float[Array | np.ndarray, "agents"]  # share of its test samples that it labels right
     density: Float[Array | np.ndarray, "agents"] | None  # share of maskable entries it keeps; None without masks
     masks: PyTree[UInt8[Array | np.ndarray, "agents _"]]  # those it predicts with, as packed bits; or None
-    # The magnitudes of some scores of each layer, the same ones of all agents; None where masks are not of these.
+    # The magnitudes of some scores of each layer, the same ones of all agents (of ternary masks with signs); None where
+    # masks are not of scores.
     magnitudes: PyTree[Float[Array | np.ndarray, "agents _"]] = None
     right: Int[Array | np.ndarray, "agents classes"] | None = None  # test samples of each class that it labels right
 
@@ -72,17 +73,23 @@ def evaluate(
 
         right = lax.fori_loop(0, (size + batch_size - 1) // batch_size, count, jnp.zeros(classes.shape, jnp.int32))
         density = None if masks_in_use is None else masks.density(masks_in_use)
-        scores = algorithm.ranked(agent) if algorithm.ranked else None
-        magnitudes = jax.tree.map(sampled_magnitudes, scores)
-        packed = jax.tree.map(masks.pack, masks_in_use)
+        scores = sampled(algorithm.ranked(agent)) if algorithm.ranked else None
+        magnitudes = scores if algorithm.ternary else jax.tree.map(jnp.abs, scores)
+        packed = jax.tree.map(
+            masks.pack, jax.tree.map(masks.planes, masks_in_use) if algorithm.ternary else masks_in_use
+        )
         return Evaluation(right.sum() / size, density, packed, magnitudes, right)
 
     own = (tests.indices, tests.sizes, tests.skew)
     return over_agents(one, state.control.used, state.agents, state.heard, *own, chunk=chunk)
 
 
-def sampled_magnitudes(scores: Float[Array, "..."]) -> Float[Array, "_"]:
-    """The magnitudes of at most 1,024 scores of a layer, of entries drawn once and for all."""
-    draw, few = np.random.default_rng(0), min(scores.size, SAMPLED)
-    drawn = draw.choice(scores.size, few, replace=False, shuffle=False)
-    return jnp.abs(scores.reshape(-1)[np.sort(drawn)])
+def sampled(scores: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "_"]]:
+    """At most 1,024 scores of each layer, of entries drawn once and for all."""
+
+    def of_layer(own: Array) -> Array:
+        draw, few = np.random.default_rng(0), min(own.size, SAMPLED)
+        drawn = draw.choice(own.size, few, replace=False, shuffle=False)
+        return own.reshape(-1)[np.sort(drawn)]
+
+    return jax.tree.map(of_layer, scores)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
-from dslth_jax.algorithm import Heard, Message, World, by_name
+from dslth_jax.algorithm import Heard, Message, World, by_name, layer_of
 from dslth_jax.mixing import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
@@ -255,7 +255,7 @@ def unpacked(message: Message, world: World) -> Message:
     shared weights or, where a method trains everything, of the network's variables."""
     variables = {"params": world.weights, "frozen": world.frozen}
     shapes = {**by_name(world.weights), **by_name(variables), **message.values}
-    return message._replace(masks={name: shapes[name] for name in message.masks})
+    return message._replace(masks={name: shapes[layer_of(name)] for name in message.masks})
 
 
 def counting_dtype(agents: int) -> Any:

@@ -23,18 +23,24 @@ def kept_entries(retention: float, size: int) -> int:
 
 
 def fuse(
-    scores: Float[Array, "*shape"], neighbour_mean: Float[Array, "*shape"], amplitude: float | Float[Array, ""] = 1.0
+    scores: Float[Array, "*shape"],
+    neighbour_mean: Float[Array, "*shape"],
+    amplitude: float | Float[Array, ""] = 1.0,
+    *,
+    ternary: bool = False,
 ) -> Float[Array, "*shape"]:
     """The aggregation tensor of one layer, y = z + a · sign(z) ⊙ m̄ (paper, aggregation step).
 
     The adaptive amplitude a is `amplitude` times the mean magnitude of the layer's scores. Only z carries a gradient:
-    nothing flows into a, the signs or what the neighbours sent. A zero score stays zero.
+    nothing flows into a, the signs or what the neighbours sent. A zero score stays zero. Neighbours' ternary masks have
+    signs of their own: then y = z + a · m̄ (ours).
 
     >>> fuse(jnp.array([1.0, -3.0, 0.0]), jnp.array([0.5, 1.0, 1.0])).tolist()
     [1.6666667461395264, -4.333333492279053, 0.0]
     """
     adaptive = amplitude * jnp.mean(jnp.abs(scores))
-    return scores + lax.stop_gradient(adaptive * jnp.sign(scores) * neighbour_mean)
+    toward = neighbour_mean if ternary else jnp.sign(scores) * neighbour_mean
+    return scores + lax.stop_gradient(adaptive * toward)
 
 
 def threshold(fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Float[Array, "..."]]:
@@ -95,6 +101,32 @@ def _straight_through(fused: PyTree, count: PyTree) -> PyTree:
 def _threshold_derivative(primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
     fused, count = primals
     return _straight_through(fused, count), jax.tree.map(lambda leaf, t: t * jnp.sign(leaf), fused, tangents[0])
+
+
+def signed_threshold(
+    fused: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]
+) -> PyTree[Float[Array, "..."]]:
+    """The ternary mask: the signs of the entries that `threshold` keeps, and 0 elsewhere.
+
+    Signs are learned, too, then: "Signing the Supermask" (Koster, Grothe and Rettinger, ICLR 2022), here with exact
+    counts. The derivative passes straight through to every entry, kept or not: d mask = d fused. Arguments and errors
+    are those of `threshold`.
+
+    >>> signed_threshold(jnp.array([1.0, -4.0, 0.0, 1.0]), 2).tolist()
+    [1.0, -1.0, 0.0, 0.0]
+    """
+    return _signed_straight_through(fused, _counted(fused, count))
+
+
+@jax.custom_jvp
+def _signed_straight_through(fused: PyTree, count: PyTree) -> PyTree:
+    kept = largest(jax.tree.map(jnp.abs, fused), count)
+    return jax.tree.map(lambda mask, leaf: jnp.where(mask, jnp.sign(leaf), 0), kept, fused)
+
+
+@_signed_straight_through.defjvp
+def _signed_derivative(primals: tuple[PyTree, PyTree], tangents: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+    return _signed_straight_through(*primals), tangents[0]
 
 
 def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Array, ""]]) -> PyTree[Bool[Array, "..."]]:
@@ -221,6 +253,15 @@ def density(masks: PyTree[Array]) -> Float[Array, ""]:
     leaves = jax.tree.leaves(masks)
     kept = [jnp.sum(leaf != 0, dtype=jnp.int32) for leaf in leaves]
     return jnp.sum(jnp.stack(kept)) / sum(leaf.size for leaf in leaves)
+
+
+def planes(mask: Array) -> dict[str, Bool[Array, "..."]]:
+    """A ternary mask as two binary ones: where it is 1, and where it is -1.
+
+    >>> planes(jnp.array([1, 0, -1]))["negative"].tolist()
+    [False, False, True]
+    """
+    return {"positive": mask > 0, "negative": mask < 0}
 
 
 def pack(mask: Array) -> UInt8[Array, "bytes"]:

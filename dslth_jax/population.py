@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt8
 
-from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, layer_of
 from dslth_jax.augment import Augment
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
@@ -233,15 +233,19 @@ def holds_anything(message: Message) -> bool:
 def sizes_of(message: Message, before: Message) -> dict[str, Any]:
     """How much is in everybody's messages, and how many of their bits differ from those sent before.
 
-    `kept` counts by layer how many of each agent's bits are 1, `flipped` how many differ from those that the agent sent
-    last, and `floats` the values (where bits go with values, those that the bits keep). `flipped` and `floats` are None
-    where no message has any. A layer that a message lacks does not count; `has` says which it holds, None all of them.
+    `kept` counts by layer how many of each agent's bits are 1 (of a ternary mask those of both planes), `flipped` how
+    many differ from those that the agent sent last, and `floats` the values (where bits go with values, those that the
+    bits keep). `flipped` and `floats` are None where no message has any. A layer that a message lacks does not count;
+    `has` says which it holds, None all of them.
     """
 
     def held(name: str, counts: Array) -> Array:
         return counts if message.has is None else jnp.where(message.has[name], counts, 0)
 
-    kept = {name: held(name, ones(bits)) for name, bits in message.masks.items()}
+    kept: dict[str, Array] = {}
+    for name, bits in message.masks.items():
+        layer, own = layer_of(name), held(name, ones(bits))
+        kept[layer] = kept[layer] + own if layer in kept else own  # of ternary masks there are two planes
     flips = [held(name, ones(bits ^ before.masks[name])) for name, bits in message.masks.items()]
     floats = [kept.get(name, held(name, every(values))) for name, values in message.values.items()]
     return {

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dslth_jax import masks, population
-from dslth_jax.algorithm import by_name
+from dslth_jax import population
+from dslth_jax.algorithm import by_name, mask_of, planes_of
 
 
 @functools.partial(jax.jit, static_argnames=("local_steps", "batch"))
@@ -50,6 +50,9 @@ def derivative_of(network, batch):
 @jax.jit
 def unpacked_layers(bits, like):
     """Everybody's masks, layers by their names, of a message's bits or of a pytree of bits."""
-    shapes = {name: leaf.shape for name, leaf in by_name(like).items()}
-    of_layer = lambda own, shape: jax.vmap(lambda bits: masks.unpack(bits, shape))(own)  # noqa: E731
-    return {name: of_layer(leaf, shapes[name]) for name, leaf in by_name(bits).items()}
+    bits = by_name(bits)
+    return {
+        name: jax.vmap(lambda own, name=name, leaf=leaf: mask_of(own, name, leaf))(bits)
+        for name, leaf in by_name(like).items()
+        if planes_of(bits, name)
+    }

@@ -15,9 +15,9 @@ def kept_entries(retention, size):
     return size - int((1 - retention) * size)
 
 
-def fuse(z, neighbour_mean, amplitude=1.0):
+def fuse(z, neighbour_mean, amplitude=1.0, ternary=False):
     a = amplitude * np.mean(np.abs(z))
-    return z + a * np.sign(z) * neighbour_mean
+    return z + a * neighbour_mean if ternary else z + a * np.sign(z) * neighbour_mean
 
 
 def threshold(y, count):
@@ -31,8 +31,11 @@ def threshold(y, count):
     return mask.reshape(y.shape)
 
 
-def pull(z, by):
-    """Move magnitudes, keep signs (0 counts as positive), and leave entries that nothing pulls at."""
+def pull(z, by, ternary=False):
+    """Move magnitudes, keep signs (0 counts as positive), and leave entries that nothing pulls at; of ternary masks
+    scores move, signs and all."""
+    if ternary:
+        return z + by
     moved = np.where(z < 0, -1.0, 1.0) * np.maximum(np.abs(z) + by, 1e-9)
     return np.where(by != 0, moved, z)
 
@@ -45,7 +48,7 @@ def groups(z):
 def drop_filters(mask, smallest):
     """Without filters of few entries, unless the layer's filters keep as few on average."""
     left = groups(mask.copy())
-    kept = [int(left[:, output].sum()) for output in range(left.shape[1])]
+    kept = [int(np.count_nonzero(left[:, output])) for output in range(left.shape[1])]
     if np.mean(kept) > smallest:
         for output, count in enumerate(kept):
             if count <= smallest:
@@ -92,6 +95,7 @@ class Switches:
     smallest_filter: int | None = None
     revive: bool = False
     scale_by_retention: bool = False
+    ternary: bool = False
     optimizer: str = "sgd"
     momentum: float = 0.9
     second_momentum: float = 0.99
@@ -140,10 +144,14 @@ class Population:
         self.sent, self.rounds = start_masks, 0
         self.stepped = [0.0 for _ in scores]
         self.lasting = [{layer: 0 * z for layer, z in own.items()} for own in scores]
-        self.heard = [self.listen(agent, mixing) for agent in range(len(scores))]
+        self.hear(mixing)
 
-    def listen(self, agent, mixing):
-        """The neighbours' mean mask; zeros where there are none."""
+    def hear(self, mixing):
+        self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
+        self.kept = [self.listen(agent, mixing, np.abs) for agent in range(len(self.scores))]
+
+    def listen(self, agent, mixing, of=lambda mask: mask):
+        """The neighbours' mean mask, or of their masks without signs; zeros where there are none."""
         neighbours = [j for j in range(len(mixing)) if mixing[agent][j]]
         total_weight = sum(mixing[agent][j] for j in neighbours)
         mean = {}
@@ -151,7 +159,7 @@ class Population:
             total = np.zeros_like(w)
             if layer not in self.switches.personal:
                 for j in neighbours:
-                    total += mixing[agent][j] * self.sent[j][layer]
+                    total += mixing[agent][j] * of(self.sent[j][layer])
             mean[layer] = total / total_weight if neighbours else total
         return mean
 
@@ -163,8 +171,8 @@ class Population:
         for layer, z in self.scores[agent].items():
             y = self.alive(z)
             if self.switches.fusion == "tensor" and not own:
-                y = fuse(y, heard[layer], settings["amplitude"])
-            masks[layer] = threshold(y, settings["counts"][layer])
+                y = fuse(y, heard[layer], settings["amplitude"], self.switches.ternary)
+            masks[layer] = threshold(y, settings["counts"][layer]) * (np.sign(y) if self.switches.ternary else 1)
             if self.switches.smallest_filter is not None and z.ndim == 4:
                 masks[layer] = drop_filters(masks[layer], self.switches.smallest_filter)
         return masks
@@ -182,10 +190,10 @@ class Population:
         gradient = {}
         for layer, z in self.scores[agent].items():
             alive = self.alive(z)
-            g = np.sign(alive) * weights[layer] * dv[layer]
+            g = (1 if self.switches.ternary else np.sign(alive)) * weights[layer] * dv[layer]
             if self.switches.group_lasso_form == "penalty":
                 fuses = self.switches.penalty_on == "fused" and self.switches.fusion == "tensor"
-                y = fuse(alive, heard[layer], settings["amplitude"]) if fuses else z
+                y = fuse(alive, heard[layer], settings["amplitude"], self.switches.ternary) if fuses else z
                 g = g + settings["group_lasso"] * penalty_gradient(y)
             gradient[layer] = g
         return self.optimizers[agent].direction(gradient), loss
@@ -203,12 +211,14 @@ class Population:
         return step, np.mean(losses)
 
     def fine_tune(self, agent, settings, step, heard, batch):
-        if not any(mean.any() for mean in heard.values()):
+        """Entries move by how many neighbours keep them, with whatever sign."""
+        kept = self.kept[agent]
+        if not any(mean.any() for mean in kept.values()):
             return
         if self.switches.fine_tune_gradient == "recomputed":
             step, _ = self.direction(agent, settings, heard, batch)
         for layer, z in self.scores[agent].items():
-            weight = heard[layer] > 0 if self.switches.fine_tune_weight == "touched" else heard[layer]
+            weight = kept[layer] > 0 if self.switches.fine_tune_weight == "touched" else kept[layer]
             self.scores[agent][layer] = z - settings["fine_tune_lr"] * step[layer] * weight
 
     def force(self, agent, settings, own):
@@ -217,10 +227,10 @@ class Population:
             if layer in self.switches.personal or not self.hears_anybody[agent]:
                 continue
             heard, kept = self.heard[agent][layer], own[layer]
-            f = (heard - heard.mean()) - (kept - kept.mean())
+            f = (heard - kept) if self.switches.ternary else (heard - heard.mean()) - (kept - kept.mean())
             momentum = self.switches.force_momentum
             f = self.lasting[agent][layer] = momentum * self.lasting[agent][layer] + (1 - momentum) * f
-            self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f)
+            self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f, self.switches.ternary)
 
     def round(self, batches, settings, mixing):
         """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
@@ -239,7 +249,7 @@ class Population:
         self.rounds += 1
         if self.rounds >= first and self.rounds % every == 0:
             self.sent = messages
-            self.heard = [self.listen(agent, mixing) for agent in range(len(self.scores))]
+            self.hear(mixing)
             self.hears_anybody = [any(row) for row in mixing]
             if self.switches.fusion == "force":
                 for agent, s in enumerate(settings):

@@ -128,15 +128,17 @@ def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, 
     return new_ws, new_masks, losses
 
 
-def independent_round(weights, zs, settings, batches, gradient_fn):
+def independent_round(weights, zs, settings, batches, gradient_fn, ternary=False):
     """Everybody's scores after a round without neighbours, and the losses."""
     new_zs, losses = [], []
     for z, s, own_batches in zip(zs, settings, batches, strict=True):
         of_steps = []
         for batch in own_batches[:-1]:
-            masked = {layer: w * threshold(z[layer], s["counts"][layer]) for layer, w in weights.items()}
-            dv, loss = gradient_fn(masked, batch)
-            step = {layer: np.sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
+            sign = np.ones_like if ternary else np.sign  # by which a step in a score moves what is kept
+            kept = {layer: threshold(z[layer], s["counts"][layer]) for layer in weights}
+            signed = {layer: mask * np.sign(z[layer]) if ternary else mask for layer, mask in kept.items()}
+            dv, loss = gradient_fn({layer: w * signed[layer] for layer, w in weights.items()}, batch)
+            step = {layer: sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
             z = descend(z, step, s["lr"], s["weight_decay"])
             of_steps.append(loss)
         new_zs.append({layer: proximal_step(own, s["lr"] * s["group_lasso"]) for layer, own in z.items()})
@@ -144,23 +146,23 @@ def independent_round(weights, zs, settings, batches, gradient_fn):
     return new_zs, losses
 
 
-def gossip_start(z):
+def gossip_start(z, ternary=False):
     """What an agent knows before the first round: its scores, what all know of it, and of its neighbours on average."""
-    start = {layer: np.abs(own) for layer, own in z.items()}
+    start = {layer: own if ternary else np.abs(own) for layer, own in z.items()}
     return {"z": z, "public": start, "neighbours": dict(start), "stepped": 0.0}
 
 
-def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks, arrived=None):
+def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptive, speaks, arrived=None, ternary=False):
     """Everybody after a round, the signs and steps that were sent, and the losses.
 
     With `arrived`, the links over which something came, agents hold every ẑ_j, and hear those that they have reached.
     """
-    zs, losses = independent_round(weights, [own["z"] for own in agents], settings, batches, gradient_fn)
+    zs, losses = independent_round(weights, [own["z"] for own in agents], settings, batches, gradient_fn, ternary)
     sent, after = [], []
     for z, own, s, own_batches in zip(zs, agents, settings, batches, strict=True):
         own = own | {"z": z, "stepped": own["stepped"] + s["lr"] * (len(own_batches) - 1)}
         after.append(own)
-        error = {layer: np.abs(value) - own["public"][layer] for layer, value in z.items()}
+        error = {layer: (value if ternary else np.abs(value)) - own["public"][layer] for layer, value in z.items()}
         step = {layer: np.abs(e).mean() if adaptive else own["stepped"] for layer, e in error.items()}
         sent.append(
             {layer: (np.where(e >= 0, 1.0, -1.0), float(np.float32(step[layer]))) for layer, e in error.items()}
@@ -185,7 +187,7 @@ def gossip_round(weights, agents, settings, batches, links, gradient_fn, adaptiv
             gap = new["neighbours"][layer] - new["public"][layer]
             movement = new["neighbours"][layer] - own["neighbours"][layer]
             by = settings[i]["mixing_step"] * gap + settings[i]["follow"] * movement
-            new["z"][layer] = pull(z, by) if total else z
+            new["z"][layer] = pull(z, by, ternary) if total else z
         moved.append(new)
     return moved, sent, losses
 

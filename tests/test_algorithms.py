@@ -570,13 +570,14 @@ def test_the_mean_of_masks_is_its_formula(mask_sent, x64):
 
 
 @pytest.mark.parametrize(
-    ("modulation", "weighted"), [("step", False), pytest.param("adaptive", True, marks=pytest.mark.slow)]
+    ("modulation", "weighted", "ternary"),
+    [("step", False, False), ("adaptive", False, True), pytest.param("adaptive", True, False, marks=pytest.mark.slow)],
 )
-def test_score_gossip_is_its_formulas(modulation, weighted, x64):
+def test_score_gossip_is_its_formulas(modulation, weighted, ternary, x64):
     """And who replays the messages that were really sent, as a neighbour does, holds ẑ bit for bit, and S."""
-    case = Case("score-gossip", weighted=weighted, modulation=modulation)
+    case = Case("score-gossip", weighted=weighted, modulation=modulation, mask_rule=MaskRule(ternary=ternary))
     state, gradient_fn = case.start(), case.of_masks()
-    agents = [oracles.gossip_start(z) for z in case.all_of(state.agents.scores)]
+    agents = [oracles.gossip_start(z, ternary) for z in case.all_of(state.agents.scores)]
     layers = list(case.weights)
     shapes = [case.weights[layer].shape for layer in layers]
     senders = [Sender(number, shapes) for number in range(AGENTS)]
@@ -584,7 +585,7 @@ def test_score_gossip_is_its_formulas(modulation, weighted, x64):
     replayed = [dict(own["public"]) for own in agents]
     for round, speaks in enumerate((False, True, False, True, False, True)):
         arguments = (case.batches(round), case.links, gradient_fn, modulation == "adaptive", speaks)
-        agents, _, losses = oracles.gossip_round(case.weights, agents, case.settings, *arguments)
+        agents, _, losses = oracles.gossip_round(case.weights, agents, case.settings, *arguments, ternary=ternary)
         state, info = case.step(state, every=2)
         np.testing.assert_allclose(info["loss"], losses, rtol=1e-11)
         for name, field in (("z", "scores"), ("public", "public"), ("neighbours", "neighbours")):

@@ -49,6 +49,17 @@ def test_threshold_keeps_what_a_stable_sort_keeps(dtype, data):
         assert int(np.sum(mask)) == min(count, np.count_nonzero(values))
 
 
+def test_a_ternary_mask_keeps_what_the_binary_one_keeps_with_its_signs_and_gradients_pass_to_every_entry():
+    values = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50)).round(1), jnp.float32)
+    layers, counts = {"one": values[0], "other": values[1]}, {"one": 20, "other": 7}
+    mask, pass_back = jax.vjp(lambda y: masks.signed_threshold(y, counts), layers)
+    chex.assert_trees_all_equal(mask, jax.tree.map(lambda m, y: m * jnp.sign(y), threshold(layers, counts), layers))
+    own = jax.tree.map(jnp.cos, layers)
+    chex.assert_trees_all_equal(pass_back(own)[0], own)
+    planes = masks.planes(mask["one"])
+    chex.assert_trees_all_equal(planes["positive"] * 1.0 - planes["negative"], mask["one"])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("retention", [0.001, 0.05, 0.3, 0.5, 0.9, 1.0])
 def test_a_whole_layer_keeps_its_exact_count(dtype, retention):

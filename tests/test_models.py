@@ -19,6 +19,7 @@ from experiments import cifar
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--topology", "ring", "--rounds", "2"]
 RUNS = {
     "mce-pl": ["--preset", "tuned", "--retention", "0.2,0.3,0.5,0.9", "--fusion", "force"],
+    "mce-pl, ternary": ["--preset", "tuned", "--mask", "ternary", "--mixing", "similarity"],
     "dsgd": ["--algorithm", "dsgd"],
 }
 SLOW = {
@@ -69,7 +70,7 @@ def test_models_of_a_folder_label_as_its_run_did(name, folder_of):
             of_class.setdefault(label, []).extend(of_one)
         assert model.logits(data.test_images[:3]).shape == (3, 10)
         if row["density"]:
-            kept, sizes = zip(*((m.sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True)
+            kept, sizes = zip(*((np.abs(m).sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True)
             assert sum(kept) / sum(sizes) == pytest.approx(float(row["density"]), abs=1e-6)
         else:
             assert model.masks is None

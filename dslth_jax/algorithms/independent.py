@@ -51,7 +51,7 @@ def independent(network: Network, **switches: Any) -> Algorithm:
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return method.model(world, among_nobody(hyper), agent, heard)
 
-    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores, of_masks=method.of_masks)
+    return method._replace(init=init, send=send, receive=receive, model=model, start_known=False)
 
 
 def among_nobody(hyper: Hyper) -> mce_pl.Hyper:

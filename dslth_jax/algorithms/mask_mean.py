@@ -59,6 +59,8 @@ def mask_mean(
         start_scores: see `mce_pl`, as for `mask_rule` and `optimizer`. What an agent starts with counts as sent.
     """
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
+    if mask_rule.ternary:
+        raise ValueError("mask_rule must be binary, got ternary: a majority keeps entries or not, and knows no signs")
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
 

@@ -50,6 +50,8 @@ from dslth_jax.algorithm import (
     Message,
     World,
     heard_anybody,
+    mask_of,
+    mean_kept,
     neighbour_mean,
     packed,
     with_names,
@@ -92,6 +94,7 @@ class MaskRule(NamedTuple):
     smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
     revive: bool = False  # a score of exactly zero counts as a tiny positive number, else it is dead
     scale_by_retention: bool = False  # divide kept weights by the root of the share their layer keeps
+    ternary: bool = False  # what is kept has the sign of its score, which is learned, too
 
 
 AS_IN_CODE = MaskRule()
@@ -199,10 +202,10 @@ def mce_pl(
         else:
             _, masks_key = jax.random.split(world.key)
             drawn = draw_like(masks_key, world.weights, jax.random.uniform)
-            start = jax.tree.map(lambda u, kept: u < kept / u.size, drawn, hyper.kept)
+            start = jax.tree.map(lambda u, kept: start_mask(u, kept / u.size, mask_rule.ternary), drawn, hyper.kept)
         stepped = jnp.zeros((), jnp.result_type(*jax.tree.leaves(scores))) if by_force else None
         force = jax.tree.map(jnp.zeros_like, scores) if by_force and force_momentum else None
-        return Agent(scores, rule.init(scores), stepped, force), packed(start)
+        return Agent(scores, rule.init(scores), stepped, force), packed(start, mask_rule.ternary)
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
@@ -210,13 +213,14 @@ def mce_pl(
         del key
         agent, step, loss = local_steps(world, hyper, agent, heard, batches)
         if by_force:
-            message = packed(own_masks(hyper, agent.scores))
+            message = packed(own_masks(hyper, agent.scores), mask_rule.ternary)
             return agent, message.masks, message, {"loss": loss}
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
         sent = alive(agent.scores, mask_rule) if mask_sent == "own" else fused(hyper, agent.scores, heard)
-        return agent, carry, packed(personal_masks(sent, hyper.kept, roles, mask_rule)), {"loss": loss}
+        message = packed(personal_masks(sent, hyper.kept, roles, mask_rule), mask_rule.ternary)
+        return agent, carry, message, {"loss": loss}
 
     def receive(
         key: Key[Array, ""],
@@ -229,7 +233,7 @@ def mce_pl(
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if by_force:
-            agent = pulled(hyper, agent, carry, heard, force_momentum)
+            agent = pulled(hyper, agent, carry, heard, force_momentum, mask_rule.ternary)
         elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
@@ -241,7 +245,7 @@ def mce_pl(
     def of_masks(world: World, kept: PyTree[Int[Array, ""]], personal: Scores) -> dict[str, Any]:
         return masked_model(world, kept, personal, mask_rule)
 
-    return Algorithm(init, send, receive, model, start_known, lambda agent: agent.scores, of_masks)
+    return Algorithm(init, send, receive, model, start_known, lambda agent: agent.scores, of_masks, mask_rule.ternary)
 
 
 @reproducible
@@ -249,6 +253,12 @@ def scores_at_start(key: Key[Array, ""], world: World, start_scores: Literal["sh
     """U(±1/√fan_in) by the agent's own `key`, or by one that is common to all agents."""
     common_key, _ = jax.random.split(world.key)
     return draw_like(key if start_scores == "personal" else common_key, world.weights, uniform_by_fan_in)
+
+
+def start_mask(uniform: Array, share: Array, ternary: bool) -> Array:
+    """A random mask that keeps such a share, of numbers drawn from U[0, 1); a ternary one has either sign alike."""
+    kept = uniform < share
+    return jnp.where(kept, jnp.where(uniform < share / 2, 1, -1), 0) if ternary else kept
 
 
 def alive(scores: Scores, rule: MaskRule) -> Scores:
@@ -259,14 +269,14 @@ def alive(scores: Scores, rule: MaskRule) -> Scores:
 def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """y of every layer, from an agent's scores and what it heard last."""
     mean = neighbour_mean(heard, scores)
-    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude), alive(scores, rule), mean)
+    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude, ternary=rule.ternary), alive(scores, rule), mean)
 
 
 def personal_masks(
     fused: Scores, kept: PyTree[Int[Array, ""]], roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
     """m = Thres(|y|; r) of every layer; convolutions then pass through the filter rule, if there is one."""
-    personal = masks.threshold(fused, kept)
+    personal = masks.signed_threshold(fused, kept) if rule.ternary else masks.threshold(fused, kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal
@@ -303,18 +313,20 @@ def fine_tune(
 
     With the weight "touched" g ⊙ [m̄ > 0]. Where nobody is heard, nothing moves.
     """
-    mean = neighbour_mean(heard, scores)
+    mean = mean_kept(heard, scores)
     if weight == "touched":
         mean = jax.tree.map(lambda m: (m > 0).astype(m.dtype), mean)
     return jax.tree.map(lambda z, g, m: z - hyper.fine_tune_lr * g * m, scores, step, mean)
 
 
-def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, momentum: float = 0.0) -> Agent:
+def pulled(
+    hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, momentum: float = 0.0, ternary: bool = False
+) -> Agent:
     """After the force; `own` is the mask that the agent has sent. In a silent round nothing moves and steps add up;
     where nobody was heard nothing moves, and what lasts of the force waits."""
     assert agent.stepped is not None
     strength = hyper.force * agent.stepped
-    own_masks = with_names(lambda name, z: masks.unpack(own[name], z.shape).astype(z.dtype), agent.scores)
+    own_masks = with_names(lambda name, z: mask_of(own, name, z), agent.scores)
     force, lasting = consensus.force(own_masks, heard), agent.force
     if lasting is not None:
         mixed = jax.tree.map(lambda v, f: momentum * v + (1 - momentum) * f, lasting, force)
@@ -322,7 +334,7 @@ def pulled(hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, m
     pulls = jax.tree.map(lambda v: strength.astype(v.dtype) * v, force)
     pulls = consensus.where_heard(heard, pulls, jax.tree.map(jnp.zeros_like, pulls))
     stepped = jnp.where(heard.spoke, 0, agent.stepped)
-    return agent._replace(scores=consensus.pull(agent.scores, pulls), stepped=stepped, force=lasting)
+    return agent._replace(scores=consensus.pull(agent.scores, pulls, ternary), stepped=stepped, force=lasting)
 
 
 def kept_by_layer(

@@ -12,8 +12,9 @@ is the weighted mean of the neighbours' estimates, which i keeps from their bits
     estimates     ẑ ← ẑ + δ (2b − 1),  S ← S + σ                         }
     mixing        z ← s · max(|z| + γ (S − ẑ) + ν σ, 1e-9)               } receive
 
-with s = −1 for z < 0 and else 1. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ |
-over the layer. In a silent round nothing but z moves. Who follows goes where neighbours go, and these in turn follow:
+with s = −1 for z < 0 and else 1. Where masks are ternary all of this is of z in the place of |z|, and mixing leaves
+signs free: z ← z + γ (S − ẑ) + ν σ. The step δ is η, summed since the last exchange, or adaptive: the mean of | |z| − ẑ
+| over the layer. In a silent round nothing but z moves. Who follows goes where neighbours go, and these in turn follow:
 what all have in common then moves up to 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while
 what sets an agent apart does not.
 
@@ -34,7 +35,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, own_signs, sum_of_signs, with_names
 from dslth_jax.algorithms import mce_pl
-from dslth_jax.algorithms.consensus import Scores, pull
+from dslth_jax.algorithms.consensus import Scores, pull, told
 from dslth_jax.algorithms.mce_pl import AS_IN_CODE, MaskRule
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
@@ -81,16 +82,17 @@ def score_gossip(
         group_lasso_form: see `mce_pl.mce_pl`, as for `mask_rule` and `optimizer`.
     """
     expect_choice("modulation", modulation, ("step", "adaptive"))
+    ternary = mask_rule.ternary
     local = mce_pl.mce_pl(
         network, fusion="force", group_lasso_form=group_lasso_form, mask_rule=mask_rule, optimizer=optimizer
     )
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         started, _ = local.init(key, world, learning(hyper))
-        start = jax.tree.map(jnp.abs, started.scores)
+        start = told(started.scores, ternary)
         nobody = {name: jnp.zeros((), z.dtype) for name, z in by_name(start).items()}
         agent = Agent(started.scores, started.optimizer, jnp.asarray(started.stepped), start, start, nobody)
-        return agent, signs(agent.scores, start, jax.tree.map(jnp.ones_like, nobody))
+        return agent, signs(start, start, jax.tree.map(jnp.ones_like, nobody))
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
@@ -100,7 +102,7 @@ def score_gossip(
         of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
         weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
         agent = agent._replace(**{name: getattr(moved, name) for name in MOVED}, weight=weight)
-        message = signs(agent.scores, agent.public, by_name(steps(agent)))
+        message = signs(told(agent.scores, ternary), agent.public, by_name(steps(agent)))
         return agent, message, message, info
 
     def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
@@ -108,14 +110,15 @@ def score_gossip(
         if modulation == "step":
             sizes = jax.tree.map(lambda z: agent.stepped.astype(z.dtype), agent.scores)
         else:
-            sizes = jax.tree.map(lambda z, known: jnp.mean(jnp.abs(jnp.abs(z) - known)), agent.scores, agent.public)
+            own = told(agent.scores, ternary)
+            sizes = jax.tree.map(lambda x, known: jnp.mean(jnp.abs(x - known)), own, agent.public)
         return jax.tree.map(lambda size: size.astype(jnp.float32).astype(size.dtype), sizes)  # as they are sent
 
     def receive(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
         del key, batches
-        start = jax.tree.map(jnp.abs, mce_pl.scores_at_start(world.key, world, "shared"))
+        start = told(mce_pl.scores_at_start(world.key, world, "shared"), ternary)
 
         def after(name: str, known: Array) -> Array:
             return jnp.where(heard.spoke, known + own_signs(carry, name, known.shape), known)
@@ -129,8 +132,8 @@ def score_gossip(
             if name not in heard.values:
                 return known
             weight = weight_of(name).astype(known.dtype)
-            told = heard.values[name][: known.size].reshape(known.shape)  # without what fills up the last packed byte
-            return jnp.where(heard.spoke & (weight > 0), at_start + told / divisor(weight), known)
+            sums = heard.values[name][: known.size].reshape(known.shape)  # without what fills up the last packed byte
+            return jnp.where(heard.spoke & (weight > 0), at_start + sums / divisor(weight), known)
 
         def mixing(name: str, public: Array, before: Array, now: Array) -> Array:
             if name not in heard.masks and name not in heard.values:
@@ -139,7 +142,7 @@ def score_gossip(
             return jnp.where(heard.spoke & (weight_of(name) > 0), toward, 0)
 
         public, neighbours = with_names(after, agent.public), with_names(after_all, agent.neighbours, start)
-        scores = pull(agent.scores, with_names(mixing, public, agent.neighbours, neighbours))
+        scores = pull(agent.scores, with_names(mixing, public, agent.neighbours, neighbours), ternary)
         stepped = jnp.where(heard.spoke, 0, agent.stepped)
         agent = agent._replace(scores=scores, stepped=stepped, public=public, neighbours=neighbours)
         return agent, {"score_magnitude": optax.tree.norm(scores, ord=1)}
@@ -147,12 +150,12 @@ def score_gossip(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)
 
-    return Algorithm(init, send, receive, model, ranked=lambda agent: agent.scores, of_masks=local.of_masks)
+    return local._replace(init=init, send=send, receive=receive, model=model, start_known=False)
 
 
-def signs(scores: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]]) -> Message:
+def signs(own: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]]) -> Message:
     """b of every layer, each with its step δ."""
-    above = jax.tree.map(lambda z, known: masks.pack(jnp.abs(z) >= known), scores, public)
+    above = jax.tree.map(lambda x, known: masks.pack(x >= known), own, public)
     return Message(by_name(above), scales=steps)
 
 

@@ -42,7 +42,7 @@ BY_DATA = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "cro
 _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")} | {"personal_layers": "none"}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
-_filters, _coded = ("filter_rule", "revive"), ("key_every", "code_every")
+_filters, _coded = ("filter_rule", "revive", "mask"), ("key_every", "code_every")
 _alone = ("images",)  # of those who hear nobody: what others would gain is what they are compared with
 
 

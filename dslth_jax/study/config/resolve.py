@@ -308,7 +308,8 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     }
     switches = {name: given[name] for name in row.switches if given[name] is not None}
     if row.by_scores:
-        switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, settings.weights == "signed-constant")
+        scaled, ternary = settings.weights == "signed-constant", settings.mask == "ternary"
+        switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, scaled, ternary)
     personal = spellings.layers_of(settings.personal_layers or "none", network)
     if settings.head_order == "head-first":
         switches["head_first"] = personal

@@ -149,7 +149,10 @@ class Method:
     """What the penalty is computed from: the aggregation tensor (fused) or the scores."""
     filter_rule: int | None = setting(None, bounds=FROM_ZERO, unit="entries")
     """Drop a convolution's filters that keep at most so many entries, if its filters keep more on average."""
-    revive: bool = False
+    mask: Literal["binary", "ternary"] = "binary"
+    """What a mask does to a weight: it keeps it or not (binary), or it may also turn its sign (ternary), so that signs
+    are learned, too; a message then has two bits an entry."""
+    revive: bool = setting(False, needs=("mask", "binary"))
     """Let scores of exactly zero take part in fusion and gradients again."""
     prune_rate: float = setting(0.5, bounds="[0, 1]", traced=True)
     """Share of its entries that a dis-pfl agent drops and grows anew after the first round, falling to 0."""

@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, Shaped, UInt8
 
 from dslth_jax import masks
-from dslth_jax.algorithm import World, by_name, with_names
+from dslth_jax.algorithm import World, by_name, layer_of, planes_of, with_names
 from dslth_jax.evaluation import BATCH
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
@@ -26,13 +26,18 @@ from dslth_jax.study.system.machine import numerics
 
 
 def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
-    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape."""
+    """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape.
+
+    A ternary mask has two planes, "layer/positive" and "layer/negative".
+    """
     arrays: dict[str, Any] = {}
-    for (name, packed), kernel in zip(by_name(bits).items(), jax.tree.leaves(maskable), strict=True):
+    shapes = {name: kernel.shape for name, kernel in by_name(maskable).items()}
+    for name, packed in by_name(bits).items():
+        shape = shapes[layer_of(name)]
         # Users of the file expect numpy's order of bits, not the fast one of the exchange.
-        unpacked = (masks.unpack(jnp.asarray(row), kernel.shape) for row in packed)
+        unpacked = (masks.unpack(jnp.asarray(row), shape) for row in packed)
         arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
-        arrays[f"{name}.shape"] = np.array(kernel.shape)
+        arrays[f"{name}.shape"] = np.array(shape)
     np.savez(folder / "masks.npz", **arrays)
 
 
@@ -79,7 +84,8 @@ class Model(NamedTuple):
 
     apply: Callable[..., Any]  # the network's forward pass, compiled once for all agents
     variables: Any  # for `apply`
-    masks: Any  # those in use, a pytree of 0 and 1 of the shapes of what they mask; None where weights are trained
+    # Those in use, a pytree of 0 and 1, or -1 too, of the shapes of what they mask; None where weights are trained.
+    masks: Any
     image_shape: tuple[int, int, int]  # (height, width, channels)
     labels: np.ndarray  # by which the data itself calls the classes, (classes,)
 
@@ -196,11 +202,12 @@ class Models:
 
     def mask(self, name: str, like: Any, number: int) -> np.ndarray:
         """One agent's mask of a layer, of its dtype."""
-        found = (self.masks or {}).get(name)
-        if found is None or found[1] != like.shape:
+        stored = self.masks or {}
+        planes = [unpacked(stored[plane][0][number], stored[plane][1]) for plane in planes_of(stored, name)]
+        if not planes or planes[0].shape != like.shape:
             wanted = f"masks of {like.shape} for {name}"
             raise ValueError(f"masks.npz in {self.folder} must hold {wanted}, and does not: name the run's network")
-        return unpacked(found[0][number], found[1]).astype(like.dtype)
+        return functools.reduce(np.subtract, [plane.astype(like.dtype) for plane in planes])
 
     def kept(self, number: int) -> Any:
         """How many entries of each layer one agent was to keep; None where its algorithm has no such number."""

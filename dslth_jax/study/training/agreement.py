@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 
+from dslth_jax.algorithm import by_name, layer_of
+
 MOST_AGENTS = 64  # of more, so many are compared: pairs grow with the square
 BLOCK = 2**12  # words of 64 bits: a block of 64 agents, 2 MB, stays in a processor's cache
 
@@ -40,20 +42,22 @@ def pairs_of(held: Int[np.ndarray, "agents classes"]) -> Pairs:
 def agreement_row(masks: Any, maskable: Any, pairs: Pairs) -> dict[str, float | None]:
     """How much masks agree, mean over pairs of agents.
 
-    `masks` are packed bits with an agents axis, `maskable` the shapes of one agent's masks, of the same structure; None
-    stands for no masks. Ours.
+    `masks` are packed bits with an agents axis, of ternary masks by planes, `maskable` the shapes of one agent's masks;
+    None stands for no masks. Ours.
     """
     if masks is None:
         return pairs.means("agreement", None)
-    layers = zip(jax.tree.leaves(masks), jax.tree.leaves(maskable), strict=True)
-    agree = correlations((np.asarray(bits)[pairs.agents], leaf.size) for bits, leaf in layers)
+    sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
+    agree = correlations(
+        (np.asarray(bits)[pairs.agents], sizes[layer_of(name)]) for name, bits in by_name(masks).items()
+    )
     return pairs.means("agreement", agree)
 
 
 def spread_row(magnitudes: Any, maskable: Any, pairs: Pairs) -> dict[str, float | None]:
-    """How far scores are apart, mean over pairs of agents: 1 less the rank correlation of their magnitudes, layer by
-    layer, by the layers' entries. It is 0 where both rank all entries alike, as a threshold sees them, and 1 where they
-    have nothing to do with each other.
+    """How far scores are apart, mean over pairs of agents: 1 less the rank correlation of their magnitudes (of ternary
+    masks: of the scores), layer by layer, by the layers' entries. It is 0 where both rank all entries alike, as a
+    threshold sees them, and 1 where they have nothing to do with each other.
 
     `magnitudes` are those of some entries of each layer, the same for all, with an agents axis; `maskable` are the
     shapes of one agent's masks, of the same structure; None stands for agents whose masks are not of scores. Ours.

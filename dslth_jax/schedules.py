@@ -63,7 +63,7 @@ def at_round(values: PyTree[Any], schedules: PyTree[Any], round: int | Int[Array
     """`values` as they are in `round`: each times the factor of its own schedule.
 
     `schedules` has the structure of `values`. Whole numbers, such as counts of entries to keep, round to the nearest
-    and do not fall below 1.
+    and do not fall below 1; of nothing to keep nothing becomes.
 
     >>> now = at_round({"lr": 8.0, "kept": 5}, {"lr": step(1, factor=0.5), "kept": constant}, 1)
     >>> float(now["lr"]), now["kept"]
@@ -75,7 +75,7 @@ def at_round(values: PyTree[Any], schedules: PyTree[Any], round: int | Int[Array
             return value
         value, factor = jnp.asarray(value), jnp.asarray(schedule(jnp.asarray(round, jnp.result_type(float))))
         if jnp.issubdtype(value.dtype, jnp.integer):
-            return jnp.maximum(jnp.rint(value * factor), 1).astype(value.dtype)
+            return jnp.maximum(jnp.rint(value * factor), jnp.minimum(value, 1)).astype(value.dtype)
         return value * factor.astype(value.dtype)
 
     return jax.tree.map(one, values, schedules)

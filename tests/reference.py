@@ -105,6 +105,7 @@ class Switches:
     force_momentum: float = 0.0
     mask_sent: str = "fused"
     personal: tuple = ()  # layers that nobody sends
+    lacking: tuple = ()  # pairs of an agent and a layer that it lacks: it keeps nothing of it, and does not send it
 
 
 class Optimizer:
@@ -152,15 +153,14 @@ class Population:
 
     def listen(self, agent, mixing, of=lambda mask: mask):
         """The neighbours' mean mask, or of their masks without signs; zeros where there are none."""
-        neighbours = [j for j in range(len(mixing)) if mixing[agent][j]]
-        total_weight = sum(mixing[agent][j] for j in neighbours)
         mean = {}
         for layer, w in self.weights.items():
-            total = np.zeros_like(w)
-            if layer not in self.switches.personal:
-                for j in neighbours:
-                    total += mixing[agent][j] * of(self.sent[j][layer])
-            mean[layer] = total / total_weight if neighbours else total
+            total, weight = np.zeros_like(w), 0
+            for j, link in enumerate(mixing[agent]):
+                if link and layer not in self.switches.personal and (j, layer) not in self.switches.lacking:
+                    total += link * of(self.sent[j][layer])
+                    weight += link
+            mean[layer] = total / weight if weight else total
         return mean
 
     def alive(self, z):
@@ -181,7 +181,7 @@ class Population:
         """w, scaled where the switch says so."""
         if not self.switches.scale_by_retention:
             return self.weights
-        return {layer: w / math.sqrt(settings["counts"][layer] / w.size) for layer, w in self.weights.items()}
+        return {layer: w / math.sqrt(max(settings["counts"][layer], 1) / w.size) for layer, w in self.weights.items()}
 
     def direction(self, agent, settings, heard, batch):
         """What the optimizer makes of the gradient on a batch, and the loss."""
@@ -224,7 +224,8 @@ class Population:
     def force(self, agent, settings, own):
         """Pull magnitudes toward what neighbours keep more than the layer's mean, and away from what they keep less."""
         for layer, z in self.scores[agent].items():
-            if layer in self.switches.personal or not self.hears_anybody[agent]:
+            owners = [j for j in self.hears[agent] if (j, layer) not in self.switches.lacking]
+            if layer in self.switches.personal or not owners:
                 continue
             heard, kept = self.heard[agent][layer], own[layer]
             f = (heard - kept) if self.switches.ternary else (heard - heard.mean()) - (kept - kept.mean())
@@ -250,7 +251,7 @@ class Population:
         if self.rounds >= first and self.rounds % every == 0:
             self.sent = messages
             self.hear(mixing)
-            self.hears_anybody = [any(row) for row in mixing]
+            self.hears = [np.flatnonzero(row) for row in mixing]
             if self.switches.fusion == "force":
                 for agent, s in enumerate(settings):
                     self.force(agent, s, messages[agent])

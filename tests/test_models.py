@@ -70,7 +70,9 @@ def test_models_of_a_folder_label_as_its_run_did(name, folder_of):
             of_class.setdefault(label, []).extend(of_one)
         assert model.logits(data.test_images[:3]).shape == (3, 10)
         if row["density"]:
-            kept, sizes = zip(*((np.abs(m).sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True)
+            kept, sizes = zip(
+                *((np.abs(m).sum(), m.size) for layer in leaves(model.masks) for m in [layer]), strict=True
+            )
             assert sum(kept) / sum(sizes) == pytest.approx(float(row["density"]), abs=1e-6)
         else:
             assert model.masks is None

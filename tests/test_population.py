@@ -29,6 +29,7 @@ from dslth_jax.algorithms.mce_pl import (
     personal_masks,
     personal_model,
 )
+from dslth_jax.depth import with_layers_had
 from dslth_jax.evaluation import SAMPLED, evaluate
 from dslth_jax.graphs import (
     Topology,
@@ -201,9 +202,10 @@ def assert_rounds_equal(
         mask_rule=MaskRule(**{name: getattr(switches, name) for name in MaskRule._fields}),
         optimizer=optimizer_of(switches),
     )
+    algorithm = with_layers_had(algorithm) if switches.lacking else algorithm
     algorithm = with_personal_layers(algorithm, switches.personal)
     plain = switches.fusion == "tensor" and switches.mask_sent == "fused"
-    plain &= not switches.personal and not switches.ternary
+    plain &= not switches.personal and not switches.ternary and not switches.lacking
     settings = {"local_steps": local_steps, **ways}
     settings |= {name: getattr(switches, name) for name in ("exchange_every", "exchange_from")}
     start, step = programs(algorithm, s, starts=made(switches.optimizer) if plain else None, **settings)
@@ -219,7 +221,8 @@ def assert_rounds_equal(
         scale = lambda name: factors(name, number) if factors else 1.0  # noqa: E731
         numbers = {name: float(getattr(hyper, name)[agent]) * scale(name) for name in Hyper._fields[1:]}
         counts = {layer: int(k) for layer, k in layers(agent_of(hyper.kept, agent)).items()}
-        return {**numbers, "counts": {layer: max(round(k * scale("kept")), 1) for layer, k in counts.items()}}
+        kept = {layer: max(round(k * scale("kept")), min(k, 1)) for layer, k in counts.items()}
+        return {**numbers, "counts": kept}
 
     mixing = ADJACENCY if mixing is None else mixing
     oracle = reference.Population(
@@ -347,6 +350,22 @@ def test_several_rounds_equal_the_numpy_loops(x64, case):
     if "smallest_filter" in case:
         filters = [np.abs(own["conv"]).reshape(-1, own["conv"].shape[-1]).sum(0) for own in oracle.sent]
         assert any((kept == 0).any() for kept in filters)
+
+
+@pytest.mark.parametrize("fusion", ["tensor", "force"])
+def test_who_lacks_a_layer_neither_sends_it_nor_counts_in_its_mean(fusion, x64):
+    """As agents of fewer residual blocks do, in every round: schedules leave nothing of nothing."""
+    s, (controller, factors) = setting(lr=0.5), scheduled(setting())
+    lacking = ((1, "conv"), (2, "conv"), (4, "linear"))
+    counts = {layer: np.array(count) for layer, count in layers(s.hyper.kept).items()}
+    for agent, layer in lacking:
+        counts[layer][agent] = 0
+    kept = {layer: {"kernel": jnp.asarray(count)} for layer, count in counts.items()}
+    s = s._replace(hyper=s.hyper._replace(kept=kept))
+    switches = reference.Switches(fusion=fusion, lacking=lacking, scale_by_retention=True)
+    state, _ = assert_rounds_equal(s, switches, rounds=3, factors=factors, controller=controller)
+    weights = {layer: state.heard.weight[f"{layer}/kernel"].tolist() for layer in counts}
+    assert weights == {"conv": [0, 2, 1, 0, 0], "linear": [2, 2, 2, 0, 1]}
 
 
 def scheduled(s):

@@ -48,8 +48,7 @@ def kept_without(kept: PyTree[int | Int[Array, "..."]], blocks: Collection[str])
 
 
 def with_layers_had(algorithm: Algorithm) -> Algorithm:
-    """The same algorithm, whose messages hold only layers of which an agent is to keep something, as `hyper.kept` of its
-    settings says."""
+    """The same algorithm, whose messages hold only layers of which an agent is to keep something: its `hyper.kept`."""
 
     def had(hyper: Any, message: Message) -> Message:
         if not message.masks:

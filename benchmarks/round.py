@@ -23,7 +23,8 @@ from dslth_jax import graphs, population
 from dslth_jax.algorithms.mce_pl import mce_pl
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares
-from dslth_jax.study.config.resolve import population_hyper, resolve
+from dslth_jax.study.config.numbers import population_hyper
+from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.settings import Settings
 
 # Multiply-adds of a forward pass of one sample, and of the part whose input gradient is not needed (conv1).

@@ -31,7 +31,8 @@ from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
 from dslth_jax.study.commands import sweep
 from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
-from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
+from dslth_jax.study.config.numbers import population_hyper
+from dslth_jax.study.config.resolve import algorithm_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, groups_of, points_of
 from dslth_jax.study.training import checkpoint, memory

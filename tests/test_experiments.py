@@ -18,7 +18,8 @@ from fakes import draw_nothing, use_fakes
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.over_agents import default_chunk
-from dslth_jax.study.config.resolve import numbers_of, resolve
+from dslth_jax.study.config.numbers import numbers_of
+from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.prepare import prepare
 from experiments import cifar

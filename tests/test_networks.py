@@ -10,10 +10,10 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dslth_jax.algorithms.mce_pl import kept_by_layer
 from dslth_jax.networks.network import WEIGHTS, Conv, Linear, draw_like, network_of, to_unit_range
 from dslth_jax.networks.operations import max_pool_pairs
 from dslth_jax.networks.zoo import MODULES, largest_fitting, network_by_name
+from dslth_jax.retention import kept_by_layer
 
 SHAPES = [(32, 32, 3), (28, 28, 1), (21, 40, 2), (8, 8, 1), (4, 5, 3), (1, 1, 1)]
 SMALLEST = {"alexnet": 21, "small": 1, "conv3": 8, "conv4": 4, "mlp": 1}
@@ -201,7 +201,8 @@ def test_retention_is_that_of_a_layers_role():
     weights, _ = jax.eval_shape(network.init, jax.random.key(0))
     kept = flatten_dict(kept_by_layer(weights, network.roles, 0.5, 1.0), sep="/")
     sizes = {name: leaf.size for name, leaf in flatten_dict(weights, sep="/").items()}
-    assert kept == {name: sizes[name] if role == "linear" else sizes[name] // 2 for name, role in MIXED.items()}
+    whole = ("linear", "depthwise")
+    assert kept == {name: sizes[name] if role in whole else sizes[name] // 2 for name, role in MIXED.items()}
 
 
 def module_of(forward, name="Odd"):

@@ -19,7 +19,8 @@ from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table, with_own_settings
 from dslth_jax.study.config.command import help_of, parse
-from dslth_jax.study.config.resolve import algorithm_of, population_hyper, resolve
+from dslth_jax.study.config.numbers import population_hyper
+from dslth_jax.study.config.resolve import algorithm_of, resolve
 from dslth_jax.study.config.setting import setting, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.data import datasets

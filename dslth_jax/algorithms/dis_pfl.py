@@ -17,7 +17,6 @@ see `erk_densities`; each agent draws a start mask of its own at random, as in t
 weights of their own, sums are weighted, an agent's own part by its own weight.
 """
 
-import math
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
@@ -32,6 +31,8 @@ from dslth_jax.algorithms.descent import batch_loss, direction, in_turn, local_s
 from dslth_jax.algorithms.local import start_variables
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, draw_like
+from dslth_jax.retention import erk_densities as erk_densities
+from dslth_jax.retention import erk_kept as erk_kept
 
 GRADIENT_NORM = 10.0  # to which gradients are clipped
 
@@ -176,41 +177,3 @@ def above_zero(magnitudes: PyTree[Float[Array, "..."]]) -> PyTree[Float[Array, "
 def zeros(like: PyTree[Array]) -> PyTree[Array]:
     """Zeros of the same shapes."""
     return jax.tree.map(jnp.zeros_like, like)
-
-
-def erk_densities(shapes: list[tuple[int, ...]], density: float) -> list[float]:
-    """The share of each layer's entries that is kept, so that `density` is kept of all together (Mocanu et al. 2018).
-
-    A layer keeps in proportion to Σ shape / Π shape: small layers keep larger shares than large ones. A layer that
-    would keep more than all of its entries keeps all. Host side.
-
-    >>> [round(share, 3) for share in erk_densities([(8, 8), (64, 64), (8,)], 0.25)]
-    [1.0, 0.237, 1.0]
-    """
-    if not 0 < density <= 1:
-        raise ValueError(f"density must lie in (0, 1], got {density}")
-    sizes = [math.prod(shape) for shape in shapes]
-    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
-    dense: set[int] = set()
-    while len(dense) < len(shapes):
-        rest = [layer for layer in range(len(shapes)) if layer not in dense]
-        left = density * sum(sizes[layer] for layer in rest) - (1 - density) * sum(sizes[layer] for layer in dense)
-        scale = left / sum(raw[layer] * sizes[layer] for layer in rest)
-        full = {layer for layer in rest if scale * raw[layer] > 1}
-        if not full:
-            return [1.0 if layer in dense else scale * raw[layer] for layer in range(len(shapes))]
-        dense |= full
-    return [1.0] * len(shapes)
-
-
-def erk_kept(variables: PyTree[Any], density: float) -> PyTree[int]:
-    """Entries to keep of every parameter, for `Hyper.kept`; `variables` gives the shapes.
-
-    A density outside (0, 1], or one that keeps nothing of a parameter, is a ValueError.
-    """
-    leaves, tree = jax.tree.flatten(variables)
-    densities = erk_densities([leaf.shape for leaf in leaves], density)
-    kept = [int(share * math.prod(leaf.shape)) for share, leaf in zip(densities, leaves, strict=True)]
-    if min(kept) < 1:
-        raise ValueError(f"a retention of {density} keeps nothing of a layer: take a larger one")
-    return jax.tree.unflatten(tree, kept)

@@ -61,6 +61,8 @@ def mask_mean(
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
     if mask_rule.ternary:
         raise ValueError("mask_rule must be binary, got ternary: a majority keeps entries or not, and knows no signs")
+    if mask_rule.across_layers:
+        raise ValueError("mask_rule must not be across_layers: a majority keeps how many entries of a layer it does")
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
 

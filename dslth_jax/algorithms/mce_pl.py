@@ -62,6 +62,8 @@ from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, Role, draw_like, map_layers, uniform_by_fan_in
+from dslth_jax.retention import kept_by_layer as kept_by_layer
+from dslth_jax.retention import shared_out
 
 
 class Hyper(NamedTuple):
@@ -93,8 +95,10 @@ class MaskRule(NamedTuple):
 
     smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
     revive: bool = False  # a score of exactly zero counts as a tiny positive number, else it is dead
-    scale_by_retention: bool = False  # divide kept weights by the root of the share their layer keeps
+    scale_by_retention: bool = False  # divide kept weights by the root of the share their layer is to keep
     ternary: bool = False  # what is kept has the sign of its score, which is learned, too
+    across_layers: bool = False  # one threshold for all layers; shares to keep are those of the mask in use then
+    scale_by_mask: bool = False  # divide kept weights by the root of the share that the mask in use keeps
 
 
 AS_IN_CODE = MaskRule()
@@ -275,8 +279,9 @@ def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS
 def personal_masks(
     fused: Scores, kept: PyTree[Int[Array, ""]], roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
-    """m = Thres(|y|; r) of every layer; convolutions then pass through the filter rule, if there is one."""
-    personal = masks.signed_threshold(fused, kept) if rule.ternary else masks.threshold(fused, kept)
+    """m = Thres(|y|; r) of every layer, or across all; convolutions then pass through the filter rule, if any."""
+    counts = shared_out(fused, kept, roles) if rule.across_layers else kept
+    personal = masks.signed_threshold(fused, counts) if rule.ternary else masks.threshold(fused, counts)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal
@@ -296,14 +301,21 @@ def masked_model(
 ) -> dict[str, Any]:
     """The variables of v = w ⊙ m, for masks m that keep so many entries of each layer.
 
-    Only a rule that scales reads `kept`; it may be None for others. A layer that keeps nothing becomes zeros.
+    Only a rule that scales by retention reads `kept`; it may be None for others. A layer that keeps nothing is zeros.
     """
     weights = world.weights
-    if rule.scale_by_retention:
+    if rule.scale_by_retention or rule.scale_by_mask:
         # What is left of a layer then has the variance of the whole: ±√(2 / fan_in) becomes ±√(2 / (fan_in · r)).
-        some = jax.tree.map(lambda count: jnp.maximum(count, 1), kept)
+        by_mask = rule.scale_by_mask or rule.across_layers
+        counts = jax.tree.map(in_use, personal) if by_mask else kept
+        some = jax.tree.map(lambda count: jnp.maximum(count, 1), counts)
         weights = jax.tree.map(lambda w, count: w * jnp.sqrt(w.size / count.astype(w.dtype)), weights, some)
     return {"params": jax.tree.map(jnp.multiply, weights, personal), "frozen": world.frozen}
+
+
+def in_use(mask: Array) -> Int[Array, ""]:
+    """How many entries a mask keeps."""
+    return jnp.sum(jax.lax.stop_gradient(mask) != 0, dtype=jnp.int32)
 
 
 def fine_tune(
@@ -335,28 +347,3 @@ def pulled(
     pulls = consensus.where_heard(heard, pulls, jax.tree.map(jnp.zeros_like, pulls))
     stepped = jnp.where(heard.spoke, 0, agent.stepped)
     return agent._replace(scores=consensus.pull(agent.scores, pulls, ternary), stepped=stepped, force=lasting)
-
-
-def kept_by_layer(
-    weights: PyTree[Any], roles: Mapping[str, Role], retention: float, linear_retention: float | None = None
-) -> PyTree[int]:
-    """Entries to keep in each layer at a retention in (0, 1], for `Hyper.kept`.
-
-    `weights` gives the layers' shapes, `roles` their kinds, as `Network` has them. `linear_retention` is that of linear
-    layers; None means the same for all. A retention outside (0, 1], or one that keeps nothing of a layer, is a
-    ValueError.
-
-    >>> weights = {"conv": jnp.zeros((5, 5, 3, 64)), "linear": jnp.zeros((192, 10))}
-    >>> kept_by_layer(weights, {"conv": "convolution", "linear": "linear"}, 0.3, 0.9)
-    {'conv': 1440, 'linear': 1729}
-    """
-    for name, share in (("retention", retention), ("linear retention", linear_retention)):
-        if share is not None and not 0 < share <= 1:
-            raise ValueError(f"{name} must lie in (0, 1], got {share}")
-    linear = retention if linear_retention is None else linear_retention
-    kept = map_layers(
-        lambda role, w: masks.kept_entries(linear if role == "linear" else retention, w.size), roles, weights
-    )
-    if min(jax.tree.leaves(kept)) < 1:
-        raise ValueError(f"a retention of {min(retention, linear)} keeps nothing of a layer: take a larger one")
-    return kept

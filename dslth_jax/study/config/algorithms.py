@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.algorithms import dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, mce_pl, score_gossip
+from dslth_jax.retention import POLICIES
 
 # What the presets code, paper and tuned say where a flag is left out.
 _SAID = {
@@ -57,7 +58,8 @@ class Row(NamedTuple):
     further: tuple[str, ...] = ()  # its other settings, beside switches and those of `hyper`
     # What the bits in its messages are: masks; changes, which add up; or changes of a round, which must not be late.
     bits: Literal["", "masks", "changes", "changes of a round"] = ""
-    by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a linear retention
+    by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a retention policy
+    policies: tuple[str, ...] = POLICIES  # of retention, which it can follow then
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
     by_rounds: bool = False  # whether what it does in a round depends on how many there are to be
     own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name
@@ -65,7 +67,8 @@ class Row(NamedTuple):
     @property
     def flags(self) -> set[str]:
         """The settings that mean something to it and not to every algorithm."""
-        kept = ("retention", "linear_retention")[: 1 + self.by_scores] if "kept" in self.hyper._fields else ()
+        kept = {"retention"} if "kept" in self.hyper._fields else set()
+        kept |= {"linear_retention", "retention_policy"} if self.by_scores else set()
         shared = () if self.sends == "nothing" else ("personal_layers",)
         return {*_steps, *self.hyper._fields, *kept, *shared, *self.switches, *self.further} - {"kept"}
 
@@ -93,6 +96,8 @@ ALGORITHMS: dict[str, Row] = {
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",
         sends="a mask", bits="masks", by_scores=True, switches=("mask_sent", "start_scores"), further=_coded,
         defaults={"mask_sent": "own"},
+        # A majority keeps another number of entries than those of whom it is, layer by layer.
+        policies=tuple(policy for policy in POLICIES if policy != "global"),
     ),
     "dsgd": Row(
         dsgd.dsgd, dsgd.Hyper,

@@ -6,22 +6,17 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from dslth_jax.algorithm import Algorithm, with_personal_layers
-from dslth_jax.algorithms.dis_pfl import erk_kept
-from dslth_jax.algorithms.mce_pl import MaskRule, kept_by_layer
-from dslth_jax.keys import key_of
-from dslth_jax.networks.network import Network, map_layers
+from dslth_jax.algorithms.mce_pl import MaskRule
+from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name
-from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
+from dslth_jax.study.config.numbers import numbers_of
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.data.datasets import READERS
@@ -34,6 +29,10 @@ NAMES: dict[str, Mapping[str, Any]] = {
     "model": MODULES,
     "augment": spellings.AUGMENTATIONS,
 }
+
+
+# Of --weights: what is drawn, where that is no key of `networks.network.WEIGHTS`. None leaves it to the module.
+DRAWN = {"uniform-by-fan-in": None, "self-scaled": "signed-constant"}
 
 
 def resolve(settings: Settings) -> Settings:
@@ -68,17 +67,19 @@ def filled_in(settings: Settings) -> Settings:
     check_switches(resolved)
     check_optimizer(settings, resolved)
     check_head(resolved)
+    check_scale(resolved)
     numbers_of(resolved)
     return resolved
 
 
 def idle(known: Setting, given: Any) -> Any:
-    """The value of a setting that means nothing beside another's value: a number is 0, all else is as it is left out.
-    A ValueError if it is given, unless as 0."""
+    """The value of a setting that means nothing beside another's value: a number that may be 0 is 0, all else is as it
+    is left out. A ValueError if it is given, unless as such a 0."""
     name, (other, value) = known.name, known.needs or ("", "")
-    if given not in (known.default, 0):
+    may_be_zero = not known.bounds or within(0, known.bounds)
+    if given not in ((known.default, 0) if may_be_zero else (known.default,)):
         raise ValueError(f"{flag(name)} needs {flag(other)} {value}: say it, or leave {flag(name)} out")
-    return 0.0 if known.scheduled else given
+    return (0.0 if may_be_zero else None) if known.scheduled else given
 
 
 def check(settings: Settings) -> None:
@@ -195,6 +196,9 @@ def check_switches(resolved: Settings) -> None:
         if taken and given is not None and given not in taken:
             wanted = f"one of {', '.join(taken)} with --algorithm {resolved.algorithm}"
             raise ValueError(refusal(name, wanted, given))
+    if row.by_scores and resolved.retention_policy not in row.policies:
+        wanted = f"one of {', '.join(row.policies)} with --algorithm {resolved.algorithm}"
+        raise ValueError(refusal("retention_policy", wanted, resolved.retention_policy))
 
 
 def check_optimizer(settings: Settings, resolved: Settings) -> None:
@@ -226,63 +230,14 @@ def check_head(resolved: Settings) -> None:
         )
 
 
-class Number(NamedTuple):
-    """A setting with a value for every agent, and the schedule that the values follow."""
-
-    values: np.ndarray  # (agents,) of float64
-    schedule: Schedule
-
-
-def numbers_of(settings: Settings) -> dict[str, Number]:
-    """The traced numbers of the algorithm, and its retentions, by name; of settings that are resolved.
-
-    Raises a ValueError if one is no number, or leaves its bounds.
-    """
-    row, known = ALGORITHMS[settings.algorithm], settings.known
-    own = [name for name in known if name in row.flags and (known[name].scheduled or name in row.hyper._fields)]
-    return {name: number_of(settings, name) for name in own}
-
-
-def number_of(settings: Settings, name: str) -> Number:
-    """The values of a setting that is spelled VALUE or VALUE@SCHEDULE, of a retention also 0.1,0.3,... or low:high."""
-    given, bounds = vars(settings), settings.known[name].bounds
-    text, at, spelling = str(given[name]).partition("@")
-    # Linear layers may have a retention for each agent, as all layers may.
-    several = name.endswith("retention") and given[name] == settings.retention
-    values = numbers_in(name, text, settings.agents, several)
-    if bounds and not (inside := within(values, bounds)).all():
-        agent = int(np.argmin(inside))
-        whose = f" for agent {agent}" if several else ""
-        raise ValueError(f"{flag(name)} must be in {bounds}, got {values[agent]:g}{whose}")
-    if at and not spelling:
-        raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
-    try:
-        schedule = spellings.schedule_of(spelling, settings.rounds)
-    except ValueError as error:
-        raise ValueError(f"{flag(name)}: {error}") from None
-    if bounds.endswith("1]") and schedule is not constant:
-        # A schedule may raise it: look at a thousand rounds.
-        rounds = jnp.asarray(np.linspace(0, settings.rounds - 1, 1000).astype(np.int32))
-        if (peak := values.max() * float(jnp.max(jax.vmap(schedule)(rounds)))) > 1 + 1e-6:
-            raise ValueError(f"{flag(name)} must stay in {bounds}, and its schedule raises it to {peak:.3g}")
-    return Number(values, schedule)
-
-
-def numbers_in(name: str, text: str, agents: int, several: bool) -> np.ndarray:
-    """One number an agent, from a number or, where `several` may be spelled, from a comma list or `low:high`."""
-    wanted = "a number, a comma list or low:high" if several else "a number, or one with a schedule such as 10@cosine"
-    try:
-        if several and ":" in text:
-            low, high = map(float, text.split(":"))
-            # The range is checked later; until then infinities are no cause for warnings.
-            with np.errstate(all="ignore"):
-                return np.linspace(low, high, agents)
-        values = [float(word) for word in (text.split(",") if several else [text])]
-    except ValueError:
-        raise ValueError(f"{flag(name)} must be {wanted}, got {text!r}") from None
-    if len(values) not in (1, agents):
-        raise ValueError(f"{flag(name)} must give one number for each of {agents} agents, got {len(values)}")
-    return np.full(agents, values)
+def check_scale(resolved: Settings) -> None:
+    """Raise a ValueError if weights are to be scaled by masks of scores, and there are none."""
+    if resolved.weights == "self-scaled" and not ALGORITHMS[resolved.algorithm].by_scores:
+        having = ", ".join(name for name, row in ALGORITHMS.items() if row.by_scores)
+        raise ValueError(
+            f"--weights self-scaled is for masks of scores, with --algorithm {having}, got {resolved.algorithm}: take "
+            f"signed-constant"
+        )
 
 
 def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: int) -> Network:
@@ -291,7 +246,7 @@ def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: i
         str(settings.model),
         image_shape,
         classes,
-        weights=None if settings.weights == "uniform-by-fan-in" else settings.weights,
+        weights=DRAWN.get(str(settings.weights), settings.weights),
         zero_biases=settings.biases == "zero",
         elu_on_logits=bool(settings.elu_on_logits),
         precision=None if settings.precision == "float32" else settings.precision,
@@ -308,36 +263,16 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     }
     switches = {name: given[name] for name in row.switches if given[name] is not None}
     if row.by_scores:
-        scaled, ternary = settings.weights == "signed-constant", settings.mask == "ternary"
-        switches["mask_rule"] = MaskRule(settings.filter_rule, settings.revive, scaled, ternary)
+        switches["mask_rule"] = MaskRule(
+            smallest_filter=settings.filter_rule,
+            revive=settings.revive,
+            scale_by_retention=settings.weights == "signed-constant",
+            ternary=settings.mask == "ternary",
+            across_layers=settings.retention_policy == "global",
+            scale_by_mask=settings.weights == "self-scaled",
+        )
     personal = spellings.layers_of(settings.personal_layers or "none", network)
     if settings.head_order == "head-first":
         switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
     return with_personal_layers(algorithm, personal)
-
-
-def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
-    """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
-    numbers, kind = numbers_of(settings), ALGORITHMS[settings.algorithm].hyper
-    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in numbers.items()}
-    schedules: dict[str, Any] = {name: number.schedule for name, number in numbers.items()}
-    if "kept" in kind._fields:
-        values["kept"], schedules["kept"] = population_kept(numbers, network)
-    return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
-
-
-def population_kept(numbers: Mapping[str, Number], network: Network) -> tuple[Any, Any]:
-    """How many entries of each layer every agent keeps, and the schedules of these numbers."""
-    weights, frozen = jax.eval_shape(network.init, key_of(0))
-    shares, schedule = numbers["retention"].values.tolist(), numbers["retention"].schedule
-    if linear := numbers.get("linear_retention"):
-        each = zip(shares, linear.values.tolist(), strict=True)
-        kept = [kept_by_layer(weights, network.roles, *own) for own in each]
-        of_role = {"linear": linear.schedule}
-        schedules = map_layers(lambda role, _: of_role.get(role, schedule), network.roles, weights)
-    else:
-        variables = {"params": weights, "frozen": frozen}
-        of_share = {share: erk_kept(variables, share) for share in set(shares)}
-        kept, schedules = [of_share[share] for share in shares], jax.tree.map(lambda _: schedule, variables)
-    return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

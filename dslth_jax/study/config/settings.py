@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dslth_jax.retention import Policy
 from dslth_jax.study.config.given import OF_ONE_COMMAND
 from dslth_jax.study.config.setting import Setting, described, parts, setting
 
@@ -81,9 +82,15 @@ class Population:
     with graphs that change, as what an agent lacks of another is sent when they meet again."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
-    (0.1,0.3,...) or low:high."""
-    linear_retention: float | str | None = setting(None, bounds="(0, 1]", scheduled=True)
+    (0.1,0.3,... or 0.1*5,0.3*15), low:high, or dealt:0.1,0.3,... by the seed to equally many agents each."""
+    linear_retention: float | str | None = setting(
+        None, bounds="(0, 1]", scheduled=True, needs=("retention_policy", "fixed-linear")
+    )
     """Retention of linear layers: one number for all agents, or same (as --retention)."""
+    retention_policy: Policy = "fixed-linear"
+    """How a retention becomes shares of layers: linear ones have their own (fixed-linear), all the same (uniform),
+    small layers more (erk), or one threshold for all scores times the root of the fan-in (global). Depthwise kernels
+    keep all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,9 +170,9 @@ class Method:
     model: str | None = None
     """Network: alexnet, small, conv3, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, else
     small."""
-    weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = None
-    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), or U[-1, 1]; methods without a
-    retention take ±√(2/fan_in)."""
+    weights: Literal["uniform-by-fan-in", "signed-constant", "self-scaled", "uniform"] | None = None
+    """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), the same by the share that the mask in use
+    keeps (self-scaled), or U[-1, 1]; methods without a retention take ±√(2/fan_in)."""
     biases: Literal["random", "zero"] | None = None
     """Biases of linear layers, frozen where masks are learned."""
     start_scores: Literal["shared", "personal"] = "shared"

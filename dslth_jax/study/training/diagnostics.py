@@ -59,6 +59,7 @@ class Symptoms:
     ) -> None:
         self.chance, self.algorithm = chance, settings.algorithm
         self.pull = "--force" if settings.fusion == "force" else "--amplitude"
+        self.shared_out = settings.retention_policy == "global"  # which layers keep how much, masks say
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.seen = Seen()
@@ -94,7 +95,7 @@ class Symptoms:
                 f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
                 f"{round}: they learn nothing any more; {why_zero}",
             )
-        elif off.any() and not self.filtered:
+        elif off.any() and not self.filtered and not self.shared_out:
             agent = int(np.argmax(off))
             yield (
                 "density",
@@ -141,7 +142,8 @@ def without_effect(settings: Settings, roles: Mapping[str, Role]) -> Signs:
     """What was said and changes nothing, in a network whose layers have these roles."""
     shares = settings.retention, settings.linear_retention
     only_linear = ALGORITHMS[settings.algorithm].by_scores and set(roles.values()) == {"linear"}
-    if only_linear and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
+    fixed = settings.retention_policy == "fixed-linear"
+    if only_linear and fixed and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
         yield (
             "retention",
             (

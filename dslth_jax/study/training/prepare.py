@@ -22,7 +22,8 @@ from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
-from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of, numbers_of, population_hyper
+from dslth_jax.study.config.numbers import numbers_of, population_hyper
+from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.data import datasets

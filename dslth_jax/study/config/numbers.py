@@ -1,0 +1,147 @@
+"""The traced numbers of an algorithm, one for every agent, from how settings spell them; counts of retentions."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dslth_jax.keys import key_of
+from dslth_jax.networks.network import Network, map_layers
+from dslth_jax.retention import Policy, erk_kept, kept_by_policy
+from dslth_jax.schedules import Schedule, constant
+from dslth_jax.study.config import spellings
+from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.setting import flag, within
+from dslth_jax.study.config.settings import Settings
+
+
+class Number(NamedTuple):
+    """A setting with a value for every agent, and the schedule that the values follow."""
+
+    values: np.ndarray  # (agents,) of float64
+    schedule: Schedule
+
+
+def numbers_of(settings: Settings) -> dict[str, Number]:
+    """The traced numbers of the algorithm, and its retentions, by name; of settings that are resolved.
+
+    Raises a ValueError if one is no number, or leaves its bounds.
+    """
+    row, known = ALGORITHMS[settings.algorithm], settings.known
+    own = [name for name in known if name in row.flags and (known[name].scheduled or name in row.hyper._fields)]
+    dropped = {"linear_retention"} if settings.retention_policy != "fixed-linear" else set()
+    return {name: number_of(settings, name) for name in own if name not in dropped}
+
+
+def number_of(settings: Settings, name: str) -> Number:
+    """The values of a setting that is spelled VALUE or VALUE@SCHEDULE, of a retention also otherwise, see
+    `numbers_in`."""
+    given, bounds = vars(settings), settings.known[name].bounds
+    text, at, spelling = str(given[name]).partition("@")
+    # Linear layers may have a retention for each agent, as all layers may.
+    several = name.endswith("retention") and given[name] == settings.retention
+    values = numbers_in(name, text, settings.agents, settings.seed if several else None)
+    if bounds and not (inside := within(values, bounds)).all():
+        agent = int(np.argmin(inside))
+        whose = f" for agent {agent}" if several else ""
+        raise ValueError(f"{flag(name)} must be in {bounds}, got {values[agent]:g}{whose}")
+    if at and not spelling:
+        raise ValueError(f"{flag(name)} must have a schedule behind its @, such as 10@cosine, got none: say one")
+    try:
+        schedule = spellings.schedule_of(spelling, settings.rounds)
+    except ValueError as error:
+        raise ValueError(f"{flag(name)}: {error}") from None
+    if bounds.endswith("1]") and schedule is not constant:
+        # A schedule may raise it: look at a thousand rounds.
+        rounds = jnp.asarray(np.linspace(0, settings.rounds - 1, 1000).astype(np.int32))
+        if (peak := values.max() * float(jnp.max(jax.vmap(schedule)(rounds)))) > 1 + 1e-6:
+            raise ValueError(f"{flag(name)} must stay in {bounds}, and its schedule raises it to {peak:.3g}")
+    return Number(values, schedule)
+
+
+DEALT = "dealt:"
+
+
+def numbers_in(name: str, text: str, agents: int, seed: int | None) -> np.ndarray:
+    """One number an agent, from a number or, where a `seed` says that each may have its own, also from
+
+    - a list, 0.1,0.3,0.5 or 0.1*5,0.3*15, of one number for each agent in turn;
+    - a range, LOW:HIGH;
+    - what is dealt by the seed, dealt:LIST: a list of as many numbers as there are agents in another order, or of fewer
+      numbers, each of which as many agents have as each other's, as nearly as that goes.
+    """
+    several = seed is not None
+    wanted = "a number, a comma list such as 0.1,0.3 or 0.1*5,0.3*15, low:high or dealt:LIST"
+    wanted = wanted if several else "a number, or one with a schedule such as 10@cosine"
+    is_dealt = several and text.startswith(DEALT)
+    try:
+        if several and ":" in text and not is_dealt:
+            low, high = map(float, text.split(":"))
+            # The range is checked later; until then infinities are no cause for warnings.
+            with np.errstate(all="ignore"):
+                return np.linspace(low, high, agents)
+        groups = [group_of(word) for word in (text.removeprefix(DEALT) if is_dealt else text).split(",")]
+        if not several and (len(groups) > 1 or "*" in text):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{flag(name)} must be {wanted}, got {text!r}") from None
+    total, may_spread = sum(many for _, many in groups), is_dealt and "*" not in text
+    if total != agents and not (may_spread and total < agents) and (is_dealt or total != 1):
+        most = "at most " if may_spread else ""
+        raise ValueError(f"{flag(name)} must give {most}one number for each of {agents} agents, got {total}")
+    values = np.repeat([value for value, _ in groups], [many for _, many in groups])
+    return dealt(values, agents, int(seed or 0)) if is_dealt else np.full(agents, values)
+
+
+def group_of(word: str) -> tuple[float, int]:
+    """The number that a word of a list spells, and how many agents have it: 0.1 or 0.1*5."""
+    value, times, many = word.partition("*")
+    number = int(many) if times else 1
+    if number < 1:
+        raise ValueError
+    return float(value), number
+
+
+def dealt(values: np.ndarray, agents: int, seed: int) -> np.ndarray:
+    """The values, dealt to agents at random by a run's seed: each goes to as many agents as any other, or to one more.
+
+    >>> dealt(np.array([0.1, 0.5]), 4, seed=0).tolist()
+    [0.5, 0.5, 0.1, 0.1]
+    """
+    own = np.random.default_rng([seed, 3])  # its own, so that nothing else is drawn otherwise
+    every = values if len(values) == agents else np.resize(own.permutation(values), agents)
+    return own.permutation(every)
+
+
+def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
+    """The traced settings, one value an agent, and the schedule of each; of settings that are resolved."""
+    numbers, kind = numbers_of(settings), ALGORITHMS[settings.algorithm].hyper
+    values: dict[str, Any] = {name: np.array(number.values, np.float32) for name, number in numbers.items()}
+    schedules: dict[str, Any] = {name: number.schedule for name, number in numbers.items()}
+    if "kept" in kind._fields:
+        by_scores = ALGORITHMS[settings.algorithm].by_scores
+        policy = settings.retention_policy if by_scores else None
+        values["kept"], schedules["kept"] = population_kept(numbers, network, policy)
+    return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
+
+
+def population_kept(numbers: Mapping[str, Number], network: Network, policy: Policy | None) -> tuple[Any, Any]:
+    """How many entries of each layer every agent keeps, by a policy (None: of every variable, biases too, by ERK), and
+    the schedules of these numbers: factors on what a policy makes of the retention that they begin with."""
+    weights, frozen = jax.eval_shape(network.init, key_of(0))
+    retention = numbers["retention"]
+    if policy is None:
+        variables = {"params": weights, "frozen": frozen}
+        of_share: dict[Any, Any] = {share: erk_kept(variables, share) for share in {*retention.values.tolist()}}
+        kept = [of_share[share] for share in retention.values.tolist()]
+        schedules = jax.tree.map(lambda _: retention.schedule, variables)
+    else:
+        linear = numbers.get("linear_retention", retention)
+        each = [*zip(retention.values.tolist(), linear.values.tolist(), strict=True)]
+        of_share = {own: kept_by_policy(weights, network.roles, policy, *own) for own in {*each}}
+        kept = [of_share[own] for own in each]
+        of_role = {"linear": linear.schedule, "depthwise": constant}
+        schedules = map_layers(lambda role, _: of_role.get(role, retention.schedule), network.roles, weights)
+    return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

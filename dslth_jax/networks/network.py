@@ -32,13 +32,16 @@ class Network(NamedTuple):
       (batch, height, width, channels); logits (batch, classes);
     - `roles`: the kind of each masked leaf, by its name: the key path, such as `conv1/kernel`. A parameter without a
       role is never masked, and so it is frozen;
-    - `heads`: the modules that make the logits, such as `linear2`, whose outputs are classes.
+    - `heads`: the modules that make the logits, such as `linear2`, whose outputs are classes;
+    - `stages`: the names of its residual blocks, stage by stage, in order. All but the first of a stage may be absent:
+      without a kept weight they are the identity. None where there are none.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
     apply: Callable[[PyTree, UInt8[Array, "batch height width channels"]], Float[Array, "batch classes"]]
     roles: Mapping[str, Role]
     heads: tuple[str, ...] = ()
+    stages: tuple[tuple[str, ...], ...] = ()
 
 
 def map_layers(function: Callable[[Role, Any], Any], roles: Mapping[str, Role], masked: PyTree) -> PyTree:
@@ -178,7 +181,7 @@ def network_of(
         logits = logits.astype(dtype)
         return elu(logits) if elu_on_logits else logits
 
-    return Network(init, apply, roles, heads)
+    return Network(init, apply, roles, heads, tuple(map(tuple, getattr(module, "stages", ()))))
 
 
 def look_at(

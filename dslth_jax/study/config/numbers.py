@@ -1,12 +1,13 @@
 """The traced numbers of an algorithm, one for every agent, from how settings spell them; counts of retentions."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dslth_jax.depth import absent, kept_without
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers
 from dslth_jax.retention import Policy, erk_kept, kept_by_policy
@@ -123,13 +124,35 @@ def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
     if "kept" in kind._fields:
         by_scores = ALGORITHMS[settings.algorithm].by_scores
         policy = settings.retention_policy if by_scores else None
-        values["kept"], schedules["kept"] = population_kept(numbers, network, policy)
+        values["kept"], schedules["kept"] = population_kept(numbers, network, policy, lacking(settings, network))
     return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
 
 
-def population_kept(numbers: Mapping[str, Number], network: Network, policy: Policy | None) -> tuple[Any, Any]:
+def depths_of(settings: Settings) -> list[int] | None:
+    """How many residual blocks each agent has; None where all have all."""
+    if settings.depth is None:
+        return None
+    depths = numbers_in("depth", str(settings.depth), settings.agents, settings.seed)
+    if ":" not in str(settings.depth) and not (whole := depths == np.rint(depths)).all():
+        raise ValueError(f"--depth must be whole numbers of residual blocks, got {depths[np.argmin(whole)]:g}")
+    return np.rint(depths).astype(int).tolist()
+
+
+def lacking(settings: Settings, network: Network) -> list[tuple[str, ...]]:
+    """The residual blocks that each agent lacks; a ValueError if the network has none, or not so many."""
+    try:
+        depths = depths_of(settings) or []
+        return [absent(network.stages, depth) for depth in depths] or [()] * settings.agents
+    except ValueError as error:
+        raise ValueError(f"--model {settings.model}: {error}") from None
+
+
+def population_kept(
+    numbers: Mapping[str, Number], network: Network, policy: Policy | None, lacking: Sequence[Collection[str]]
+) -> tuple[Any, Any]:
     """How many entries of each layer every agent keeps, by a policy (None: of every variable, biases too, by ERK), and
-    the schedules of these numbers: factors on what a policy makes of the retention that they begin with."""
+    the schedules of these numbers: factors on what a policy makes of the retention that they begin with. Of layers that
+    an agent is `lacking` it keeps nothing."""
     weights, frozen = jax.eval_shape(network.init, key_of(0))
     retention = numbers["retention"]
     if policy is None:
@@ -141,7 +164,7 @@ def population_kept(numbers: Mapping[str, Number], network: Network, policy: Pol
         linear = numbers.get("linear_retention", retention)
         each = [*zip(retention.values.tolist(), linear.values.tolist(), strict=True)]
         of_share = {own: kept_by_policy(weights, network.roles, policy, *own) for own in {*each}}
-        kept = [of_share[own] for own in each]
+        kept = [kept_without(of_share[own], blocks) for own, blocks in zip(each, lacking, strict=True)]
         of_role = {"linear": linear.schedule, "depthwise": constant}
         schedules = map_layers(lambda role, _: of_role.get(role, retention.schedule), network.roles, weights)
     return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

@@ -12,6 +12,7 @@ import optax
 
 from dslth_jax.algorithm import Algorithm, with_personal_layers
 from dslth_jax.algorithms.mce_pl import MaskRule
+from dslth_jax.depth import with_layers_had
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.study.config import spellings
@@ -275,4 +276,6 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     if settings.head_order == "head-first":
         switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
+    if settings.depth is not None and row.sends != "nothing":
+        algorithm = with_layers_had(algorithm)
     return with_personal_layers(algorithm, personal)

@@ -87,6 +87,9 @@ class Population:
         None, bounds="(0, 1]", scheduled=True, needs=("retention_policy", "fixed-linear")
     )
     """Retention of linear layers: one number for all agents, or same (as --retention)."""
+    depth: int | str | None = None
+    """How many of the network's residual blocks an agent has: a number, or one an agent as for --retention (3,3,8,
+    3:8, dealt:3,8). It has the first of every stage, and of further ones first the second of each; None is all."""
     retention_policy: Policy = "fixed-linear"
     """How a retention becomes shares of layers: linear ones have their own (fixed-linear), all the same (uniform),
     small layers more (erk), or one threshold for all scores times the root of the fan-in (global). Depthwise kernels

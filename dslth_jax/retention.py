@@ -99,7 +99,7 @@ def shared_out(
         alive = (y >= jnp.finfo(y.dtype).smallest_normal) & (counts[name] > 0)
         scaled = jnp.where(alive, y * math.sqrt(math.prod(layers[name].shape[:-1])), 0)
         is_first = alive & (lax.iota(jnp.int32, y.size) == jnp.argmax(scaled))
-        return jnp.where(is_first, jnp.inf, scaled)
+        return jnp.where(is_first, jnp.inf, jnp.minimum(scaled, jnp.finfo(y.dtype).max))
 
     if not layers:
         return kept

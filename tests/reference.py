@@ -31,6 +31,44 @@ def threshold(y, count):
     return mask.reshape(y.shape)
 
 
+def kept_by_policy(shapes, roles, policy, retention, linear_retention=None):
+    """Entries to keep of every layer, by name; depthwise ones are kept whole."""
+    sizes = {layer: math.prod(shape) for layer, shape in shapes.items()}
+    if policy == "erk":
+        # All layers keep the same multiple of the sum of their shape, or all of their entries.
+        others = [layer for layer in shapes if roles[layer] != "depthwise"]
+        wanted, low, high = retention * sum(sizes[layer] for layer in others), 0.0, float(max(sizes.values()))
+        for _ in range(200):
+            middle = (low + high) / 2
+            kept = sum(min(sizes[layer], middle * sum(shapes[layer])) for layer in others)
+            low, high = (middle, high) if kept < wanted else (low, middle)
+        return {
+            layer: min(sizes[layer], low * sum(shapes[layer])) if layer in others else sizes[layer] for layer in shapes
+        }
+    counts = {}
+    for layer, size in sizes.items():
+        share = linear_retention if policy == "fixed-linear" and roles[layer] == "linear" else retention
+        counts[layer] = size if roles[layer] == "depthwise" else kept_entries(share, size)
+    return counts
+
+
+def shared_out(ys, counts, depthwise=()):
+    """One threshold for the layers of `ys`: each has its largest entry, and then those of the largest |y| sqrt(fan_in)
+    of all are kept, as many as `counts` says of all together. A layer whose count is 0 has none."""
+    kept = {layer: counts[layer] if layer in depthwise else 0 for layer in ys}
+    entries = []
+    for place, (layer, y) in enumerate(ys.items()):
+        if counts[layer] and layer not in depthwise:
+            with np.errstate(over="ignore"):
+                scaled = np.minimum(np.abs(y).reshape(-1) * math.sqrt(math.prod(y.shape[:-1])), np.finfo(y.dtype).max)
+            ranked = sorted((-value, place, index, layer) for index, value in enumerate(scaled) if value > 0)
+            entries += [(index > 0, *entry) for index, entry in enumerate(ranked)]
+    total = sum(count for layer, count in counts.items() if layer not in depthwise)
+    for *_, layer in sorted(entries)[:total]:
+        kept[layer] += 1
+    return kept
+
+
 def pull(z, by, ternary=False):
     """Move magnitudes, keep signs (0 counts as positive), and leave entries that nothing pulls at; of ternary masks
     scores move, signs and all."""
@@ -96,6 +134,8 @@ class Switches:
     revive: bool = False
     scale_by_retention: bool = False
     ternary: bool = False
+    across_layers: bool = False
+    scale_by_mask: bool = False
     optimizer: str = "sgd"
     momentum: float = 0.9
     second_momentum: float = 0.99
@@ -167,25 +207,32 @@ class Population:
         return np.where(z == 0, math.sqrt(np.finfo(z.dtype).tiny), z) if self.switches.revive else z
 
     def masks(self, agent, settings, heard, own=False):
-        masks = {}
+        masks, ys = {}, {}
         for layer, z in self.scores[agent].items():
-            y = self.alive(z)
+            ys[layer] = self.alive(z)
             if self.switches.fusion == "tensor" and not own:
-                y = fuse(y, heard[layer], settings["amplitude"], self.switches.ternary)
-            masks[layer] = threshold(y, settings["counts"][layer]) * (np.sign(y) if self.switches.ternary else 1)
+                ys[layer] = fuse(ys[layer], heard[layer], settings["amplitude"], self.switches.ternary)
+        counts = shared_out(ys, settings["counts"]) if self.switches.across_layers else settings["counts"]
+        for layer, z in self.scores[agent].items():
+            y = ys[layer]
+            masks[layer] = threshold(y, counts[layer]) * (np.sign(y) if self.switches.ternary else 1)
             if self.switches.smallest_filter is not None and z.ndim == 4:
                 masks[layer] = drop_filters(masks[layer], self.switches.smallest_filter)
         return masks
 
-    def kept_weights(self, settings):
-        """w, scaled where the switch says so."""
-        if not self.switches.scale_by_retention:
+    def kept_weights(self, settings, masks):
+        """w, scaled where the switch says so: by what is to be kept, or by what these masks keep."""
+        s, counts = self.switches, settings["counts"]
+        if not s.scale_by_retention and not s.scale_by_mask:
             return self.weights
-        return {layer: w / math.sqrt(max(settings["counts"][layer], 1) / w.size) for layer, w in self.weights.items()}
+        if s.scale_by_mask or s.across_layers:
+            counts = {layer: np.count_nonzero(mask) for layer, mask in masks.items()}
+        return {layer: w / math.sqrt(max(counts[layer], 1) / w.size) for layer, w in self.weights.items()}
 
     def direction(self, agent, settings, heard, batch):
         """What the optimizer makes of the gradient on a batch, and the loss."""
-        masks, weights = self.masks(agent, settings, heard), self.kept_weights(settings)
+        masks = self.masks(agent, settings, heard)
+        weights = self.kept_weights(settings, masks)
         dv, loss = self.gradient_fn({layer: w * masks[layer] for layer, w in weights.items()}, batch)
         gradient = {}
         for layer, z in self.scores[agent].items():

@@ -277,6 +277,12 @@ CASES = {
         "smallest_filter": 3,
         "scale_by_retention": True,
     },
+    "one threshold for all layers, filter rule, scaled by the masks in use": {
+        "across_layers": True,
+        "scale_by_mask": True,
+        "smallest_filter": 4,
+        "local_steps": 2,
+    },
     "dead scores": {"group_lasso": 0.15},
     "revived scores": {"group_lasso": 0.15, "revive": True},
     "adam, recomputed, silent rounds": {
@@ -313,8 +319,9 @@ CASES = {
         "group_lasso": 1e-3,
         "scale_by_retention": True,
     },
-    "ternary, force with momentum, every second round": {
+    "ternary, force with momentum, every second round, one threshold for all layers": {
         "ternary": True,
+        "across_layers": True,
         "fusion": "force",
         "force_momentum": 0.5,
         "exchange_every": 2,

@@ -231,7 +231,8 @@ def test_numbers_that_no_point_has_are_no_columns():
 def test_what_ends_a_run_fits_80_columns():
     """With the accuracy first, and beside it what a mean hides: agents of more samples, and classes."""
     agents = [
-        {"accuracy": accuracy, "samples": samples, "balanced_accuracy": balanced}
+        {"accuracy": accuracy, "samples": samples, "balanced_accuracy": balanced, "retention": balanced - 0.25}
+        | {"density": accuracy, "multiply_adds": 4_000_000 * samples, "sent_bits": 8_000_000}
         for accuracy, samples, balanced in ((0.25, 300, 0.5), (0.75, 100, 0.625))
     ]
     of_classes = {"cat": 0.5, "a" * 90: 0.125, "7": 0.75}
@@ -239,14 +240,19 @@ def test_what_ends_a_run_fits_80_columns():
     last = row(30, 0.5, accuracy_std=0.25, density=0.25, flip_rate=0.01, coded_bits=8e6, kept_bits=8e6, seconds=3.0)
     last |= {"exchanges": 30, "coded_rounds": 7, "validation_mean": 0.375, "validation_worst": 0.25}
     course = types.SimpleNamespace(course=types.SimpleNamespace(rounds=30))
-    history = types.SimpleNamespace(rows=[last], chance=0.25, prepared=course, evaluation_seconds=0.5)
+    history = types.SimpleNamespace(rows=[last], chance=0.25, prepared=course, evaluation_seconds=0.5, positions={})
     history.class_rows = lambda: classes
     lines = shown(80, False, history, agents, 21.5, show=tables.show_outcome).splitlines()
     assert max(map(len, lines)) <= 80
     assert "mean of agents" in lines[2]
     assert "50.00%" in lines[2]
+    of_devices = [line.split() for line in lines if line.split()[:2] in (["0.25", "1"], ["0.375", "1"])]
+    assert of_devices == [
+        ["0.25", "1", "25.0", "25.0", "0.25", "1", "1,200"],
+        ["0.375", "1", "75.0", "75.0", "0.75", "1", "400"],
+    ]
     left, right = zip(*(line.strip("│").split("│") for line in lines if line[0] == "│"), strict=True)
-    for words in ("37.50%", "56.25%", "interpolated)", "7: 75.00%", "a" * 90):
+    for words in ("400 to 1.2e+03, mean 800", "37.50%", "56.25%", "interpolated)", "7: 75.00%", "a" * 90):
         assert "".join(words.split()) in "".join("".join((*left, *right)).split())
     # A run folder of an earlier version has less to say.
     assert tables.beside_mean([own | {"balanced_accuracy": None} for own in agents], [], "{:.2%}".format) == [

@@ -169,6 +169,7 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
         "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
         "beside_mean": tables.beside_mean(run.agents, run.classes, partial(written, form="percent", unit=" %")),
         "of_classes": table("Accuracy of all agents on their test samples of a class", tables.OF_A_CLASS, run.classes),
+        "of_devices": tables.table_of_devices(run.agents),
         "rows": tables.every_row(run.rows),
         "missing": missing,
     }

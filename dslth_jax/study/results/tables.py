@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dslth_jax.label_shares import label_skew
+from dslth_jax.study.results.devices import OF_DEVICES, by_device
 from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
 from dslth_jax.study.results.points import DONE, SIZES, best
-from dslth_jax.study.system.console import counted, sent, shown
+from dslth_jax.study.system.console import counted, sent, shown, written
 
 if TYPE_CHECKING:
     from dslth_jax.study.training.history import History
@@ -102,10 +103,26 @@ def show_outcome(console: Console, history: "History", agents: Sequence[Row], co
         rows.append(("density of masks", f"{row['density']:.4f}"))
     if row["flip_rate"] is not None:
         rows.append(("mask bits the last round changed", f"{row['flip_rate']:.3%}"))
+    if isinstance(history.positions, str):
+        rows.append(("multiply-adds", history.positions))
+    elif agents[0]["multiply_adds"] != "":
+        work = np.array([own["multiply_adds"] for own in agents]) / 1e6
+        rows.append(("multiply-adds a sample, millions", span(work, ".3g")))
     rounds, evaluation = history.prepared.course.rounds, history.evaluation_seconds
     rows.append(("training", f"{row['seconds']:.1f} s, {row['seconds'] / rounds:.2f} s a round"))
     rows.append(("compile time, evaluation time", f"{compilation:.1f} s, {evaluation:.1f} s"))
     console.print(grid(f"after round {row['round']}", rows))
+    if classes := table_of_devices(agents):
+        heads = [head.replace(", ", "\n") for _, head, _ in classes["columns"]]
+        cells = [[written(own[key], form) for key, _, form in classes["columns"]] for own in classes["rows"]]
+        console.print(grid(classes["caption"], cells, heads, len(heads)))
+
+
+def table_of_devices(agents: Sequence[Row]) -> dict[str, Any] | None:
+    """What agents of each retention came to, from the rows of agents.csv; None where all are of one, or have none."""
+    rows = by_device(agents)
+    columns = [own for own in OF_DEVICES if any(row[own[0]] is not None for row in rows)]
+    return table("By class of device, that is by retention", columns, rows) if rows else None
 
 
 def beside_mean(

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import math
 import shlex
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
+from dslth_jax.networks.cost import positions_of
 from dslth_jax.population import world_of
+from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
@@ -163,9 +166,27 @@ class History:
         self.symptoms.seen = Seen(**notes["symptoms"])
         self.rows, self.failure, self.warnings = list(notes["rows"]), notes["failure"], []
 
+    @functools.cached_property
+    def positions(self) -> dict[str, int] | str:
+        """How often a sample multiplies by each entry of a layer, or why that cannot be said."""
+        height, width, channels = self.prepared.train.images.shape[1:]
+        try:
+            return positions_of(self.prepared.network, (height, width, channels))
+        except ValueError as error:
+            return str(error)
+
+    def multiply_adds(self) -> list[int] | None:
+        """Of each agent, in the model of the last evaluation; None where that cannot be said."""
+        if isinstance(self.positions, str):
+            return None
+        masked, _ = jax.eval_shape(self.prepared.network.init, key_of(0))
+        sizes = {name: leaf.size for name, leaf in by_name(masked).items()}
+        found = multiply_adds_of_agents(self.positions, self.evaluation.masks, sizes)
+        return np.broadcast_to(found, self.prepared.agents).tolist()
+
     def agent_rows(self) -> list[dict[str, Any]]:
         """The rows of agents.csv, after the last evaluation."""
-        prepared, evaluation = self.prepared, self.evaluation
+        prepared, evaluation, work = self.prepared, self.evaluation, self.multiply_adds()
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
         return [
@@ -180,6 +201,8 @@ class History:
                 **self.validation_of(agent),
                 "density": "" if evaluation.density is None else round(float(evaluation.density[agent]), 6),
                 "balanced_accuracy": round(float(balanced[agent]), 6),
+                "multiply_adds": "" if work is None else work[agent],
+                "sent_bits": self.ledger.sent_by(agent),
             }
             for agent, retention in enumerate(prepared.retentions)
         ]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
@@ -78,6 +78,7 @@ class Ledger:
     exchanges: int = 0  # so far
     coded_rounds: int = 0  # those whose messages were really encoded
     sent_bits: list[int] = dataclasses.field(default_factory=list)  # of each agent, as bitmaps and floats
+    coded_of_each: list[float] = dataclasses.field(default_factory=list)  # coded bits of each agent
     lengths: list[int] = dataclasses.field(default_factory=list)  # bits of each agent's flips, when last encoded
     links: list[int] = dataclasses.field(default_factory=list)  # that each agent's messages have taken since then
     moments: list[int] = dataclasses.field(default_factory=list)  # the same, each times the exchanges since then
@@ -111,6 +112,7 @@ class Ledger:
         if key_frame:  # stands for itself alone
             assert lengths is not None, "key frames are always encoded"
             self.coded_bits += float(np.dot(lengths, listeners))
+            self.coded_of_each = with_more(self.coded_of_each, np.array(lengths, np.float64) * listeners)
             return
         self.since += 1
         self.links, self.moments = added(self.links, listeners), added(self.moments, self.since * listeners)
@@ -118,6 +120,8 @@ class Ledger:
             before = np.array(self.lengths or lengths, np.float64)
             growth = (np.array(lengths, np.float64) - before) / self.since
             self.coded_bits += float(before @ np.array(self.links) + growth @ np.array(self.moments))
+            of_each = before * np.array(self.links) + growth * np.array(self.moments)
+            self.coded_of_each = with_more(self.coded_of_each, of_each)
             self.lengths, self.links, self.moments, self.since = [*lengths], [], [], 0
 
     def row(self) -> dict[str, Any]:
@@ -138,6 +142,11 @@ class Ledger:
             for name, own in row.items()
         }
 
+    def sent_by(self, agent: int) -> int:
+        """The bits that an agent has sent: coded where messages hold bits alone, else as bitmaps and floats."""
+        own = self.coded_of_each if self.masks_alone else self.sent_bits
+        return round(own[agent]) if own else 0
+
     @property
     def on_the_wire(self) -> int:
         """Bits sent so far, of masks as bitmaps and of values."""
@@ -147,6 +156,11 @@ class Ledger:
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
     """The sum for each agent, as a list, because it goes into a checkpoint's notes."""
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
+
+
+def with_more(total: list[float], more: Float[np.ndarray, "agents"]) -> list[float]:
+    """The same of numbers that are not whole."""
+    return (np.array(total or np.zeros(len(more))) + more).tolist()
 
 
 def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:

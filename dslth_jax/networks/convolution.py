@@ -1,38 +1,57 @@
 """A convolution and a max pooling that stay fast under `vmap` over kernels. One agent's world.
 
-Vmapping the stock convolution over agents makes a grouped convolution, and the stock gradient of a plain one falls to
-naive code on CPUs. So each of the three operations (output, input gradient, kernel gradient) has a form per platform,
-and a batching rule: on the CPU agents go one after another, elsewhere the stock operation is vmapped. `jax.vmap` over
-agents is all a user writes, and it nests. What was measured stands in benchmarks/README.md.
+Each of the convolution's three operations (output, input gradient, kernel gradient) has a form per platform, and a
+batching rule: see `per_platform`. Here are those of stride 1; with strides, or depthwise, they stand in `windows`. What
+was measured stands in benchmarks/README.md.
 """
 
-from collections.abc import Callable
 from functools import lru_cache, reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Float
 
+from dslth_jax.networks import windows
+from dslth_jax.networks.per_platform import Binary, Forms, differentiable
+
 Images = Float[Array, "batch height width inputs"]
-Kernel = Float[Array, "kernel_height kernel_width inputs outputs"]
+Kernel = Float[Array, "kernel_height kernel_width inputs_of_group outputs"]
 
 
-def convolve(images: Images, kernel: Kernel, padding: int = 0) -> Float[Array, "batch new_height new_width outputs"]:
-    """Convolution (cross-correlation) of stride 1 with `padding` zeros on every side.
+def convolve(
+    images: Images, kernel: Kernel, padding: int = 0, stride: int = 1, groups: int = 1
+) -> Float[Array, "batch new_height new_width outputs"]:
+    """Convolution (cross-correlation) with `padding` zeros on every side.
+
+    The kernel has as many inputs as a group of channels: of `groups` equal parts, one after another, each of inputs and
+    outputs. With as many groups as inputs and outputs it is depthwise, a kernel (rows, columns, 1, channels).
 
     Has reverse-mode derivatives only: it carries its own gradient rule, so `jax.jvp` and `jax.hessian` raise.
     """
-    if images.shape[-1] != kernel.shape[2]:
-        raise ValueError(f"the kernel expects {kernel.shape[2]} input channels, the images have {images.shape[-1]}")
-    return _differentiable(padding)(images, kernel)
+    inputs, (*sides, inputs_of_group, outputs) = images.shape[-1], kernel.shape
+    if inputs != groups * inputs_of_group:
+        raise ValueError(f"the kernel expects {groups * inputs_of_group} input channels, the images have {inputs}")
+    if outputs % groups:
+        raise ValueError(f"groups must divide the kernel's {outputs} output channels, got {groups}")
+    if (stride, groups) == (1, 1):
+        return _differentiable(padding)(images, kernel)
+    window = windows.Window((images.shape[1], images.shape[2]), (sides[0], sides[1]), padding, stride)
+    if min(window.answers) < 1:
+        raise ValueError(f"a kernel of {sides[0]}x{sides[1]} must fit images of {images.shape[1]}x{images.shape[2]}")
+    if groups == 1:
+        return windows.strided(window)(images, kernel)
+    if groups == inputs == outputs:
+        return windows.depthwise(window)(images, kernel)
+    apart = images.reshape(*images.shape[:3], groups, -1), kernel.reshape(*kernel.shape[:3], groups, -1)
+    of_group = jax.vmap(lambda images, kernel: convolve(images, kernel, padding, stride), (3, 3), 3)
+    together = of_group(*apart)
+    return together.reshape(*together.shape[:3], outputs)
 
 
 @lru_cache
-def _differentiable(padding: int) -> Callable[[Array, Array], Array]:
-    """The convolution of one padding, with the three operations as its value and its gradient."""
+def _differentiable(padding: int) -> Binary:
+    """The convolution of one padding and stride 1, with the three operations as its value and its gradient."""
 
     def output(images: Array, kernel: Array) -> Array:
         return lax.conv_general_dilated(
@@ -68,19 +87,10 @@ def _differentiable(padding: int) -> Callable[[Array, Array], Array]:
         # Let batch and channels change places, by transposes of their own: then it is a plain convolution.
         return output(images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
-    convolution = jax.custom_vjp(_per_platform(cpu=output, default=output))
-    input_gradient = _per_platform(cpu=cpu_input_gradient, default=stock_input_gradient)
-    kernel_gradient = _per_platform(cpu=cpu_kernel_gradient, default=stock_kernel_gradient)
-
-    def forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-        return convolution(images, kernel), (images, kernel)
-
-    def backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-        images, kernel = residuals
-        return input_gradient(gradient, kernel), kernel_gradient(images, gradient)
-
-    convolution.defvjp(forward, backward)
-    return convolution
+    return differentiable(
+        cpu=Forms(output, cpu_input_gradient, cpu_kernel_gradient),
+        default=Forms(output, stock_input_gradient, stock_kernel_gradient),
+    )
 
 
 def _full_convolution(gradient: Array, kernel: Array, padding: int) -> Array:
@@ -118,30 +128,6 @@ def _add_up(shifted: list[Array], axis: int) -> Array:
     last = len(shifted) - 1
     ends = [[(i, last - i) if a == axis else (0, 0) for a in range(4)] for i in range(last + 1)]
     return reduce(jnp.add, map(jnp.pad, shifted, ends))
-
-
-def _per_platform(*, cpu: Callable[..., Array], default: Callable[..., Array]) -> Callable[[Array, Array], Array]:
-    """One operation of two arrays: `cpu` on CPUs, vmapped as a loop; `default` elsewhere, vmapped as such."""
-
-    @custom_vmap
-    def operation(left: Array, right: Array) -> Array:
-        return lax.platform_dependent(left, right, cpu=cpu, default=default)
-
-    @operation.def_vmap
-    def batching_rule(size: int, batched: list[bool], left: Array, right: Array) -> tuple[Array, bool]:
-        axes = [0 if is_batched else None for is_batched in batched]
-
-        def one_after_another(left: Array, right: Array) -> Array:
-            def at(index: Array) -> Array:
-                picked = (x if axis is None else x[index] for x, axis in zip((left, right), axes, strict=True))
-                return operation(*picked)
-
-            return lax.map(at, jnp.arange(size))
-
-        together: Any = jax.vmap(default, in_axes=axes)
-        return lax.platform_dependent(left, right, cpu=one_after_another, default=together), True
-
-    return operation
 
 
 @jax.custom_vjp

@@ -1,6 +1,7 @@
-"""What networks compute between their layers: activation, pooling, normalization. One agent's world.
+"""What networks compute between their layers: activation, pooling, normalization over channels. One agent's world.
 
-Each has a gradient rule or a form that is fast on CPUs too; pooling over windows of 3 stands in `convolution`.
+Each has a gradient rule or a form that is fast on CPUs too; pooling over windows of 3 stands in
+`convolution`, norms of groups and layers in `norms`.
 """
 
 from functools import reduce
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
+
+Images = Float[Array, "batch height width channels"]
 
 
 @jax.custom_vjp
@@ -39,6 +42,27 @@ def max_pool_pairs(images: Array) -> Array:
     height, width = (side - side % 2 for side in images.shape[1:3])
     rows = jnp.maximum(images[:, 0:height:2], images[:, 1:height:2])
     return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])
+
+
+def average_pool(images: Images, side: int) -> Float[Array, "batch new_height new_width channels"]:
+    """The mean of each window of `side` x `side` pixels, side by side; a remainder is left out, as PyTorch does."""
+    rows, columns = (size // side for size in images.shape[1:3])
+    inner = images[:, : rows * side, : columns * side]
+    return jnp.mean(inner.reshape(images.shape[0], rows, side, columns, side, images.shape[3]), (2, 4))
+
+
+def global_average_pool(images: Images) -> Float[Array, "batch channels"]:
+    """The mean of every channel over all pixels."""
+    return jnp.mean(images, (1, 2))
+
+
+def product(values: Float[Array, "*axes inputs"], kernel: Float[Array, "inputs outputs"]) -> Array:
+    """Each place's channels times a kernel: a 1x1 convolution, or a linear layer of tokens; (*axes, outputs).
+
+    As one plain matrix product. With the axes left apart, the kernel's gradient takes four times as long on CPUs.
+    """
+    flat = values.reshape(-1, values.shape[-1]) @ kernel
+    return flat.reshape(*values.shape[:-1], kernel.shape[1])
 
 
 def local_response_norm(values: Float[Array, "*axes channels"], alpha: float) -> Float[Array, "*axes channels"]:

@@ -12,6 +12,7 @@ A depthwise kernel has few entries a filter, and keeps them all; a share is of w
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 import jax
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from dslth_jax import masks
 from dslth_jax.algorithm import by_name, with_names
 from dslth_jax.naming import expect_choice
-from dslth_jax.networks.network import Role, map_layers
+from dslth_jax.networks.network import Role, map_layers, of_role
 
 Policy = Literal["fixed-linear", "uniform", "erk", "global"]
 POLICIES: tuple[str, ...] = get_args(Policy)
@@ -58,8 +59,8 @@ def kept_by_layer(
     """Entries to keep in each layer at a retention in (0, 1], for `Hyper.kept`.
 
     `weights` gives the layers' shapes, `roles` their kinds, as `Network` has them. `linear_retention` is that of linear
-    layers; None means the same for all. A retention outside (0, 1], or one that keeps nothing of a layer, is a
-    ValueError.
+    layers, those of attention too; None means the same for all. Depthwise kernels are kept whole. A retention outside
+    (0, 1], or one that keeps nothing of a layer, is a ValueError.
 
     >>> weights = {"conv": jnp.zeros((5, 5, 3, 64)), "linear": jnp.zeros((192, 10))}
     >>> kept_by_layer(weights, {"conv": "convolution", "linear": "linear"}, 0.3, 0.9)
@@ -69,8 +70,8 @@ def kept_by_layer(
         if share is not None and not 0 < share <= 1:
             raise ValueError(f"{name} must lie in (0, 1], got {share}")
     linear = retention if linear_retention is None else linear_retention
-    own = {"linear": linear, "depthwise": 1.0}
-    kept = map_layers(lambda role, w: masks.kept_entries(own.get(role, retention), w.size), roles, weights)
+    own_share = partial(of_role, convolution=retention, linear=linear, whole=1.0)
+    kept = map_layers(lambda role, w: masks.kept_entries(own_share(role), w.size), roles, weights)
     if min(jax.tree.leaves(kept)) < 1:
         raise ValueError(f"a retention of {min(retention, linear)} keeps nothing of a layer: take a larger one")
     return kept

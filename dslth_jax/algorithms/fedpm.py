@@ -26,7 +26,7 @@ from dslth_jax.algorithms.consensus import Scores
 from dslth_jax.algorithms.descent import batch_loss, local_steps
 from dslth_jax.algorithms.mce_pl import Agent, masked_model
 from dslth_jax.keys import reproducible
-from dslth_jax.networks.network import Network, draw_like
+from dslth_jax.networks.network import Network, draw_like, keep_whole
 
 
 class Hyper(NamedTuple):
@@ -40,9 +40,12 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
     """Decentralized FedPM on `network`; `optimizer` None is Adam, as in the paper."""
     rule = optimizer or optax.scale_by_adam()
 
+    def mask_of(key: Key[Array, ""], scores: Scores) -> Scores:
+        return keep_whole(network.roles, drawn(key, scores))
+
     def loss_fn(world: World, scores: Scores, sample: tuple[Array, Batch]) -> tuple[Array, Array]:
         key, batch = sample
-        loss = batch_loss(network, masked_model(world, None, drawn(key, scores)), batch)
+        loss = batch_loss(network, masked_model(world, None, mask_of(key, scores)), batch)
         return loss, loss
 
     @reproducible
@@ -50,7 +53,7 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         del key, hyper
         scores_key, masks_key = jax.random.split(world.key)
         scores = draw_like(scores_key, world.weights, jax.random.normal)
-        return Agent(scores, rule.init(scores)), packed(drawn(masks_key, scores))
+        return Agent(scores, rule.init(scores)), packed(mask_of(masks_key, scores))
 
     @reproducible
     def send(
@@ -61,7 +64,7 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         samples = (keys[:-1], batches.steps)
         objective = lambda scores, sample: loss_fn(world, scores, sample)  # noqa: E731
         scores, state, _, loss = local_steps(objective, rule, *agent[:2], samples, lr=hyper.lr)
-        message = packed(drawn(keys[-1], scores))
+        message = packed(mask_of(keys[-1], scores))
         return Agent(scores, state), message.masks, message, {"loss": loss}
 
     def receive(
@@ -83,7 +86,7 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         del hyper, heard
-        likely = jax.tree.map(lambda s: (s >= 0).astype(s.dtype), agent.scores)
+        likely = keep_whole(network.roles, jax.tree.map(lambda s: (s >= 0).astype(s.dtype), agent.scores))
         return masked_model(world, None, likely), likely
 
     def of_masks(world: World, kept: None, likely: Scores) -> dict[str, Any]:

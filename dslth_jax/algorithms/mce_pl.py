@@ -61,7 +61,7 @@ from dslth_jax.algorithms.consensus import Scores
 from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
-from dslth_jax.networks.network import Network, Role, draw_like, map_layers, uniform_by_fan_in
+from dslth_jax.networks.network import Network, Role, draw_like, keep_whole, map_layers, uniform_by_fan_in
 from dslth_jax.retention import kept_by_layer as kept_by_layer
 from dslth_jax.retention import shared_out
 
@@ -281,7 +281,8 @@ def personal_masks(
 ) -> Scores:
     """m = Thres(|y|; r) of every layer, or across all; convolutions then pass through the filter rule, if any."""
     counts = shared_out(fused, kept, roles) if rule.across_layers else kept
-    personal = masks.signed_threshold(fused, counts) if rule.ternary else masks.threshold(fused, counts)
+    cut = masks.signed_threshold(fused, counts) if rule.ternary else masks.threshold(fused, counts)
+    personal = keep_whole(roles, cut, kept)
     smallest = rule.smallest_filter
     if smallest is None:
         return personal

@@ -7,7 +7,7 @@ the weights' dtype. One agent's world.
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import flax
 import jax
@@ -21,7 +21,9 @@ from dslth_jax.naming import expect_choice
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.operations import elu
 
-Role = Literal["convolution", "depthwise", "linear"]
+# An "attention" kernel makes queries, keys or values; it is a linear layer in all but the scale of its weights.
+Role = Literal["convolution", "depthwise", "linear", "attention"]
+Said = TypeVar("Said")
 
 
 class Network(NamedTuple):
@@ -44,17 +46,34 @@ class Network(NamedTuple):
     stages: tuple[tuple[str, ...], ...] = ()
 
 
-def map_layers(function: Callable[[Role, Any], Any], roles: Mapping[str, Role], masked: PyTree) -> PyTree:
-    """`function(role, leaf)` for every leaf of a pytree like a network's masked weights.
+def map_layers(function: Callable[..., Any], roles: Mapping[str, Role], masked: PyTree, *rest: PyTree) -> PyTree:
+    """`function(role, leaf, ...)` for every leaf of a pytree like a network's masked weights, and of others like it.
 
     >>> map_layers(lambda role, size: (role, size), {"last/kernel": "linear"}, {"last": {"kernel": 640}})
     {'last': {'kernel': ('linear', 640)}}
     """
 
-    def one(path: Any, leaf: Any) -> Any:
-        return function(roles[jax.tree_util.keystr(path, simple=True, separator="/")], leaf)
+    def one(path: Any, *leaves: Any) -> Any:
+        return function(roles[jax.tree_util.keystr(path, simple=True, separator="/")], *leaves)
 
-    return jax.tree_util.tree_map_with_path(one, masked)
+    return jax.tree_util.tree_map_with_path(one, masked, *rest)
+
+
+def of_role(role: Role, *, convolution: Said, linear: Said, whole: Said) -> Said:
+    """What is said of a layer, such as its retention, by whether masks keep it as a convolution, as a linear layer, or
+    whole. Depthwise kernels are kept whole: at a retention of 0.3, 2.7 entries of a 3x3 kernel would be left.
+    """
+    return {"depthwise": whole, "linear": linear, "attention": linear}.get(role, convolution)
+
+
+def keep_whole(roles: Mapping[str, Role], masks: PyTree[Array], kept: PyTree[Any] = None) -> PyTree[Array]:
+    """Masks of a network's weights, with ones for every layer that is kept whole, if `kept` says that any of it is."""
+
+    def one(role: Role, mask: Array, count: Any) -> Array:
+        whole = jnp.where(count > 0, jnp.ones_like(mask), 0)
+        return of_role(role, convolution=mask, linear=mask, whole=whole)
+
+    return map_layers(one, roles, masks, jax.tree.map(jnp.size, masks) if kept is None else kept)
 
 
 def uniform_by_fan_in(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
@@ -74,6 +93,9 @@ def unit_uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.f
     return jax.random.uniform(key, shape, dtype, -1, 1)
 
 
+# What signed constants of a role are multiplied by: after queries, keys and values no activation halves the variance.
+GAIN: Mapping[Role, float] = {"attention": 1 / math.sqrt(2)}
+
 Draw = Callable[[Key[Array, ""], tuple[int, ...], Any], Array]
 WEIGHTS: dict[str, Draw] = {
     "uniform-by-fan-in": uniform_by_fan_in,
@@ -88,6 +110,14 @@ def draw_like(key: Key[Array, ""], like: PyTree[Array], draw: Draw) -> PyTree[Ar
     leaves, tree = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(tree, [draw(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
+
+
+def draw_weights(key: Key[Array, ""], like: PyTree[Array], roles: Mapping[str, Role], weights: str) -> PyTree[Array]:
+    """The weights of a network whose masked leaves are `like` these, drawn as a name of `WEIGHTS` says."""
+    drawn = draw_like(key, like, WEIGHTS[weights])
+    if weights != "signed-constant":
+        return drawn
+    return map_layers(lambda role, leaf: leaf * GAIN[role] if role in GAIN else leaf, roles, drawn)
 
 
 class Conv(nn.Module):
@@ -165,7 +195,7 @@ def network_of(
         masked = _tree_of({name: params[name] for name in roles})
         frozen |= {name: params[name] for name in unmasked}
         if weights is not None:
-            masked = draw_like(key, masked, WEIGHTS[weights])
+            masked = draw_weights(key, masked, roles, weights)
         if zero_biases:
             frozen |= {name: jnp.zeros_like(leaf) for name, leaf in frozen.items() if name.split("/")[-1] == "bias"}
         return masked, _tree_of(frozen)

@@ -1,6 +1,7 @@
 """The traced numbers of an algorithm, one for every agent, from how settings spell them; counts of retentions."""
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 
 from dslth_jax.depth import absent, kept_without
 from dslth_jax.keys import key_of
-from dslth_jax.networks.network import Network, map_layers
+from dslth_jax.networks.network import Network, map_layers, of_role
 from dslth_jax.retention import Policy, erk_kept, kept_by_policy
 from dslth_jax.schedules import Schedule, constant
 from dslth_jax.study.config import spellings
@@ -165,6 +166,6 @@ def population_kept(
         each = [*zip(retention.values.tolist(), linear.values.tolist(), strict=True)]
         of_share = {own: kept_by_policy(weights, network.roles, policy, *own) for own in {*each}}
         kept = [kept_without(of_share[own], blocks) for own, blocks in zip(each, lacking, strict=True)]
-        of_role = {"linear": linear.schedule, "depthwise": constant}
-        schedules = map_layers(lambda role, _: of_role.get(role, retention.schedule), network.roles, weights)
+        follows = partial(of_role, convolution=retention.schedule, linear=linear.schedule, whole=constant)
+        schedules = map_layers(lambda role, _: follows(role), network.roles, weights)
     return jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), schedules

@@ -247,6 +247,7 @@ def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: i
         str(settings.model),
         image_shape,
         classes,
+        width=settings.width,
         weights=DRAWN.get(str(settings.weights), settings.weights),
         zero_biases=settings.biases == "zero",
         elu_on_logits=bool(settings.elu_on_logits),

@@ -82,18 +82,18 @@ class Population:
     with graphs that change, as what an agent lacks of another is sent when they meet again."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
-    (0.1,0.3,... or 0.1*5,0.3*15), low:high, or dealt:0.1,0.3,... by the seed to equally many agents each."""
+    (0.1,0.3,... or 0.1*5,0.3*15), low:high, or dealt:0.1,0.3,... by the seed to equally many agents each. Depthwise
+    kernels are kept whole."""
     linear_retention: float | str | None = setting(
         None, bounds="(0, 1]", scheduled=True, needs=("retention_policy", "fixed-linear")
     )
-    """Retention of linear layers: one number for all agents, or same (as --retention)."""
+    """Retention of linear layers, attention's too: one number for all agents, or same (as --retention)."""
+    retention_policy: Policy = "fixed-linear"
+    """How a retention becomes shares of layers: linear ones have their own (fixed-linear), all the same (uniform),
+    small layers more (erk), or one threshold for all scores times the root of the fan-in (global)."""
     depth: int | str | None = None
     """How many of the network's residual blocks an agent has: a number, or one an agent as for --retention (3,3,8,
     3:8, dealt:3,8). It has the first of every stage, and of further ones first the second of each; None is all."""
-    retention_policy: Policy = "fixed-linear"
-    """How a retention becomes shares of layers: linear ones have their own (fixed-linear), all the same (uniform),
-    small layers more (erk), or one threshold for all scores times the root of the fan-in (global). Depthwise kernels
-    keep all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +171,10 @@ class Method:
     clamp: float = setting(0.01, bounds="[1e-06, 0.5)", traced=True)
     """How close to 0 and 1 fedpm's mean masks may be."""
     model: str | None = None
-    """Network: alexnet, small, conv3, conv4 or mlp; None is alexnet for images of 21 pixels a side or more, else
-    small."""
+    """Network: alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2 or vit-tiny; None is
+    alexnet for images of 21 pixels a side or more, else small."""
+    width: float = setting(1.0, bounds="(0, 16]")
+    """Factor on the channels of all layers but the last, and on the features of linear ones."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "self-scaled", "uniform"] | None = None
     """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), the same by the share that the mask in use
     keeps (self-scaled), or U[-1, 1]; methods without a retention take ±√(2/fan_in)."""

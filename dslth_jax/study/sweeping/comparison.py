@@ -51,7 +51,7 @@ class Proxy(Experiment):
     resize: int | None = 16
     """Images become so many pixels a side, each the mean of a square block; None leaves them as they are."""
     model: str | None = "conv3"
-    """Network: alexnet, small, conv3, conv4 or mlp; None takes the largest that fits the images."""
+    """Network, of those that --model of experiments.cifar names; None takes the largest that fits the images."""
     batch_size: int = 64
     augment: str | None = "none"
     """What agents make of the images of each minibatch: none, crop or flip-crop; None is the preset's."""

@@ -141,7 +141,7 @@ class Symptoms:
 def without_effect(settings: Settings, roles: Mapping[str, Role]) -> Signs:
     """What was said and changes nothing, in a network whose layers have these roles."""
     shares = settings.retention, settings.linear_retention
-    only_linear = ALGORITHMS[settings.algorithm].by_scores and set(roles.values()) == {"linear"}
+    only_linear = ALGORITHMS[settings.algorithm].by_scores and not {"convolution"} & set(roles.values())
     fixed = settings.retention_policy == "fixed-linear"
     if only_linear and fixed and "retention" in settings.given and spelled(shares[0]) != spelled(shares[1]):
         yield (

@@ -1,0 +1,97 @@
+"""What the networks with norms are built of: convolutions that say which channels live, and layers of tokens."""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from dslth_jax.networks.convolution import convolve
+from dslth_jax.networks.network import Role, uniform_by_fan_in
+from dslth_jax.networks.norms import fed, group_norm, groups_of
+from dslth_jax.networks.operations import product
+
+
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
+    """Channels times a factor, rounded to a multiple: at least one.
+
+    >>> [scaled(channels, 0.3, 4) for channels in (2, 16, 64)]
+    [4, 4, 20]
+    """
+    return multiple * max(1, int(channels * width / multiple + 0.5))
+
+
+class Stream(NamedTuple):
+    """What flows through a network with norms."""
+
+    values: Array  # (batch, height, width, channels); a dead channel is 0 everywhere
+    live: Array  # (channels,) of bool: which ones anything feeds, by the kernels in use up to here
+
+
+def all_live(images: Array) -> Stream:
+    """The stream that begins with images."""
+    return Stream(images, jnp.ones(images.shape[-1], bool))
+
+
+def activated(stream: Stream) -> Stream:
+    """After a ReLU, which leaves dead channels at 0."""
+    return stream._replace(values=nn.relu(stream.values))
+
+
+class NormedConv(nn.Module):
+    """A convolution without bias, padded to keep its images' sides but for the stride, and a group norm behind it."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"kernel": "convolution"}
+
+    features: int
+    side: int  # odd
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        values, live = stream
+        shape = (self.side, self.side, values.shape[-1], self.features)
+        kernel = self.param("kernel", uniform_by_fan_in, shape, values.dtype)
+        live = fed(kernel, live)
+        if self.side == 1:
+            values = product(values[:, :: self.stride, :: self.stride], kernel[0, 0])
+        else:
+            values = convolve(values, kernel, self.side // 2, self.stride)
+        return Stream(group_norm(values, groups_of(self.features), live), live)
+
+
+class NormedDepthwise(nn.Module):
+    """A 3x3 convolution of each channel by itself, and a group norm behind it."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"kernel": "depthwise"}
+
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        values, live = stream
+        channels = values.shape[-1]
+        kernel = self.param("kernel", uniform_by_fan_in, (3, 3, 1, channels), values.dtype)
+        live = live & fed(kernel)
+        values = convolve(values, kernel, 1, self.stride, groups=channels)
+        return Stream(group_norm(values, groups_of(channels), live), live)
+
+
+class Projection(nn.Module):
+    """A linear layer without bias, of each token by itself."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"kernel": "linear"}
+
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        shape = (tokens.shape[-1], self.features)
+        return product(tokens, self.param("kernel", uniform_by_fan_in, shape, tokens.dtype))
+
+
+class AttentionProjection(Projection):
+    """One that makes queries, keys or values."""
+
+    roles: ClassVar[Mapping[str, Role]] = {"kernel": "attention"}

@@ -1,0 +1,75 @@
+"""MobileNetV2 for small images, with group norms (Sandler et al., CVPR 2018).
+
+Its 3x3 kernels are depthwise, and no mask thins them out. Named as the residual networks are: a stage's first block is
+always there, and the shortcut of further ones is the identity.
+"""
+
+from typing import ClassVar
+
+from flax import linen as nn
+from jaxtyping import Array
+
+from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled
+from dslth_jax.networks.network import Linear
+from dslth_jax.networks.operations import global_average_pool
+
+# The paper's table 2: expansion, channels, blocks, stride of the first. For 32x32 pixels the stem, and the stage whose
+# stride would follow it, keep the resolution.
+STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+
+
+def clipped(stream: Stream) -> Stream:
+    """After a ReLU6."""
+    return stream._replace(values=nn.relu(stream.values).clip(max=6))
+
+
+class InvertedResidual(nn.Module):
+    """1x1 to more channels, 3x3 in each of them, 1x1 to few again without activation; added to the input if it fits."""
+
+    features: int
+    expansion: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        channels, inner = stream.values.shape[-1], stream
+        if self.expansion > 1:
+            inner = clipped(NormedConv(self.expansion * channels, side=1, name="expand")(inner))
+        inner = clipped(NormedDepthwise(self.stride, name="depthwise")(inner))
+        inner = NormedConv(self.features, side=1, name="project")(inner)
+        if self.stride > 1 or channels != self.features:
+            return inner
+        return Stream(inner.values + stream.values, inner.live | stream.live)
+
+
+class Stage(nn.Module):
+    """Blocks of as many channels."""
+
+    features: int
+    expansion: int
+    blocks: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        for number in range(1, self.blocks + 1):
+            stride = self.stride if number == 1 else 1
+            stream = InvertedResidual(self.features, self.expansion, stride, name=f"block{number}")(stream)
+        return stream
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 with the usual strides for 32x32 images: 2,202,560 masked entries for 10 classes."""
+
+    classes: int
+    width: float = 1.0
+    smallest_side: ClassVar[int] = 8
+
+    @nn.compact
+    def __call__(self, values: Array) -> Array:
+        stream = clipped(NormedConv(scaled(32, self.width, 4), side=3, name="stem")(all_live(values)))
+        for number, (expansion, channels, blocks, stride) in enumerate(STAGES, 1):
+            features = scaled(channels, self.width, 4)
+            stream = Stage(features, expansion, blocks, stride, name=f"stage{number}")(stream)
+        stream = clipped(NormedConv(scaled(1280, self.width, 4), side=1, name="last")(stream))
+        return Linear(self.classes, name="head")(global_average_pool(stream.values))

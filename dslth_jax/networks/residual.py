@@ -1,0 +1,94 @@
+"""Residual networks for small images, with group norms (He et al., CVPR 2016).
+
+A network is a stem, stages and a head. A stage's first block, `stage2/block1`, changes the number of channels and the
+resolution, but for the first stage's. Further ones keep both, and their shortcut is the identity: a network without
+one of them is the same network, with fewer blocks.
+"""
+
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled
+from dslth_jax.networks.network import Linear
+from dslth_jax.networks.operations import global_average_pool
+
+
+class Block(nn.Module):
+    """relu(x + norm(conv(relu(norm(conv(x)))))), of 3x3 convolutions, where x fits the sum."""
+
+    features: int
+    stride: int
+    projected: bool  # where x does not fit: by a 1x1 convolution, or by every stride-th pixel and further channels of 0
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        inner = activated(NormedConv(self.features, side=3, stride=self.stride, name="conv1")(stream))
+        inner = NormedConv(self.features, side=3, name="conv2")(inner)
+        shortcut = self.shortcut(stream)
+        return activated(Stream(inner.values + shortcut.values, inner.live | shortcut.live))
+
+    def shortcut(self, stream: Stream) -> Stream:
+        values, live = stream
+        further = self.features - values.shape[-1]
+        if self.stride == 1 and further == 0:
+            return stream
+        if self.projected:
+            return NormedConv(self.features, side=1, stride=self.stride, name="shortcut")(stream)
+        fewer = values[:, :: self.stride, :: self.stride]
+        return Stream(jnp.pad(fewer, ((0, 0), (0, 0), (0, 0), (0, further))), jnp.pad(live, (0, further)))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution."""
+
+    features: int
+    blocks: int
+    stride: int
+    projected: bool
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        for number in range(1, self.blocks + 1):
+            stride = self.stride if number == 1 else 1
+            stream = Block(self.features, stride, self.projected, name=f"block{number}")(stream)
+        return stream
+
+
+class ResNet(nn.Module):
+    """A stem of 3x3 at full resolution, stages, the mean over all pixels, and a linear head."""
+
+    classes: int
+    width: float = 1.0
+    channels: ClassVar[tuple[int, ...]]  # of each stage, the stem having those of the first
+    blocks: ClassVar[int]  # of each stage
+    projected: ClassVar[bool]
+    smallest_side: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, values: Array) -> Array:
+        features = [scaled(channels, self.width, 4) for channels in self.channels]
+        stream = activated(NormedConv(features[0], side=3, name="stem")(all_live(values)))
+        for number, own in enumerate(features, 1):
+            stride = 1 if number == 1 else 2
+            stream = Stage(own, self.blocks, stride, self.projected, name=f"stage{number}")(stream)
+        return Linear(self.classes, name="head")(global_average_pool(stream.values))
+
+
+class ResNet18(ResNet):
+    """ResNet-18 with the usual stem for 32x32 images: 11,164,352 masked entries for 10 classes."""
+
+    channels: ClassVar[tuple[int, ...]] = (64, 128, 256, 512)
+    blocks: ClassVar[int] = 2
+    projected: ClassVar[bool] = True
+    smallest_side: ClassVar[int] = 8
+
+
+class ResNet20(ResNet):
+    """ResNet-20 of He et al. for CIFAR-10, shortcuts without parameters (their option A): 268,336 masked entries."""
+
+    channels: ClassVar[tuple[int, ...]] = (16, 32, 64)
+    blocks: ClassVar[int] = 3
+    projected: ClassVar[bool] = False

@@ -1,8 +1,8 @@
 """Depth: agents that have only some of a network's residual blocks. One agent's world.
 
 A residual block whose masks keep nothing adds nothing: it is the identity. So an agent that lacks a block keeps 0
-entries of its layers, which a network may skip, and which are in none of its messages: of such a layer neighbours hear
-those who have it, and nobody else counts.
+entries of its layers, which are in none of its messages, and which networks do not compute: see `layers.unless_absent`.
+Of such a layer neighbours hear those who have it, and nobody else counts.
 
 Each stage's first block is always there, as it changes the size of what passes through. Further ones come stage by
 stage in turn: first the second block of every stage, then the third. (DepthFL, Kim et al., ICLR 2023, gives agents the
@@ -13,8 +13,6 @@ from collections.abc import Collection, Sequence
 from itertools import zip_longest
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key, PyTree
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, belongs_to, by_name, layer_of, with_names
@@ -69,9 +67,3 @@ def with_layers_had(algorithm: Algorithm) -> Algorithm:
         return agent, carry, had(hyper, message), info
 
     return algorithm._replace(init=init, send=send)
-
-
-def where_present(kernel: Array, block: Any, values: Array) -> Array:
-    """`block(values)` where the kernel in use has any entry, else the values as they are: on CPUs, where agents go one
-    after another, an absent block takes no time; where several are computed at once, it takes that of the others."""
-    return jax.lax.cond(jnp.any(kernel != 0), block, lambda values: values, values)

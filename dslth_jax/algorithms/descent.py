@@ -18,10 +18,27 @@ Loss: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
 def batch_loss(network: Network, variables: Any, batch: Batch) -> Float[Array, ""]:
-    """Cross-entropy of one minibatch in nats, the mean over the samples that are present."""
-    logits = network.apply(variables, batch.images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+    """Cross-entropy of one minibatch in nats, the mean over the samples that are present; of a network with exits the
+    mean over these, with what they learn from each other."""
+    if network.exits is None:
+        losses = optax.softmax_cross_entropy_with_integer_labels(network.apply(variables, batch.images), batch.labels)
+    else:
+        logits = network.exits(variables, batch.images)
+        own = jax.vmap(optax.softmax_cross_entropy_with_integer_labels, in_axes=(0, None))(logits, batch.labels)
+        losses = jnp.mean(own, axis=0) + (distillation(logits) if network.distils else 0)
     return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
+
+
+def distillation(logits: Float[Array, "exits batch classes"]) -> Float[Array, "batch"]:
+    """What each exit lacks of the others, in nats: the mean over all pairs of KL(p_j || p_k), where k learns from j.
+
+    Mutual distillation among the exits of one network (DepthFL, Kim et al., ICLR 2023). Nothing flows into who is
+    learned from; a single exit learns nothing.
+    """
+    told, own = jax.nn.log_softmax(jax.lax.stop_gradient(logits)), jax.nn.log_softmax(logits)
+    apart = jnp.sum(jnp.exp(told[:, None]) * (told[:, None] - own[None]), axis=-1)  # (who tells, who learns, batch)
+    pairs = len(logits) * (len(logits) - 1)
+    return jnp.sum(apart, axis=(0, 1)) / max(pairs, 1)
 
 
 def direction(

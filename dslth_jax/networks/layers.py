@@ -1,16 +1,20 @@
 """What the networks with norms are built of: convolutions that say which channels live, and layers of tokens."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jaxtyping import Array
 
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.network import Role, uniform_by_fan_in
 from dslth_jax.networks.norms import fed, group_norm, groups_of
 from dslth_jax.networks.operations import product
+
+Flow = TypeVar("Flow")  # what flows through a block: a `Stream`, or tokens
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
@@ -37,6 +41,20 @@ def all_live(images: Array) -> Stream:
 def activated(stream: Stream) -> Stream:
     """After a ReLU, which leaves dead channels at 0."""
     return stream._replace(values=nn.relu(stream.values))
+
+
+def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:
+    """The stream after a block of a stage, whose shortcut is the identity; a block without kept weights is absent.
+
+    Where agents go one after another, as on CPUs, nobody computes an absent block. Where several are computed at once,
+    it takes the time of the others' and is left out of the result.
+    """
+    own = stage.variables.get("params", {}).get(str(block.name))
+    if own is None:  # the parameters are being made
+        return block(stream)
+    alone: Any = block.clone(parent=None)
+    present = jnp.any(jax.tree.leaves(own)[0] != 0)  # without one of its kernels a block adds nothing
+    return lax.cond(present, lambda stream: alone.apply({"params": own}, stream), lambda stream: stream, stream)
 
 
 class NormedConv(nn.Module):

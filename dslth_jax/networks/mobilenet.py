@@ -9,9 +9,10 @@ from typing import ClassVar
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled
+from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled, unless_absent
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
+from dslth_jax.networks.residual import blocks_of
 
 # The paper's table 2: expansion, channels, blocks, stride of the first. For 32x32 pixels the stem, and the stage whose
 # stride would follow it, keep the resolution.
@@ -52,9 +53,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        for number in range(1, self.blocks + 1):
-            stride = self.stride if number == 1 else 1
-            stream = InvertedResidual(self.features, self.expansion, stride, name=f"block{number}")(stream)
+        stream = InvertedResidual(self.features, self.expansion, self.stride, name="block1")(stream)
+        for number in range(2, self.blocks + 1):
+            further = InvertedResidual(self.features, self.expansion, 1, name=f"block{number}")
+            stream = unless_absent(self, further, stream)
         return stream
 
 
@@ -64,6 +66,7 @@ class MobileNetV2(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 8
+    stages: ClassVar[tuple[tuple[str, ...], ...]] = tuple(blocks_of(n, own[2]) for n, own in enumerate(STAGES, 1))
 
     @nn.compact
     def __call__(self, values: Array) -> Array:

@@ -36,7 +36,10 @@ class Network(NamedTuple):
       role is never masked, and so it is frozen;
     - `heads`: the modules that make the logits, such as `linear2`, whose outputs are classes;
     - `stages`: the names of its residual blocks, stage by stage, in order. All but the first of a stage may be absent:
-      without a kept weight they are the identity. None where there are none.
+      without a kept weight they are the identity. None where there are none;
+    - `exits(variables, images) -> logits` of every head of a network that has several, (exits, batch, classes), where
+      those of `apply` are of their mean distribution; None of others;
+    - `distils`: whether each exit also learns from the others.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
@@ -44,6 +47,10 @@ class Network(NamedTuple):
     roles: Mapping[str, Role]
     heads: tuple[str, ...] = ()
     stages: tuple[tuple[str, ...], ...] = ()
+    exits: (
+        Callable[[PyTree, UInt8[Array, "batch height width channels"]], Float[Array, "exits batch classes"]] | None
+    ) = None
+    distils: bool = False
 
 
 def map_layers(function: Callable[..., Any], roles: Mapping[str, Role], masked: PyTree, *rest: PyTree) -> PyTree:
@@ -163,6 +170,7 @@ def network_of(
     zero_biases: bool = False,
     elu_on_logits: bool = False,
     precision: str | None = None,
+    distils: bool = False,
 ) -> Network:
     """A `Network` from a flax module, which is traced once, abstractly, to see what its parameters are.
 
@@ -179,6 +187,7 @@ def network_of(
         elu_on_logits: put an ELU on the logits, as the authors' code does.
         precision: the dtype of the network's arithmetic, such as "bfloat16"; None is that of the masked weights.
             Logits and gradients are of the weights' dtype either way.
+        distils: see `Network`, of a module whose field `exits` says that its logits are of several heads.
 
     Raises a ValueError if the module has no parameter to mask, keeps a state, draws at random when it is applied, or
     returns anything but logits (batch, classes), with as many classes as its field `classes` says if it has one.
@@ -200,7 +209,7 @@ def network_of(
             frozen |= {name: jnp.zeros_like(leaf) for name, leaf in frozen.items() if name.split("/")[-1] == "bias"}
         return masked, _tree_of(frozen)
 
-    def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+    def logits_of(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "..."]:
         dtype = jax.tree.leaves(variables["params"])[0].dtype
         inputs = to_unit_range(images, dtype)
         if precision is not None:
@@ -211,7 +220,18 @@ def network_of(
         logits = logits.astype(dtype)
         return elu(logits) if elu_on_logits else logits
 
-    return Network(init, apply, roles, heads, tuple(map(tuple, getattr(module, "stages", ()))))
+    def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+        return ensemble(logits_of(variables, images))
+
+    stages = tuple(map(tuple, getattr(module, "stages", ())))
+    if not getattr(module, "exits", False):
+        return Network(init, logits_of, roles, heads, stages)
+    return Network(init, apply, roles, heads, stages, logits_of, distils)
+
+
+def ensemble(logits: Float[Array, "exits batch classes"]) -> Float[Array, "batch classes"]:
+    """The logits of the mean of the exits' distributions: their logarithm."""
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(logits.shape[0])
 
 
 def look_at(
@@ -285,7 +305,8 @@ def _check_logits(module: nn.Module, variables: Any, images: jax.ShapeDtypeStruc
     got = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in jax.tree.leaves(logits)) or "nothing"
     if not isinstance(logits, jax.ShapeDtypeStruct) or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"{name} must return one array of logits, as floats, got {type(logits).__name__} of {got}")
-    if logits.shape != (batch, logits.shape[-1] if classes is None and logits.shape else classes):
+    exits = logits.shape[:1] if getattr(module, "exits", False) else ()
+    if logits.shape != (*exits, batch, logits.shape[-1] if classes is None and logits.shape else classes):
         raise ValueError(
             f"{name} must return logits of shape ({batch}, {classes or 'classes'}) for {batch} images, got {got}: let "
             f"its last layer have one output for each class, and keep the batch as the first axis"

@@ -11,9 +11,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled
+from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled, unless_absent
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
+
+
+def blocks_of(stage: int, blocks: int) -> tuple[str, ...]:
+    """The names of a stage's blocks.
+
+    >>> blocks_of(2, 2)
+    ('stage2/block1', 'stage2/block2')
+    """
+    return tuple(f"stage{stage}/block{number}" for number in range(1, blocks + 1))
 
 
 class Block(nn.Module):
@@ -51,17 +60,22 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        for number in range(1, self.blocks + 1):
-            stride = self.stride if number == 1 else 1
-            stream = Block(self.features, stride, self.projected, name=f"block{number}")(stream)
+        stream = Block(self.features, self.stride, self.projected, name="block1")(stream)
+        for number in range(2, self.blocks + 1):
+            further = Block(self.features, 1, self.projected, name=f"block{number}")
+            stream = unless_absent(self, further, stream)
         return stream
 
 
 class ResNet(nn.Module):
-    """A stem of 3x3 at full resolution, stages, the mean over all pixels, and a linear head."""
+    """A stem of 3x3 at full resolution, stages, the mean over all pixels, and a linear head.
+
+    With exits there is a head behind every stage, and the logits are of all heads, (exits, batch, classes).
+    """
 
     classes: int
     width: float = 1.0
+    exits: bool = False
     channels: ClassVar[tuple[int, ...]]  # of each stage, the stem having those of the first
     blocks: ClassVar[int]  # of each stage
     projected: ClassVar[bool]
@@ -70,11 +84,24 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, values: Array) -> Array:
         features = [scaled(channels, self.width, 4) for channels in self.channels]
-        stream = activated(NormedConv(features[0], side=3, name="stem")(all_live(values)))
+        stream, logits = activated(NormedConv(features[0], side=3, name="stem")(all_live(values))), []
         for number, own in enumerate(features, 1):
             stride = 1 if number == 1 else 2
             stream = Stage(own, self.blocks, stride, self.projected, name=f"stage{number}")(stream)
-        return Linear(self.classes, name="head")(global_average_pool(stream.values))
+            if self.exits or number == len(features):
+                head = Linear(self.classes, name=f"exit{number}" if number < len(features) else "head")
+                logits.append(head(global_average_pool(stream.values)))
+        return jnp.stack(logits) if self.exits else logits[0]
+
+    @property
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the blocks of each stage."""
+        return tuple(blocks_of(number, self.blocks) for number in range(1, len(self.channels) + 1))
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the layers that make logits."""
+        return (*(f"exit{number}" for number in range(1, len(self.channels)) if self.exits), "head")
 
 
 class ResNet18(ResNet):

@@ -152,12 +152,18 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
 
 
 def network_by_name(
-    name: str, image_shape: tuple[int, int, int], classes: int, *, width: float = 1.0, **settings: Any
+    name: str,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    *,
+    width: float = 1.0,
+    exits: bool = False,
+    **settings: Any,
 ) -> Network:
     """The network called `name` in `MODULES`, for images of `image_shape` (height, width, channels).
 
     `width` is a factor on the channels and features of all layers but the last; a class without a field `width` takes 1
-    alone. `settings` are those of `network_of`.
+    alone. `exits` puts a head behind every stage, where a class has that field. `settings` are those of `network_of`.
     """
     expect_choice("model", name, tuple(MODULES))
     if not width > 0:
@@ -177,17 +183,25 @@ def network_by_name(
         ) from None
     if width != 1 and "width" not in inspect.signature(MODULES[name]).parameters:
         raise ValueError(f"width must be 1 for the model {name}, whose class has no field `width: float`, got {width}")
-    return network_of_kind(MODULES[name], classes, tuple(image_shape), width, **settings)
+    if exits and "exits" not in inspect.signature(MODULES[name]).parameters:
+        having = ", ".join(one for one, kind in MODULES.items() if "exits" in inspect.signature(kind).parameters)
+        raise ValueError(f"exits are behind the stages of {having}, and the model {name} has none: leave them out")
+    return network_of_kind(MODULES[name], classes, tuple(image_shape), width, exits, **settings)
 
 
 # Members of a study have one network: to look at a module takes time.
 @functools.lru_cache(maxsize=64)
 def network_of_kind(
-    kind: Callable[..., nn.Module], classes: int, image_shape: tuple[int, int, int], width: float = 1.0, **settings: Any
+    kind: Callable[..., nn.Module],
+    classes: int,
+    image_shape: tuple[int, int, int],
+    width: float = 1.0,
+    exits: bool = False,
+    **settings: Any,
 ) -> Network:
-    """The network of a kind of module, made once."""
-    module = kind(classes=classes) if width == 1 else kind(classes=classes, width=width)
-    return network_of(module, image_shape, **settings)
+    """The network of a kind of module, made once; its fields are said only where they are not as usual."""
+    fields: dict[str, Any] = ({} if width == 1 else {"width": width}) | ({"exits": True} if exits else {})
+    return network_of(kind(classes=classes, **fields), image_shape, **settings)
 
 
 def largest_fitting(image_shape: tuple[int, int, int]) -> str:

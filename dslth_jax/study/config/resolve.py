@@ -248,6 +248,8 @@ def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: i
         image_shape,
         classes,
         width=settings.width,
+        exits=settings.exits != "none",
+        distils=settings.exits == "distilled",
         weights=DRAWN.get(str(settings.weights), settings.weights),
         zero_biases=settings.biases == "zero",
         elu_on_logits=bool(settings.elu_on_logits),

@@ -99,8 +99,10 @@ def shared_out(
         y = jnp.abs(y.reshape(-1).astype(jnp.promote_types(y.dtype, jnp.float32)))
         alive = (y >= jnp.finfo(y.dtype).smallest_normal) & (counts[name] > 0)
         scaled = jnp.where(alive, y * math.sqrt(math.prod(layers[name].shape[:-1])), 0)
-        is_first = alive & (lax.iota(jnp.int32, y.size) == jnp.argmax(scaled))
-        return jnp.where(is_first, jnp.inf, jnp.minimum(scaled, jnp.finfo(y.dtype).max))
+        places = lax.iota(jnp.int32, y.size)
+        # Two plain reductions: on CPUs an argmax takes several times as long.
+        first = jnp.min(jnp.where(scaled == jnp.max(scaled), places, y.size))
+        return jnp.where(alive & (places == first), jnp.inf, jnp.minimum(scaled, jnp.finfo(y.dtype).max))
 
     if not layers:
         return kept

@@ -292,8 +292,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("metropolis", "need an undirected graph: take uniform ones, or leave --directed out", "--directed"),
     ],
     "retention": [
-        ("half", "--retention must be a number, a comma list or low:high, got 'half'", ""),
-        ("0.1:0.2:0.3", "--retention must be a number, a comma list or low:high, got '0.1:0.2:0.3'", ""),
+        ("half", "--retention must be a number, a comma list such as 0.1,0.3 or 0.1*5,0.3*15, low:high or", ""),
+        ("0.1:0.2:0.3", "low:high or dealt:LIST, got '0.1:0.2:0.3'", ""),
+        ("0.1*2,0.3", "--retention must give one number for each of 4 agents, got 3", ""),
+        ("dealt:0.1,0.2,0.3,0.4,0.5", "--retention must give at most one number for each of 4 agents, got 5", ""),
         ("0", "--retention must be in (0, 1], got 0 for agent 0", ""),
         ("1.3", "--retention must be in (0, 1], got 1.3 for agent 0", ""),
         ("0.3,0.2,1.5,0.1", "--retention must be in (0, 1], got 1.5 for agent 2", ""),
@@ -308,6 +310,14 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("shared", "--linear-retention must be a number, or one with a schedule such as 10@cosine, got 'shared'", ""),
         ("2", "--linear-retention must be in (0, 1], got 2", ""),
         ("0.6@cosine:2", "--linear-retention must stay in (0, 1], and its schedule raises it to 1.2", ""),
+        ("same", "--linear-retention needs --retention-policy fixed-linear: say it, or leave --linear-retention out",
+         "--retention-policy erk"),
+    ],
+    "retention_policy": [
+        ("globe", "must be one of fixed-linear, uniform, erk, global, got 'globe'; did you mean global?", ""),
+        ("global", "--retention-policy must be one of fixed-linear, uniform, erk with --algorithm mask-mean, got",
+         "--algorithm mask-mean"),
+        ("erk", "--retention-policy means nothing to --algorithm fedpm, only to mce-pl,", "--algorithm fedpm"),
     ],
     "algorithm": [
         ("mcepl", "--algorithm must be one of mce-pl, score-gossip, independent,", ""),
@@ -412,7 +422,11 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("alexnte", "must be one of alexnet, small, conv3, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
         ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
     ],
-    "weights": [("signed-const", "got 'signed-const'; did you mean signed-constant?", "")],
+    "weights": [
+        ("signed-const", "got 'signed-const'; did you mean signed-constant?", ""),
+        ("self-scaled", "--weights self-scaled is for masks of scores, with --algorithm mce-pl, score-gossip,",
+         "--algorithm local"),
+    ],
     "biases": [("zeros", "--biases must be one of random, zero, got 'zeros'; did you mean zero?", "")],
     "start_scores": [("sharde", "--start-scores must be one of shared, personal, got 'sharde'; did you mean shar", "")],
     "elu_on_logits": [
@@ -718,10 +732,13 @@ POOLS: dict[str, tuple[str, str]] = {
     "keep_neighbours": ("", "True"),
     "mixing": ("uniform metropolis", "metro"),
     "retention": (
-        "0.3 1 0.05 0.1:0.9 0.9:0.1 0.3@cosine:0.5 0.3@warm-up:5 0.1:0.4@step:10",
+        "0.3 1 0.05 0.1:0.9 0.9:0.1 0.3@cosine:0.5 0.3@warm-up:5 0.1:0.4@step:10 dealt:0.5 "
+        "dealt:0.2@cosine",
         "0 1.01 -0.3 0.1,0.2 0.1,0.2,0.3,0.4 0.1:0.2:0.3 0.1: :0.1 , 0.1,,0.2 inf:inf nan:0.5 inf:1 -inf:inf 1e-17 "
-        "1e-9 0.6@cosine:2 0.3@ 0.3@cosine@step:0 0.1:1e308 1e308:-1e308",
+        "1e-9 0.6@cosine:2 0.3@ 0.3@cosine@step:0 0.1:1e308 1e308:-1e308 0.1*99 "
+        "0.1*0 0.1*-1 0.1*1e9 0.1* *3 0.1*2*2 dealt: dealt:0.1:0.2 dealt:nan dealt:0.1*99 dealt",
     ),
+    "retention_policy": ("fixed-linear uniform erk global", "globe None"),
     "linear_retention": ("0.9 1 same 0.5@cosine:0.1 None", "0 2 0.5,0.6 0.1:0.2 same@cosine 1e-17"),
     "algorithm": ("mce-pl score-gossip independent mask-mean dsgd dis-pfl fedpm fedmrn local", "mcepl"),
     "prune_rate": ("0.5", "0 0.2 1 1.5 -1"),
@@ -757,7 +774,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "filter_rule": ("0 5 None", "-1"),
     "revive": ("", "yes"),
     "model": ("small mlp conv4 None", "alexnet alexnte"),
-    "weights": ("uniform-by-fan-in signed-constant uniform None", "gauss"),
+    "weights": ("uniform-by-fan-in signed-constant self-scaled uniform None", "gauss"),
     "biases": ("random zero None", "one"),
     "start_scores": ("shared personal", "private"),
     "elu_on_logits": ("", "maybe"),

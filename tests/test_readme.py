@@ -103,9 +103,9 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "algorithms.dis_pfl", "algorithms.mce_pl", "codec.messages", "codec.entropy", "exchange", "graphs",
-    "group_lasso", "keys", "masks", "naming", "networks.network", "over_agents", "partition", "population",
-    "schedules", "skew", "study.config.command", "study.config.setting", "study.config.spellings",
+    "algorithm", "codec.messages", "codec.entropy", "exchange", "graphs", "group_lasso", "keys", "masks", "naming",
+    "networks.cost", "networks.network", "over_agents", "partition", "population", "retention", "schedules", "skew",
+    "study.config.command", "study.config.numbers", "study.config.setting", "study.config.spellings",
     "study.training.agreement", "study.training.loop",
 ]  # fmt: skip
 

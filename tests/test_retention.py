@@ -27,6 +27,7 @@ from dslth_jax.study.config.numbers import numbers_of, population_hyper
 from dslth_jax.study.config.resolve import network_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import devices, folders, report
+from dslth_jax.study.sweeping.grid import programs_of
 from dslth_jax.study.training.prepare import members_of
 from experiments import cifar
 
@@ -263,6 +264,7 @@ def test_every_seed_of_a_sweep_has_its_own_deal_in_one_program(monkeypatch):
     use_tiny_network(monkeypatch)
     members = members_of(Settings(**TINY), [{}], seeds=3)
     assert len({member.retentions for member in members}) == 3
+    assert programs_of(members, range(3)) == [[0, 1, 2]]
     for member in members:
         assert sorted(member.retentions) == [0.2] * 4 + [0.4] * 4
         kept = member.hyper.kept["conv"]["kernel"]
@@ -313,7 +315,13 @@ def test_many_retentions_are_classed_by_quartile_and_one_is_no_class():
 def test_a_run_by_one_threshold_keeps_each_agents_number_and_its_models_load(tmp_path, monkeypatch, capsys):
     """Masks change their shares of layers from round to round, and nobody is alarmed."""
     use_tiny_network(monkeypatch)
-    flags = {"preset": "code", "weights": "self-scaled", "elu_on_logits": False, "retention_policy": "global"}
+    flags = {
+        "retention": "dealt:0.2,0.4@step:2:0.5",
+        "preset": "code",
+        "weights": "self-scaled",
+        "elu_on_logits": False,
+        "retention_policy": "global",
+    }
     cifar.run(Settings(**TINY | flags, out=tmp_path))
     assert "its retention asks for" not in capsys.readouterr().out
     config, models = folders.read_config(tmp_path), load(tmp_path)
@@ -323,9 +331,11 @@ def test_a_run_by_one_threshold_keeps_each_agents_number_and_its_models_load(tmp
     shares = set()
     for number, row in enumerate(run.agents):
         kept = {name: int(own.sum()) for name, own in by_name(models.agent(number).masks).items()}
-        uniform = [masks.kept_entries(row["retention"], size) for size in sizes.values()]
+        # After two of four rounds a half of what all layers would keep if they kept alike.
+        uniform = [round(masks.kept_entries(row["retention"], size) / 2) for size in sizes.values()]
         assert sum(kept.values()) == sum(uniform)
         assert row["density"] == pytest.approx(sum(uniform) / sum(sizes.values()), abs=1e-6)
+        assert row["multiply_adds"] == 64 * kept["conv/kernel"] + kept["linear/kernel"]
         shares.add(tuple(kept.values()))
         weights_in_use = by_name(models.agent(number).variables["params"])
         for name, own in weights_in_use.items():

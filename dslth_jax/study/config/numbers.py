@@ -110,7 +110,7 @@ def dealt(values: np.ndarray, agents: int, seed: int) -> np.ndarray:
     """The values, dealt to agents at random by a run's seed: each goes to as many agents as any other, or to one more.
 
     >>> dealt(np.array([0.1, 0.5]), 4, seed=0).tolist()
-    [0.5, 0.5, 0.1, 0.1]
+    [0.1, 0.5, 0.5, 0.1]
     """
     own = np.random.default_rng([seed, 3])  # its own, so that nothing else is drawn otherwise
     every = values if len(values) == agents else np.resize(own.permutation(values), agents)

@@ -268,9 +268,10 @@ def facts(config: Row) -> list[tuple[str, str]]:
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     varied, whose = said("augmentation ", get("augment")), "of all agents" if get("images") == "pooled" else None
     seen = [whose, varied, said("validation ", get("validation") or None)]
+    policy = None if get("retention_policy") in (None, "fixed-linear") else f"policy {get('retention_policy')}"
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), *seen]),
-        ("agents", [get("agents"), said("retention ", get("retention"))]),
+        ("agents", [get("agents"), said("retention ", get("retention")), policy]),
         ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
         ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),
         ("network", [get("model")]),

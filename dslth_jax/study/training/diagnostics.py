@@ -89,10 +89,11 @@ class Symptoms:
         size, layer = self.sizes[name], name.rpartition("/")[0] or name  # a user calls it by its module
         wanted, (why_zero, why_other) = np.minimum(wanted, size), REASONS[self.algorithm]
         off = np.abs(kept - wanted) > OFF_RETENTION * wanted
-        if (kept == 0).any():
+        dead = (kept == 0) & (wanted > 0)
+        if dead.any():
             yield (
                 "filters",
-                f"all filters of {layer} are zero in {np.sum(kept == 0)} agents (first: {np.argmin(kept)}) in round "
+                f"all filters of {layer} are zero in {dead.sum()} agents (first: {np.argmax(dead)}) in round "
                 f"{round}: they learn nothing any more; {why_zero}",
             )
         elif off.any() and not self.filtered and not self.shared_out:

@@ -1,10 +1,12 @@
-"""The convolution against other forms of it, mapped over agents, each layer of the AlexNet, forward and with gradients.
+"""The convolution against other forms of it, mapped over agents, each layer of the AlexNet, forward and with gradients;
+and what other networks are made of (strides, depthwise kernels, norms, attention) against `vmap` of the stock operation.
 
     python -m benchmarks.convolution [--agents 4] [--batch 128] [--precision float32 bfloat16] [--repeats 5]
                                     [--patience 20]
 
 Precision is that of the operands, and of the matrix product that rates are compared with. Gradients of a form that
-would run for more than `--patience` seconds, by its rate in the layer before, are left out.
+would run for more than `--patience` seconds, by its rate in the layer before, are left out. The second table is of
+milliseconds, of all agents.
 """
 
 import argparse
@@ -15,12 +17,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import conditions, matmul_rate, timed
+from dslth_jax.networks.attention import attention
 from dslth_jax.networks.convolution import convolve
+from dslth_jax.networks.norms import group_norm, layer_norm
+from dslth_jax.networks.operations import product
 
 LAYERS = {"conv1": (32, 3, 64), "conv2": (14, 64, 128), "conv3": (5, 128, 256)}  # side, inputs, outputs
 KERNEL, PADDING = 5, 1
@@ -119,6 +125,99 @@ def measure(
     return table, result
 
 
+class Rivals(NamedTuple):
+    """An operation of the library, the stock one, and the shapes of what one agent hands to them."""
+
+    ours: Callable[..., Any]
+    stock: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+def windows(side: int, inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> Callable[[int], Rivals]:
+    """3x3 convolutions, padded by one, of a batch of so many images."""
+
+    def plain(images: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(
+            images,
+            kernel,
+            (stride, stride),
+            [(1, 1)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    def of_batch(batch: int) -> Rivals:
+        shapes = ((batch, side, side, inputs), (3, 3, inputs // groups, outputs))
+        return Rivals(lambda images, kernel: convolve(images, kernel, 1, stride, groups), plain, shapes)
+
+    return of_batch
+
+
+def by_heads(tokens: jax.Array) -> jax.Array:
+    """Tokens (batch, tokens, width) in three equal parts."""
+    return tokens.reshape(*tokens.shape[:2], 3, -1)
+
+
+def stock_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """JAX's own, of three heads."""
+    return jax.nn.dot_product_attention(by_heads(query), by_heads(key), by_heads(value)).reshape(query.shape)
+
+
+OTHERS: dict[str, Callable[[int], Rivals]] = {
+    "3x3, stride 2": windows(32, 64, 128, stride=2),
+    "depthwise": windows(16, 384, 384, groups=384),
+    "depthwise, stride 2": windows(32, 144, 144, stride=2, groups=144),
+    "1x1": lambda batch: Rivals(product, jnp.matmul, ((batch, 16, 16, 64), (64, 384))),
+    "group norm": lambda batch: Rivals(
+        lambda images: group_norm(images, 32),
+        lambda images: nn.GroupNorm(32, epsilon=1e-5, use_bias=False, use_scale=False).apply({}, images),
+        ((batch, 16, 16, 128),),
+    ),
+    "layer norm": lambda batch: Rivals(
+        layer_norm,
+        lambda tokens: nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False).apply({}, tokens),
+        ((batch, 64, 192),),
+    ),
+    "attention": lambda batch: Rivals(
+        lambda query, key, value: attention(query, key, value, 3), stock_attention, ((batch, 64, 192),) * 3
+    ),
+}
+
+
+def with_gradients(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """All agents' gradients of a sum of squares, by every argument."""
+
+    def loss(*arguments: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(operation(*arguments)), dtype=jnp.float32)
+
+    return lambda *arguments: jax.vmap(jax.grad(loss, tuple(range(len(arguments)))))(*arguments)
+
+
+def measure_others(
+    agents: int = 4, batch: int = 128, precisions: Sequence[str] = PRECISIONS, repeats: int = 5
+) -> tuple[Table, dict[str, Any]]:
+    """The table, and milliseconds with gradients, of ours and of the stock operation."""
+    table = Table(
+        "precision", "operation", "ours: forward", "with gradients", "vmapped stock: forward", "with gradients"
+    )
+    result: dict[str, Any] = {}
+    for precision in precisions:
+        for name, of_batch in OTHERS.items():
+            rivals = of_batch(batch)
+            keys = jax.random.split(jax.random.key(0), len(rivals.shapes))
+            arguments = [
+                jax.random.normal(key, (agents, *shape), precision)
+                for key, shape in zip(keys, rivals.shapes, strict=True)
+            ]
+            row: list[float] = []
+            for operation in rivals[:2]:
+                for function in (jax.vmap(operation), with_gradients(operation)):
+                    row.append(1e3 * timed(function, *arguments, repeats=repeats).median)
+            table.add_row(precision, name, *(f"{milliseconds:.1f}" for milliseconds in row))
+            result[f"{precision}/{name}"] = {"ours": row[1], "vmapped stock": row[3]}
+    return table, result
+
+
 def main() -> None:
     """Print conditions, the table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -130,8 +229,10 @@ def main() -> None:
     flags = parser.parse_args()
     print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}")
     table, result = measure(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
+    others, milliseconds = measure_others(flags.agents, flags.batch, flags.precision, flags.repeats)
     Console().print(table)
-    print(json.dumps(result))
+    Console().print(others)
+    print(json.dumps(result | {"milliseconds": milliseconds}))
 
 
 if __name__ == "__main__":

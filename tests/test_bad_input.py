@@ -419,8 +419,13 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
-        ("alexnte", "must be one of alexnet, small, conv3, conv4, mlp, got 'alexnte'; did you mean alexnet?", ""),
+        ("alexnte", "must be one of alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, "
+            "vit-tiny, got 'alexnte'; did you mean alexnet?", ""),
         ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
+    ],
+    "width": [
+        ("0", "--width must be in (0, 16], got 0", ""),
+        ("half", "--width must be a number, got 'half'", ""),
     ],
     "weights": [
         ("signed-const", "got 'signed-const'; did you mean signed-constant?", ""),
@@ -774,6 +779,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "filter_rule": ("0 5 None", "-1"),
     "revive": ("", "yes"),
     "model": ("small mlp conv4 None", "alexnet alexnte"),
+    "width": ("1 0.5 2 1e-3", "0 -1 17 nan half None"),
     "weights": ("uniform-by-fan-in signed-constant self-scaled uniform None", "gauss"),
     "biases": ("random zero None", "one"),
     "start_scores": ("shared personal", "private"),

@@ -184,11 +184,23 @@ def test_a_large_population_has_a_share_of_the_entries(agents, entries):
 
 def test_the_convolution_says_what_it_measured(monkeypatch, capsys):
     monkeypatch.setattr(convolution, "LAYERS", {"conv1": (6, 2, 3)})
+    monkeypatch.setattr(convolution, "OTHERS", {"strided": convolution.windows(4, 2, 3, stride=2)})
     monkeypatch.setattr(convolution, "matmul_rate", lambda dtype: 1e9)
     said = last_line(convolution, "--agents 2 --batch 2 --repeats 1", monkeypatch, capsys)
     assert said["matmul_gflops"] == dict.fromkeys(convolution.PRECISIONS, 1)
     for precision in convolution.PRECISIONS:
         assert all(said[f"{precision}/conv1/{form}"] > 0 for form in convolution.FORMS)
+        assert min(said["milliseconds"][f"{precision}/strided"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", convolution.OTHERS)
+def test_our_operations_are_the_stock_ones(name):
+    rivals = convolution.OTHERS[name](2)
+    keys = jax.random.split(jax.random.key(0), len(rivals.shapes))
+    arguments = [jax.random.normal(key, shape) for key, shape in zip(keys, rivals.shapes, strict=True)]
+    ours, stock = (jax.jit(operation)(*arguments) for operation in rivals[:2])
+    np.testing.assert_allclose(ours, stock, rtol=0, atol=2e-5 * np.abs(stock).max())
 
 
 def test_the_codec_says_what_it_measured(monkeypatch, capsys):

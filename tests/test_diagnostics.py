@@ -54,6 +54,7 @@ def test_a_run_that_is_well_says_nothing():
     ("model", "flags", "is_said"),
     [
         ("mlp", {"retention": 0.5}, True),
+        ("vit-tiny", {"retention": 0.5}, True),
         ("mlp", {}, False),
         ("mlp", {"retention": 0.5, "linear_retention": "same"}, False),
         ("conv3", {"retention": 0.5}, False),
@@ -69,7 +70,8 @@ def test_a_retention_of_no_layer_is_said(model, flags, is_said):
         return
     said = Symptoms(settings, None, WEIGHTS, 0.5, network_of(settings, (8, 8, 1), 10).roles).at_start
     wanted = (
-        "--retention 0.5 changes nothing, for --model mlp has no convolutions: say --linear-retention, which is 0.9"
+        f"--retention 0.5 changes nothing, for --model {model} has no convolutions: "
+        f"say --linear-retention, which is 0.9"
     )
     assert said == [wanted] * is_said
 

@@ -1,5 +1,5 @@
 """The convolution against other forms of it, mapped over agents, each layer of the AlexNet, forward and with gradients;
-and what other networks are made of (strides, depthwise kernels, norms, attention) against `vmap` of the stock operation.
+and what other networks are made of (strides, depthwise kernels, norms, attention) against `vmap` of the stock one.
 
     python -m benchmarks.convolution [--agents 4] [--batch 128] [--precision float32 bfloat16] [--repeats 5]
                                     [--patience 20]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import slow_but
+from tiny import slow_but, use_tiny_network
 
 from dslth_jax.algorithm import World
 from dslth_jax.algorithms.fedpm import fedpm
@@ -17,6 +17,7 @@ from dslth_jax.algorithms.mce_pl import Agent, MaskRule, kept_by_layer, personal
 from dslth_jax.networks.layers import scaled
 from dslth_jax.networks.network import Network, draw_like, draw_weights, map_layers, uniform_by_fan_in
 from dslth_jax.networks.zoo import MODULES, network_by_name
+from experiments import cifar
 
 NEW = ("resnet18", "resnet20", "vgg11", "conv6", "mobilenetv2", "vit-tiny")
 ROLES = ("convolution", "depthwise", "linear", "attention")
@@ -253,3 +254,12 @@ def test_bfloat16_runs(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(stepped)} == {jnp.dtype("float32")}
     assert losses.dtype == jnp.float32
     assert np.isfinite(losses).all()
+
+
+def test_the_command_refuses_a_width_that_its_network_has_not(monkeypatch, tmp_path, capsys):
+    use_tiny_network(monkeypatch)
+    flags = f"--dataset digits --model tiny --width 0.5 --agents 2 --topology ring --out {tmp_path / 'run'}"
+    assert cifar.main(flags.split()) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "width must be 1 for the model tiny, whose class has no field `width: float`, got 0.5" in said[0]

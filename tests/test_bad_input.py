@@ -417,6 +417,20 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("-1", "--filter-rule must be in 0..2147483647, got -1", ""),
         ("few", "--filter-rule must be a whole number, got 'few'", ""),
     ],
+    "mask": [
+        ("ternry", "--mask must be one of binary, ternary, got 'ternry'; did you mean ternary?", ""),
+        ("ternary", "--mask means nothing to --algorithm mask-mean, only to", "--algorithm mask-mean"),
+    ],
+    "depth": [
+        ("many", "--depth must be a number, a comma list", "--model resnet20"),
+        ("1", "--model resnet20: depth must be in 3..9 residual blocks, got 1", "--model resnet20"),
+        ("2,3", "--depth must give one number for each of", "--model resnet20"),
+        ("3", "--depth means nothing to --algorithm dsgd, only to", "--algorithm dsgd"),
+    ],
+    "exits": [
+        ("each", "--exits must be one of none, each-stage, distilled, got 'each'", ""),
+        ("each-stage", "exits are behind the stages of resnet18, resnet20, and the model small has none", ""),
+    ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
         ("alexnte", "must be one of alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, "
@@ -777,6 +791,9 @@ POOLS: dict[str, tuple[str, str]] = {
     "group_lasso_form": ("proximal penalty", "penality"),
     "penalty_on": ("fused", "scores score"),
     "filter_rule": ("0 5 None", "-1"),
+    "mask": ("binary ternary", "signed None"),
+    "depth": ("3 None", "0 2.5 many 3,4"),
+    "exits": ("none each-stage distilled", "all None"),
     "revive": ("", "yes"),
     "model": ("small mlp conv4 None", "alexnet alexnte"),
     "width": ("1 0.5 2 1e-3", "0 -1 17 nan half None"),

@@ -13,8 +13,8 @@ theirs; every parameter is masked, biases too:
 In the authors' program an agent prunes and regrows at the end of a round, and uses the new mask from the next round on.
 Here it does so at the beginning of that next round, which comes to the same; an evaluation takes w under the mask with
 which it was trained. Nothing is pruned before the first training. Layers' densities are those of Erdős–Rényi kernels,
-see `erk_densities`; each agent draws a start mask of its own at random, as in the authors' scripts. Where links have
-weights of their own, sums are weighted, an agent's own part by its own weight.
+see `retention.erk_densities`; each agent draws a start mask of its own at random, as in the authors' scripts. Where
+links have weights of their own, sums are weighted, an agent's own part by its own weight.
 """
 
 from collections.abc import Collection
@@ -40,7 +40,7 @@ GRADIENT_NORM = 10.0  # to which gradients are clipped
 class Hyper(NamedTuple):
     """The traced settings of one agent in one round; the population's carry a leading agents axis."""
 
-    kept: PyTree[Int[Array, ""]]  # entries that masks keep of every parameter: see `erk_kept`
+    kept: PyTree[Int[Array, ""]]  # entries that masks keep of every parameter: see `retention.erk_kept`
     lr: float | Float[Array, ""] = 0.1  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
     prune_rate: float | Float[Array, ""] = 0.5  # α

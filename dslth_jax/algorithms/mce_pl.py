@@ -72,7 +72,7 @@ class Hyper(NamedTuple):
     Defaults are those of the authors' code.
     """
 
-    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `kept_by_layer`
+    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `retention.kept_by_layer`
     lr: float | Float[Array, ""] = 10.0  # η, the local step
     fine_tune_lr: float | Float[Array, ""] = 10.0  # η', the fine-tuning step
     weight_decay: float | Float[Array, ""] = 5e-4  # wd, part of the local step alone

@@ -44,7 +44,7 @@ from dslth_jax.networks.network import Network
 class Hyper(NamedTuple):
     """The traced settings of one agent in one round; the population's carry a leading agents axis."""
 
-    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `mce_pl.kept_by_layer`
+    kept: PyTree[Int[Array, ""]]  # entries to keep, one number a layer: see `retention.kept_by_layer`
     lr: float | Float[Array, ""] = 5e-4  # η
     weight_decay: float | Float[Array, ""] = 0.0  # wd
     group_lasso: float | Float[Array, ""] = 0.0  # λ

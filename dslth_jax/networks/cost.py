@@ -16,7 +16,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Int
 
-from dslth_jax.algorithm import by_name
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
 
@@ -50,14 +49,13 @@ def positions_of(network: Network, image_shape: tuple[int, int, int]) -> dict[st
     {'conv1/kernel': 64, 'conv2/kernel': 16, 'linear1/kernel': 1, 'linear2/kernel': 1}
     """
     masked, frozen = jax.eval_shape(network.init, key_of(0))
-    variables, sizes = {"params": masked, "frozen": frozen}, {name: leaf.size for name, leaf in by_name(masked).items()}
+    variables, sizes = {"params": masked, "frozen": frozen}, sizes_of(masked)
 
     def found(batch: int) -> Products:
         images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
         program: Any = jax.make_jaxpr(network.apply)(variables, images).jaxpr
         names = {f"params/{name}": name for name in sizes}
-        arguments = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
-        layers = [names.get(jax.tree_util.keystr(path, simple=True, separator="/")) for path in arguments]
+        layers = [names.get(name) for name in sizes_of(variables)]  # in the order of the program's arguments
         held = [None if name is None else Held(name, sizes[name]) for name in layers]
         return products(program, [*held, None])[0]
 
@@ -73,6 +71,12 @@ def positions_of(network: Network, image_shape: tuple[int, int, int]) -> dict[st
             )
         positions[name] = number // size
     return positions
+
+
+def sizes_of(masked: Any) -> dict[str, int]:
+    """How many entries each leaf has, by its name: the key path, as `Network.roles` has it."""
+    leaves = jax.tree_util.tree_leaves_with_path(masked)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.size for path, leaf in leaves}
 
 
 def multiply_adds(positions: Mapping[str, int], kept: Mapping[str, Any]) -> Int[np.ndarray | np.generic, "*agents"]:

@@ -15,7 +15,7 @@ from dslth_jax.algorithm import Message, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
-from dslth_jax.networks.cost import positions_of
+from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.population import world_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
@@ -180,8 +180,7 @@ class History:
         if isinstance(self.positions, str):
             return None
         masked, _ = jax.eval_shape(self.prepared.network.init, key_of(0))
-        sizes = {name: leaf.size for name, leaf in by_name(masked).items()}
-        found = multiply_adds_of_agents(self.positions, self.evaluation.masks, sizes)
+        found = multiply_adds_of_agents(self.positions, self.evaluation.masks, sizes_of(masked))
         return np.broadcast_to(found, self.prepared.agents).tolist()
 
     def agent_rows(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from dslth_jax.study.results import pictures
 from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
-from experiments import ablation, communication, neighbours, thousandfold, validation
+from experiments import ablation, architectures, communication, depths, neighbours, thousandfold, validation
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16", "--resize", "8"]
@@ -34,6 +34,8 @@ def tiny_network(monkeypatch):
         pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 7, marks=pytest.mark.slow),
+        (architectures, ["--networks", "small,mlp", "--every", "2", "--steps", "mlp/local=0.1"], 6),
+        pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
     ],
     ids=[
         "validation",
@@ -43,6 +45,8 @@ def tiny_network(monkeypatch):
         "communication at two retentions",
         "thousandfold",
         "neighbours",
+        "architectures",
+        "depths",
     ],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys, monkeypatch):
@@ -51,7 +55,8 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         use_fakes(monkeypatch)
     if experiment is ablation:
         monkeypatch.setattr(pictures, "save", save)
-    assert experiment.main([*TINY, *flags, "--out", str(out)]) == 0
+    given = TINY if experiment is not architectures else [word for word in TINY if word not in ("--model", "tiny")]
+    assert experiment.main([*given, *flags, "--out", str(out)]) == 0
     table = (out / "table.md").read_text().splitlines()
     assert table[2].startswith("Seeds 0, 1.")
     assert table[4].startswith("| arm | accuracy, %")
@@ -71,7 +76,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         density = {name: float(row["density"]) for name, row in rows.items()}
         assert density["none"] == density["aggregation tensor"] > density["majority, sent on"]
     capsys.readouterr()
-    assert experiment.main([*TINY, *flags, "--out", str(out), "--resume"]) == 0
+    assert experiment.main([*given, *flags, "--out", str(out), "--resume"]) == 0
     assert capsys.readouterr().out.strip().endswith("nothing is left to do")
     if experiment is thousandfold:
         again = [*TINY, "--mask-intervals", "1,3", "--weight-intervals", "2", "--out", str(out), "--resume"]

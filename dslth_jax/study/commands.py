@@ -13,7 +13,7 @@ from dslth_jax.study.config.resolve import check_each, check_folder
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster, comparison
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.system.stopping import NotFiniteError, Stop
@@ -23,7 +23,7 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["compare", "leave", "listed", "run", "single", "sweep", "sweeping"]
+__all__ += ["compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping"]
 
 
 def run(settings: Settings) -> Result:

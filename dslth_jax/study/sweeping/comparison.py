@@ -88,16 +88,19 @@ def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
         raise ValueError(f"{flag(name)} must be {wanted} between commas, got {spelled!r}") from None
 
 
-def steps_of(spelled: float | str | None, algorithms: set[str]) -> dict[str, str]:
-    """Step sizes by algorithm, from the spelling of `--lr`."""
+def steps_of(
+    spelled: float | str | None, names: set[str], said_by: str = "lr", kind: str = "algorithm"
+) -> dict[str, str]:
+    """Step sizes by the names of algorithms, or of another kind, from the spelling of a flag; a ValueError if it names
+    others."""
     steps = {}
     for part in str(spelled).split(",") if spelled is not None else ():
         name, equals, step = part.partition("=")
-        if not (equals and step) or name not in algorithms:
-            among = ", ".join(sorted(algorithms))
-            raise ValueError(f"--lr must be ALGORITHM=STEP,... of algorithms among {among}, got {part!r}")
+        if not (equals and step) or name not in names:
+            among = f"{kind.upper()}=STEP,... of {kind}s among {', '.join(sorted(names))}"
+            raise ValueError(f"{flag(said_by)} must be {among}, got {part!r}")
         if name in steps:
-            raise ValueError(f"--lr must say one step for {name}, got several: {spelled!r}")
+            raise ValueError(f"{flag(said_by)} must say one step for {name}, got several: {spelled!r}")
         steps[name] = step
     return steps
 

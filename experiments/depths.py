@@ -1,0 +1,44 @@
+"""Agents of unlike depths: some hold few residual blocks, some all, beside all shallow, all deep, and alone.
+
+    python -m experiments.depths --dataset digits --resize 8 --agents 4 --rounds 60
+    python -m experiments.depths --data-dir FOLDER --topology ADJACENCY --class-file CLASSES    # CIFAR-10, 16 x 16
+
+"all deep" is an upper bound: its shallow devices would have to compute what they cannot. "mixed" deals both depths by
+the seed to equally many agents, and `agents.csv` says how each did; "mixed, alone" is what these learn by themselves.
+See experiments/RESULTS.md.
+"""
+
+import dataclasses
+from functools import partial
+
+from dslth_jax.study.commands import Arms, Proxy, compare, leave
+
+
+@dataclasses.dataclass(frozen=True)
+class Depths(Proxy):
+    """Compare populations whose agents hold unlike numbers of residual blocks, at equal steps."""
+
+    model: str | None = "resnet20"
+    """Network with residual blocks: resnet18, resnet20, mobilenetv2 or vit-tiny."""
+    width: float = 0.5
+    shallow: int = 3
+    """Residual blocks of shallow agents."""
+    deep: int = 9
+    """Residual blocks of deep ones."""
+    every: int = 10
+    """Rounds from one exchange to the next."""
+
+    def arms(self) -> Arms:
+        """By the consensus force: all shallow, all deep, mixed. Alone: the same."""
+        heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
+        depths = {"all shallow": self.shallow, "mixed": f"dealt:{self.shallow},{self.deep}", "all deep": self.deep}
+        return {
+            **{name: {**heard, "depth": depth} for name, depth in depths.items()},
+            **{f"{name}, alone": {"algorithm": "independent", "depth": depth} for name, depth in depths.items()},
+        }
+
+
+main = partial(compare, "experiments.depths", Depths)
+
+if __name__ == "__main__":
+    leave(main)

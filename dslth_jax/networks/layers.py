@@ -1,6 +1,6 @@
 """What the networks with norms are built of: convolutions that say which channels live, and layers of tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -41,6 +41,15 @@ def all_live(images: Array) -> Stream:
 def activated(stream: Stream) -> Stream:
     """After a ReLU, which leaves dead channels at 0."""
     return stream._replace(values=nn.relu(stream.values))
+
+
+def through(stage: nn.Module, blocks: Sequence[nn.Module], stream: Flow) -> Flow:
+    """The stream after all blocks of a stage, of which the first one is always there."""
+    first, *further = blocks
+    stream = first(stream)
+    for block in further:
+        stream = unless_absent(stage, block, stream)
+    return stream
 
 
 def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:

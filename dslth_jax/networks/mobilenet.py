@@ -4,12 +4,13 @@ Its 3x3 kernels are depthwise, and no mask thins them out. Named as the residual
 always there, and the shortcut of further ones is the identity.
 """
 
+from functools import partial
 from typing import ClassVar
 
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled, unless_absent
+from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled, through
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
 from dslth_jax.networks.residual import blocks_of
@@ -53,11 +54,9 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        stream = InvertedResidual(self.features, self.expansion, self.stride, name="block1")(stream)
-        for number in range(2, self.blocks + 1):
-            further = InvertedResidual(self.features, self.expansion, 1, name=f"block{number}")
-            stream = unless_absent(self, further, stream)
-        return stream
+        strides = [self.stride] + [1] * (self.blocks - 1)
+        kind = partial(InvertedResidual, self.features, self.expansion)
+        return through(self, [kind(stride, name=f"block{n}") for n, stride in enumerate(strides, 1)], stream)
 
 
 class MobileNetV2(nn.Module):

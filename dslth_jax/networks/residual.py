@@ -5,13 +5,14 @@ resolution, but for the first stage's. Further ones keep both, and their shortcu
 one of them is the same network, with fewer blocks.
 """
 
+from functools import partial
 from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled, unless_absent
+from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled, through
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
 
@@ -60,11 +61,9 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        stream = Block(self.features, self.stride, self.projected, name="block1")(stream)
-        for number in range(2, self.blocks + 1):
-            further = Block(self.features, 1, self.projected, name=f"block{number}")
-            stream = unless_absent(self, further, stream)
-        return stream
+        strides = [self.stride] + [1] * (self.blocks - 1)
+        kind = partial(Block, self.features, projected=self.projected)
+        return through(self, [kind(stride, name=f"block{n}") for n, stride in enumerate(strides, 1)], stream)
 
 
 class ResNet(nn.Module):

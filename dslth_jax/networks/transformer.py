@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from dslth_jax.networks.attention import attention, place_code
-from dslth_jax.networks.layers import AttentionProjection, Projection, scaled, unless_absent
+from dslth_jax.networks.layers import AttentionProjection, Projection, scaled, through
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.norms import layer_norm
 
@@ -53,7 +53,5 @@ class ViTTiny(nn.Module):
         batch, rows, columns, _ = patches.shape
         tokens = Projection(width, name="patches")(patches.reshape(batch, rows * columns, -1))
         tokens = tokens + jnp.asarray(place_code(rows, columns, width), tokens.dtype)[None]
-        tokens = Block(heads=3, name="block1")(tokens)
-        for number in range(2, 7):
-            tokens = unless_absent(self, Block(heads=3, name=f"block{number}"), tokens)
+        tokens = through(self, [Block(heads=3, name=f"block{number}") for number in range(1, 7)], tokens)
         return Linear(self.classes, name="head")(jnp.mean(layer_norm(tokens), 1))

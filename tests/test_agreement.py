@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dslth_jax.evaluation import SAMPLED, sampled_magnitudes
+from dslth_jax.evaluation import SAMPLED, sampled
 from dslth_jax.study.training.agreement import agreement_row, correlations, pairs_of, spread_row
 
 
@@ -56,10 +56,10 @@ def test_spread_is_one_less_the_rank_correlation_of_magnitudes_layer_by_layer():
     assert set(spread_row(None, None, pairs).values()) == {None}
 
 
-def test_sampled_magnitudes_are_of_entries_that_all_agents_have_in_common():
+def test_sampled_scores_are_of_entries_that_all_agents_have_in_common():
     few, many = np.linspace(-1, 1, 12).reshape(3, 4), np.arange(-5000.0, 5000.0).reshape(100, 100)
-    np.testing.assert_allclose(sampled_magnitudes(jnp.asarray(few)), np.abs(few).ravel(), atol=1e-6)
-    drawn = np.asarray(sampled_magnitudes(jnp.asarray(many)))
+    np.testing.assert_allclose(sampled(jnp.asarray(few)), few.ravel(), atol=1e-6)
+    drawn = np.asarray(sampled(jnp.asarray(many)))
     assert len(drawn) == SAMPLED
-    assert set(drawn) <= set(np.abs(many).ravel())
-    np.testing.assert_array_equal(sampled_magnitudes(jnp.asarray(-2 * many)), 2 * drawn)
+    assert set(drawn) <= set(many.ravel())
+    np.testing.assert_array_equal(sampled(jnp.asarray(-2 * many)), -2 * drawn)

@@ -428,7 +428,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("3", "--depth means nothing to --algorithm dsgd, only to", "--algorithm dsgd"),
     ],
     "exits": [
-        ("each", "--exits must be one of none, each-stage, distilled, got 'each'", ""),
+        ("each", "--exits must be one of last, each-stage, distilled, got 'each'", ""),
         ("each-stage", "exits are behind the stages of resnet18, resnet20, and the model small has none", ""),
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
@@ -793,7 +793,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "filter_rule": ("0 5 None", "-1"),
     "mask": ("binary ternary", "signed None"),
     "depth": ("3 None", "0 2.5 many 3,4"),
-    "exits": ("none each-stage distilled", "all None"),
+    "exits": ("last each-stage distilled", "all None"),
     "revive": ("", "yes"),
     "model": ("small mlp conv4 None", "alexnet alexnte"),
     "width": ("1 0.5 2 1e-3", "0 -1 17 nan half None"),

@@ -10,7 +10,6 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from dslth_jax.depth import where_present
 from dslth_jax.keys import key_of
 from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
 from dslth_jax.networks.network import Conv, Linear, network_of
@@ -94,7 +93,8 @@ class Standardized(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (values.shape[-1],) * 2)
         alive = jnp.any(kernel != 0, axis=0)
         scaled = 2 * (kernel - kernel.mean(0, keepdims=True)) / (1e-5 + kernel.std(0, keepdims=True))
-        return where_present(kernel, lambda own: own + jnp.where(alive, own @ scaled, 0), values)
+        present = jnp.any(kernel != 0)
+        return lax.cond(present, lambda own: own + jnp.where(alive, own @ scaled, 0), lambda own: own, values)
 
 
 class InTurn(nn.Module):

@@ -249,7 +249,7 @@ def network_of(settings: Settings, image_shape: tuple[int, int, int], classes: i
         image_shape,
         classes,
         width=settings.width,
-        exits=settings.exits != "none",
+        exits=settings.exits != "last",
         distils=settings.exits == "distilled",
         weights=DRAWN.get(str(settings.weights), settings.weights),
         zero_biases=settings.biases == "zero",

@@ -175,8 +175,8 @@ class Method:
     alexnet for images of 21 pixels a side or more, else small."""
     width: float = setting(1.0, bounds="(0, 16]")
     """Factor on the channels of all layers but the last, and on the features of linear ones."""
-    exits: Literal["none", "each-stage", "distilled"] = "none"
-    """Heads of a network with stages: the last alone (none), one behind every stage, whose mean distribution predicts
+    exits: Literal["last", "each-stage", "distilled"] = "last"
+    """Heads of a network with stages: the last alone, one behind every stage, whose mean distribution predicts
     (each-stage), or such ones that also learn from each other (distilled)."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "self-scaled", "uniform"] | None = None
     """Draw of the shared weights: U(±1/√fan_in), ±√(2/(fan_in·retention)), the same by the share that the mask in use

@@ -16,8 +16,10 @@ from dslth_jax.algorithms.descent import batch_loss, distillation
 from dslth_jax.depth import absent, kept_without
 from dslth_jax.keys import key_of
 from dslth_jax.networks import residual, zoo
+from dslth_jax.networks.layers import through
 from dslth_jax.networks.mobilenet import MobileNetV2
 from dslth_jax.networks.network import ensemble, network_of
+from dslth_jax.networks.transformer import Block as TransformerBlock
 from dslth_jax.study.config.numbers import population_hyper
 from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.settings import Settings
@@ -85,6 +87,26 @@ def test_an_agent_without_blocks_is_the_smaller_network(deep, shallow, images, x
     np.testing.assert_allclose(together[1], value, rtol=1e-12)
     for found, leaf in zip(jax.tree.leaves(gradients), jax.tree.leaves(gradient), strict=True):
         np.testing.assert_allclose(found[1], leaf, rtol=1e-9, atol=1e-12)
+
+
+class TwoBlocks(nn.Module):
+    """Of a transformer, the second of which may be absent."""
+
+    @nn.compact
+    def __call__(self, tokens):
+        return through(self, [TransformerBlock(heads=3, name=f"block{number}") for number in (1, 2)], tokens)
+
+
+def test_a_block_that_lacks_one_kernel_alone_is_there(x64):
+    """Masks may keep nothing of a block's keys, the first of its kernels: the other ones are still used."""
+    tokens = jax.random.normal(key_of(1), (2, 4, 12))
+    params = TwoBlocks().init(key_of(0), tokens)["params"]
+    own = params["block2"]
+    without_keys = own | {"key": jax.tree.map(jnp.zeros_like, own["key"])}
+    before = TransformerBlock(heads=3).apply({"params": params["block1"]}, tokens)
+    expected = TransformerBlock(heads=3).apply({"params": without_keys}, before)
+    found = TwoBlocks().apply({"params": params | {"block2": without_keys}}, tokens)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_exits_predict_together_and_learn_from_each_other(images, x64):

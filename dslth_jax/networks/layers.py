@@ -62,7 +62,8 @@ def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:
     if own is None:  # the parameters are being made
         return block(stream)
     alone: Any = block.clone(parent=None)
-    present = jnp.any(jax.tree.leaves(own)[0] != 0)  # without one of its kernels a block adds nothing
+    # Look at all kernels: without its keys a block of a transformer still adds something.
+    present = jnp.any(jnp.stack([jnp.any(kernel != 0) for kernel in jax.tree.leaves(own)]))
     return lax.cond(present, lambda stream: alone.apply({"params": own}, stream), lambda stream: stream, stream)
 
 

@@ -295,11 +295,11 @@ def test_no_bit_of_a_manifest_may_change(tmp_path):
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
     """Its states were other ones, and no older checkpoint would be better."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT", 3)  # as version 0.5 had it
+        patch.setattr(checkpoint, "FORMAT", 4)  # as version 0.6 had it
         save(tmp_path, 1, 2)
     path = tmp_path / "round_00000002"
     sentence = (
-        f"the checkpoint {path} is of another version of dslth_jax (format 3, this one reads 4): go on with that "
+        f"the checkpoint {path} is of another version of dslth_jax (format 4, this one reads 5): go on with that "
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}version, or start anew in another folder$"):
         checkpoint.latest(tmp_path)

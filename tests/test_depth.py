@@ -182,6 +182,8 @@ def test_shallow_agents_keep_and_send_less(two_stages, tmp_path):
     [
         (["--depth", "1"], "--model two-stages: depth must be in 2..4 residual blocks, got 1"),
         (["--depth", "2.5"], "--depth must be whole numbers of residual blocks, got 2.5"),
+        (["--depth", "dealt:2.5,4"], "--depth must be whole numbers of residual blocks, got 2.5"),
+        (["--depth", "inf"], "--depth must be whole numbers of residual blocks, got inf"),
         (
             ["--depth", "2", "--model", "small"],
             "--model small: depth is a number of residual blocks, and the network ha",

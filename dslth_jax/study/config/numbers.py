@@ -134,9 +134,11 @@ def depths_of(settings: Settings) -> list[int] | None:
     if settings.depth is None:
         return None
     depths = numbers_in("depth", str(settings.depth), settings.agents, settings.seed)
-    if ":" not in str(settings.depth) and not (whole := depths == np.rint(depths)).all():
+    if ":" in str(settings.depth) and DEALT not in str(settings.depth):
+        depths = np.rint(depths)  # between the ends of a range
+    if not (whole := np.isfinite(depths) & (depths == np.rint(depths))).all():
         raise ValueError(f"--depth must be whole numbers of residual blocks, got {depths[np.argmin(whole)]:g}")
-    return np.rint(depths).astype(int).tolist()
+    return depths.astype(int).tolist()
 
 
 def lacking(settings: Settings, network: Network) -> list[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from experiments import cifar
 
 AGENTS = 4
 WEIGHTS = {"conv": {"kernel": np.zeros((3, 3, 1, 4))}, "linear": {"kernel": np.zeros((16, 2))}}
+ENTRIES = 36 + 32
 WANTED = {"conv": {"kernel": np.full(AGENTS, 18)}, "linear": {"kernel": np.full(AGENTS, 29)}}
 
 
@@ -39,7 +40,9 @@ def info(*, conv=(18,) * AGENTS, flipped=0, listeners=2):
 
 def said_over(symptoms, rounds):
     """Every sentence over rounds of diagnostics, with the round it came in."""
-    return [(round, line) for round, seen in enumerate(rounds, 1) for line in symptoms.after_round(round, seen)]
+    rates = [seen["flipped"].mean() / ENTRIES for seen in rounds]
+    each = enumerate(zip(rounds, rates, strict=True), 1)
+    return [(round, line) for round, (seen, rate) in each for line in symptoms.after_round(round, seen, rate)]
 
 
 def test_a_run_that_is_well_says_nothing():
@@ -98,6 +101,15 @@ def test_flips_that_do_not_fall_are_said_once():
     assert [round for round, _ in said] == [STRETCHES * WINDOW + 1]
     assert "does not fall" in said[0][1]
     assert "--lr 7@cosine" in said[0][1]
+
+
+def test_flips_are_a_share_of_the_bits_that_are_sent():
+    """Of ternary masks there are twice as many bits as entries: the share is that of metrics."""
+    symptoms, rate = watch(mask="ternary"), 10 / (2 * ENTRIES)
+    rounds = range(STRETCHES * WINDOW + 50)
+    said = [line for round in rounds for line in symptoms.after_round(round, info(flipped=10), rate)]
+    assert len(said) == 1
+    assert f"{rate:.3%}" in said[0]
 
 
 def test_flips_in_silent_rounds_do_not_count():

@@ -72,16 +72,16 @@ class Symptoms:
                 self.seen.said.append(signature)
                 yield sentence
 
-    def after_round(self, round: int, info: dict[str, Any]) -> Iterator[str]:
-        """What the masks of one round show; `info` is the driver's, with the counts that were wanted."""
+    def after_round(self, round: int, info: dict[str, Any], flip_rate: float | None) -> Iterator[str]:
+        """What the masks of one round show; `info` is the driver's, with the counts that were wanted, and `flip_rate`
+        the share of the bits of its messages that differ from those before, as metrics have it."""
         if self.algorithm not in REASONS:
             return
         wanted = by_name(info["wanted"])
         for name, kept in info["kept"].items():
             yield from self.new(self.of_layer(round, name, kept, wanted[name]))
-        if info["listeners"].any() or self.alone:
-            sent = sum(self.sizes[name] for name in info["kept"])
-            self.seen.flip_rates.append(float(info["flipped"].mean()) / sent)
+        if flip_rate is not None and (info["listeners"].any() or self.alone):
+            self.seen.flip_rates.append(flip_rate)
             yield from self.new(self.of_flips(round))
 
     def of_layer(self, round: int, name: str, kept: np.ndarray, wanted: np.ndarray) -> Signs:

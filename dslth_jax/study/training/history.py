@@ -122,7 +122,7 @@ class History:
             for ledger in ledgers:
                 closing = ledger is self.open
                 ledger.add_coded(info["listeners"], None if closing else lengths, key_frame)
-        self.warnings += self.symptoms.after_round(round, info)
+        self.warnings += self.symptoms.after_round(round, info, self.tally.flip_rate)
 
     def after_evaluation(
         self, round: int, evaluation: Evaluation, seconds: float, validation: Accuracies | None = None

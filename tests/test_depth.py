@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import draw_nothing
+from fakes import draw_nothing, use_fakes
 from flax import linen as nn
 
 from dslth_jax.algorithm import Batch, by_name, with_names
@@ -20,9 +20,10 @@ from dslth_jax.networks.layers import through
 from dslth_jax.networks.mobilenet import MobileNetV2
 from dslth_jax.networks.network import ensemble, network_of
 from dslth_jax.networks.transformer import Block as TransformerBlock
-from dslth_jax.study.config.numbers import population_hyper
+from dslth_jax.study.config.numbers import depths_of, population_hyper
 from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results.devices import by_device
 from dslth_jax.study.results.folders import read_run
 from experiments import cifar
 
@@ -155,6 +156,20 @@ def test_what_an_agent_lacks_is_nothing_to_keep(two_stages):
     for name, counts in by_name(hyper.kept).items():
         lacking = [any(name.startswith(block) for block in absent(network.stages, depth)) for depth in (2, 3, 3, 4)]
         np.testing.assert_array_equal(counts, np.where(lacking, 0, whole[name]))
+
+
+def test_a_run_says_who_has_which_depth_and_what_each_depth_came_to(two_stages, monkeypatch, tmp_path, capsys):
+    """Of fakes: a depth may be dealt, and then nothing else says whose it is."""
+    use_fakes(monkeypatch)
+    settings = {"dataset": "digits", "model": "two-stages", "agents": 4, "rounds": 1, "depth": "dealt:2,4"}
+    cifar.run(Settings(**settings, out=tmp_path / "run"))
+    assert "By class of device, that is by retention and depth" in capsys.readouterr().out
+    run = read_run(tmp_path / "run", "run", json.loads((tmp_path / "run" / "config.json").read_text()))
+    assert [row["depth"] for row in run.agents] == depths_of(Settings(**settings))
+    rows = by_device(run.agents)
+    assert [(own["depth"], own["agents"], own["retention"]) for own in rows] == [(2, 2, "0.3"), (4, 2, "0.3")]
+    agents = [row | {"retention": 0.1 * number} for number, row in enumerate(run.agents, 1)]
+    assert len(by_device(agents)) == 4
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What agents of unlike retentions came to, by class of device, and what their models cost."""
+"""What agents of unlike retentions, or depths, came to, by class of device, and what their models cost."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ CLASSES = 8  # of devices, each with a retention of its own; of more retentions 
 # Of a class: key, head, and how a value is written; what no class has is no column.
 OF_DEVICES = [
     ("retention", "retention", "shown"),
+    ("depth", "residual blocks", "number"),
     ("agents", "agents", "number"),
     ("accuracy_mean", "mean accuracy, %", "percent"),
     ("accuracy_worst", "worst agent, %", "percent"),
@@ -37,16 +38,17 @@ def multiply_adds_of_agents(positions: Mapping[str, int], masks: Any, sizes: Map
 
 
 def by_device(agents: Sequence[Row]) -> list[Row]:
-    """A row for each class of agents, by retention, from the rows of agents.csv; none where all are of one retention,
-    or have none."""
+    """A row for each class of agents, by retention and depth, from the rows of agents.csv; none where all are of one
+    class, or have no retention."""
     known = [row for row in agents if row["retention"] not in (None, "") and row["accuracy"] is not None]
     retentions = np.array([float(row["retention"]) for row in known])
     values = np.unique(retentions)
-    if len(values) < 2:
-        return []
     ends = values if len(values) <= CLASSES else np.quantile(retentions, [0.25, 0.5, 0.75, 1.0])
     places = np.searchsorted(ends, retentions)  # up to the first end that is not below it
-    return [of_class([known[place] for place in np.flatnonzero(places == one)]) for one in np.unique(places)]
+    classes: dict[tuple[int, float], list[Row]] = {}
+    for place, row in zip(places.tolist(), known, strict=True):
+        classes.setdefault((place, row.get("depth") or 0), []).append(row)
+    return [of_class(classes[one]) for one in sorted(classes)] if len(classes) > 1 else []
 
 
 def of_class(agents: Sequence[Row]) -> Row:
@@ -58,9 +60,10 @@ def of_class(agents: Sequence[Row]) -> Row:
 
     retentions, accuracies = (np.array([float(row[key]) for row in agents]) for key in ("retention", "accuracy"))
     low, high = float(retentions.min()), float(retentions.max())
-    density, sent, work = map(of_all, ("density", "sent_bits", "multiply_adds"))
+    density, sent, work, depth = map(of_all, ("density", "sent_bits", "multiply_adds", "depth"))
     return {
         "retention": str(shown(low)) + (f" to {shown(high)}" if high > low else ""),
+        "depth": None if depth is None else int(depth[0]),
         "agents": len(agents),
         "accuracy_mean": float(accuracies.mean()),
         "accuracy_worst": float(accuracies.min()),

@@ -47,7 +47,7 @@ PAIRS = ("", "_common", "_apart")
 ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs in PAIRS)  # rows have them since 0.5
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
-COST_OF_AGENTS = ("multiply_adds", "sent_bits")  # since 0.7
+SIZE_OF_AGENTS = ("depth", "multiply_adds", "sent_bits")  # since 0.7; depth where it is said
 OF_CLASSES = ("agents", "samples", "test_samples", "accuracy")
 WHAT_TO_DO = "name a folder that dslth run, or experiments.cifar, has written"
 
@@ -247,7 +247,7 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")
     path = folder / "agents.csv"
-    perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy", *COST_OF_AGENTS)
+    perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy", *SIZE_OF_AGENTS)
     agents = read_table(path, ("agent", "classes"), OF_AGENTS, perhaps) if path.is_file() else []
     for row in agents:
         row["classes"] = shlex.split(row["classes"])

@@ -119,10 +119,10 @@ def show_outcome(console: Console, history: "History", agents: Sequence[Row], co
 
 
 def table_of_devices(agents: Sequence[Row]) -> dict[str, Any] | None:
-    """What agents of each retention came to, from the rows of agents.csv; None where all are of one, or have none."""
+    """What agents of each retention and depth came to, from the rows of agents.csv; None where all are of one class."""
     rows = by_device(agents)
     columns = [own for own in OF_DEVICES if any(row[own[0]] is not None for row in rows)]
-    return table("By class of device, that is by retention", columns, rows) if rows else None
+    return table("By class of device, that is by retention and depth", columns, rows) if rows else None
 
 
 def beside_mean(

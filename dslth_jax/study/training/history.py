@@ -17,6 +17,7 @@ from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.population import world_of
+from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
@@ -188,6 +189,7 @@ class History:
         prepared, evaluation, work = self.prepared, self.evaluation, self.multiply_adds()
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
+        depths = depths_of(prepared.settings)
         return [
             {
                 "agent": agent,
@@ -195,6 +197,7 @@ class History:
                 "samples": int(prepared.train.sizes[agent]),
                 "test_samples": int(prepared.tests.sizes[agent]),
                 "retention": "" if retention is None else retention,
+                **({} if depths is None else {"depth": depths[agent]}),
                 "neighbours": int(neighbours[agent]),
                 "accuracy": round(float(evaluation.accuracy[agent]), 6),
                 **self.validation_of(agent),

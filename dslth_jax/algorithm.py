@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
-from dslth_jax.masks import pack, planes, unpack
+from dslth_jax.masks import PLANES, pack, planes, unpack
 
 
 class World(NamedTuple):
@@ -219,7 +219,8 @@ def layer_of(name: str) -> str:
     >>> layer_of("conv1/kernel/negative"), layer_of("conv1/kernel")
     ('conv1/kernel', 'conv1/kernel')
     """
-    return name.removesuffix("/positive").removesuffix("/negative")
+    layer, _, plane = name.rpartition("/")
+    return layer if plane in PLANES else name
 
 
 def mask_of(bits: Mapping[str, UInt8[Array, "..."]], name: str, like: Array) -> Float[Array, "..."]:
@@ -235,7 +236,7 @@ def mask_of(bits: Mapping[str, UInt8[Array, "..."]], name: str, like: Array) -> 
 
 def planes_of(bits: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The names under which messages have a layer's bits: one, two of ternary masks, or none."""
-    signed = (f"{name}/positive", f"{name}/negative")
+    signed = tuple(f"{name}/{plane}" for plane in PLANES)
     return (name,) if name in bits else signed if signed[0] in bits else ()
 
 

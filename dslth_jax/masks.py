@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
+PLANES = ("positive", "negative")  # of a ternary mask, as messages and files call them; no parameter may be called so
+
 
 def kept_entries(retention: float, size: int) -> int:
     """How many of a layer's `size` entries a retention in (0, 1] keeps: `size - int((1 - retention) * size)`.
@@ -261,7 +263,7 @@ def planes(mask: Array) -> dict[str, Bool[Array, "..."]]:
     >>> planes(jnp.array([1, 0, -1]))["negative"].tolist()
     [False, False, True]
     """
-    return {"positive": mask > 0, "negative": mask < 0}
+    return dict(zip(PLANES, (mask > 0, mask < 0), strict=True))
 
 
 def pack(mask: Array) -> UInt8[Array, "bytes"]:

@@ -243,6 +243,10 @@ def pooled(values):
             'must have a parameter that masks select from, got w: .* a parameter its role, such as roles = {"kernel"',
         ),
         (
+            lambda self, x: pooled(x) * self.param("positive", nn.initializers.ones, ()),
+            "must not have a parameter positive: planes of masks are called so, rename it",
+        ),
+        (
             lambda self, x: pooled(nn.BatchNorm(use_running_average=False)(x)),
             r"keeps a state \(batch_stats\), as nn.BatchNorm does, .*: take nn.GroupNorm instead",
         ),

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
 from dslth_jax.keys import key_of, reproducible
+from dslth_jax.masks import PLANES
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.operations import elu
@@ -263,6 +264,9 @@ def look_at(
             f"nn.GroupNorm instead, and keep constants in the collection frozen"
         )
     params = _by_name(shapes.get("params", {}))
+    for path in (*params, *_by_name(shapes.get("frozen", {}))):
+        if path.split("/")[-1] in PLANES:
+            raise ValueError(f"{name} must not have a parameter {path}: planes of masks are called so, rename it")
     roles = {}
     for path, leaf in params.items():
         if role := _role_of(owners.get(tuple(path.split("/")[:-1])), path, leaf):

@@ -12,6 +12,7 @@ from tiny import TinyNet, use_tiny_network
 
 import dslth_jax
 from dslth_jax.networks.network import network_of
+from dslth_jax.study.config.command import help_of
 from dslth_jax.study.results import predict
 from dslth_jax.study.results.folders import read_config, read_run
 from experiments import cifar
@@ -49,6 +50,13 @@ def folder_of(tmp_path_factory):
 def table_of(path):
     with path.open() as file:
         return list(csv.DictReader(file))
+
+
+def test_the_images_that_are_predicted_are_of_no_algorithm():
+    """A run's --images is another flag, of those who learn alone."""
+    said = help_of(predict.Predict, "dslth predict")
+    assert "--images" in said
+    assert "independent" not in said
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -229,7 +229,8 @@ def said_of(known: Setting) -> str:
             said.append(f"By {whose}: {', '.join(own)}.")
     if known.name == "algorithm":
         said.append("; ".join(f"{name}: {row.does}, sends {row.sends}" for name, row in ALGORITHMS.items()) + ".")
-    owners = owners_of(known.name)
+    # What must be said is no setting of a run, though one may be called so, such as --images.
+    owners = [] if known.default is dataclasses.MISSING else owners_of(known.name)
     said += [f"For {', '.join(owners)}."] if 0 < len(owners) < len(ALGORITHMS) else []
     return " ".join(said)
 

@@ -27,7 +27,7 @@ from dslth_jax.study.config.numbers import numbers_of, population_hyper
 from dslth_jax.study.config.resolve import network_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import devices, folders, report
-from dslth_jax.study.sweeping.grid import programs_of
+from dslth_jax.study.sweeping.grid import Sweep, axes_of, programs_of
 from dslth_jax.study.training.prepare import members_of
 from experiments import cifar
 
@@ -270,6 +270,11 @@ def test_every_seed_of_a_sweep_has_its_own_deal_in_one_program(monkeypatch):
         assert sorted(member.retentions) == [0.2] * 4 + [0.4] * 4
         kept = member.hyper.kept["conv"]["kernel"]
         assert (np.argsort(kept, kind="stable") == np.argsort(member.retentions, kind="stable")).all()
+
+
+def test_what_is_dealt_is_no_axis_of_a_grid():
+    with pytest.raises(ValueError, match="commas between values, and dealt: has some of its own: got retention=dealt"):
+        axes_of(Sweep(dataset="digits", agents=4, grid=("retention=dealt:0.2,0.4",)))
 
 
 def test_runs_of_fakes_end_with_what_each_class_of_device_came_to(tmp_path, monkeypatch, capsys):

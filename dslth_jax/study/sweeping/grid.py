@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dslth_jax.naming import nearest
+from dslth_jax.study.config.numbers import DEALT
 from dslth_jax.study.config.setting import Setting, flag, parts, read, setting
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
@@ -65,6 +66,8 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
     """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
     for name, values in spelled_axes("--grid", settings.grid, "NAME=VALUE,VALUE,... such as lr=3,10,30", settings):
+        if DEALT in values:
+            raise ValueError(f"--grid has commas between values, and {DEALT} has some of its own: got {name}={values}")
         axes[name] = [value_of(settings.known[name], word.strip()) for word in values.split(",")]
         if len(set(map(str, axes[name]))) < len(axes[name]):
             raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")

@@ -55,6 +55,8 @@ def through(stage: nn.Module, blocks: Sequence[nn.Module], stream: Flow) -> Flow
 def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:
     """The stream after a block of a stage, whose shortcut is the identity; a block without kept weights is absent.
 
+    All that the block is made of are masked kernels: frozen ones, such as biases, it must not have.
+
     Where agents go one after another, as on CPUs, nobody computes an absent block. Where several are computed at once,
     it takes the time of the others' and is left out of the result.
     """

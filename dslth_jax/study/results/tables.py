@@ -269,12 +269,15 @@ def facts(config: Row) -> list[tuple[str, str]]:
     varied, whose = said("augmentation ", get("augment")), "of all agents" if get("images") == "pooled" else None
     seen = [whose, varied, said("validation ", get("validation") or None)]
     policy = None if get("retention_policy") in (None, "fixed-linear") else f"policy {get('retention_policy')}"
+    unusual = {"width": (None, 1.0), "depth": (None,), "exits": (None, "last")}
+    network = [get("model"), *(said(f"{key} ", get(key)) for key, usual in unusual.items() if get(key) not in usual)]
+    ternary = "ternary masks" if get("mask") == "ternary" else None
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), *seen]),
         ("agents", [get("agents"), said("retention ", get("retention")), policy]),
         ("graph", [get("topology"), "directed" if get("directed") is True else None, *wires]),
-        ("algorithm", [get("algorithm"), said("preset ", get("preset"))]),
-        ("network", [get("model")]),
+        ("algorithm", [get("algorithm"), said("preset ", get("preset")), ternary]),
+        ("network", network),
         ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),
         ("rounds", [get("rounds"), said("seed ", get("seed"))]),
         ("device", of_device if device else [config.get("device")]),

@@ -34,7 +34,12 @@ def tiny_network(monkeypatch):
         pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 7, marks=pytest.mark.slow),
-        (architectures, ["--networks", "small,mlp", "--every", "2", "--steps", "mlp/local=0.1"], 6),
+        pytest.param(
+            architectures,
+            ["--networks", "small,mlp", "--every", "2", "--steps", "mlp/local=0.1"],
+            6,
+            marks=pytest.mark.slow,
+        ),
         pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
     ],
     ids=[

@@ -338,6 +338,10 @@ CASES = {
 # Slow, for each of their switches is in another case, too.
 AGAIN = ("proximal group lasso", "recomputed in the code's order", "dead scores", "adam, recomputed, silent rounds")
 AGAIN += ("the paper's order, exchange every second round", "force on revived scores, from the third round on")
+AGAIN += (
+    "one threshold for all layers, filter rule, scaled by the masks in use",
+    "ternary, a penalty on the fused scores",
+)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +363,7 @@ def test_several_rounds_equal_the_numpy_loops(x64, case):
         assert any((kept == 0).any() for kept in filters)
 
 
-@pytest.mark.parametrize("fusion", ["tensor", "force"])
+@pytest.mark.parametrize("fusion", [pytest.param("tensor", marks=pytest.mark.slow), "force"])
 def test_who_lacks_a_layer_neither_sends_it_nor_counts_in_its_mean(fusion, x64):
     """As agents of fewer residual blocks do, in every round: schedules leave nothing of nothing."""
     s, (controller, factors) = setting(lr=0.5), scheduled(setting())

@@ -318,6 +318,7 @@ def test_many_retentions_are_classed_by_quartile_and_one_is_no_class():
     assert (one["density"], one["multiply_adds"], one["sent_bits"]) == (None, None, None)
 
 
+@pytest.mark.slow
 def test_a_run_by_one_threshold_keeps_each_agents_number_and_its_models_load(tmp_path, monkeypatch, capsys):
     """Masks change their shares of layers from round to round, and nobody is alarmed."""
     use_tiny_network(monkeypatch)

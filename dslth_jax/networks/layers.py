@@ -1,6 +1,7 @@
-"""What the networks with norms are built of: convolutions that say which channels live, and layers of tokens."""
+"""What networks with norms are built of: convolutions that say which channels live, stages of blocks of which some may
+be absent, and layers of tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
@@ -52,13 +53,25 @@ def through(stage: nn.Module, blocks: Sequence[nn.Module], stream: Flow) -> Flow
     return stream
 
 
+class Stage(nn.Module):
+    """Blocks of one resolution; the first one has the stride, and is always there."""
+
+    block: Callable[..., nn.Module]  # of a stride and a name
+    blocks: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, stream: Stream) -> Stream:
+        strides = [self.stride] + [1] * (self.blocks - 1)
+        return through(self, [self.block(stride, name=f"block{n}") for n, stride in enumerate(strides, 1)], stream)
+
+
 def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:
     """The stream after a block of a stage, whose shortcut is the identity; a block without kept weights is absent.
 
-    All that the block is made of are masked kernels: frozen ones, such as biases, it must not have.
-
-    Where agents go one after another, as on CPUs, nobody computes an absent block. Where several are computed at once,
-    it takes the time of the others' and is left out of the result.
+    The block has masked kernels alone, and no frozen parameters such as biases. Where agents go one after another, as
+    on CPUs, nobody computes an absent block. Where several are computed at once, it is computed with those of the
+    others, and then left out.
     """
     own = stage.variables.get("params", {}).get(str(block.name))
     if own is None:  # the parameters are being made

@@ -10,7 +10,7 @@ from typing import ClassVar
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stream, all_live, scaled, through
+from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stage, Stream, all_live, scaled
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
 from dslth_jax.networks.residual import blocks_of
@@ -44,21 +44,6 @@ class InvertedResidual(nn.Module):
         return Stream(inner.values + stream.values, inner.live | stream.live)
 
 
-class Stage(nn.Module):
-    """Blocks of as many channels."""
-
-    features: int
-    expansion: int
-    blocks: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, stream: Stream) -> Stream:
-        strides = [self.stride] + [1] * (self.blocks - 1)
-        kind = partial(InvertedResidual, self.features, self.expansion)
-        return through(self, [kind(stride, name=f"block{n}") for n, stride in enumerate(strides, 1)], stream)
-
-
 class MobileNetV2(nn.Module):
     """MobileNetV2 with the usual strides for 32x32 images: 2,202,560 masked entries for 10 classes."""
 
@@ -71,7 +56,7 @@ class MobileNetV2(nn.Module):
     def __call__(self, values: Array) -> Array:
         stream = clipped(NormedConv(scaled(32, self.width, 4), side=3, name="stem")(all_live(values)))
         for number, (expansion, channels, blocks, stride) in enumerate(STAGES, 1):
-            features = scaled(channels, self.width, 4)
-            stream = Stage(features, expansion, blocks, stride, name=f"stage{number}")(stream)
+            block = partial(InvertedResidual, scaled(channels, self.width, 4), expansion)
+            stream = Stage(block, blocks, stride, name=f"stage{number}")(stream)
         stream = clipped(NormedConv(scaled(1280, self.width, 4), side=1, name="last")(stream))
         return Linear(self.classes, name="head")(global_average_pool(stream.values))

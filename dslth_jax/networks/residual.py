@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from dslth_jax.networks.layers import NormedConv, Stream, activated, all_live, scaled, through
+from dslth_jax.networks.layers import NormedConv, Stage, Stream, activated, all_live, scaled
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
 
@@ -51,21 +51,6 @@ class Block(nn.Module):
         return Stream(jnp.pad(fewer, ((0, 0), (0, 0), (0, 0), (0, further))), jnp.pad(live, (0, further)))
 
 
-class Stage(nn.Module):
-    """Blocks of one resolution."""
-
-    features: int
-    blocks: int
-    stride: int
-    projected: bool
-
-    @nn.compact
-    def __call__(self, stream: Stream) -> Stream:
-        strides = [self.stride] + [1] * (self.blocks - 1)
-        kind = partial(Block, self.features, projected=self.projected)
-        return through(self, [kind(stride, name=f"block{n}") for n, stride in enumerate(strides, 1)], stream)
-
-
 class ResNet(nn.Module):
     """A stem of 3x3 at full resolution, stages, the mean over all pixels, and a linear head.
 
@@ -86,7 +71,8 @@ class ResNet(nn.Module):
         stream, logits = activated(NormedConv(features[0], side=3, name="stem")(all_live(values))), []
         for number, own in enumerate(features, 1):
             stride = 1 if number == 1 else 2
-            stream = Stage(own, self.blocks, stride, self.projected, name=f"stage{number}")(stream)
+            block = partial(Block, own, projected=self.projected)
+            stream = Stage(block, self.blocks, stride, name=f"stage{number}")(stream)
             if self.exits or number == len(features):
                 head = Linear(self.classes, name=f"exit{number}" if number < len(features) else "head")
                 logits.append(head(global_average_pool(stream.values)))

@@ -111,18 +111,20 @@ class Ledger:
             self.coded_rounds += 1
         if key_frame:  # stands for itself alone
             assert lengths is not None, "key frames are always encoded"
-            self.coded_bits += float(np.dot(lengths, listeners))
-            self.coded_of_each = with_more(self.coded_of_each, np.array(lengths, np.float64) * listeners)
+            self.spend(np.array(lengths, np.float64) * listeners)
             return
         self.since += 1
         self.links, self.moments = added(self.links, listeners), added(self.moments, self.since * listeners)
         if lengths is not None:
             before = np.array(self.lengths or lengths, np.float64)
             growth = (np.array(lengths, np.float64) - before) / self.since
-            self.coded_bits += float(before @ np.array(self.links) + growth @ np.array(self.moments))
-            of_each = before * np.array(self.links) + growth * np.array(self.moments)
-            self.coded_of_each = with_more(self.coded_of_each, of_each)
+            self.spend(before * np.array(self.links) + growth * np.array(self.moments))
             self.lengths, self.links, self.moments, self.since = [*lengths], [], [], 0
+
+    def spend(self, of_each: Float[np.ndarray, "agents"]) -> None:
+        """Count so many coded bits of each agent."""
+        self.coded_bits += float(of_each.sum())
+        self.coded_of_each = (np.array(self.coded_of_each or np.zeros(len(of_each))) + of_each).tolist()
 
     def row(self) -> dict[str, Any]:
         """What a row of metrics says of it."""
@@ -156,11 +158,6 @@ class Ledger:
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
     """The sum for each agent, as a list, because it goes into a checkpoint's notes."""
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
-
-
-def with_more(total: list[float], more: Float[np.ndarray, "agents"]) -> list[float]:
-    """The same of numbers that are not whole."""
-    return (np.array(total or np.zeros(len(more))) + more).tolist()
 
 
 def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:

@@ -25,9 +25,10 @@ from torch import nn
 
 from dslth_jax import graphs, masks, population
 from dslth_jax.algorithm import with_names
-from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import network_by_name
+from dslth_jax.retention import kept_by_layer
 
 Tensor: TypeAlias = Any  # a torch tensor; loosely, for PyTorch may be missing where types are checked
 Arrays: TypeAlias = dict[str, np.ndarray]  # {layer: array}, layouts as in the library: HWIO, and (inputs, outputs)

@@ -16,9 +16,10 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     mixing          who hears whom: a sparse mixing matrix by its edges, of a matrix or a graph of one's own
     graphs          generators of such; graphs that change from round to round
     graph_report    what such a graph is like: degrees, connectedness, spectral gap
-    networks/       Network(init, apply): the zoo, its fast convolution, its cost; the only folder that imports flax
+    networks/       Network(init, apply): the zoo, its fast operations, its cost; the only folder that imports flax
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     retention       how many entries of each layer masks keep, by policy
+    depth           which residual blocks an agent lacks, and what it then does not send
     algorithms/     the paper's method and its rivals in that form, one file each; local descent
     links           what happens to messages on their way
     control         what sets the settings of each round

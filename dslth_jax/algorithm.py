@@ -256,7 +256,6 @@ def neighbour_mean(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..
     >>> neighbour_mean(heard, {"w": jnp.zeros(3), "head": jnp.zeros(1)})["w"].tolist()
     [0.0, 0.5, 1.0]
     """
-
     return mean_of_planes(heard, like, jnp.subtract)
 
 
@@ -266,7 +265,7 @@ def mean_kept(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
 
 
 def mean_of_planes(heard: Heard, like: PyTree[Array], join: Callable[..., Array]) -> PyTree[Float[Array, "..."]]:
-    """The mean of the neighbours' masks, of which `join` makes one of two planes; 0 of what nobody was heard of."""
+    """The mean of the neighbours' masks, 0 where nobody was heard; `join` makes one sum of a ternary mask's two planes."""
 
     def one(name: str, leaf: Array) -> Array:
         weight = weight_of(heard, name)

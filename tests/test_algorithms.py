@@ -22,13 +22,14 @@ from tiny import assert_same_numbers, heard_of, rows_of, slow_but, use_tiny_netw
 from dslth_jax import links, masks, population
 from dslth_jax.algorithm import Algorithm, mean_with_own, with_personal_layers
 from dslth_jax.algorithms import descent, dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, score_gossip
-from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, kept_by_layer, mce_pl
+from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, mce_pl
 from dslth_jax.codec import Receiver, Sender
 from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Topology, graph_of, metropolis
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Linear, draw_like, network_of
 from dslth_jax.population import Shares
+from dslth_jax.retention import erk_densities, erk_kept, kept_by_layer
 from dslth_jax.study.commands import sweep
 from dslth_jax.study.config.algorithms import ALGORITHMS, foreign_to
 from dslth_jax.study.config.numbers import population_hyper
@@ -75,7 +76,7 @@ def kept_of(name: str, retention=RETENTION):
     """Counts of every agent, for those algorithms that have them."""
     shapes = jax.eval_shape(NETWORK.init, jax.random.key(0))
     if name.startswith("dis-pfl"):
-        return stacked([dis_pfl.erk_kept(variables_of(*shapes), share) for share in retention])
+        return stacked([erk_kept(variables_of(*shapes), share) for share in retention])
     return stacked([kept_by_layer(shapes[0], NETWORK.roles, share) for share in retention])
 
 
@@ -787,7 +788,7 @@ def test_agents_of_one_data_set_stay_in_consensus(programs):
 def test_densities_of_layers_are_those_of_the_formula(density):
     """Proportional to sum over product where a layer is not full, and together as dense as is asked."""
     shapes = {"conv1": (5, 5, 3, 64), "conv2": (5, 5, 64, 128), "wide": (1024, 192), "last": (192, 10), "bias": (10,)}
-    found = dis_pfl.erk_densities(list(shapes.values()), density)
+    found = erk_densities(list(shapes.values()), density)
     expected = oracles.density_by_layer(shapes, density)
     np.testing.assert_allclose(found, [expected[layer] for layer in shapes], rtol=1e-12)
     sizes = [math.prod(shape) for shape in shapes.values()]
@@ -801,18 +802,18 @@ def test_densities_of_layers_are_those_of_the_formula(density):
 
 def test_two_layers_by_hand():
     """Of 64 and 4096 entries, ε/4 and ε/32 are kept: 0.1 · 4160 = ε (16 + 128), so that ε is 2.89 and none is full."""
-    np.testing.assert_allclose(dis_pfl.erk_densities([(8, 8), (64, 64)], 0.1), [416 / 144 / 4, 416 / 144 / 32])
+    np.testing.assert_allclose(erk_densities([(8, 8), (64, 64)], 0.1), [416 / 144 / 4, 416 / 144 / 32])
     # At 0.2 ε would be 5.8, so the small layer is full, and 0.2 · 4096 − 0.8 · 64 = ε 128.
-    np.testing.assert_allclose(dis_pfl.erk_densities([(8, 8), (64, 64)], 0.2), [1, (0.2 * 4096 - 0.8 * 64) / 4096])
-    assert dis_pfl.erk_kept({"small": np.zeros((8, 8)), "large": np.zeros((64, 64))}, 0.2) == {
+    np.testing.assert_allclose(erk_densities([(8, 8), (64, 64)], 0.2), [1, (0.2 * 4096 - 0.8 * 64) / 4096])
+    assert erk_kept({"small": np.zeros((8, 8)), "large": np.zeros((64, 64))}, 0.2) == {
         "large": 768,
         "small": 64,
     }
     for density in (0.0, 1.1):
         with pytest.raises(ValueError, match=r"density must lie in \(0, 1\], got"):
-            dis_pfl.erk_densities([(8, 8)], density)
+            erk_densities([(8, 8)], density)
     with pytest.raises(ValueError, match="keeps nothing of a layer"):
-        dis_pfl.erk_kept({"small": np.zeros((8, 8))}, 1e-3)
+        erk_kept({"small": np.zeros((8, 8))}, 1e-3)
 
 
 def test_dis_pfl_prunes_along_half_a_cosine():
@@ -1013,7 +1014,7 @@ def test_a_head_needs_a_step_and_so_does_all_else():
 def test_a_retention_is_a_density_of_all_parameters_for_dis_pfl():
     hyper, _ = population_hyper(resolve(Settings(algorithm="dis-pfl", agents=2, retention="0.2,0.6")), NETWORK)
     for agent, share in enumerate((0.2, 0.6)):
-        wanted = dis_pfl.erk_kept(variables_of(*jax.eval_shape(NETWORK.init, jax.random.key(0))), share)
+        wanted = erk_kept(variables_of(*jax.eval_shape(NETWORK.init, jax.random.key(0))), share)
         assert jax.tree.map(int, agent_of(hyper.kept, agent)) == wanted
 
 

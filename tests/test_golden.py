@@ -9,11 +9,12 @@ from asked import unpacked_layers
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import Heard, Message, World, by_name
-from dslth_jax.algorithms.mce_pl import Agent, Hyper, kept_by_layer, mce_pl
+from dslth_jax.algorithms.mce_pl import Agent, Hyper, mce_pl
 from dslth_jax.control import Control
 from dslth_jax.graphs import graph_of
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares, State
+from dslth_jax.retention import kept_by_layer
 
 # The trace's names of the masked layers, and ours.
 LAYERS = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "fc1": "linear1", "fc2": "linear2"}

@@ -24,7 +24,6 @@ from dslth_jax.algorithms.mce_pl import (
     MaskRule,
     batch_loss,
     fused_scores,
-    kept_by_layer,
     mce_pl,
     personal_masks,
     personal_model,
@@ -44,6 +43,7 @@ from dslth_jax.networks.network import Conv, Linear, network_of
 from dslth_jax.networks.operations import elu
 from dslth_jax.over_agents import default_chunk
 from dslth_jax.population import Shares
+from dslth_jax.retention import kept_by_layer
 from dslth_jax.skew import Skew
 from dslth_jax.study.config.spellings import schedule_of
 

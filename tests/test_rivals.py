@@ -9,10 +9,11 @@ import pytest
 
 from dslth_jax import masks, population
 from dslth_jax.algorithm import with_names
-from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
 from dslth_jax.graphs import graph_of
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.population import Shares
+from dslth_jax.retention import kept_by_layer
 
 torch = pytest.importorskip("torch", reason="PyTorch is needed only for what the library is compared with")
 

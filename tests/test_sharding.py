@@ -26,10 +26,11 @@ from jax.sharding import Mesh, PartitionSpec
 from tiny import TinyNet, assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax import population, sharding
-from dslth_jax.algorithms.mce_pl import Hyper, kept_by_layer, mce_pl
+from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
 from dslth_jax.networks.network import Linear, Network, network_of
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.population import Shares, State
+from dslth_jax.retention import kept_by_layer
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, over_devices
 from dslth_jax.study import commands as training_commands
 from dslth_jax.study.config.settings import Settings

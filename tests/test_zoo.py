@@ -13,10 +13,11 @@ from tiny import slow_but, use_tiny_network
 
 from dslth_jax.algorithm import World
 from dslth_jax.algorithms.fedpm import fedpm
-from dslth_jax.algorithms.mce_pl import Agent, MaskRule, kept_by_layer, personal_masks, personal_model
+from dslth_jax.algorithms.mce_pl import Agent, MaskRule, personal_masks, personal_model
 from dslth_jax.networks.layers import scaled
 from dslth_jax.networks.network import Network, draw_like, draw_weights, map_layers, uniform_by_fan_in
 from dslth_jax.networks.zoo import MODULES, network_by_name
+from dslth_jax.retention import kept_by_layer
 from experiments import cifar
 
 NEW = ("resnet18", "resnet20", "vgg11", "conv6", "mobilenetv2", "vit-tiny")

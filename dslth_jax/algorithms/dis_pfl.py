@@ -31,8 +31,6 @@ from dslth_jax.algorithms.descent import batch_loss, direction, in_turn, local_s
 from dslth_jax.algorithms.local import start_variables
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, draw_like
-from dslth_jax.retention import erk_densities as erk_densities
-from dslth_jax.retention import erk_kept as erk_kept
 
 GRADIENT_NORM = 10.0  # to which gradients are clipped
 

@@ -22,7 +22,6 @@ by retention, the retention is that of the majority.
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -65,14 +64,16 @@ def mask_mean(
         raise ValueError("mask_rule must not be across_layers: a majority keeps how many entries of a layer it does")
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
+    # Of what its own mask was to keep a majority keeps another number.
+    scales = mask_rule.scale_by_retention or mask_rule.scale_by_mask
+    scaled_by_mask = mask_rule._replace(scale_by_retention=False, scale_by_mask=scales)
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
         scores = scores_at_start(key, world, start_scores)
         return Agent(scores, rule.init(scores)), packed(masks.threshold(scores, hyper.kept))
 
     def majority_model(world: World, in_use: Scores) -> dict[str, Any]:
-        kept = jax.tree.map(lambda mask: jax.lax.stop_gradient(mask).sum().astype(jnp.int32), in_use)
-        return masked_model(world, kept, in_use, mask_rule)
+        return masked_model(world, None, in_use, scaled_by_mask)
 
     def send(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches

@@ -62,7 +62,6 @@ from dslth_jax.algorithms.descent import batch_loss
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, Role, draw_like, keep_whole, map_layers, uniform_by_fan_in
-from dslth_jax.retention import kept_by_layer as kept_by_layer
 from dslth_jax.retention import shared_out
 
 

@@ -265,7 +265,7 @@ def mean_kept(heard: Heard, like: PyTree[Array]) -> PyTree[Float[Array, "..."]]:
 
 
 def mean_of_planes(heard: Heard, like: PyTree[Array], join: Callable[..., Array]) -> PyTree[Float[Array, "..."]]:
-    """The mean of the neighbours' masks, 0 where nobody was heard; `join` makes one sum of a ternary mask's two planes."""
+    """The mean of the neighbours' masks, 0 where nobody was heard; `join` makes one of a ternary mask's two sums."""
 
     def one(name: str, leaf: Array) -> Array:
         weight = weight_of(heard, name)

@@ -22,7 +22,8 @@ from tiny import assert_same_numbers, heard_of, rows_of, slow_but, use_tiny_netw
 from dslth_jax import links, masks, population
 from dslth_jax.algorithm import Algorithm, mean_with_own, with_personal_layers
 from dslth_jax.algorithms import descent, dis_pfl, dsgd, fedmrn, fedpm, independent, local, mask_mean, score_gossip
-from dslth_jax.algorithms.mce_pl import Hyper, MaskRule, mce_pl
+from dslth_jax.algorithms.masked import MaskRule
+from dslth_jax.algorithms.mce_pl import Hyper, mce_pl
 from dslth_jax.codec import Receiver, Sender
 from dslth_jax.evaluation import evaluate
 from dslth_jax.graphs import Topology, graph_of, metropolis

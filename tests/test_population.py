@@ -19,15 +19,8 @@ from tiny import heard_of
 
 from dslth_jax import control, links, masks, population
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Message, by_name, planes_of, with_personal_layers
-from dslth_jax.algorithms.mce_pl import (
-    Hyper,
-    MaskRule,
-    batch_loss,
-    fused_scores,
-    mce_pl,
-    personal_masks,
-    personal_model,
-)
+from dslth_jax.algorithms.masked import MaskRule, personal_masks, personal_model
+from dslth_jax.algorithms.mce_pl import Hyper, batch_loss, fused_scores, mce_pl
 from dslth_jax.depth import with_layers_had
 from dslth_jax.evaluation import SAMPLED, evaluate
 from dslth_jax.graphs import (

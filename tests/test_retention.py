@@ -19,7 +19,7 @@ from tiny import use_tiny_network
 
 from dslth_jax import load, masks
 from dslth_jax.algorithm import World, by_name
-from dslth_jax.algorithms.mce_pl import MaskRule, personal_model
+from dslth_jax.algorithms.masked import MaskRule, personal_model
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import draw_like, signed_constant
 from dslth_jax.retention import POLICIES, erk_densities, kept_by_policy, shared_out

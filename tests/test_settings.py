@@ -14,7 +14,8 @@ from tiny import use_tiny_network
 
 from dslth_jax import augment
 from dslth_jax.algorithms import local
-from dslth_jax.algorithms.mce_pl import Hyper, MaskRule
+from dslth_jax.algorithms.masked import MaskRule
+from dslth_jax.algorithms.mce_pl import Hyper
 from dslth_jax.networks.zoo import network_by_name
 from dslth_jax.schedules import constant
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, Row, table, with_own_settings

@@ -13,7 +13,8 @@ from tiny import slow_but, use_tiny_network
 
 from dslth_jax.algorithm import World
 from dslth_jax.algorithms.fedpm import fedpm
-from dslth_jax.algorithms.mce_pl import Agent, MaskRule, personal_masks, personal_model
+from dslth_jax.algorithms.masked import MaskRule, personal_masks, personal_model
+from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.networks.layers import scaled
 from dslth_jax.networks.network import Network, draw_like, draw_weights, map_layers, uniform_by_fan_in
 from dslth_jax.networks.zoo import MODULES, network_by_name

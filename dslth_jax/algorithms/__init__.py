@@ -10,6 +10,7 @@ fedmrn          weights, told to neighbours by masks of random noise, and mixed
 fedpm           probabilistic masks, averaged
 local           weights, nobody heard
 descent         what several of them share: one local step of an optimizer
+masked          what those share that learn masks by scores: from scores to masks to kept weights
 consensus       what two of them share: how neighbours pull at scores
 """
 

@@ -24,7 +24,8 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, mean_with_own, packed, with_names
 from dslth_jax.algorithms.consensus import Scores
 from dslth_jax.algorithms.descent import batch_loss, local_steps
-from dslth_jax.algorithms.mce_pl import Agent, masked_model
+from dslth_jax.algorithms.masked import masked_model
+from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.keys import reproducible
 from dslth_jax.networks.network import Network, draw_like, keep_whole
 

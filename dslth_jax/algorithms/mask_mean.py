@@ -29,7 +29,8 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, mean_with_own, packed
 from dslth_jax.algorithms.consensus import Scores
 from dslth_jax.algorithms.descent import batch_loss, local_steps
-from dslth_jax.algorithms.mce_pl import AS_IN_CODE, Agent, MaskRule, masked_model, scores_at_start
+from dslth_jax.algorithms.masked import AS_IN_CODE, MaskRule, masked_model, scores_at_start
+from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 

@@ -36,7 +36,7 @@ from dslth_jax import masks
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_name, own_signs, sum_of_signs, with_names
 from dslth_jax.algorithms import mce_pl
 from dslth_jax.algorithms.consensus import Scores, pull, told
-from dslth_jax.algorithms.mce_pl import AS_IN_CODE, MaskRule
+from dslth_jax.algorithms.masked import AS_IN_CODE, MaskRule, scores_at_start
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 
@@ -118,7 +118,7 @@ def score_gossip(
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: Message, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
         del key, batches
-        start = told(mce_pl.scores_at_start(world.key, world, "shared"), ternary)
+        start = told(scores_at_start(world.key, world, "shared"), ternary)
 
         def after(name: str, known: Array) -> Array:
             return jnp.where(heard.spoke, known + own_signs(carry, name, known.shape), known)

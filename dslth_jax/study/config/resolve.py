@@ -11,7 +11,7 @@ from typing import Any
 import optax
 
 from dslth_jax.algorithm import Algorithm, with_personal_layers
-from dslth_jax.algorithms.mce_pl import MaskRule
+from dslth_jax.algorithms.masked import MaskRule
 from dslth_jax.depth import with_layers_had
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name

@@ -87,3 +87,37 @@ def scheduled(schedules: PyTree[Any] | None) -> Controller:
         return None, at(hyper, round + 1)
 
     return Controller(init, update)
+
+
+def chain(*controllers: Controller) -> Controller:
+    """One controller after the other: the first one gets the run's own values, each further one what the one before has
+    made of them; its memory is all of theirs.
+
+    >>> init, update = chain(constant(), scheduled(lambda round: 1 / (1 + round)))
+    >>> memory, first = init(8.0)
+    >>> float(first), float(update(memory, 8.0, 0, {}, None, None)[1])
+    (8.0, 4.0)
+    """
+
+    def init(hyper: PyTree[Array]) -> tuple[tuple[Any, ...], PyTree[Array]]:
+        memories = []
+        for controller in controllers:
+            memory, hyper = controller.init(hyper)
+            memories.append(memory)
+        return tuple(memories), hyper
+
+    def update(
+        memory: tuple[Any, ...],
+        hyper: PyTree[Array],
+        round: Int[Array, ""],
+        info: dict[str, Any],
+        seconds: Float[Array, "agents"] | None,
+        axis: str | None,
+    ) -> tuple[tuple[Any, ...], PyTree[Array]]:
+        memories = []
+        for controller, own in zip(controllers, memory, strict=True):
+            remembered, hyper = controller.update(own, hyper, round, info, seconds, axis)
+            memories.append(remembered)
+        return tuple(memories), hyper
+
+    return Controller(init, update)

@@ -1,13 +1,15 @@
 """Budgets from round to round: what sets every agent's traced settings. The population's world.
 
-A `Controller` is two pure functions inside the compiled program. It always gets the run's own values, so that its
+A `Controller` is pure functions inside the compiled program. It always gets the run's own values, so that its
 changes do not compound. Counts and step sizes are traced, and nothing recompiles.
-To add one, write its factory here.
+Those that set budgets by simulated time stand in `budgets`.
 """
 
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
-from jaxtyping import Array, Float, Int, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dslth_jax.schedules import at_round
 
@@ -53,11 +55,21 @@ class Update(Protocol):
         ...
 
 
+class Speaks(Protocol):
+    """Who sends in a round."""
+
+    def __call__(self, memory: Any, round: Int[Array, ""]) -> Bool[Array, "agents"]:
+        """Whether each agent sends in the round of this number, from 0, if it is one of exchange. Of who does not,
+        neighbours hear again what it sent last, which costs nothing."""
+        ...
+
+
 class Controller(NamedTuple):
-    """Two functions of the population's world."""
+    """Functions of the population's world."""
 
     init: Start
     update: Update
+    speaks: Speaks | None = None  # None: everybody sends in every round of exchange
 
 
 def constant() -> Controller:
@@ -120,4 +132,8 @@ def chain(*controllers: Controller) -> Controller:
             memories.append(remembered)
         return tuple(memories), hyper
 
-    return Controller(init, update)
+    def speaks(memory: tuple[Any, ...], round: Int[Array, ""]) -> Bool[Array, "agents"]:
+        pairs = zip(controllers, memory, strict=True)
+        return reduce(jnp.logical_and, [own.speaks(one, round) for own, one in pairs if own.speaks])
+
+    return Controller(init, update, speaks if any(own.speaks for own in controllers) else None)

@@ -1,6 +1,5 @@
 """The driver: one round of everyone. The only place that draws batches and exchanges."""
 
-from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +8,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, Key, UInt8
 
-from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World, layer_of
+from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
+from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
+from dslth_jax.message_sizes import chosen, holds_anything, message_bits, sizes_of
 from dslth_jax.mixing import Graph, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.over_agents import count_of, over_agents, update_agents
@@ -23,7 +24,8 @@ from dslth_jax.skew import Skew, see
 
 
 class State(NamedTuple):
-    """Everything that goes from round to round. All leaves but those of links and round have a leading agents axis."""
+    """Everything that goes from round to round. Leaves have a leading agents axis, but those of links, round and
+    clock."""
 
     agents: Any  # what each agent carries
     heard: Heard  # what each heard in the last round of exchange
@@ -31,6 +33,7 @@ class State(NamedTuple):
     links: Any  # what the links remember
     control: Control  # the settings of the round that ran last, and of the next
     round: Int[Array, ""]
+    clock: Times | None = None  # simulated time, where anybody simulates it
 
 
 class Shares(NamedTuple):
@@ -88,6 +91,7 @@ def init(
     agents: int,
     link: Link | None = None,
     controller: Controller | None = None,
+    clock: Clock | None = None,
     chunk: int | None = None,
     axis: str | None = None,
 ) -> State:
@@ -109,7 +113,8 @@ def init(
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
     as_sent = {*nothing.masks} == {*sent.masks} and {*nothing.values} == {*sent.values}
     heard = exchange(everybody, graph, numbers, nothing, chunk) if as_sent else nothing
-    return State(started, heard, sent, links, Control(memory, first, first), jnp.int32(0))
+    control, times = Control(memory, first, first), None if clock is None else begin(clock)
+    return State(started, heard, sent, links, control, jnp.int32(0), times)
 
 
 def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, world: World) -> tuple[Heard, Graph]:
@@ -139,6 +144,7 @@ def round(
     exchange_from: int | Int[Array, ""] = 1,
     link: Link | None = None,
     controller: Controller | None = None,
+    clock: Clock | None = None,
     augment: Augment | None = None,
     chunk: int | None = None,
     axis: str | None = None,
@@ -159,6 +165,7 @@ def round(
             nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
         link: what happens to messages on their way; None is `links.perfect()`.
         controller: what sets the settings of each round; None is `control.constant()`.
+        clock: how long a round takes whom; who is late is heard with what it sent before. None simulates no time.
         augment: what is made of each minibatch's images before anybody learns from them, such as `augment.crop`; None
             leaves them as they are.
         chunk: see `over_agents`.
@@ -203,62 +210,60 @@ def round(
         send, state.agents, numbers, now, state.heard, *own, chunk=chunk
     )
 
+    always = all(isinstance(setting, int) and setting == 1 for setting in (exchange_every, exchange_from))
+    due = (state.round + 1 >= exchange_from) & ((state.round + 1) % exchange_every == 0)
+    speaking = None if controller.speaks is None else controller.speaks(state.control.memory, state.round)
+    told = message if speaking is None else chosen(speaking, message, state.sent)
+    times, timed = state.clock, None
+    if clock is not None:
+        times, timed = timed_lap(clock, state, now, message, speaking, graph, world, algorithm.start_known, due, axis)
+
     def speak() -> tuple[Heard, Heard, Message, Any, Array]:
-        everybody = from_all_devices(message, axis)
+        arrived = told if timed is None else chosen(~timed.late, told, state.sent)
+        everybody = from_all_devices(arrived, axis)
         memory, behind, arriving, sent = link.transmit(round_key(world, LINKS), state.links, graph, everybody)
         heard = exchange(arriving, behind, numbers, state.heard, chunk)
-        return heard, heard, message, memory, sent[numbers]
+        sent = sent[numbers] if speaking is None else jnp.where(speaking, sent[numbers], 0)
+        return heard, heard, told, memory, sent
 
     def stay_silent() -> tuple[Heard, Heard, Message, Any, Array]:
         nothing = jax.tree.map(jnp.zeros_like, state.heard)._replace(own=state.heard.own)
         return nothing, state.heard, state.sent, state.links, jnp.zeros(numbers.size, jnp.int32)
 
-    always = all(isinstance(setting, int) and setting == 1 for setting in (exchange_every, exchange_from))
-    due = (state.round + 1 >= exchange_from) & ((state.round + 1) % exchange_every == 0)
     if not holds_anything(message):
         heard_now, heard, sent, memory, links = stay_silent()
     else:
         heard_now, heard, sent, memory, links = speak() if always else lax.cond(due, speak, stay_silent)
     agents, received_info = update_agents(receive, agents, numbers, now, carry, heard_now, *own, chunk=chunk)
     info = {**sent_info, **received_info, **sizes_of(message, state.sent), "listeners": links}
-    remembered, to_come = controller.update(state.control.memory, hyper, state.round, info, None, axis)
-    return State(agents, heard, sent, memory, Control(remembered, now, to_come), state.round + 1), info
+    info |= {} if timed is None else timed._asdict()
+    seconds = None if timed is None else timed.seconds
+    remembered, to_come = controller.update(state.control.memory, hyper, state.round, info, seconds, axis)
+    return State(agents, heard, sent, memory, Control(remembered, now, to_come), state.round + 1, times), info
 
 
-def holds_anything(message: Message) -> bool:
-    """Whether messages of this form have any layer at all."""
-    return bool(message.masks or message.values)
-
-
-def sizes_of(message: Message, before: Message) -> dict[str, Any]:
-    """How much is in everybody's messages, and how many of their bits differ from those sent before.
-
-    `kept` counts by layer how many of each agent's bits are 1 (of a ternary mask those of both planes), `flipped` how
-    many differ from those that the agent sent last, and `floats` the values (where bits go with values, those that the
-    bits keep). `flipped` and `floats` are None where no message has any. A layer that a message lacks does not count;
-    `has` says which it holds, None all of them.
-    """
-
-    def held(name: str, counts: Array) -> Array:
-        return counts if message.has is None else jnp.where(message.has[name], counts, 0)
-
-    kept: dict[str, Array] = {}
-    for name, bits in message.masks.items():
-        layer, own = layer_of(name), held(name, ones(bits))
-        kept[layer] = kept[layer] + own if layer in kept else own  # of ternary masks there are two planes
-    flips = [held(name, ones(bits ^ before.masks[name])) for name, bits in message.masks.items()]
-    floats = [kept.get(name, held(name, every(values))) for name, values in message.values.items()]
-    return {
-        "kept": kept,
-        "flipped": reduce(jnp.add, flips) if flips else None,
-        "floats": reduce(jnp.add, floats) if floats else None,
-        "has": message.has,
-    }
-
-
-def every(values: Array) -> Int[Array, "agents"]:
-    """How many entries each agent has in an array with a leading agents axis."""
-    return jnp.full(values.shape[0], values[0].size, jnp.int32)
+def timed_lap(
+    clock: Clock,
+    state: State,
+    hyper: Any,
+    message: Message,
+    speaking: Bool[Array, "agents"] | None,
+    graph: Graph,
+    world: World,
+    start_known: bool,
+    due: Bool[Array, ""],
+    axis: str | None,
+) -> tuple[Times, Lap]:
+    """How long the round takes this device's agents, with these messages on their way over the links of the graph."""
+    assert state.clock is not None
+    agents, numbers = len(graph.own), agent_numbers(count_of(state.agents), axis)
+    bits, links = jnp.zeros(numbers.size), links_of(graph, agents)[numbers]
+    if holds_anything(message):
+        entries = unpacked(jax.tree.map(lambda leaf: leaf[0], message), world)
+        sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}
+        bits = message_bits(message, state.sent, sizes, start_known | (state.clock.exchanges > 0))
+    exchanging = jnp.broadcast_to(due, links.shape) if speaking is None else due & speaking
+    return lap(clock, state.clock, hyper, bits, links, exchanging, lambda own: from_all_devices(own, axis))
 
 
 def exchange(
@@ -317,12 +322,3 @@ def draw(
     order = jnp.lexsort((jax.random.bits(key, (capacity,)), slots >= size))
     positions = jnp.arange(batch_size)
     return indices[order[jnp.minimum(positions, capacity - 1)]], positions < size
-
-
-def ones(bits: UInt8[Array, "agents bytes"]) -> Int[Array, "agents"]:
-    """How many ones each agent's packed bits hold.
-
-    >>> ones(jnp.array([[0b101, 0b1], [0, 0b11]], jnp.uint8)).tolist()
-    [3, 2]
-    """
-    return jnp.sum(jnp.bitwise_count(bits), axis=1, dtype=jnp.int32)

@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from dslth_jax.algorithm import Batch, belongs_to, with_names
+from dslth_jax.algorithm import Batch, belongs_to, by_name, with_names
 from dslth_jax.networks.network import Network
 
 Parameters: TypeAlias = PyTree[Float[Array, "..."]]
+BINS = 64  # powers of two by which squared gradients are counted
 Number: TypeAlias = float | Float[Array, ""]
 # (parameters, sample) -> (what is descended, the loss that is reported)
 Loss: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -109,3 +110,24 @@ def in_turn(parameters: Parameters, head: Collection[str], steps: int) -> PyTree
         return of_head if any(belongs_to(name, layer) for layer in head) else ~of_head
 
     return with_names(one, parameters)
+
+
+def squares_of(optimizer: optax.OptState, step: Parameters) -> dict[str, Float[Array, "2 bins"]]:
+    """The spectrum of squared gradients of each layer, from an optimizer's state and its last direction."""
+    squares = optax.tree.get(optimizer, "nu", None)
+    squares = jax.tree.map(jnp.square, step) if squares is None else squares
+    return {name: spectrum(leaf) for name, leaf in by_name(squares).items()}
+
+
+def spectrum(squares: Float[Array, "..."]) -> Float[Array, "2 bins"]:
+    """How many entries of a layer have a g² between two powers of two, and the sum of these; one agent's world. What is
+    below 2^-63 counts in the first bin, and 1 and all above in the last.
+
+    >>> of_layer = spectrum(jnp.array([0.3, 0.25, 2.0]))
+    >>> of_layer[0, 61:].tolist(), round(float(of_layer[1, 61]), 3)
+    ([2.0, 0.0, 1.0], 0.55)
+    """
+    flat = squares.reshape(-1)
+    bins = jnp.clip(jnp.frexp(flat)[1] - 1 + BINS - 1, 0, BINS - 1)
+    zeros = jnp.zeros(BINS, flat.dtype)
+    return jnp.stack([zeros.at[bins].add(1), zeros.at[bins].add(flat)])

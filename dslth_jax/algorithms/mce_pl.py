@@ -111,6 +111,7 @@ def mce_pl(
     force_momentum: float = 0.0,
     mask_sent: Literal["fused", "own"] = "fused",
     mask_rule: MaskRule = AS_IN_CODE,
+    tells_squares: bool = False,
     optimizer: optax.GradientTransformation | None = None,
 ) -> Algorithm:
     """MCE-PL on `network`. Defaults are those of the authors' code.
@@ -131,6 +132,8 @@ def mce_pl(
             told their own opinion again; with a force these are the same. Own masks of shared scores start as
             Thres(|z|; r), others at random, both known from the seed.
         mask_rule: see `MaskRule`.
+        tells_squares: the diagnostics of `send` hold `squares`, the spectrum of squared gradients of each layer (see
+            `descent.spectrum`): of the optimizer's mean of them where it has one, else of the last direction.
         optimizer: makes each gradient a direction; the step size multiplies outside. None is plain descent. A reused
             gradient is the direction of the step; a recomputed one passes through the optimizer like any other.
     """
@@ -210,15 +213,18 @@ def mce_pl(
     ) -> tuple[Agent, Any, Message, dict[str, Array]]:
         del key
         agent, step, loss = local_steps(world, hyper, agent, heard, batches)
+        told: dict[str, Any] = {"loss": loss}
+        if tells_squares:
+            told["squares"] = descent.squares_of(agent.optimizer, step)
         if by_force:
             message = packed(own_masks(hyper, agent.scores), mask_rule.ternary)
-            return agent, message.masks, message, {"loss": loss}
+            return agent, message.masks, message, told
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
         sent = alive(agent.scores, mask_rule) if mask_sent == "own" else fused(hyper, agent.scores, heard)
         message = packed(personal_masks(sent, hyper.kept, roles, mask_rule), mask_rule.ternary)
-        return agent, carry, message, {"loss": loss}
+        return agent, carry, message, told
 
     def receive(
         key: Key[Array, ""],

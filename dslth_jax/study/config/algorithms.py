@@ -60,6 +60,7 @@ class Row(NamedTuple):
     bits: Literal["", "masks", "changes", "changes of a round"] = ""
     by_scores: bool = False  # whether masks keep the largest scores: it then takes a mask rule and a retention policy
     policies: tuple[str, ...] = POLICIES  # of retention, which it can follow then
+    tells_squares: bool = False  # whether its factory takes the switch `tells_squares`
     defaults: Mapping[str, Any] = {}  # in the place of the preset's
     by_rounds: bool = False  # whether what it does in a round depends on how many there are to be
     own: type | None = None  # a frozen dataclass of settings that it brings, a group of --help by the class's name
@@ -76,7 +77,7 @@ class Row(NamedTuple):
 ALGORITHMS: dict[str, Row] = {
     "mce-pl": Row(
         mce_pl.mce_pl, mce_pl.Hyper, does="the paper's method", sends="a mask", bits="masks",
-        by_scores=True,
+        by_scores=True, tells_squares=True,
         switches=(
             "fusion", "force_momentum", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight",
             "group_lasso_form", "penalty_on", "start_scores",
@@ -90,7 +91,7 @@ ALGORITHMS: dict[str, Row] = {
     ),
     "independent": Row(
         independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,
-        switches=("group_lasso_form", "start_scores"), further=(*_of_masks, *_alone),
+        tells_squares=True, switches=("group_lasso_form", "start_scores"), further=(*_of_masks, *_alone),
     ),
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",

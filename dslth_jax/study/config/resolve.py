@@ -17,6 +17,7 @@ from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
+from dslth_jax.study.config.budget import check_budget
 from dslth_jax.study.config.numbers import depths_of, numbers_of
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
@@ -29,6 +30,7 @@ NAMES: dict[str, Mapping[str, Any]] = {
     "preset": PRESETS,
     "model": MODULES,
     "augment": spellings.AUGMENTATIONS,
+    "controller": spellings.CONTROLLERS,
 }
 
 
@@ -86,7 +88,7 @@ def idle(known: Setting, given: Any) -> Any:
 
 def check(settings: Settings) -> None:
     """Raise a ValueError if settings as they are given make no sense."""
-    for check_some in (check_each, check_folder, check_together, check_links, check_processes):
+    for check_some in (check_each, check_folder, check_together, check_links, check_budget, check_processes):
         check_some(settings)
 
 
@@ -276,6 +278,8 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
             across_layers=settings.retention_policy == "global",
             scale_by_mask=settings.weights == "self-scaled",
         )
+    if settings.controller == "prunefl":
+        switches["tells_squares"] = True
     personal = spellings.layers_of(settings.personal_layers or "none", network)
     if settings.head_order == "head-first":
         switches["head_first"] = personal

@@ -205,6 +205,35 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
+class Budget:
+    """What devices and links can do, in simulated time, and what sets budgets by it."""
+
+    bandwidth: str | None = setting(None, traced=True)
+    """Simulate time over links of so many Mbit/s: constant:M, lognormal:MEDIAN:SPREAD (another each second),
+    markov:GOOD:BAD:LEAVE:BACK (chances a second), collapse:M:SECONDS:THEN, a file of seconds and Mbit/s, or a folder of
+    such files, dealt in turn. None simulates no time."""
+    device_speed: float | str = setting(1e10, bounds="[1, 1e+18]", traced=True)
+    """Multiply-adds a second of agents' devices: a number, one an agent as for --retention, low:high or dealt:LIST. A
+    training step counts as three forward passes."""
+    device_sparse: bool = False
+    """Count multiply-adds of kept entries only, as on a device that skips all others; else those of the dense
+    network."""
+    deadline: float | None = setting(None, bounds="(0, 1e+09]", unit="seconds", traced=True)
+    """Seconds after which a round ends: who is not done is heard a round late. None waits for the slowest, or where the
+    controller goes by a deadline, takes 0.8 times the median time of the first exchange."""
+    controller: str = "none"
+    """What sets budgets after each exchange: none, deadline (retention by time over deadline), balance (equal times at
+    the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) or
+    period (slow agents send less often)."""
+    controller_gain: float = setting(0.5, bounds="(0, 1]", traced=True)
+    """Exponent with which deadline and balance correct retentions."""
+    retention_bounds: str = setting("0.05:0.9", traced=True)
+    """Between which a controller keeps retentions, low:high."""
+    retention_jump: float = setting(0.05, bounds="(0, 1]", traced=True)
+    """Most that a controller changes a retention in a round."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """How long, on what, and what is left behind."""
 
@@ -239,7 +268,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Run, Method, Population, Data):
+class Settings(Run, Budget, Method, Population, Data):
     """Train a population of agents by personal binary masks over one shared random network, or by a rival method.
 
     A number of the method can follow a schedule over the rounds: VALUE@cosine[:END], VALUE@step:EVERY[:FACTOR],

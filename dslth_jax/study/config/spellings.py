@@ -15,15 +15,18 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dslth_jax import augment, graphs, partition, schedules, skew
+from dslth_jax import augment, bandwidth, budgets, graphs, partition, schedules, skew
 from dslth_jax.algorithm import belongs_to
 from dslth_jax.augment import Augment
+from dslth_jax.bandwidth import Trace
+from dslth_jax.control import Controller
 from dslth_jax.mixing import Topology, metropolis
 from dslth_jax.naming import nearest
 from dslth_jax.networks.network import Network
 from dslth_jax.partition import Partition
 from dslth_jax.schedules import Schedule
 from dslth_jax.skew import Skew
+from dslth_jax.study.data.bandwidth_files import read_bandwidths
 from dslth_jax.study.data.graph_files import read_graph
 
 
@@ -41,6 +44,11 @@ PARTITIONS["owner"] = partition.owned
 SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
 AUGMENTATIONS: dict[str, Augment | None] = {"none": None} | by_name(augment.crop, augment.flip_crop)
 SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
+
+BANDWIDTHS = by_name(bandwidth.constant, bandwidth.lognormal, bandwidth.markov, bandwidth.collapse)
+CONTROLLERS: dict[str, Callable[..., Controller] | None] = {"none": None} | by_name(
+    budgets.deadline, budgets.balance, budgets.bandit, budgets.prunefl, budgets.period
+)
 
 
 def topology_of(spelling: str, agents: int, seed: int, *, directed: bool = False, mixing: str = "uniform") -> Topology:
@@ -93,6 +101,18 @@ def skew_of(spelling: str, agents: int) -> Skew:
     [0.0, 90.0, 180.0, 270.0, 0.0]
     """
     return made("--feature-skew", spelling, SKEWS, agents=agents)
+
+
+def bandwidth_of(spelling: str, agents: int, seed: int) -> Trace:
+    """The population's bandwidths of a spelling such as "constant:10" or "lognormal:10:0.5", or of a file or a folder.
+
+    >>> bandwidth_of("constant:10", 2, seed=0).rates.tolist()
+    [[10.0], [10.0]]
+    """
+    if spelling.partition(":")[0] not in BANDWIDTHS and os.path.exists(spelling):  # noqa: PTH110, which takes any name
+        return bandwidth.recorded(agents, read_bandwidths(Path(spelling)))
+    also = ", or a file or folder of bandwidths that exists"
+    return made("--bandwidth", spelling, BANDWIDTHS, also, agents=agents, seed=seed)
 
 
 def schedule_of(spelling: str, rounds: int) -> Schedule:

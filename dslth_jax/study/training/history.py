@@ -34,6 +34,9 @@ class Tally:
     seconds: float = 0.0
     losses: list[float] = dataclasses.field(default_factory=list)  # since the last row
     flip_rate: float | None = None
+    simulated: float | None = None  # seconds, where time is simulated
+    idle: list[float] = dataclasses.field(default_factory=list)  # of each agent, simulated seconds
+    late: list[int] = dataclasses.field(default_factory=list)  # of each agent, exchanges
 
     def add(self, info: dict[str, Any], bits: Int[np.ndarray, "agents"], seconds: float) -> None:
         """Count one round, in which agents had so many bits to send."""
@@ -41,6 +44,11 @@ class Tally:
         self.losses.append(float(info["loss"].mean(dtype=np.float64)))
         if info["flipped"] is not None:
             self.flip_rate = float(info["flipped"].mean(dtype=np.float64)) / max(float(bits.mean()), 1.0)
+        if "idle" in info:
+            agents = len(info["idle"])
+            self.simulated = (self.simulated or 0.0) + float(info["length"][0])
+            self.idle = np.add(self.idle or [0.0] * agents, info["idle"], dtype=np.float64).tolist()
+            self.late = np.add(self.late or [0] * agents, info["late"], dtype=np.int64).tolist()
 
     def row(self, round: int, evaluation: Evaluation, validation: Accuracies | None = None) -> dict[str, Any]:
         """The row of metrics after `round`; losses start anew. `validation` are accuracies on what agents hold back: a
@@ -57,6 +65,8 @@ class Tally:
             **({} if validation is None else validated(validation)),
             "density": None if evaluation.density is None else float(np.mean(evaluation.density, dtype=np.float64)),
             "flip_rate": self.flip_rate,
+            "simulated_seconds": self.simulated,
+            "idle_seconds": None if self.simulated is None else float(np.mean(self.idle or 0.0)),
         }
 
 
@@ -82,7 +92,8 @@ class History:
         self.maskable, self.message = shapes
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         alone = bool(sizes) and not self.message.values
-        self.tally, self.ledger = Tally(), Ledger(sizes, len(self.message.scales), masks_alone=alone)
+        self.tally = Tally(simulated=None if prepared.budget is None else 0.0)
+        self.ledger = Ledger(sizes, len(self.message.scales), masks_alone=alone)
         self.held = prepared.held(prepared.train)
         self.tested = tested = prepared.held(prepared.tests)
         self.pairs = pairs_of(self.held)
@@ -130,13 +141,28 @@ class History:
     ) -> None:
         """Add a row; `validation` as in `Tally.row`."""
         self.evaluation_seconds += seconds
+        prepared = self.prepared
         if self.failure is None:
             self.evaluation, self.validation = evaluation, validation
             alike = agreement_row(evaluation.masks, self.maskable, self.pairs)
             alike |= spread_row(evaluation.magnitudes, self.maskable, self.pairs)
-            counted = self.tally.row(round, evaluation, validation) | alike | self.ledger.row()
+            mean = None if prepared.budget is None else float(np.mean(self.retentions()))
+            counted = self.tally.row(round, evaluation, validation) | {"retention_mean": mean} | alike
+            counted |= self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
+
+    def retentions(self) -> Float[np.ndarray, "agents"]:
+        """The share of its convolutions' entries that each agent was to keep in the last round, before the first one of
+        the run's own settings; of all layers where there are none. Of an algorithm without retentions it is 1."""
+        kept = self.wanted if self.wanted is not None else getattr(self.prepared.hyper, "kept", None)
+        roles = self.prepared.network.roles
+        counts = {name: own for name, own in by_name(kept).items() if name in roles} if kept is not None else {}
+        of_role = {name: own for name, own in counts.items() if roles[name] == "convolution"} or counts
+        if not of_role or self.prepared.costs is None:
+            return np.ones(self.prepared.agents)
+        entries = sum(self.prepared.costs.entries[name] for name in of_role)
+        return np.sum([np.asarray(own, np.float64) for own in of_role.values()], axis=0) / entries
 
     def take_warnings(self) -> list[str]:
         """The symptoms since the last call."""
@@ -204,10 +230,19 @@ class History:
                 "density": "" if evaluation.density is None else round(float(evaluation.density[agent]), 6),
                 "balanced_accuracy": round(float(balanced[agent]), 6),
                 "multiply_adds": "" if work is None else work[agent],
+                **self.timed(agent),
                 "sent_bits": self.ledger.sent_by(agent),
             }
             for agent, retention in enumerate(prepared.retentions)
         ]
+
+    def timed(self, agent: int) -> dict[str, Any]:
+        """What agents.csv says of an agent's simulated time, where there is any."""
+        tally = self.tally
+        if tally.simulated is None or not tally.idle:
+            return {}
+        kept = round(float(self.retentions()[agent]), 6)
+        return {"idle_seconds": round(tally.idle[agent], 6), "late": tally.late[agent], "retention_at_end": kept}
 
     def class_rows(self) -> list[dict[str, Any]]:
         """The rows of classes.csv, after the last evaluation: those classes that any agent is tested on."""

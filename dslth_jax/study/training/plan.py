@@ -23,6 +23,7 @@ from dslth_jax.population import Shares
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.system.machine import PACKAGES, numerics
 from dslth_jax.study.training import memory, processes
+from dslth_jax.study.training.budget import Budget, Costs
 from dslth_jax.study.training.ledger import Course
 
 
@@ -56,6 +57,8 @@ class Prepared(NamedTuple):
     algorithm: Algorithm
     hyper: Any  # the algorithm's traced settings; leaves with an agents axis
     schedules: Any  # of the same structure: the schedule of each
+    budget: Budget | None  # what sets simulated time, and budgets by it; None where nothing does
+    costs: Costs | None  # and what takes this time
     agent_chunk: int | None  # agents computed at once on each device, if that is asked for
     devices: int | None  # over which agents are spread, if that is asked for
     footprint: Callable[[int], dict[str, int]]  # bytes on each of so many devices; traced once

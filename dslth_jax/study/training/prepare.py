@@ -31,6 +31,7 @@ from dslth_jax.study.data.form import Dataset
 from dslth_jax.study.data.lists import read_classes, read_owners
 from dslth_jax.study.system.machine import check_machine
 from dslth_jax.study.training import memory, processes
+from dslth_jax.study.training.budget import budget_of, costs_of
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
 
@@ -97,6 +98,8 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
+        budget=(budget := budget_of(settings)),
+        costs=costs_of(settings, network, image_shape, batch_size) if budget else None,
         failing=failing,
         fails=fails,
         links=links,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, Float, UInt32
 
-from dslth_jax import control, population, sharding
+from dslth_jax import population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.keys import key_of, reproducible
@@ -23,11 +23,13 @@ from dslth_jax.population import Shares, State
 from dslth_jax.sharding import AXIS, EVERYWHERE, SHARES, SPREAD, STATE, of_several
 from dslth_jax.study.system.console import warn
 from dslth_jax.study.system.machine import cache_folder
+from dslth_jax.study.training.budget import Budget, clock_of, controller_of, places_of, with_steps
 from dslth_jax.study.training.plan import Plan
 
 # Where things belong that every member has its own of.
 EACH, AGENTS_OF_EACH, STATES, HELD = of_several((EVERYWHERE, SPREAD, STATE, SHARES))
 HELD = HELD._replace(images=EVERYWHERE, labels=EVERYWHERE)
+FOR_CONTROLLERS = ("deadline", "exchanged", "squares")  # diagnostics that nobody else reads
 
 
 class Own(NamedTuple):
@@ -38,6 +40,7 @@ class Own(NamedTuple):
     graph: Graph
     link_drop: Float[Array | np.ndarray, "*members"]  # how often a message is lost
     hyper: Any  # leaves with an agents axis
+    budget: Budget | None = None  # what sets simulated time, where anybody simulates it
 
 
 class Programs(NamedTuple):
@@ -63,7 +66,7 @@ def compile_programs(plan: Plan) -> Programs:
     network, algorithm, rounds = first.network, first.algorithm, first.course.rounds
     keep_programs(first.settings.compilation_cache)
     failing = any(member.fails for member in plan.members)
-    driven: dict[str, Any] = {"controller": control.scheduled(first.schedules), "chunk": plan.chunk, "axis": AXIS}
+    driven: dict[str, Any] = {"chunk": plan.chunk, "axis": AXIS}
     steps = driven | {name: getattr(first, name) for name in ("batch_size", "local_steps", "augment")}
     steps |= {name: getattr(first.course, name) for name in ("exchange_every", "exchange_from")}
     # Members are one more axis of what maps over agents.
@@ -74,6 +77,11 @@ def compile_programs(plan: Plan) -> Programs:
         link = chain(*first.links, *([first.failing(jnp.asarray(own.link_drop))] if failing else []))
         return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
+    def budgets(own: Own) -> dict[str, Any]:
+        clock = clock_of(own.budget, first.costs) if own.budget and first.costs else None
+        controller = controller_of(first.settings.controller, first.schedules, own.budget, first.costs)
+        return {"clock": clock, "controller": controller}
+
     def draw(seeds: jax.Array) -> Any:
         return for_each(lambda seed: population.draw_weights(network, key_of(seed)), seeds)
 
@@ -81,7 +89,9 @@ def compile_programs(plan: Plan) -> Programs:
         def one(own: Own) -> State:
             world, graph, link = scene(own, 0)
             agents = first.agents // mesh.shape[AXIS]
-            return population.init(algorithm, world, own.hyper, graph, agents=agents, link=link, **driven)
+            return population.init(
+                algorithm, world, own.hyper, graph, agents=agents, link=link, **budgets(own), **driven
+            )
 
         return for_each(one, owns)
 
@@ -89,8 +99,11 @@ def compile_programs(plan: Plan) -> Programs:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> tuple[State, dict[str, Any]]:
             world, graph, link = scene(own, state.round)
             shares = Shares(train.images, train.labels, *held)
-            state, info = population.round(algorithm, world, own.hyper, state, shares, graph, link=link, **steps)
-            return state, {**info, "wanted": getattr(state.control.used, "kept", None)}
+            state, info = population.round(
+                algorithm, world, own.hyper, state, shares, graph, link=link, **budgets(own), **steps
+            )
+            told = {name: own for name, own in info.items() if name not in FOR_CONTROLLERS}
+            return state, {**told, "wanted": getattr(state.control.used, "kept", None)}
 
         return population.update_agents(one, states, owns, train[2:], chunk=plan.together)
 
@@ -111,7 +124,7 @@ def compile_programs(plan: Plan) -> Programs:
 
         return for_each(one, states, owns)
 
-    where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH)
+    where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH, of_several(places_of(first.budget)))
     draw = sharding.over_devices(draw, mesh, (EACH,), EACH)
     start = sharding.over_devices(start, mesh, (where,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, where, HELD), (STATES, AGENTS_OF_EACH))
@@ -174,6 +187,11 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
     a leading axis; edges and samples are padded to the most that any has."""
     members = plan.members
     edges = max(len(member.topology.graph.senders) for member in members)
+    steps = (
+        max(member.budget.devices.bandwidth.ends.shape[1] for member in members if member.budget)
+        if members[0].budget
+        else 0
+    )
 
     def stack(trees: list[Any]) -> Any:
         return jax.tree.map(lambda *leaves: filled(np.stack(leaves), plan), *trees)
@@ -188,7 +206,8 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
     owns = []
     for one in members:
         seed, link_drop = np.array(one.seed, np.uint32), np.array(one.link_drop, np.float32)
-        owns.append(Own(seed, None, with_edges(one.topology.graph, edges), link_drop, one.hyper))
+        budget = one.budget and with_steps(one.budget, steps)
+        owns.append(Own(seed, None, with_edges(one.topology.graph, edges), link_drop, one.hyper, budget))
     held_back = [one.validation for one in members if one.validation]
     train, tests = samples([one.train for one in members]), samples([one.tests for one in members])
     return stack(owns), train, tests, samples(held_back) if held_back else None

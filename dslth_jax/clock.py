@@ -1,0 +1,113 @@
+"""A simulated clock: how long a round takes each agent's device and link, and whose message comes too late. Ours.
+
+    τ_i = work_i / speed_i + Σ over its links of bits_i / R_i(t)
+
+An agent works, then sends its message over one link after the other at the bandwidth that its device has at that time.
+Bits are an estimate that a compiled program can make: of a layer of n entries n · H2(p), where p is the share of bits
+that differ from those sent last, in the first message the share of ones; the ledger counts real messages. A round ends
+when the slowest is done, or at the deadline: who is not done by then is late, and neighbours hear what it sent before.
+What it sends now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the
+round and the settings.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from dslth_jax.bandwidth import Trace, seconds_to_send
+from dslth_jax.mixing import Graph
+
+OF_MEDIAN = 0.8  # the deadline that is left out, as a share of the median τ of the first exchange
+
+
+class Devices(NamedTuple):
+    """What agents' devices can do. Leaves carry a leading agents axis."""
+
+    speed: Float[Array | np.ndarray, "agents"]  # multiply-adds a second
+    bandwidth: Trace
+
+
+class Clock(NamedTuple):
+    """What takes time in a round. The population's world."""
+
+    work: Callable[[Any], Float[Array, "agents"]]  # multiply-adds of a round, by the settings of that round
+    devices: Devices
+    # Seconds that a round may take; infinite for none, 0 for `OF_MEDIAN` of the median τ of the first exchange.
+    deadline: Float[Array, ""]
+
+
+class Times(NamedTuple):
+    """What goes from round to round, common to all."""
+
+    now: Float[Array, ""]  # simulated seconds so far
+    deadline: Float[Array, ""]  # in force in the next round
+    exchanges: Int[Array, ""]  # so far
+
+
+class Lap(NamedTuple):
+    """One round of the clock; leaves with a leading agents axis."""
+
+    seconds: Float[Array, "agents"]  # τ
+    idle: Float[Array, "agents"]  # from when an agent was done to the end of the round
+    late: Bool[Array, "agents"]
+    exchanged: Bool[Array, "agents"]  # whether it sent
+    deadline: Float[Array, "agents"]  # that was in force, the same for all
+    length: Float[Array, "agents"]  # of the round, the same for all
+
+
+def begin(clock: Clock) -> Times:
+    """Before the first round."""
+    deadline = jnp.asarray(clock.deadline)
+    return Times(jnp.zeros_like(deadline), jnp.where(deadline > 0, deadline, jnp.inf), jnp.int32(0))
+
+
+def lap(
+    clock: Clock,
+    times: Times,
+    hyper: Any,
+    bits: Float[Array, "agents"],
+    links: Int[Array, "agents"],
+    exchanging: Bool[Array, "agents"],
+    gather: Callable[[Array], Array] = lambda own: own,
+) -> tuple[Times, Lap]:
+    """The next round: its times, and how it goes for each agent.
+
+    Args:
+        clock: its devices are those of the agents at hand.
+        times: from the round before.
+        hyper: the settings of the round, which say what there is to do.
+        bits: of each agent's message.
+        links: over how many each sends it.
+        exchanging: who sends in this round; others are not late.
+        gather: everybody's numbers, from those of the agents at hand.
+    """
+    computing = clock.work(hyper).astype(times.now.dtype) / clock.devices.speed
+    sent = jnp.where(exchanging, bits * links, 0).astype(times.now.dtype)
+    sending = jax.vmap(seconds_to_send)(clock.devices.bandwidth, times.now + computing, sent)
+    seconds = computing + sending
+    everybody = gather(seconds)
+    length = jnp.minimum(jnp.max(everybody), times.deadline)
+    anybody = jnp.any(gather(exchanging))
+    known = (clock.deadline > 0) | ~anybody | (times.exchanges > 0)
+    deadline = jnp.where(known, times.deadline, OF_MEDIAN * jnp.median(everybody))
+    own = Lap(
+        seconds,
+        jnp.maximum(length - seconds, 0),
+        exchanging & (seconds > times.deadline),
+        exchanging,
+        *(jnp.broadcast_to(common, seconds.shape) for common in (times.deadline, length)),
+    )
+    return Times(times.now + length, deadline, times.exchanges + anybody), own
+
+
+def links_of(graph: Graph, agents: int) -> Int[Array, "agents"]:
+    """Over how many links each agent of the graph sends.
+
+    >>> links_of(Graph(jnp.array([0, 0, 1]), jnp.array([1, 2, 0]), jnp.ones(3), jnp.ones(3)), 3).tolist()
+    [2, 1, 0]
+    """
+    return jnp.zeros(agents, jnp.int32).at[jnp.asarray(graph.senders)].add(jnp.asarray(graph.weights) != 0)

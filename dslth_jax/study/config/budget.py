@@ -1,0 +1,71 @@
+"""Checks and numbers of the settings of simulated time."""
+
+import contextlib
+
+import numpy as np
+from jaxtyping import Float
+
+from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.numbers import numbers_in
+from dslth_jax.study.config.setting import described, flag, within
+from dslth_jax.study.config.settings import Budget, Settings
+
+GO_BY_DEADLINE = ("deadline", "period")  # controllers
+OF_CONTROLLERS = ("controller_gain", "retention_bounds", "retention_jump")
+
+
+def check_budget(settings: Settings) -> None:
+    """Raise a ValueError if the flags of simulated time, as they are given, make no sense together."""
+    given, controller = [name for name in described(Budget) if name in settings.given], settings.controller
+    if settings.bandwidth is None:
+        for name in given:
+            raise ValueError(f"{flag(name)} needs --bandwidth, such as constant:10: say it, or leave {flag(name)} out")
+        return
+    row = ALGORITHMS[settings.algorithm]
+    retains = controller not in ("none", "period")
+    for name in (name for name in OF_CONTROLLERS if name in given and not retains):
+        raise ValueError(
+            f"{flag(name)} needs a --controller that sets retentions, got {controller}: say one, such as deadline, or "
+            f"leave {flag(name)} out"
+        )
+    if retains and not row.by_scores:
+        having = ", ".join(name for name, one in ALGORITHMS.items() if one.by_scores)
+        raise ValueError(
+            f"--controller {controller} sets retentions of masks of scores, with --algorithm {having}, got "
+            f"{settings.algorithm}: leave it out"
+        )
+    if controller == "prunefl" and not row.tells_squares:
+        having = " or ".join(name for name, one in ALGORITHMS.items() if one.tells_squares)
+        raise ValueError(f"--controller prunefl needs --algorithm {having}, got {settings.algorithm}: take another")
+    by_deadline = controller in GO_BY_DEADLINE or settings.deadline is not None
+    if by_deadline and row.bits.startswith("changes"):
+        what = f"--controller {controller}" if controller in GO_BY_DEADLINE else "--deadline"
+        raise ValueError(
+            f"{what} lets messages come late, and --algorithm {settings.algorithm} adds up all that a neighbour has "
+            f"ever sent, at once: leave it out"
+        )
+    if controller == "period" and row.sends == "nothing":
+        raise ValueError(f"--controller period needs messages, and --algorithm {settings.algorithm} sends none")
+    bounds_of(settings)
+    speeds_of(settings)
+
+
+def bounds_of(settings: Settings) -> tuple[float, float]:
+    """Between which a controller keeps retentions; a ValueError where that makes no sense."""
+    with contextlib.suppress(ValueError):
+        low, high = map(float, settings.retention_bounds.split(":"))
+        if 0 < low <= high <= 1:
+            return low, high
+    raise ValueError(
+        f"--retention-bounds must be LOW:HIGH in (0, 1], such as 0.05:0.9, got {settings.retention_bounds}"
+    )
+
+
+def speeds_of(settings: Settings) -> Float[np.ndarray, "agents"]:
+    """Multiply-adds a second of each agent's device; a ValueError where one leaves its bounds."""
+    speeds = numbers_in("device_speed", str(settings.device_speed), settings.agents, settings.seed)
+    bounds = described(Budget)["device_speed"].bounds
+    if not (inside := within(speeds, bounds)).all():
+        agent = int(np.argmin(inside))
+        raise ValueError(f"--device-speed must be in {bounds}, got {speeds[agent]:g} for agent {agent}")
+    return speeds

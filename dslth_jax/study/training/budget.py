@@ -1,0 +1,143 @@
+"""From settings to a simulated clock and a controller: their traced numbers, and what they are built of."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from dslth_jax import control
+from dslth_jax.algorithm import by_name
+from dslth_jax.budgets import Cost, Limits, prunefl
+from dslth_jax.clock import Clock, Devices
+from dslth_jax.control import Controller
+from dslth_jax.keys import key_of
+from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
+from dslth_jax.networks.network import Network
+from dslth_jax.sharding import EVERYWHERE, SPREAD
+from dslth_jax.study.config.budget import GO_BY_DEADLINE, bounds_of, speeds_of
+from dslth_jax.study.config.numbers import numbers_of
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.spellings import CONTROLLERS, bandwidth_of
+
+TRAINING = 3  # forward passes that a training step takes as long as
+
+
+class Budget(NamedTuple):
+    """The traced numbers of one run's clock and controller."""
+
+    devices: Devices
+    deadline: Any  # seconds, as `Clock` has it
+    limits: Limits | None  # None where nothing sets retentions
+
+
+def places_of(budget: Budget | None) -> Any:
+    """Where these numbers lie: what is an agent's, and what is common."""
+    spread: Any = SPREAD
+    common: Any = EVERYWHERE
+    limits = Limits(spread, spread, spread, common, common)
+    return budget and Budget(spread, common, budget.limits and limits)
+
+
+def with_steps(budget: Budget, steps: int) -> Budget:
+    """The same numbers, with traces of so many steps: those they lack end where they begin. Host side."""
+    trace = budget.devices.bandwidth
+    more = [(0, 0), (0, steps - trace.ends.shape[1])]
+    longer = trace._replace(ends=np.pad(trace.ends, more, mode="edge"), rates=np.pad(trace.rates, more))
+    return budget._replace(devices=budget.devices._replace(bandwidth=longer))
+
+
+class Costs(NamedTuple):
+    """What takes time in a run, static: how often a round multiplies by each entry of a layer, and how many it has."""
+
+    passes: dict[str, int]  # multiply-adds of a round by an entry
+    entries: dict[str, int]
+    movable: dict[str, int]  # entries of the layers that are not always kept whole
+    sparse: bool  # whether entries that are not kept take no time
+    masked: bool  # whether agents say how many they keep
+
+
+def costs_of(settings: Settings, network: Network, image_shape: tuple[int, int, int], batch_size: int) -> Costs:
+    """The costs of resolved settings; a ValueError where a layer's multiply-adds cannot be seen."""
+    try:
+        positions = positions_of(network, image_shape)
+    except ValueError as error:
+        raise ValueError(f"--bandwidth simulates what devices compute, and {error}: leave it out") from None
+    masked, _ = jax.eval_shape(network.init, key_of(0))
+    steps = settings.local_steps + (settings.fine_tune_gradient == "recomputed")
+    passes = {name: TRAINING * batch_size * steps * number for name, number in positions.items()}
+    entries = sizes_of(masked)
+    movable = {name: size for name, size in entries.items() if network.roles[name] != "depthwise"}
+    return Costs(passes, entries, movable, settings.device_sparse, bool(numbers_of(settings).get("retention")))
+
+
+def budget_of(settings: Settings) -> Budget | None:
+    """The traced numbers of resolved settings; None where no time is simulated. A ValueError on bad input."""
+    if settings.bandwidth is None:
+        return None
+    agents, own = settings.agents, numbers_of(settings).get("retention")
+    trace = bandwidth_of(settings.bandwidth, agents, settings.seed)
+    devices = Devices(speeds_of(settings).astype(np.float32), trace)
+    needed = 0.0 if settings.controller in GO_BY_DEADLINE else np.inf
+    deadline = np.float32(needed if settings.deadline is None else settings.deadline)
+    if settings.controller in ("none", "period") or own is None:
+        return Budget(devices, deadline, None)
+    low, high = bounds_of(settings)
+    several = [own.values, np.full(agents, low), np.full(agents, high), settings.retention_jump]
+    limits = Limits(*(np.array(one, np.float32) for one in [*several, settings.controller_gain]))
+    return Budget(devices, deadline, limits)
+
+
+def clock_of(budget: Budget, costs: Costs) -> Clock:
+    """The clock of one run. Inside a compiled program, with the budget's numbers traced."""
+
+    def work(hyper: Any) -> Float[Array, "agents"]:
+        agents = budget.devices.speed.shape
+        kept = by_name(hyper.kept) if costs.masked and costs.passes.keys() <= by_name(hyper.kept).keys() else {}
+        total = jnp.zeros(agents)
+        for name, passes in costs.passes.items():
+            size = jnp.full(agents, costs.entries[name]) if name not in kept else kept[name]
+            size = size if costs.sparse or name not in kept else jnp.where(size > 0, costs.entries[name], 0)
+            total = total + float(passes) * size
+        return total
+
+    return Clock(work, budget.devices, jnp.asarray(budget.deadline))
+
+
+def controller_of(name: str, schedules: Any, budget: Budget | None, costs: Costs | None) -> Controller:
+    """The controller of one run: its schedules, and behind them what sets budgets by time, if anything does."""
+    scheduled, makes = control.scheduled(schedules), CONTROLLERS[name]
+    if makes is None or budget is None or costs is None:
+        return scheduled
+    if budget.limits is None:
+        return control.chain(scheduled, makes())
+    given: dict[str, Any] = {"limits": budget.limits, "entries": costs.movable}
+    if makes is prunefl:
+        given["cost"] = cost_of_entries(budget, costs)
+    return control.chain(scheduled, makes(**given))
+
+
+def cost_of_entries(budget: Budget, costs: Costs) -> Cost:
+    """What an entry of each layer takes of a round: what the device computes with it, if that is so, and its part of
+    what is not computing, which all kept entries share alike."""
+
+    def cost(kept: dict[str, Any], seconds: Float[Array, "agents"]) -> dict[str, Float[Array, "agents"]]:
+        clock = clock_of(budget, costs._replace(masked=False))
+        whole = clock.work(None) if not costs.sparse else sum(costs.passes[name] * kept[name] for name in kept)
+        sending = jnp.maximum(seconds - whole / budget.devices.speed, 0)
+        total = jnp.maximum(sum(kept[name] for name in costs.movable), 1)
+        speed = jnp.asarray(budget.devices.speed)
+        computing = {name: costs.sparse * costs.passes[name] / speed for name in costs.movable}
+        return {name: computing[name] + sending / total for name in costs.movable}
+
+    return cost
+
+
+def least_seconds(budget: Budget, costs: Costs) -> Float[np.ndarray, "agents"]:
+    """What each agent's device computes for in a round at the least, whatever it sends. Host side."""
+    share = 0.0
+    if costs.sparse and budget.limits is not None:
+        share = float(np.min(budget.limits.low))
+    kept = {name: size * (share if costs.sparse else 1) for name, size in costs.entries.items()}
+    return np.asarray(multiply_adds(costs.passes, kept), np.float64) / np.asarray(budget.devices.speed, np.float64)

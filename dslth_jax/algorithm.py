@@ -71,6 +71,9 @@ class Heard(NamedTuple):
     own: Float[Array, ""]  # the weight of one's own value in a mean
     spoke: Bool[Array, ""]  # whether this was a round of exchange; an agent may hear nobody in such a round too
     scales: Mapping[str, Float[Array, ""]] = {}  # of all neighbours that were heard, weighted, where layers have any
+    # By layers that have masks, how much these keep: the neighbours' weight by the share of entries that they keep, in
+    # equal intervals, and this weight times how many they keep.
+    levels: Mapping[str, Float[Array, "2 levels"]] = {}
 
 
 class Init(Protocol):

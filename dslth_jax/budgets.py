@@ -150,7 +150,7 @@ def bandit(limits: Limits, entries: Entries, *, arms: int = 8, hold: int = 5, di
     """
     agents = limits.own.shape[0]
     width = (limits.high - limits.low)[:, None] / arms
-    middles = limits.low[:, None] + width * (jnp.arange(arms) + 0.5)
+    middles = limits.low[:, None] + width * (jnp.arange(arms)[None] + 0.5)
     zeros = jnp.zeros((agents, arms), limits.own.dtype)
     first = jnp.argmin(jnp.abs(middles - limits.own[:, None]), axis=1)
     none = jnp.zeros(agents, jnp.int32)

@@ -11,14 +11,21 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
 from dslth_jax.algorithm import Heard, Message, World, by_name, layer_of
+from dslth_jax.message_sizes import ones
 from dslth_jax.mixing import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
+LEVELS = 32  # intervals of shares of entries that neighbours' masks keep
 SUMMED_AT_ONCE = 12  # neighbours whose weights are summed together, by measurement
 
 
 def hear(
-    messages: Message, graph: Graph, receiver: Int[Array, ""], like: Message, weights: Mapping[str, Array] | None = None
+    messages: Message,
+    graph: Graph,
+    receiver: Int[Array, ""],
+    like: Message,
+    weights: Mapping[str, Array] | None = None,
+    kept: Mapping[str, Array] | None = None,
 ) -> Heard:
     """One row of the product: what `receiver` has of its neighbours' masks and values, in a round of exchange.
 
@@ -32,6 +39,7 @@ def hear(
         receiver: an agent's number.
         like: one message with its masks unpacked, to give the layers' shapes.
         weights: of the edges, layer by layer, from `edge_weights`; None computes them.
+        kept: how many entries each agent keeps of every layer, from `kept_of_layers`; None counts them.
 
     >>> import numpy as np
     >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8), np.ones(3, np.float32))
@@ -46,6 +54,7 @@ def hear(
     if graph.receivers.shape[0] == 0:
         return nothing
     weights = edge_weights(messages, graph) if weights is None else weights
+    kept = kept_of_layers(messages) if kept is None else kept
     # Edges lie sorted by receiver, so its own are one stretch of them.
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
@@ -58,7 +67,39 @@ def hear(
         values=sum_of_values(nothing.values, messages.values, edges) if messages.values else nothing.values,
         weight=total_weight(nothing.weight, edges),
         scales=total_weight(nothing.scales, scaled),
+        levels=levels_of(nothing.levels, kept, edges, {layer_of(name): leaf.size for name, leaf in like.masks.items()}),
     )
+
+
+def kept_of_layers(messages: Message) -> dict[str, Int[Array, "agents"]]:
+    """How many entries each agent's masks keep of every layer, of ternary ones with either sign."""
+    kept: dict[str, Array] = {}
+    for name, bits in messages.masks.items():
+        if name not in messages.scales:
+            kept[layer_of(name)] = kept.get(layer_of(name), 0) + ones(bits)
+    return kept
+
+
+def levels_of(
+    zeros: Mapping[str, Float[Array, "2 levels"]],
+    kept: Mapping[str, Int[Array, "agents"]],
+    edges: "Edges",
+    sizes: Mapping[str, int],
+) -> dict[str, Float[Array, "2 levels"]]:
+    """`Heard.levels` of one receiver, in arrays like `zeros`; layers have `sizes` entries."""
+
+    def add_neighbours(step: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        senders, weights = edges.several(step)
+        of_layer = {layer_of(name): weight for name, weight in weights.items()}
+
+        def add_layer(name: str, total: Array) -> Array:
+            weight, count = of_layer[name].astype(total.dtype), kept[name][senders].astype(total.dtype)
+            level = jnp.minimum((count * (LEVELS / sizes[name])).astype(jnp.int32), LEVELS - 1)
+            return total.at[:, level].add(jnp.stack([weight, weight * count]))
+
+        return {name: add_layer(name, total) for name, total in totals.items()}
+
+    return lax.fori_loop(0, edges.steps(), add_neighbours, dict(zeros)) if zeros else {}
 
 
 class Edges(NamedTuple):
@@ -247,6 +288,11 @@ def silence(like: Message, senders: int, graph: Graph) -> Heard:
         own=jnp.ones((), jnp.result_type(graph.own)),
         spoke=jnp.array(False),
         scales=jax.tree.map(jnp.zeros_like, dict(like.scales)),
+        levels={
+            layer_of(name): jnp.zeros((2, LEVELS), jnp.result_type(graph.own))
+            for name in like.masks
+            if name not in like.scales
+        },
     )
 
 

@@ -12,7 +12,7 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
 from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of
 from dslth_jax.control import Control, Controller, constant
-from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
+from dslth_jax.exchange import as_planes, edge_weights, hear, kept_of_layers, present_first, silence, unpacked
 from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
 from dslth_jax.message_sizes import chosen, holds_anything, message_bits, sizes_of
@@ -273,14 +273,14 @@ def exchange(
     if not holds_anything(messages):
         return heard
     graph = present_first(graph, count_of(messages))
-    weights = edge_weights(messages, graph)
+    weights, kept = edge_weights(messages, graph), kept_of_layers(messages)
 
     # Take planes, in the order in which bits are packed, so that counts are written at once to where they belong.
     planes = heard._replace(masks={name: as_planes(counts) for name, counts in heard.masks.items()})
     like = jax.tree.map(lambda leaf: leaf[0], Message(planes.masks, planes.values, scales=planes.scales))
 
     def listen(_: Heard, number: Array) -> tuple[Heard, None]:
-        return hear(messages, graph, number, like, weights), None
+        return hear(messages, graph, number, like, weights, kept), None
 
     new = update_agents(listen, planes, receivers, chunk=chunk)[0]
     return jax.tree.map(lambda leaf, old: leaf.reshape(old.shape), new, heard)

@@ -274,8 +274,11 @@ class Population:
             owners = [j for j in self.hears[agent] if (j, layer) not in self.switches.lacking]
             if layer in self.switches.personal or not owners:
                 continue
-            heard, kept = self.heard[agent][layer], own[layer]
-            f = (heard - kept) if self.switches.ternary else (heard - heard.mean()) - (kept - kept.mean())
+            f, weights = self.heard[agent][layer] - own[layer], self.mixing[agent]
+            if not self.switches.ternary:  # beside one's own masks at the retentions of those whom one hears
+                sent = {j: self.sent[j][layer] for j in owners}
+                apart = sum(weights[j] * (m - threshold(self.alive(z), int(m.sum()))) for j, m in sent.items())
+                f = (apart - apart.mean()) / sum(weights[j] for j in owners)
             momentum = self.switches.force_momentum
             f = self.lasting[agent][layer] = momentum * self.lasting[agent][layer] + (1 - momentum) * f
             self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f, self.switches.ternary)
@@ -298,7 +301,7 @@ class Population:
         if self.rounds >= first and self.rounds % every == 0:
             self.sent = messages
             self.hear(mixing)
-            self.hears = [np.flatnonzero(row) for row in mixing]
+            self.hears, self.mixing = [np.flatnonzero(row) for row in mixing], mixing
             if self.switches.fusion == "force":
                 for agent, s in enumerate(settings):
                     self.force(agent, s, messages[agent])

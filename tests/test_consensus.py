@@ -12,7 +12,7 @@ from dslth_jax import links, masks
 from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_signs
 from dslth_jax.algorithms import consensus
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, pulled
-from dslth_jax.exchange import hear, present_first
+from dslth_jax.exchange import LEVELS, hear, present_first
 from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
 
@@ -29,14 +29,19 @@ def mask_of(scores, count):
 
 def heard_from(mask, weight=1.0):
     """What an agent hears of one neighbour, or of several that keep the same."""
-    return heard_of(weight, jax.tree.map(lambda leaf: weight * leaf, mask))
+
+    def level_of(leaf):
+        kept, level = jnp.sum(leaf), (jnp.mean(leaf) * LEVELS).astype(int)
+        return jnp.zeros((2, LEVELS)).at[:, level].set(weight * jnp.stack([jnp.ones_like(kept), kept]))
+
+    heard = heard_of(weight, jax.tree.map(lambda leaf: weight * leaf, mask))
+    return heard._replace(levels={name: level_of(leaf) for name, leaf in mask.items()})
 
 
-def moved_by(scores, own, heard, strength=1.0, spoke=True):
+def moved_by(scores, heard, strength=1.0, spoke=True):
     """Scores after the force, and the steps that are left to count."""
-    sent = {name: masks.pack(leaf) for name, leaf in own.items()}
     agent = Agent(scores, None, jnp.asarray(0.5))
-    after = jax.jit(pulled)(Hyper({}, force=strength), agent, sent, heard._replace(spoke=jnp.array(spoke)))
+    after = jax.jit(pulled)(Hyper({}, force=strength), agent, None, heard._replace(spoke=jnp.array(spoke)))
     return after.scores["layer"], float(after.stepped)
 
 
@@ -44,7 +49,7 @@ def test_a_force_moves_magnitudes_by_what_neighbours_keep_more_than_the_agent(x6
     """By hand, from the formula; the sign of a score stays, and the steps that were used are not counted again."""
     z = scores_of(0)
     own, theirs = mask_of(z, 100), mask_of(scores_of(1), 100)
-    after, left = moved_by(z, own, heard_from(theirs, 3.0), strength=2.0)
+    after, left = moved_by(z, heard_from(theirs, 3.0), strength=2.0)
     f = np.asarray(theirs["layer"] - own["layer"])  # both keep as many, so that nothing is left to centre
     by_hand = np.sign(z["layer"]) * np.maximum(np.abs(z["layer"]) + 2.0 * 0.5 * f, 1e-9)
     np.testing.assert_allclose(after, np.where(f != 0, by_hand, z["layer"]), rtol=1e-14)
@@ -55,25 +60,26 @@ def test_a_force_moves_magnitudes_by_what_neighbours_keep_more_than_the_agent(x6
 def test_where_nothing_is_heard_nothing_moves(case, x64):
     """Not a bit, even of scores that are smaller than the floor."""
     z = {"layer": scores_of(0)["layer"].at[:5].set(1e-12).at[5].set(0.0)}
-    own, theirs = mask_of(z, 100), mask_of(scores_of(1), 100)
+    theirs = mask_of(scores_of(1), 100)
     heard = heard_from(theirs, 0.0 if case == "nobody heard" else 1.0)
     if case == "layer that nobody sends":
         heard = heard_of(1.0)
     strength = 0.0 if case == "no strength" else 2.0
-    after, left = moved_by(z, own, heard, strength, spoke=case != "silent round")
+    after, left = moved_by(z, heard, strength, spoke=case != "silent round")
     np.testing.assert_array_equal(after, z["layer"])
     assert left == (0.5 if case == "silent round" else 0.0)
 
 
-def settled(counts, steps, *, centred=True):
+def settled(counts, steps, *, centred=True, beside=consensus.own_beside):
     """The scores of two agents that hear each other for so many rounds, with a force of these steps and no gradient."""
 
-    def of_one(own, theirs):
-        return consensus.force(own, heard_from(theirs)) if centred else jax.tree.map(jnp.subtract, theirs, own)
+    def of_one(z, own, theirs):
+        heard = heard_from(theirs)
+        return consensus.force(beside(z, heard), heard) if centred else jax.tree.map(jnp.subtract, theirs, own)
 
     def step(zs, size):
         own = [mask_of(z, count) for z, count in zip(zs, counts, strict=True)]
-        forces = [of_one(own[i], own[1 - i]) for i in (0, 1)]
+        forces = [of_one(zs[i], own[i], own[1 - i]) for i in (0, 1)]
         return [consensus.pull(z, jax.tree.map(lambda f: size * f, f)) for z, f in zip(zs, forces, strict=True)], None
 
     return jax.jit(lambda zs: jax.lax.scan(step, zs, steps)[0])([scores_of(0), scores_of(1)])
@@ -85,6 +91,27 @@ def test_agents_of_unlike_retention_leave_each_other_on_the_scale(x64):
     on_the_floor = [np.mean(np.abs(settled(counts, steps, centred=way)[1]["layer"]) <= 1e-9) for way in (False, True)]
     assert on_the_floor[0] > 0.4
     assert on_the_floor[1] < 0.05
+
+
+def test_agents_that_rank_alike_leave_each_other_in_peace_whatever_they_keep(x64):
+    """Of retention 0.1 and 0.7 with the same scores: the force is 0, bit for bit, where the centred difference of the
+    masks themselves is not."""
+    z, counts = scores_of(0), (SIZE // 10, 7 * SIZE // 10)
+    for own, theirs in (counts, counts[::-1]):
+        heard = heard_from(mask_of(z, theirs), 3.0)
+        np.testing.assert_array_equal(consensus.force(consensus.own_beside(z, heard), heard)["layer"], 0)
+        by_masks = consensus.force(consensus.weighted(mask_of(z, own), heard), heard)
+        assert np.abs(by_masks["layer"]).max() > 0.3
+
+
+def test_neighbours_of_several_retentions_are_each_compared_at_their_own(x64):
+    """Against numpy: own masks at three retentions, weighted, from messages over a graph."""
+    z, counts = scores_of(0), [40, 200, 360, 40]
+    sent = jnp.stack([masks.pack(masks.threshold(scores_of(1 + i)["layer"], k)) for i, k in enumerate(counts)])
+    graph = graph_of(np.array([[0, 1, 1, 1], *[[0] * 4] * 3], bool))
+    heard = hear(Message({"layer": sent}), graph, jnp.int32(0), Message({"layer": jnp.zeros(SIZE)}))
+    wanted = sum(np.asarray(masks.threshold(z["layer"], k)) for k in counts[1:])
+    np.testing.assert_array_equal(consensus.own_beside(z, heard)["layer"], wanted)
 
 
 def test_two_agents_without_gradients_come_to_keep_the_same(x64):

@@ -12,9 +12,11 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from dslth_jax.algorithm import Heard, planes_of, weight_of, with_names
+from dslth_jax import masks
+from dslth_jax.algorithm import Heard, by_name, planes_of, weight_of, with_names
 
 Scores: TypeAlias = PyTree[Float[Array, "..."]]
 SMALLEST = 1e-9  # a pull leaves no score below it, so that the next one can raise it again
@@ -41,15 +43,16 @@ def pull(scores: Scores, by: Scores, ternary: bool = False) -> Scores:
     return jax.tree.map(one, scores, by)
 
 
-def force(own: Scores, heard: Heard) -> Scores:
-    """f = (m̄ - mean m̄) - (m - mean m) of each layer, for an agent's own masks m; 0 in layers that it heard nobody of.
+def force(beside: Scores, heard: Heard) -> Scores:
+    """f = (m̄ - mean m̄) - (m - mean m) of each layer, for the masks m of an agent that neighbours' are compared with,
+    times the neighbours' weight; 0 in layers that it heard nobody of.
 
-    Means are over the layer's entries. They take out that neighbours keep more, or less, of a layer than the agent
-    does: only which entries they prefer counts, so that agents of unlike retentions do not push each other's scores
-    off the scale. Ternary masks have both signs and need no centring: f = m̄ - m.
+    `beside` is `own_beside`, or of ternary masks the agent's own times this weight. Means are over the layer's entries.
+    They take out that neighbours keep more, or less, of a layer than the agent does: only which entries they prefer
+    counts. Ternary masks have both signs and need no centring: f = m̄ - m.
 
     >>> heard = Heard({"w": jnp.array([2, 2, 0, 0], jnp.uint8)}, {}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
-    >>> force({"w": jnp.array([1.0, 0.0, 0.0, 0.0])}, heard)["w"].tolist()
+    >>> force({"w": jnp.array([2.0, 0.0, 0.0, 0.0])}, heard)["w"].tolist()
     [-0.25, 0.75, -0.25, -0.25]
     """
 
@@ -60,11 +63,53 @@ def force(own: Scores, heard: Heard) -> Scores:
         counts = [heard.masks[plane] for plane in planes_of(heard.masks, name)]
         # Whole numbers sum exactly: where all agree, nothing is left that would move a score.
         whole = jnp.int32 if jnp.issubdtype(counts[0].dtype, jnp.integer) else counts[0].dtype
-        more = reduce(jnp.subtract, [plane.astype(whole) for plane in counts]) - weight.astype(whole) * m.astype(whole)
+        more = reduce(jnp.subtract, [plane.astype(whole) for plane in counts]) - m.astype(whole)
         apart = more.astype(m.dtype)
         if len(counts) == 1:
             apart = apart - jnp.sum(more, dtype=whole).astype(m.dtype) / m.size
         return jnp.where(weight > 0, apart / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
+
+    return with_names(one, beside)
+
+
+def own_beside(scores: Scores, heard: Heard) -> Scores:
+    """What neighbours' masks are compared with, layer by layer: Σ_j a_j Thres(|z|; k_j), where neighbour j keeps k_j
+    entries, and a_j is the weight of its link. Ours.
+
+    So an agent of a small retention does not learn from one of a large retention that it should keep more, but which
+    entries this one ranks otherwise than itself: with equal scores nothing moves, whatever the retentions are. Where
+    all keep as many, this is their weight times the agent's own mask. Neighbours of nearly the same retention, in one
+    interval of `Heard.levels`, are taken for one with the mean of their counts.
+
+    >>> levels = jnp.zeros((2, 4)).at[:, 1].set(jnp.array([1.0, 1.0])).at[:, 3].set(jnp.array([2.0, 6.0]))
+    >>> heard = Heard({}, {}, {}, jnp.ones(()), jnp.array(True), levels={"w": levels})
+    >>> own_beside({"w": jnp.array([-5.0, 1.0, 3.0, 4.0])}, heard)["w"].tolist()
+    [3.0, 0.0, 2.0, 2.0]
+    """
+    layers = {name: z for name, z in by_name(scores).items() if name in heard.levels}
+    weights, counts, slots = {}, {}, jnp.int32(0)
+    for name in layers:
+        weight, times = heard.levels[name]
+        taken = jnp.argsort(weight <= 0, stable=True)  # levels of somebody come first
+        mean = jnp.round(times / jnp.where(weight > 0, weight, 1)).astype(jnp.int32)
+        weights[name], counts[name] = weight[taken], mean[taken]
+        slots = jnp.maximum(slots, jnp.sum(weight > 0))
+
+    def add(slot: Array, totals: dict[str, Array]) -> dict[str, Array]:
+        kept = masks.threshold(layers, {name: counts[name][slot] for name in layers})
+        return {name: total + weights[name][slot].astype(total.dtype) * kept[name] for name, total in totals.items()}
+
+    nothing = jax.tree.map(jnp.zeros_like, layers)
+    beside = lax.fori_loop(0, slots, add, nothing) if layers else nothing
+    return with_names(lambda name, z: beside.get(name, jnp.zeros_like(z)), scores)
+
+
+def weighted(own: Scores, heard: Heard) -> Scores:
+    """An agent's own masks times the weight of all neighbours that were heard of each layer."""
+
+    def one(name: str, m: Array) -> Array:
+        weight = weight_of(heard, name)
+        return m if weight is None else m * weight.astype(m.dtype)
 
     return with_names(one, own)
 

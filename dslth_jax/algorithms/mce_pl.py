@@ -20,10 +20,11 @@ something else. The other fusion, "force", is ours. It moves z itself, and takes
     local step    the same                                                }
     threshold     m = Thres(|z|; r)                                       } send
     exchange      m̄ ← mean of what is sent                                }
-    force         f = (m̄ - mean m̄) - (m - mean m),  v ← β v + (1 - β) f   } receive
+    force         f = (m̄ - mean m̄) - (m̂ - mean m̂),  v ← β v + (1 - β) f   } receive
                   z ← s · max(|z| + κ η v, 1e-9) where v is not 0         }
 
-with s = -1 for z < 0 and else 1, β the momentum of the force (0 unless said), κ its strength, and η the sum of the
+with m̂ the mean of Thres(|z|; r_j) over the retentions r_j of the neighbours, which is m where all retentions are the
+same, s = -1 for z < 0 and else 1, β the momentum of the force (0 unless said), κ its strength, and η the sum of the
 steps since the last round of exchange, those of all local steps and silent rounds, also where the agent heard nobody in
 it. Where exchanges begin late, the first one counts as many steps as any other. See `consensus`.
 
@@ -218,7 +219,7 @@ def mce_pl(
             told["squares"] = descent.squares_of(agent.optimizer, step)
         if by_force:
             message = packed(own_masks(hyper, agent.scores), mask_rule.ternary)
-            return agent, message.masks, message, told
+            return agent, message.masks if mask_rule.ternary else None, message, told
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
@@ -237,7 +238,7 @@ def mce_pl(
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if by_force:
-            agent = pulled(hyper, agent, carry, heard, force_momentum, mask_rule.ternary)
+            agent = pulled(hyper, agent, carry, heard, force_momentum, mask_rule)
         elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
@@ -272,18 +273,26 @@ def fine_tune(
 
 
 def pulled(
-    hyper: Hyper, agent: Agent, own: Mapping[str, Array], heard: Heard, momentum: float = 0.0, ternary: bool = False
+    hyper: Hyper,
+    agent: Agent,
+    own: Mapping[str, Array] | None,
+    heard: Heard,
+    momentum: float = 0.0,
+    rule: MaskRule = AS_IN_CODE,
 ) -> Agent:
-    """After the force; `own` is the mask that the agent has sent. In a silent round nothing moves and steps add up;
-    where nobody was heard nothing moves, and what lasts of the force waits."""
+    """After the force; `own` is the mask that the agent has sent, if it is ternary. In a silent round nothing moves and
+    steps add up; where nobody was heard nothing moves, and what lasts of the force waits."""
     assert agent.stepped is not None
     strength = hyper.force * agent.stepped
-    own_masks = with_names(lambda name, z: mask_of(own, name, z), agent.scores)
-    force, lasting = consensus.force(own_masks, heard), agent.force
+    if own is None:
+        beside = consensus.own_beside(alive(agent.scores, rule), heard)
+    else:
+        beside = consensus.weighted(with_names(lambda name, z: mask_of(own, name, z), agent.scores), heard)
+    force, lasting = consensus.force(beside, heard), agent.force
     if lasting is not None:
         mixed = jax.tree.map(lambda v, f: momentum * v + (1 - momentum) * f, lasting, force)
         lasting = force = consensus.where_heard(heard, mixed, lasting)
     pulls = jax.tree.map(lambda v: strength.astype(v.dtype) * v, force)
     pulls = consensus.where_heard(heard, pulls, jax.tree.map(jnp.zeros_like, pulls))
     stepped = jnp.where(heard.spoke, 0, agent.stepped)
-    return agent._replace(scores=consensus.pull(agent.scores, pulls, ternary), stepped=stepped, force=lasting)
+    return agent._replace(scores=consensus.pull(agent.scores, pulls, rule.ternary), stepped=stepped, force=lasting)

@@ -12,6 +12,7 @@ masks never jump. They get an agent's time τ and the deadline from the clock.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -141,12 +142,14 @@ class Arms(NamedTuple):
     largest: Float[Array, "agents"]  # what the loss fell by in a second, at best
 
 
-def bandit(limits: Limits, entries: Entries, *, arms: int = 8, hold: int = 5, discount: float = 0.95) -> Controller:
+def bandit(
+    limits: Limits, entries: Entries, *, arms: int = 8, hold: int = 5, discount: float = 0.98, explore: float = 0.2
+) -> Controller:
     """Discounted upper confidence bounds over equal intervals of [low, high] (after FedMP, Jiang et al., ICDE 2022).
 
     An interval is tried for `hold` exchanges, its middle being the retention; what it is worth is how much the loss
     fell in a second, as a share of the largest such gain so far of this agent. Then the interval is chosen with the
-    largest mean gain + √(2 ln Σ pulls / pulls), of those never tried the nearest: see `best_arm`.
+    largest mean gain + `explore` · √(ln Σ pulls / pulls), of those never tried the nearest: see `best_arm`.
     """
     agents = limits.own.shape[0]
     width = (limits.high - limits.low)[:, None] / arms
@@ -167,25 +170,35 @@ def bandit(limits: Limits, entries: Entries, *, arms: int = 8, hold: int = 5, di
         this = jax.nn.one_hot(own.arm, arms, dtype=own.pulls.dtype)
         pulls = discount * own.pulls + this
         gains = discount * own.gains + this * (gain / jnp.where(largest > 0, largest, 1))[:, None]
-        again = Arms(pulls, gains, jax.vmap(best_arm)(pulls, gains, own.arm), none, loss, 0.0 * own.seconds, largest)
+        again = Arms(
+            pulls,
+            gains,
+            jax.vmap(partial(best_arm, explore))(pulls, gains, own.arm),
+            none,
+            loss,
+            0.0 * own.seconds,
+            largest,
+        )
         own = jax.tree.map(lambda new, old: jnp.where(_like(over, new), new, old), again, own)
         return going._replace(retention=jnp.take_along_axis(middles, own.arm[:, None], axis=1)[:, 0], rest=own)
 
     return of_retentions(limits, entries, decide, start)
 
 
-def best_arm(pulls: Float[Array, "arms"], gains: Float[Array, "arms"], arm: Int[Array, ""]) -> Int[Array, ""]:
+def best_arm(
+    explore: float, pulls: Float[Array, "arms"], gains: Float[Array, "arms"], arm: Int[Array, ""]
+) -> Int[Array, ""]:
     """The arm of the largest upper confidence bound; of those never pulled the one nearest to `arm`. One agent's world.
 
-    >>> best_arm(jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0]), jnp.array(0)).item()
+    >>> best_arm(0.2, jnp.array([1.0, 0.0, 0.0]), jnp.array([1.0, 0.0, 0.0]), jnp.array(0)).item()
     1
-    >>> best_arm(jnp.array([1.0, 4.0, 1.0]), jnp.array([0.2, 3.6, 0.9]), jnp.array(0)).item()
+    >>> best_arm(0.2, jnp.array([1.0, 4.0, 1.0]), jnp.array([0.2, 3.2, 0.7]), jnp.array(0)).item()
     2
     """
     places, never = jnp.arange(len(pulls)), pulls <= 0
     nearest = jnp.argmin(jnp.where(never, jnp.abs(places - arm), len(pulls)))
     some = jnp.where(never, 1, pulls)
-    bound = gains / some + jnp.sqrt(2 * jnp.log(jnp.maximum(jnp.sum(pulls), 1)) / some)
+    bound = gains / some + explore * jnp.sqrt(jnp.log(jnp.maximum(jnp.sum(pulls), 1)) / some)
     return jnp.where(jnp.any(never), nearest, jnp.argmax(bound)).astype(arm.dtype)
 
 

@@ -54,14 +54,14 @@ class Lap(NamedTuple):
     seconds: Float[Array, "agents"]  # τ
     idle: Float[Array, "agents"]  # from when an agent was done to the end of the round
     late: Bool[Array, "agents"]
-    exchanged: Bool[Array, "agents"]  # whether it sent
+    exchanged: Bool[Array, "agents"]  # whether it was a round of exchange, the same for all
     deadline: Float[Array, "agents"]  # that was in force, the same for all
     length: Float[Array, "agents"]  # of the round, the same for all
 
 
 def begin(clock: Clock) -> Times:
     """Before the first round."""
-    deadline = jnp.asarray(clock.deadline)
+    deadline = jnp.asarray(clock.deadline, jnp.result_type(clock.deadline))
     return Times(jnp.zeros_like(deadline), jnp.where(deadline > 0, deadline, jnp.inf), jnp.int32(0))
 
 
@@ -71,7 +71,8 @@ def lap(
     hyper: Any,
     bits: Float[Array, "agents"],
     links: Int[Array, "agents"],
-    exchanging: Bool[Array, "agents"],
+    sending: Bool[Array, "agents"],
+    exchanging: Bool[Array, ""],
     gather: Callable[[Array], Array] = lambda own: own,
 ) -> tuple[Times, Lap]:
     """The next round: its times, and how it goes for each agent.
@@ -82,26 +83,25 @@ def lap(
         hyper: the settings of the round, which say what there is to do.
         bits: of each agent's message.
         links: over how many each sends it.
-        exchanging: who sends in this round; others are not late.
+        sending: who of them sends, if it is a round of exchange; others are not late.
+        exchanging: whether it is one.
         gather: everybody's numbers, from those of the agents at hand.
     """
     computing = clock.work(hyper).astype(times.now.dtype) / clock.devices.speed
-    sent = jnp.where(exchanging, bits * links, 0).astype(times.now.dtype)
-    sending = jax.vmap(seconds_to_send)(clock.devices.bandwidth, times.now + computing, sent)
-    seconds = computing + sending
+    sending = sending & exchanging
+    sent = jnp.where(sending, bits * links, 0).astype(times.now.dtype)
+    seconds = computing + jax.vmap(seconds_to_send)(clock.devices.bandwidth, times.now + computing, sent)
     everybody = gather(seconds)
     length = jnp.minimum(jnp.max(everybody), times.deadline)
-    anybody = jnp.any(gather(exchanging))
-    known = (clock.deadline > 0) | ~anybody | (times.exchanges > 0)
+    known = (clock.deadline > 0) | ~exchanging | (times.exchanges > 0)
     deadline = jnp.where(known, times.deadline, OF_MEDIAN * jnp.median(everybody))
     own = Lap(
         seconds,
         jnp.maximum(length - seconds, 0),
-        exchanging & (seconds > times.deadline),
-        exchanging,
-        *(jnp.broadcast_to(common, seconds.shape) for common in (times.deadline, length)),
+        sending & (seconds > times.deadline),
+        *(jnp.broadcast_to(common, seconds.shape) for common in (exchanging, times.deadline, length)),
     )
-    return Times(times.now + length, deadline, times.exchanges + anybody), own
+    return Times(times.now + length, deadline, times.exchanges + exchanging), own
 
 
 def links_of(graph: Graph, agents: int) -> Int[Array, "agents"]:

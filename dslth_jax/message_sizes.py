@@ -73,7 +73,7 @@ def message_bits(message: Message, before: Message, sizes: Mapping[str, int], kn
                 bits = bits + entries + 32.0
             else:
                 changed = jnp.where(known, ones(now ^ before.masks[name]), ones(now))
-                bits = bits + entries * binary_entropy(changed / entries)
+                bits = bits + entries * binary_entropy(changed.astype(total.dtype) / entries)
         if name in message.values:
             values = ones(message.masks[name]) if name in message.masks else sizes[name]
             bits = bits + 32.0 * values

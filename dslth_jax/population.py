@@ -262,8 +262,8 @@ def timed_lap(
         entries = unpacked(jax.tree.map(lambda leaf: leaf[0], message), world)
         sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}
         bits = message_bits(message, state.sent, sizes, start_known | (state.clock.exchanges > 0))
-    exchanging = jnp.broadcast_to(due, links.shape) if speaking is None else due & speaking
-    return lap(clock, state.clock, hyper, bits, links, exchanging, lambda own: from_all_devices(own, axis))
+    sending = jnp.ones(links.shape, bool) if speaking is None else speaking
+    return lap(clock, state.clock, hyper, bits, links, sending, due, lambda own: from_all_devices(own, axis))
 
 
 def exchange(

@@ -108,13 +108,13 @@ def every_second(rates: Float[np.ndarray, "agents seconds"]) -> Trace:
 def steps(agents: int, parts: Sequence[tuple[float, float]]) -> Trace:
     """The same trace for all agents, of steps that end after so many seconds and have so many Mbit/s."""
     ends, rates = (np.array([column], np.float64).repeat(agents, axis=0) for column in zip(*parts, strict=True))
-    expect(bool(np.all(np.diff(ends, prepend=0) > 0)), f"seconds must rise from above 0, got {ends[0].tolist()}")
-    expect(bool(rates.min() >= 0 and np.isfinite(rates).all()), f"Mbit/s must be at least 0, got {rates[0].tolist()}")
+    expect(np.all(np.diff(ends, prepend=0) > 0), f"seconds must rise from above 0, got {ends[0].tolist()}")
+    expect(rates.min() >= 0 and np.isfinite(rates).all(), f"Mbit/s must be at least 0, got {rates[0].tolist()}")
     expect(rates.max() > 0, "Mbit/s must be above 0 at some time, got 0 at all times: nothing would ever be sent")
     return Trace(ends.astype(np.float32), rates.astype(np.float32), np.zeros(agents, np.float32))
 
 
-def recorded(agents: int, files: Sequence[Float[np.ndarray, "samples 2"]]) -> Trace:
+def recorded(agents: int, files: Sequence[Float[np.ndarray, "_ 2"]]) -> Trace:
     """Recorded bandwidths, dealt to agents in turn: samples of seconds and Mbit/s, each of which holds until the next.
 
     The last one holds as long as the median of the others, and then the trace repeats. So that agents do not move in
@@ -135,7 +135,7 @@ def recorded(agents: int, files: Sequence[Float[np.ndarray, "samples 2"]]) -> Tr
     return Trace(ends.astype(np.float32), rates.astype(np.float32), start.astype(np.float32))
 
 
-def expect(condition: bool, sentence: str) -> None:
+def expect(condition: bool | np.bool, sentence: str) -> None:
     """Raise a ValueError with this sentence unless the condition holds."""
     if not condition:
         raise ValueError(sentence)

@@ -10,7 +10,7 @@ from dslth_jax.study.data.lists import cells_of, words_by_line
 FORM = "two numbers a line, seconds and Mbit/s"
 
 
-def read_bandwidths(path: Path) -> list[Float[np.ndarray, "samples 2"]]:
+def read_bandwidths(path: Path) -> list[Float[np.ndarray, "_ 2"]]:
     """The samples of a file, or of every file of a folder in the order of their names.
 
     A ValueError where one is empty, its seconds do not rise, a bandwidth is negative, or all are 0.

@@ -20,6 +20,7 @@ from dslth_jax.population import world_of
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
+from dslth_jax.study.training.budget import least_seconds
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -102,7 +103,7 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        self.warnings = [*self.symptoms.at_start]
+        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared)]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began
@@ -265,6 +266,21 @@ class History:
             return {}
         accuracy = round(float(self.validation[agent]), 6)
         return {"validation_samples": int(held.sizes[agent]), "validation_accuracy": accuracy}
+
+
+def out_of_reach(prepared: Prepared) -> list[str]:
+    """A sentence if some agents cannot make the deadline, whatever they send; none where that is not known."""
+    budget, costs = prepared.budget, prepared.costs
+    if budget is None or costs is None or not 0 < budget.deadline < math.inf:
+        return []
+    seconds = least_seconds(budget, costs)
+    slowest, over = int(np.argmax(seconds)), int(np.sum(seconds > budget.deadline))
+    if not over:
+        return []
+    return [
+        f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round, and {over} of "
+        f"{prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}: retention buys no time there"
+    ]
 
 
 def balanced_accuracy(

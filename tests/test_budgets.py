@@ -1,0 +1,96 @@
+"""Runs and sweeps in simulated time: resumed and swept bit for bit, and what they leave and say."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from fakes import draw_nothing
+from test_resume import stop_after
+from test_sweep import assert_alone_as_together, members
+from tiny import assert_same_numbers, rows_of, use_tiny_network
+
+from dslth_jax.study.sweeping.grid import Sweep, groups_of
+from experiments import cifar, sweep
+
+BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 6, "eval_every": 3, "preset": "tuned"}
+FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
+TIMED = ["--preset", "tuned", "--lr", "0.01", "--bandwidth", "lognormal:0.01:0.5", "--device-speed", "1e6:1e7"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_network(monkeypatch):
+    use_tiny_network(monkeypatch)
+    draw_nothing(monkeypatch)
+
+
+def recorded(folder):
+    """A folder of two bandwidths of unlike lengths."""
+    folder.mkdir()
+    (folder / "one.txt").write_text("0 0.02\n1 0.001\n2 0.03\n")
+    (folder / "two.txt").write_text("10.0\t0.01\n")
+    return folder
+
+
+def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):
+    """Deadlines, gains and bandwidths, drawn or from files, are traced; what is padded to others changes nothing."""
+    traces = recorded(tmp_path / "traces")
+    grid = (f"bandwidth=constant:0.01,{traces}", "deadline=None,0.2", "controller_gain=0.5,1")
+    settings = {**BASE, "controller": "deadline", "device_sparse": True, "device_speed": "1e6:1e7"}
+    settings |= {"retention_jump": 0.5, "grid": grid}
+    every = members(**settings)
+    assert len(list(groups_of(every, range(len(every))))) == 1
+    out = tmp_path / "all"
+    sweep.sweep(Sweep(**settings, run_folders=True, out=out))
+    assert_alone_as_together(6, out, tmp_path / "alone")
+    own = [[row for row in rows_of(out) if row["member"] == number] for number in range(8)]
+    assert len({(rows[-1]["simulated_seconds"], rows[-1]["retention_mean"]) for rows in own}) >= 6
+    for rows in own:
+        assert [rows[0][name] for name in ("simulated_seconds", "idle_seconds")] == [0.0, 0.0]
+        assert rows[0]["retention_mean"] == pytest.approx(0.3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "controller",
+    ["prunefl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deadline", "balance", "bandit", "period"))],
+)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(controller, tmp_path):
+    """With all that its clock and its controller remember; masks keep what the controller says, within its jumps."""
+    own = [*FLAGS, *TIMED, "--controller", controller]
+    jump = [] if controller == "period" else ["--retention-jump", "0.02"]
+    own += [*jump, *(["--device-sparse"] if controller == "prunefl" else [])]
+    assert cifar.main([*own, "--out", str(tmp_path / "whole")]) == 0
+    stop_after(5, tmp_path / "cut", *own[len(FLAGS) :])
+    assert cifar.main([*own, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+    assert_same_numbers(tmp_path / "whole", tmp_path / "cut")
+    rows = rows_of(tmp_path / "whole")
+    times = [row["simulated_seconds"] for row in rows]
+    assert times == sorted(set(times))
+    with (tmp_path / "whole" / "agents.csv").open() as file:
+        agents = list(csv.DictReader(file))
+    ends = np.array([float(row["retention_at_end"]) for row in agents])
+    assert ends.mean() == pytest.approx(rows[-1]["retention_mean"], abs=1e-5)
+    if controller == "period":
+        np.testing.assert_allclose(ends, rows[0]["retention_mean"], atol=1e-5)
+    elif controller != "bandit":  # which stays for some exchanges where it begins
+        assert 0 < np.abs(ends - 0.3).max() <= 7 * 0.02 + 0.01
+
+
+def test_without_bandwidth_no_time_is_simulated(tmp_path):
+    """Its columns are there, and empty; agents.csv has none of them."""
+    assert cifar.main([*FLAGS, "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path)
+    assert {row[name] for row in rows for name in ("simulated_seconds", "idle_seconds", "retention_mean")} == {None}
+    assert "idle_seconds" not in (tmp_path / "agents.csv").read_text()
+
+
+def test_agents_who_never_make_the_deadline_are_late_each_time_and_said_so(tmp_path, capsys):
+    """Compute alone takes longer: retention buys no time, which is said; all are heard a round late."""
+    slow = [*FLAGS, *TIMED, "--device-speed", "1e4", "--controller", "deadline", "--deadline", "0.5"]
+    assert cifar.main([*slow, "--out", str(tmp_path)]) == 0
+    with (tmp_path / "agents.csv").open() as file:
+        assert [int(row["late"]) for row in csv.DictReader(file)] == [8] * 4
+    assert rows_of(tmp_path)[-1]["simulated_seconds"] == pytest.approx(8 * 0.5)
+    said = capsys.readouterr()
+    assert "retention buys no time" in said.out + said.err
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["deadline"] == 0.5

@@ -23,6 +23,10 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     algorithms/     the paper's method and its rivals in that form, one file each; local descent
     links           what happens to messages on their way
     control         what sets the settings of each round
+    bandwidth       how fast links are over simulated time
+    clock           how long a round takes each agent, and who is late
+    budgets         controllers that set retentions by simulated time
+    message_sizes   what is in everybody's messages, counted
     exchange        sparse mixing matrix times stacked messages -> heard
     over_agents     the one crossing from one agent's world into the population's
     population      the driver: one round of everyone
@@ -50,7 +54,7 @@ from dslth_jax.masks import fuse, kept_entries, pack, threshold, unpack
 from dslth_jax.mixing import Graph
 from dslth_jax.networks import Network
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 __all__ = [
     "Graph", "Heard", "Message", "Network", "World", "algorithms", "codec", "control", "evaluate", "fuse", "graphs",

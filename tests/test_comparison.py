@@ -13,7 +13,7 @@ from dslth_jax.study.results import pictures
 from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
-from experiments import ablation, architectures, communication, depths, neighbours, thousandfold, validation
+from experiments import ablation, architectures, budgets, communication, depths, neighbours, thousandfold, validation
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16", "--resize", "8"]
@@ -40,6 +40,9 @@ def tiny_network(monkeypatch):
             6,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            budgets, ["--scenario", "one-slow", "--retentions", "0.3", "--every", "2"], 6, marks=pytest.mark.slow
+        ),
         pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
     ],
     ids=[
@@ -51,6 +54,7 @@ def tiny_network(monkeypatch):
         "thousandfold",
         "neighbours",
         "architectures",
+        "budgets",
         "depths",
     ],
 )

@@ -50,6 +50,7 @@ WORDS = {
     "loss": "training loss, nats",
     "density": "density of the masks in use",
     "megabytes": "sent over all links, MB",
+    "simulated": "simulated time, s",
 }
 Lines = Mapping[str, pd.DataFrame]  # numbers of runs, or of points of a sweep, by their names, best first
 Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
@@ -74,8 +75,9 @@ class Chart(NamedTuple):
 def numbers_of(rows: Sequence[Row]) -> pd.DataFrame:
     """The numbers of rows of metrics that have an accuracy, whose band goes from the worst to the best agent."""
     keys, accuracies = ["round", "loss", "density"], ["accuracy_mean", "accuracy_worst", "accuracy_best"]
-    every = pd.DataFrame(rows, columns=[*keys, "coded_bits", "float32_bits", *accuracies]).astype(float)
-    found = every[keys].copy()
+    sums = ["coded_bits", "float32_bits", "simulated_seconds"]
+    every = pd.DataFrame(rows, columns=[*keys, *sums, *accuracies]).astype(float)
+    found = every[keys].assign(simulated=every["simulated_seconds"])
     found["megabytes"] = every["coded_bits"].fillna(every["float32_bits"]) / 8e6
     found["coded"] = every["coded_bits"].notna().astype(float)
     found[["accuracy", "accuracy_low", "accuracy_high"]] = 100 * every[accuracies]

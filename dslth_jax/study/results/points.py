@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results.folders import (
     VALIDATION,
@@ -59,6 +61,18 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
     """Its mean over members, of bits in megabytes."""
     known = last_of(members, key)
     return statistics.fmean(known) / (8e6 if key.endswith("_bits") else 1) if known else None
+
+
+def mean_at(members: Sequence[Sequence[Row]], seconds: float) -> float | None:
+    """The mean over members of their accuracy after so many simulated seconds, between evaluations on a straight line;
+    None where none has simulated time."""
+    timed = [[row for row in rows if row.get("simulated_seconds") is not None] for rows in members]
+    each = [
+        np.interp(seconds, [row["simulated_seconds"] for row in rows], [row["accuracy_mean"] for row in rows])
+        for rows in timed
+        if rows
+    ]
+    return float(np.mean(each)) if each else None
 
 
 def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str], validated: bool = False) -> Row:

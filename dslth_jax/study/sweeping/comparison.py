@@ -147,18 +147,35 @@ COLUMNS = {  # of the table: what each is of, a factor, and how it is written
     "density": ("density", 1, ".3f"),
     **{f"{words}, MB": (f"{size}_bits", 1, ",.4g") for size, words in MEGABYTES.items()},
 }
+OF_TIME = {  # further ones, where time is simulated
+    "simulated, s": ("simulated_seconds", 1, ",.4g"),
+    "idle, s": ("idle_seconds", 1, ",.4g"),
+    "retention": ("retention_mean", 1, ".3f"),
+}
 
 
 def columns_of(found: points.Sweep) -> dict[str, tuple[str, float, str]]:
-    """The columns of an experiment's table, with that of validation where samples are held back."""
+    """The columns of an experiment's table, with that of validation where samples are held back, and those of time
+    where it is simulated."""
     validated = any(point.result.get("validation_mean") is not None for point in found.points)
+    timed = OF_TIME if shortest(found) is not None else {}
     first, *others = COLUMNS.items()
-    return dict([first, *([("validation, %", ("validation_mean", 100, ".1f"))] if validated else []), *others])
+    return dict(
+        [first, *([("validation, %", ("validation_mean", 100, ".1f"))] if validated else []), *others, *timed.items()]
+    )
+
+
+def shortest(found: points.Sweep) -> float | None:
+    """The simulated seconds after which the first of the arms has ended, which all have had; None without a clock."""
+    ends = (mean_of(point.members, "simulated_seconds") for point in found.points)
+    return min((end for end in ends if end is not None), default=None)
 
 
 def table_of(found: points.Sweep) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are."""
     columns, best = columns_of(found), points.best(point.result for point in found.points)
+    seconds = shortest(found)
+    of_time = [] if seconds is None else [f"accuracy after {seconds:,.4g} s, %"]
     ranked = f" Arms stand {best}." if "validation, %" in columns else ""
     lines = [
         f"`{found.config['command']}`\n",
@@ -166,8 +183,8 @@ def table_of(found: points.Sweep) -> str:
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
         f"those of the busiest agent as bitmaps or floats.{ranked}\n",
-        f"| arm | {' | '.join(columns)} |",
-        "|---" * (1 + len(columns)) + "|",
+        f"| arm | {' | '.join([*columns, *of_time])} |",
+        "|---" * (1 + len(columns) + len(of_time)) + "|",
     ]
     for point in found.points:
         cells = []
@@ -176,6 +193,9 @@ def table_of(found: points.Sweep) -> str:
             cells.append("" if value is None else f"{factor * value:{form}}")
         if (deviation := point.result["accuracy_std"]) is not None:
             cells[0] += f" \u00b1 {100 * deviation:.1f}"
+        if seconds is not None:
+            reached = points.mean_at(point.members, seconds)
+            cells.append("" if reached is None else f"{100 * reached:.1f}")
         status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
         lines.append(f"| {' | '.join((point.values['arm'] + status, *cells))} |")
     return "\n".join(lines) + "\n"

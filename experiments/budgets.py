@@ -1,0 +1,65 @@
+"""Budgets that follow devices and links: controllers against the best retention that stays, at equal simulated time.
+
+    python -m experiments.budgets --dataset digits --model small --resize 8 --agents 4 --rounds 60
+    python -m experiments.budgets --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --scenario one-slow
+
+The consensus force in the proxy setting, its step constant, so that runs may be compared before they end: the last
+column of the table is the accuracy when the first arm has done its rounds. Devices multiply entries that they keep, a
+billion a second, and compute and send for about equally long. Choose the best retention that stays by `--validation
+0.2`. Scenario by scenario in a folder of its own. See experiments/RESULTS.md.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any, Literal
+
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets(Proxy):
+    """Compare controllers of retention with retentions that stay, in simulated time."""
+
+    lr: float | str | None = "mce-pl=0.001"
+    scenario: Literal["steady", "one-slow", "collapse", "traces"] = "steady"
+    """What devices and links do: the same for all at all times (steady), the first agent's device ten times slower
+    (one-slow), a fifth of the bandwidth after --half seconds (collapse), or bandwidths as recorded (traces)."""
+    traces: str | None = None
+    """Recorded bandwidths, a file or a folder, for the scenario traces."""
+    megabits: float = 2.0
+    """Bandwidth in Mbit/s, for the others."""
+    half: float = 40.0
+    """Simulated seconds until the collapse."""
+    every: int = 5
+    """Rounds from one exchange to the next."""
+    retentions: str = "0.1,0.2,0.3,0.5,0.7"
+    """Retentions that stay, separated by commas."""
+
+    panels = (Panel("simulated", "accuracy"), Panel("round", "accuracy"))
+
+    def arms(self) -> Arms:
+        """Retentions that stay; the five controllers from 0.3 on."""
+        if (self.scenario == "traces") != (self.traces is not None):
+            raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
+        slow = self.scenario == "one-slow"
+        fall = f"collapse:{self.megabits}:{self.half}:{self.megabits / 5}"
+        bandwidth = {"collapse": fall, "traces": self.traces}.get(self.scenario, f"constant:{self.megabits}")
+        devices = {
+            "bandwidth": bandwidth,
+            "device_speed": f"1e8,1e9*{self.agents - 1}" if slow else 1e9,
+            "device_sparse": True,
+            "algorithm": "mce-pl",
+            "fusion": "force",
+            "mask_sent": "own",
+            "exchange_every": self.every,
+        }
+        retentions = listed("retentions", self.retentions, float)
+        own: dict[str, dict[str, Any]] = {f"{retention:g}": {"retention": retention} for retention in retentions}
+        own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
+        return {name: {**devices, **arm} for name, arm in own.items()}
+
+
+main = partial(compare, "experiments.budgets", Budgets)
+
+if __name__ == "__main__":
+    leave(main)

@@ -4,9 +4,9 @@
     python -m experiments.budgets --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --scenario one-slow
 
 The consensus force in the proxy setting, its step constant, so that runs may be compared before they end: the last
-column of the table is the accuracy when the first arm has done its rounds. Devices multiply entries that they keep, a
-billion a second, and compute and send for about equally long. Choose the best retention that stays by `--validation
-0.2`. Scenario by scenario in a folder of its own. See experiments/RESULTS.md.
+column of the table is the accuracy when the first arm has done its rounds. Devices multiply a billion entries a
+second, and compute and send for about equally long where they multiply only what they keep. A fifth of the images is
+held back, by which to choose the best retention that stays. See experiments/RESULTS.md.
 """
 
 import dataclasses
@@ -32,6 +32,9 @@ class Budgets(Proxy):
     """Simulated seconds until the collapse."""
     every: int = 5
     """Rounds from one exchange to the next."""
+    compute: Literal["sparse", "dense"] = "sparse"
+    """Whether devices multiply entries that are kept alone, or all."""
+    validation: float = 0.2
     retentions: str = "0.1,0.2,0.3,0.5,0.7"
     """Retentions that stay, separated by commas."""
 
@@ -47,7 +50,7 @@ class Budgets(Proxy):
         devices = {
             "bandwidth": bandwidth,
             "device_speed": f"1e8,1e9*{self.agents - 1}" if slow else 1e9,
-            "device_sparse": True,
+            "device_sparse": self.compute == "sparse",
             "algorithm": "mce-pl",
             "fusion": "force",
             "mask_sent": "own",

@@ -13,7 +13,17 @@ from dslth_jax.study.results import pictures
 from dslth_jax.study.results.plots import numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
-from experiments import ablation, architectures, budgets, communication, depths, neighbours, thousandfold, validation
+from experiments import (
+    ablation,
+    architectures,
+    budgets,
+    communication,
+    depths,
+    neighbours,
+    thousandfold,
+    unlike,
+    validation,
+)
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
 TINY += ["--eval-every", "2", "--seeds", "2", "--batch-size", "16", "--resize", "8"]
@@ -43,6 +53,7 @@ def tiny_network(monkeypatch):
         pytest.param(
             budgets, ["--scenario", "one-slow", "--retentions", "0.3", "--every", "2"], 6, marks=pytest.mark.slow
         ),
+        pytest.param(unlike, ["--every", "2", "--dealt", "0.2,0.6"], 12, marks=pytest.mark.slow),
         pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
     ],
     ids=[
@@ -55,6 +66,7 @@ def tiny_network(monkeypatch):
         "neighbours",
         "architectures",
         "budgets",
+        "unlike",
         "depths",
     ],
 )

@@ -103,7 +103,8 @@ def view_of_sweep(sweep: Sweep) -> dict[str, Any]:
 
 
 def curves(lines: Lines, band: str) -> list[Chart]:
-    """Accuracy over rounds, loss over rounds, accuracy over megabytes; `band` says what lies inside a band."""
+    """Accuracy over rounds, loss over rounds, accuracy over megabytes, and over simulated time where there is any;
+    `band` says what lies inside a band."""
     what = next(iter(lines)) if len(lines) == 1 else f"{len(lines)} runs"
     ends = [float(end) for own in lines.values() if pd.notna(end := own["megabytes"].max())]
     # Weights and masks on one axis, say: the masks would stand on top of each other.
@@ -114,6 +115,11 @@ def curves(lines: Lines, band: str) -> list[Chart]:
         (Panel("round", "accuracy"), "Accuracy over rounds", f"{banded[0]}: {band}."),
         (Panel("round", "loss"), "Loss over rounds", "Mean over agents since the evaluation before."),
         (Panel("megabytes", "accuracy", logarithmic), "Accuracy over megabytes", said),
+        (
+            Panel("simulated", "accuracy"),
+            "Accuracy over simulated time",
+            "A round ends when the slowest is done, or at the deadline.",
+        ),
     ]
     return [
         chart(title, f"{title} of {what}; band: {band}", plots.draw_lines, lines, panel, banded[1], note=note)

@@ -13,6 +13,7 @@ experiments/RESULTS.md.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave
 
@@ -31,7 +32,7 @@ class Unlike(Proxy):
     def arms(self) -> Arms:
         """Unlike agents, all at 0.4, and all at 0.3: alone, by the paper's fusion, the force and gossip."""
         masks, head = {"algorithm": "mce-pl", "exchange_every": self.every}, {"personal_layers": "last"}
-        ways = {
+        ways: dict[str, dict[str, Any]] = {
             "alone": {"algorithm": "independent"},
             "aggregation tensor": {**masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"},
             "force": {**masks, **head, "fusion": "force", "mask_sent": "own"},

@@ -91,6 +91,8 @@ def succeed(*processes: subprocess.Popen) -> None:
 RUN = ["--dataset", "digits", "--model", "tiny", "--agents", "8", "--rounds", "4", "--eval-every", "2"]
 WEIGHTED = [*RUN, "--mixing", "metropolis", "--retention", "0.1:0.8"]
 CHANGING = [*RUN, "--topology", "changing-erdos-renyi:0.5", "--exchange-every", "2", "--validation", "0.2"]
+# What all must know alike: the mean and the slowest of simulated times.
+TIMED = ["--bandwidth", "lognormal:0.01:1", "--device-speed", "1e6:1e7", "--controller", "balance"]
 
 
 def commands(*words: str) -> None:
@@ -220,11 +222,11 @@ def test_two_processes_leave_one_folder_and_it_is_that_of_one(one_and_four, tmp_
 
 @pytest.mark.slow
 def test_two_processes_over_links_that_change_leave_what_one_leaves(tmp_path, monkeypatch):
-    """And silent rounds."""
+    """And silent rounds, in simulated time."""
     use_tiny_network(monkeypatch)
     draw_nothing(monkeypatch)
-    together = begin_two(CHANGING, [tmp_path / "first", tmp_path / "second"])
-    assert cifar.main([*CHANGING, "--out", str(tmp_path / "1")]) == 0
+    together = begin_two([*CHANGING, *TIMED], [tmp_path / "first", tmp_path / "second"])
+    assert cifar.main([*CHANGING, *TIMED, "--out", str(tmp_path / "1")]) == 0
     succeed(*together)
     assert_same_run(tmp_path / "1", tmp_path / "first")
 

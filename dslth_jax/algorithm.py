@@ -71,8 +71,8 @@ class Heard(NamedTuple):
     own: Float[Array, ""]  # the weight of one's own value in a mean
     spoke: Bool[Array, ""]  # whether this was a round of exchange; an agent may hear nobody in such a round too
     scales: Mapping[str, Float[Array, ""]] = {}  # of all neighbours that were heard, weighted, where layers have any
-    # By layers that have masks, how much these keep: the neighbours' weight by the share of entries that they keep, in
-    # equal intervals, and this weight times how many they keep.
+    # Where an algorithm asks for it, how much masks keep of each layer: the neighbours' weight by the share of entries
+    # that they keep, in equal intervals, and this weight times how many they keep.
     levels: Mapping[str, Float[Array, "2 levels"]] = {}
 
 
@@ -148,6 +148,7 @@ class Algorithm(NamedTuple):
     # (world, kept, masks) -> the variables of `model`, where its masks, and how many entries of each layer they were to
     # keep, say all of them; None where weights are trained.
     of_masks: Callable[[World, Any, Any], Any] | None = None
+    hears_levels: bool = False  # whether it asks how much neighbours keep: `Heard.levels`
     ternary: bool = False  # whether masks hold -1 beside 0 and 1, so that a threshold sees scores with their signs
 
 

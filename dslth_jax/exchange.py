@@ -39,7 +39,7 @@ def hear(
         receiver: an agent's number.
         like: one message with its masks unpacked, to give the layers' shapes.
         weights: of the edges, layer by layer, from `edge_weights`; None computes them.
-        kept: how many entries each agent keeps of every layer, from `kept_of_layers`; None counts them.
+        kept: how many entries each agent keeps of every layer, from `kept_of_layers`; None says no levels.
 
     >>> import numpy as np
     >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8), np.ones(3, np.float32))
@@ -50,11 +50,12 @@ def hear(
     """
     agents = jax.tree.leaves(messages)[0].shape[0]
     graph = jax.tree.map(jnp.asarray, graph)
-    nothing = silence(like, agents, graph)._replace(own=graph.own[receiver], spoke=jnp.array(True))
+    nothing = silence(like, agents, graph, levels=kept is not None)._replace(
+        own=graph.own[receiver], spoke=jnp.array(True)
+    )
     if graph.receivers.shape[0] == 0:
         return nothing
     weights = edge_weights(messages, graph) if weights is None else weights
-    kept = kept_of_layers(messages) if kept is None else kept
     # Edges lie sorted by receiver, so its own are one stretch of them.
     first = jnp.searchsorted(graph.receivers, receiver, side="left")
     end = jnp.searchsorted(graph.receivers, receiver, side="right")
@@ -67,7 +68,9 @@ def hear(
         values=sum_of_values(nothing.values, messages.values, edges) if messages.values else nothing.values,
         weight=total_weight(nothing.weight, edges),
         scales=total_weight(nothing.scales, scaled),
-        levels=levels_of(nothing.levels, kept, edges, {layer_of(name): leaf.size for name, leaf in like.masks.items()}),
+        levels=levels_of(
+            nothing.levels, kept or {}, edges, {layer_of(name): leaf.size for name, leaf in like.masks.items()}
+        ),
     )
 
 
@@ -270,10 +273,11 @@ def present_first(graph: Graph, agents: int) -> Graph:
     return graph._replace(senders=graph.senders[order], receivers=receivers[order], weights=graph.weights[order])
 
 
-def silence(like: Message, senders: int, graph: Graph) -> Heard:
+def silence(like: Message, senders: int, graph: Graph, levels: bool = False) -> Heard:
     """What an agent has heard of `senders` agents, over edges like those of `graph`, in a round without exchange.
 
-    `like` is a message with its masks unpacked: only its shapes count, and of values and scales their types.
+    `like` is a message with its masks unpacked: only its shapes count, and of values and scales their types. With
+    `levels` it says how much neighbours keep, too.
     """
     dtype = jnp.result_type(graph.weights)
     floats = jnp.issubdtype(dtype, jnp.floating)
@@ -291,7 +295,7 @@ def silence(like: Message, senders: int, graph: Graph) -> Heard:
         levels={
             layer_of(name): jnp.zeros((2, LEVELS), jnp.result_type(graph.own))
             for name in like.masks
-            if name not in like.scales
+            if levels and name not in like.scales
         },
     )
 

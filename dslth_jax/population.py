@@ -109,7 +109,7 @@ def init(
     started, sent = over_agents(start, numbers, first, chunk=chunk)
     everybody = from_all_devices(sent, axis)
     links = link.init(everybody) if holds_anything(sent) else None
-    nothing, graph = nothing_heard(link, links, graph, everybody, world)
+    nothing, graph = nothing_heard(link, links, graph, everybody, world, algorithm.hears_levels)
     nothing = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (agents, *leaf.shape)), nothing)
     as_sent = {*nothing.masks} == {*sent.masks} and {*nothing.values} == {*sent.values}
     heard = exchange(everybody, graph, numbers, nothing, chunk) if as_sent else nothing
@@ -117,7 +117,9 @@ def init(
     return State(started, heard, sent, links, control, jnp.int32(0), times)
 
 
-def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, world: World) -> tuple[Heard, Graph]:
+def nothing_heard(
+    link: Link, memory: Any, graph: Graph, everybody: Message, world: World, levels: bool = False
+) -> tuple[Heard, Graph]:
     """What one agent has heard before anybody spoke, with the types that arrive behind the link; and the graph with
     weights of that type, for start messages, which pass through no link."""
     if not holds_anything(everybody):
@@ -125,7 +127,7 @@ def nothing_heard(link: Link, memory: Any, graph: Graph, everybody: Message, wor
     key = round_key(world, LINKS)
     _, behind, arriving, _ = jax.eval_shape(link.transmit, key, memory, jax.tree.map(jnp.asarray, graph), everybody)
     one = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), arriving)
-    nothing = silence(unpacked(one, world), count_of(arriving), behind)
+    nothing = silence(unpacked(one, world), count_of(arriving), behind, levels)
     return nothing, graph._replace(weights=jnp.asarray(graph.weights).astype(behind.weights.dtype))
 
 
@@ -273,7 +275,7 @@ def exchange(
     if not holds_anything(messages):
         return heard
     graph = present_first(graph, count_of(messages))
-    weights, kept = edge_weights(messages, graph), kept_of_layers(messages)
+    weights, kept = edge_weights(messages, graph), kept_of_layers(messages) if heard.levels else None
 
     # Take planes, in the order in which bits are packed, so that counts are written at once to where they belong.
     planes = heard._replace(masks={name: as_planes(counts) for name, counts in heard.masks.items()})

@@ -440,7 +440,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("markov:0:0:1:1", "good or bad must be above 0, got 0 both", ""),
         ("markov:1:-1:1:1", "bad must be at least 0, got -1", ""),
         ("collapse:1:0:1", "seconds must rise from above 0", ""),
-        ("constant:nan", "got [nan]", ""),
+        ("constant:nan", "--bandwidth constant takes a number for MEGABITS, got 'nan'", ""),
         ("{missing}", "must be one of constant:MEGABITS", ""),
         ("{blank.txt}", "of which some is sent at some time, got no line", ""),
         ("{dead.txt}", "of which some is sent at some time, got 0 Mbit/s at all times", ""),
@@ -451,7 +451,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("{folder}", "must hold files of two numbers a line, seconds and Mbit/s, got none", ""),
     ],
     "device_speed": [
-        ("0", "--device-speed must be in [1, 1e+18], got 0 for agent 0", "--bandwidth constant:1"),
+        ("0", "--device-speed must be in [1, 1e+18], got 0", "--bandwidth constant:1"),
+        ("0,1,1,1", "got 0 for agent 0", "--bandwidth constant:1"),
         ("1e9,1e9", "--device-speed must give one number for each of 4 agents, got 2", "--bandwidth constant:1"),
         ("1e9", "--device-speed needs --bandwidth, such as constant:10: say it, or leave --device-speed out", ""),
     ],

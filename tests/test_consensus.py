@@ -12,7 +12,7 @@ from dslth_jax import links, masks
 from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_signs
 from dslth_jax.algorithms import consensus
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, pulled
-from dslth_jax.exchange import LEVELS, hear, present_first
+from dslth_jax.exchange import LEVELS, hear, kept_of_layers, present_first
 from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
 
@@ -109,7 +109,8 @@ def test_neighbours_of_several_retentions_are_each_compared_at_their_own(x64):
     z, counts = scores_of(0), [40, 200, 360, 40]
     sent = jnp.stack([masks.pack(masks.threshold(scores_of(1 + i)["layer"], k)) for i, k in enumerate(counts)])
     graph = graph_of(np.array([[0, 1, 1, 1], *[[0] * 4] * 3], bool))
-    heard = hear(Message({"layer": sent}), graph, jnp.int32(0), Message({"layer": jnp.zeros(SIZE)}))
+    message, like = Message({"layer": sent}), Message({"layer": jnp.zeros(SIZE)})
+    heard = hear(message, graph, jnp.int32(0), like, kept=kept_of_layers(message))
     wanted = sum(np.asarray(masks.threshold(z["layer"], k)) for k in counts[1:])
     np.testing.assert_array_equal(consensus.own_beside(z, heard)["layer"], wanted)
 

@@ -271,7 +271,7 @@ def test_every_seed_of_a_sweep_has_its_own_deal_in_one_program(monkeypatch):
         assert (np.argsort(kept, kind="stable") == np.argsort(member.retentions, kind="stable")).all()
 
 
-def test_what_is_dealt_is_no_axis_of_a_grid():
+def test_what_is_dealt_needs_semicolons_in_a_grid():
     with pytest.raises(ValueError, match="commas between values, and dealt: has some of its own: got retention=dealt"):
         axes_of(Sweep(dataset="digits", agents=4, grid=("retention=dealt:0.2,0.4",)))
 

@@ -142,6 +142,7 @@ def test_a_sweep_leaves_its_pictures(folder):
         (("augment=none,crop,flip-crop", "resize=8,4"), 6),
         (("algorithm=independent", "images=own,pooled", "lr=1,2"), 2),
         (("local_steps=1,2", "start_scores=shared,personal"), 4),
+        (("retention=dealt:0.1,0.7;0.1,0.2,0.3,0.4;0.4", "lr=1,2"), 1),  # values with commas of their own
     ],
 )
 def test_what_is_traced_is_one_program(grid, programs):

@@ -250,7 +250,9 @@ def mce_pl(
     def of_masks(world: World, kept: PyTree[Int[Array, ""]], personal: Scores) -> dict[str, Any]:
         return masked_model(world, kept, personal, mask_rule)
 
-    return Algorithm(init, send, receive, model, start_known, lambda agent: agent.scores, of_masks, mask_rule.ternary)
+    levels = by_force and not mask_rule.ternary
+    ranked = lambda agent: agent.scores  # noqa: E731
+    return Algorithm(init, send, receive, model, start_known, ranked, of_masks, levels, mask_rule.ternary)
 
 
 def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:

@@ -23,7 +23,8 @@ class Sweep(Settings):
     """
 
     grid: tuple[str, ...] = ()
-    """An axis of the grid as NAME=VALUE,VALUE,... where NAME is any other flag; say it once for each axis."""
+    """An axis of the grid as NAME=VALUE,VALUE,... where NAME is any other flag; say it once for each axis. Values with
+    commas of their own have semicolons between them: 'retention=dealt:0.1,0.7;0.4'."""
     seeds: int = 1
     """Seeds of each point: --seed and the numbers behind it."""
     run_folders: bool = False
@@ -66,9 +67,12 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
     """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
     for name, values in spelled_axes("--grid", settings.grid, "NAME=VALUE,VALUE,... such as lr=3,10,30", settings):
-        if DEALT in values:
-            raise ValueError(f"--grid has commas between values, and {DEALT} has some of its own: got {name}={values}")
-        axes[name] = [value_of(settings.known[name], word.strip()) for word in values.split(",")]
+        between = ";" if ";" in values else ","
+        if DEALT in values and between == ",":
+            has = f"--grid has commas between values, and {DEALT} has some of its own"
+            raise ValueError(f"{has}: got {name}={values}, put semicolons between values")
+        words = [word.strip() for word in values.split(between) if word.strip() or between == ","]
+        axes[name] = [value_of(settings.known[name], word) for word in words]
         if len(set(map(str, axes[name]))) < len(axes[name]):
             raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")
     return axes

@@ -68,7 +68,7 @@ def footprint(
         agent, message = algorithm.init(key, world, hyper)
         everybody = jax.tree.map(lambda leaf: jnp.zeros((agents, *leaf.shape), leaf.dtype), message)
         backlog = link.init(everybody)
-        heard, _ = nothing_heard(link, backlog, graph, everybody, world)
+        heard, _ = nothing_heard(link, backlog, graph, everybody, world, algorithm.hears_levels)
         agent, carry, message, _ = algorithm.send(key, world, hyper, agent, heard, batches)
         return world, agent, carry, message, heard, backlog
 

@@ -299,7 +299,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
         save(tmp_path, 1, 2)
     path = tmp_path / "round_00000002"
     sentence = (
-        f"the checkpoint {path} is of another version of dslth_jax (format 4, this one reads 5): go on with that "
+        f"the checkpoint {path} is of another version of dslth_jax (format 4, this one reads 6): go on with that "
     )
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}version, or start anew in another folder$"):
         checkpoint.latest(tmp_path)

@@ -47,6 +47,7 @@ class Going(NamedTuple):
 
     retention: Float[Array, "agents"]
     smoothed: Float[Array, "agents"]  # τ; 0 before the first exchange
+    elapsed: Float[Array, "agents"]  # what all rounds took since the last exchange
     rest: Any = None
 
 
@@ -81,7 +82,7 @@ def of_retentions(limits: Limits, entries: Entries, decide: Decide, rest: Any = 
 
     def init(hyper: Any) -> tuple[Going, Any]:
         retention = jnp.clip(jnp.asarray(limits.own), limits.low, limits.high)
-        going = Going(retention, jnp.zeros_like(retention), rest)
+        going = Going(retention, jnp.zeros_like(retention), jnp.zeros_like(retention), rest)
         return going, with_retention(hyper, retention, limits, entries)
 
     def update(
@@ -95,10 +96,12 @@ def of_retentions(limits: Limits, entries: Entries, decide: Decide, rest: Any = 
         del round
         assert seconds is not None, "budgets need a clock"
         smoothed = jnp.where(memory.smoothed > 0, SMOOTHED * seconds + (1 - SMOOTHED) * memory.smoothed, seconds)
-        decided = decide(memory._replace(smoothed=smoothed), info, axis)
-        decided = decided._replace(retention=toward(memory.retention, decided.retention, limits))
+        waiting = memory._replace(elapsed=memory.elapsed + seconds)
+        decided = decide(waiting._replace(smoothed=smoothed), info, axis)
+        retention = toward(memory.retention, decided.retention, limits)
+        decided = decided._replace(retention=retention, elapsed=jnp.zeros_like(retention))
         acting = info["exchanged"]
-        going = jax.tree.map(lambda new, old: jnp.where(_like(acting, new), new, old), decided, memory)
+        going = jax.tree.map(lambda new, old: jnp.where(_like(acting, new), new, old), decided, waiting)
         return going, with_retention(hyper, going.retention, limits, entries)
 
     return Controller(init, update)
@@ -163,7 +166,7 @@ def bandit(
         del axis
         own, loss = going.rest, info["loss"]
         began = jnp.where(jnp.isnan(own.loss), loss, own.loss)
-        own = own._replace(loss=began, since=own.since + 1, seconds=own.seconds + info["seconds"])
+        own = own._replace(loss=began, since=own.since + 1, seconds=own.seconds + going.elapsed)
         over = own.since >= hold
         gain = jnp.where(over, jnp.maximum(began - loss, 0) / jnp.maximum(own.seconds, 1e-9), 0)
         largest = jnp.maximum(own.largest, gain)

@@ -93,13 +93,13 @@ def clock_of(budget: Budget, costs: Costs) -> Clock:
     """The clock of one run. Inside a compiled program, with the budget's numbers traced."""
 
     def work(hyper: Any) -> Float[Array, "agents"]:
-        agents = budget.devices.speed.shape
-        kept = by_name(hyper.kept) if costs.masked and costs.passes.keys() <= by_name(hyper.kept).keys() else {}
-        total = jnp.zeros(agents)
+        kept, total = by_name(hyper.kept) if costs.masked else {}, jnp.zeros(budget.devices.speed.shape)
         for name, passes in costs.passes.items():
-            size = jnp.full(agents, costs.entries[name]) if name not in kept else kept[name]
-            size = size if costs.sparse or name not in kept else jnp.where(size > 0, costs.entries[name], 0)
-            total = total + float(passes) * size
+            entries = costs.entries[name]
+            # Of a layer that an agent lacks it computes nothing; what nobody masks, or counts otherwise, is whole.
+            if name in kept:
+                entries = kept[name] if costs.sparse else jnp.where(kept[name] > 0, entries, 0)
+            total = total + float(passes) * entries
         return total
 
     return Clock(work, budget.devices, jnp.asarray(budget.deadline))

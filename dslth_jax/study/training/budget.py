@@ -95,7 +95,7 @@ def clock_of(budget: Budget, costs: Costs) -> Clock:
     def work(hyper: Any) -> Float[Array, "agents"]:
         kept, total = by_name(hyper.kept) if costs.masked else {}, jnp.zeros(budget.devices.speed.shape)
         for name, passes in costs.passes.items():
-            entries = costs.entries[name]
+            entries: Any = costs.entries[name]
             # Of a layer that an agent lacks it computes nothing; what nobody masks, or counts otherwise, is whole.
             if name in kept:
                 entries = kept[name] if costs.sparse else jnp.where(kept[name] > 0, entries, 0)

@@ -10,19 +10,22 @@ from jaxtyping import Array, Float
 Tokens = Float[Array, "batch tokens width"]
 
 
-def attention(query: Tokens, key: Tokens, value: Tokens, heads: int) -> Tokens:
+def attention(
+    query: Tokens, key: Tokens, value: Float[Array, "batch tokens values"], heads: int, depth: int | None = None
+) -> Float[Array, "batch tokens values"]:
     """softmax(q kᵀ / √d) v for each of `heads` equal parts of the width, d wide (Vaswani et al. 2017, section 3.2).
 
-    No weights are part of it. The softmax takes each row's maximum off first, in float32 at least.
+    No weights are part of it. The softmax takes each row's maximum off first, in float32 at least. `depth` is d where
+    channels that add nothing to q kᵀ have been cut out.
     """
     batch, tokens, width = query.shape
-    if width % heads:
+    if width % heads or value.shape[2] % heads:
         raise ValueError(f"heads must divide the width {width}, got {heads}")
-    q, k, v = (part.reshape(batch, tokens, heads, width // heads) for part in (query, key, value))
+    q, k, v = (part.reshape(batch, tokens, heads, -1) for part in (query, key, value))
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) / math.sqrt(width // heads)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide) / math.sqrt(depth or width // heads)
     weights = jax.nn.softmax(scores).astype(query.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, tokens, width)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(value.shape)
 
 
 def place_code(rows: int, columns: int, width: int) -> Float[np.ndarray, "tokens width"]:

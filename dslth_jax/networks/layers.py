@@ -12,8 +12,9 @@ from jaxtyping import Array
 
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.network import Role, uniform_by_fan_in
-from dslth_jax.networks.norms import fed, group_norm, groups_of
+from dslth_jax.networks.norms import fed, group_norm, groups_left, groups_of
 from dslth_jax.networks.operations import product
+from dslth_jax.networks.wiring import cut_of, is_cut, parameter, placed, taken
 
 Flow = TypeVar("Flow")  # what flows through a block: a `Stream`, or tokens
 
@@ -74,12 +75,25 @@ def unless_absent(stage: nn.Module, block: nn.Module, stream: Flow) -> Flow:
     others, and then left out.
     """
     own = stage.variables.get("params", {}).get(str(block.name))
+    if is_cut(stage):
+        return stream if own is None else block(stream)
     if own is None:  # the parameters are being made
         return block(stream)
     alone: Any = block.clone(parent=None)
     # Look at all kernels: without its keys a block of a transformer still adds something.
     present = jnp.any(jnp.stack([jnp.any(kernel != 0) for kernel in jax.tree.leaves(own)]))
     return lax.cond(present, lambda stream: alone.apply({"params": own}, stream), lambda stream: stream, stream)
+
+
+def normed(layer: nn.Module, values: Array, channels: int, live: Callable[[], Array]) -> Stream:
+    """What a layer of so many channels hands on, after a group norm over the live ones. Of a cut layer, channels have
+    the groups that they had, and it is known which ones live."""
+    if (cut := cut_of(layer)) is None:
+        alive = live()
+        return Stream(group_norm(values, groups_of(channels), alive), alive)
+    alive = jnp.asarray(cut.live)
+    values = group_norm(values, groups_left(cut.numbers, cut.of), alive)
+    return Stream(placed(layer, values), placed(layer, alive))
 
 
 class NormedConv(nn.Module):
@@ -93,15 +107,14 @@ class NormedConv(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        values, live = stream
+        values, live = taken(self, stream.values), taken(self, stream.live)
         shape = (self.side, self.side, values.shape[-1], self.features)
-        kernel = self.param("kernel", uniform_by_fan_in, shape, values.dtype)
-        live = fed(kernel, live)
+        kernel = parameter(self, "kernel", uniform_by_fan_in, shape, values.dtype)
         if self.side == 1:
             values = product(values[:, :: self.stride, :: self.stride], kernel[0, 0])
         else:
             values = convolve(values, kernel, self.side // 2, self.stride)
-        return Stream(group_norm(values, groups_of(self.features), live), live)
+        return normed(self, values, self.features, lambda: fed(kernel, live))
 
 
 class NormedDepthwise(nn.Module):
@@ -113,12 +126,11 @@ class NormedDepthwise(nn.Module):
 
     @nn.compact
     def __call__(self, stream: Stream) -> Stream:
-        values, live = stream
+        values, live = taken(self, stream.values), taken(self, stream.live)
         channels = values.shape[-1]
-        kernel = self.param("kernel", uniform_by_fan_in, (3, 3, 1, channels), values.dtype)
-        live = live & fed(kernel)
+        kernel = parameter(self, "kernel", uniform_by_fan_in, (3, 3, 1, channels), values.dtype)
         values = convolve(values, kernel, 1, self.stride, groups=channels)
-        return Stream(group_norm(values, groups_of(channels), live), live)
+        return normed(self, values, channels, lambda: live & fed(kernel))
 
 
 class Projection(nn.Module):
@@ -130,8 +142,10 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array) -> Array:
+        tokens = taken(self, tokens)
         shape = (tokens.shape[-1], self.features)
-        return product(tokens, self.param("kernel", uniform_by_fan_in, shape, tokens.dtype))
+        kernel = parameter(self, "kernel", uniform_by_fan_in, shape, tokens.dtype)
+        return placed(self, product(tokens, kernel))
 
 
 class AttentionProjection(Projection):

@@ -14,6 +14,7 @@ from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stage, Stream
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
 from dslth_jax.networks.residual import blocks_of
+from dslth_jax.networks.wiring import IMAGES, Layer, Wiring, cut_of, is_cut
 
 # The paper's table 2: expansion, channels, blocks, stride of the first. For 32x32 pixels the stem, and the stage whose
 # stride would follow it, keep the resolution.
@@ -39,9 +40,8 @@ class InvertedResidual(nn.Module):
             inner = clipped(NormedConv(self.expansion * channels, side=1, name="expand")(inner))
         inner = clipped(NormedDepthwise(self.stride, name="depthwise")(inner))
         inner = NormedConv(self.features, side=1, name="project")(inner)
-        if self.stride > 1 or channels != self.features:
-            return inner
-        return Stream(inner.values + stream.values, inner.live | stream.live)
+        added = cut_of(self) is not None if is_cut(self) else self.stride == 1 and channels == self.features
+        return Stream(inner.values + stream.values, inner.live | stream.live) if added else inner
 
 
 class MobileNetV2(nn.Module):
@@ -60,3 +60,19 @@ class MobileNetV2(nn.Module):
             stream = Stage(block, blocks, stride, name=f"stage{number}")(stream)
         stream = clipped(NormedConv(scaled(1280, self.width, 4), side=1, name="last")(stream))
         return Linear(self.classes, name="head")(global_average_pool(stream.values))
+
+    @property
+    def wiring(self) -> Wiring:
+        """Which layers read and make which channels: after each block there is another set."""
+        stream, channels, layers = "stem", scaled(32, self.width, 4), {"stem": Layer(IMAGES, "stem", "groups")}
+        for blocks, (expansion, wide, _, stride) in zip(self.stages, STAGES, strict=True):
+            for block in blocks:
+                inner, features = stream, scaled(wide, self.width, 4)
+                for name in ("expand", "depthwise") if expansion > 1 else ("depthwise",):
+                    layers[f"{block}/{name}"] = Layer(inner, f"{block}/{name}", "groups")
+                    inner = f"{block}/{name}"
+                layers[f"{block}/project"] = Layer(inner, block, "groups")
+                if features == channels and (stride == 1 or block != blocks[0]):
+                    layers[block] = Layer(stream, block)
+                stream, channels = block, features
+        return Wiring(layers | {"last": Layer(stream, "last", "groups"), "head": Layer("last", "head")})

@@ -4,26 +4,23 @@ Every network takes uint8 images, splits its parameters into weights that masks 
 the weights' dtype. One agent's world.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
-import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key, PyTree, UInt8
 
-from dslth_jax.keys import key_of, reproducible
-from dslth_jax.masks import PLANES
+from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.convolution import convolve
+from dslth_jax.networks.looking import Role, look_at
 from dslth_jax.networks.operations import elu
+from dslth_jax.networks.wiring import Cut, Wiring, parameter, placed, taken
 
-# An "attention" kernel makes queries, keys or values; it is a linear layer in all but the scale of its weights.
-Role = Literal["convolution", "depthwise", "linear", "attention"]
 Said = TypeVar("Said")
 
 
@@ -40,7 +37,9 @@ class Network(NamedTuple):
       without a kept weight they are the identity. None where there are none;
     - `exits(variables, images) -> logits` of every head of a network that has several, (exits, batch, classes), where
       those of `apply` are of their mean distribution; None of others;
-    - `distils`: whether each exit also learns from the others.
+    - `distils`: whether each exit also learns from the others;
+    - `wiring`: which layers read and make which channels, where the network can be cut: see `compaction`;
+    - `cut(cuts) -> apply, exits`: the same of what `cuts` say is left of its layers, by their modules' paths.
     """
 
     init: Callable[[Key[Array, ""]], tuple[PyTree, PyTree]]
@@ -52,6 +51,8 @@ class Network(NamedTuple):
         Callable[[PyTree, UInt8[Array, "batch height width channels"]], Float[Array, "exits batch classes"]] | None
     ) = None
     distils: bool = False
+    wiring: Wiring | None = None
+    cut: Callable[[Mapping[str, Cut]], tuple[Callable[..., Array], Callable[..., Array] | None]] | None = None
 
 
 def map_layers(function: Callable[..., Any], roles: Mapping[str, Role], masked: PyTree, *rest: PyTree) -> PyTree:
@@ -139,9 +140,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
+        images = taken(self, images)
         shape = (self.side, self.side, images.shape[-1], self.features)
-        kernel = self.param("kernel", uniform_by_fan_in, shape, images.dtype)
-        return convolve(images, kernel, self.padding)
+        kernel = parameter(self, "kernel", uniform_by_fan_in, shape, images.dtype)
+        return placed(self, convolve(images, kernel, self.padding))
 
 
 class Linear(nn.Module):
@@ -153,10 +155,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
+        values = taken(self, values)
         shape = (values.shape[-1], self.features)
-        kernel = self.param("kernel", uniform_by_fan_in, shape, values.dtype)
+        kernel = parameter(self, "kernel", uniform_by_fan_in, shape, values.dtype)
         bias = self.variable("frozen", "bias", self.draw_bias, shape, values.dtype)
-        return values @ kernel + bias.value[None]
+        return placed(self, values @ kernel + bias.value[None])
 
     def draw_bias(self, shape: tuple[int, int], dtype: Any) -> Array:
         # Draw as a kernel of this fan-in and take its first row: the bound must be the layer's, not the bias's.
@@ -179,6 +182,7 @@ def network_of(
     parameters to which a module of yours gives a role: `roles = {"kernel": "linear"}` in the class that makes the
     parameter `kernel`. All other parameters (biases, scales of norms, slopes) and the collection "frozen" are frozen.
     The network's heads are those that the module's field `heads` names, else the masked module that is applied last.
+    A module that has a field `wiring` can be cut to what masks leave of it, by `compaction`.
 
     Args:
         module: takes images in [-1, 1] of any dtype, returns logits.
@@ -210,126 +214,39 @@ def network_of(
             frozen |= {name: jnp.zeros_like(leaf) for name, leaf in frozen.items() if name.split("/")[-1] == "bias"}
         return masked, _tree_of(frozen)
 
-    def logits_of(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "..."]:
-        dtype = jax.tree.leaves(variables["params"])[0].dtype
-        inputs = to_unit_range(images, dtype)
-        if precision is not None:
-            variables, inputs = jax.tree.map(lambda leaf: leaf.astype(precision), (variables, inputs))
-        masked, frozen = _by_name(variables["params"]), _by_name(variables["frozen"])
-        params = masked | {name: frozen.pop(name) for name in unmasked}
-        logits: Any = module.apply({"params": _tree_of(params), "frozen": _tree_of(frozen)}, inputs)
-        logits = logits.astype(dtype)
-        return elu(logits) if elu_on_logits else logits
+    def cut(cuts: Mapping[str, Cut] | None) -> tuple[Callable[..., Array], Callable[..., Array] | None]:
+        constants = {"cuts": _tree_of({f"{path}/cut": own for path, own in cuts.items()})} if cuts else {}
 
-    def apply(variables: PyTree, images: UInt8[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        return ensemble(logits_of(variables, images))
+        def logits_of(
+            variables: PyTree, images: UInt8[Array, "batch height width channels"]
+        ) -> Float[Array, "*exits batch classes"]:
+            dtype = jax.tree.leaves(variables["params"])[0].dtype
+            inputs = to_unit_range(images, dtype)
+            if precision is not None:
+                variables, inputs = jax.tree.map(lambda leaf: leaf.astype(precision), (variables, inputs))
+            masked, frozen = _by_name(variables["params"]), _by_name(variables["frozen"])
+            params = masked | {name: frozen.pop(name) for name in unmasked}
+            logits: Any = module.apply({"params": _tree_of(params), "frozen": _tree_of(frozen)} | constants, inputs)
+            logits = logits.astype(dtype)
+            return elu(logits) if elu_on_logits else logits
 
+        def apply(
+            variables: PyTree, images: UInt8[Array, "batch height width channels"]
+        ) -> Float[Array, "batch classes"]:
+            return ensemble(logits_of(variables, images))
+
+        return (apply, logits_of) if getattr(module, "exits", False) else (logits_of, None)
+
+    apply, exits = cut(None)
     stages = tuple(map(tuple, getattr(module, "stages", ())))
-    if not getattr(module, "exits", False):
-        return Network(init, logits_of, roles, heads, stages)
-    return Network(init, apply, roles, heads, stages, logits_of, distils)
+    wiring = getattr(module, "wiring", None)
+    distils = distils and exits is not None
+    return Network(init, apply, roles, heads, stages, exits, distils, wiring, cut if wiring else None)
 
 
 def ensemble(logits: Float[Array, "exits batch classes"]) -> Float[Array, "batch classes"]:
     """The logits of the mean of the exits' distributions: their logarithm."""
     return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(logits.shape[0])
-
-
-def look_at(
-    module: nn.Module, image_shape: tuple[int, int, int]
-) -> tuple[dict[str, Any], dict[str, Role], tuple[str, ...]]:
-    """The shapes of a module's variables, the roles of its parameters and its heads, seen by abstract evaluation:
-    nothing is computed. A ValueError says why the module cannot be a network."""
-    name = f"the module {type(module).__name__}"
-    owners: dict[tuple[str, ...], nn.Module] = {}
-
-    def note(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        owners.pop(context.module.path, None)  # in the order in which modules are applied last
-        owners[context.module.path] = context.module
-        return call(*args, **kwargs)
-
-    def images_of(batch: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((batch, *image_shape), jnp.result_type(float))
-
-    try:
-        inspect.signature(type(module).__call__).bind(module, images_of(1))
-    except TypeError as error:
-        raise ValueError(f"{name} must take images and nothing else ({error}): give other arguments defaults") from None
-    with nn.intercept_methods(note):
-        shapes = jax.eval_shape(module.init, key_of(0), images_of(1))
-    states = ", ".join(sorted(set(shapes) - {"params", "frozen"}))
-    if states:
-        raise ValueError(
-            f"{name} keeps a state ({states}), as nn.BatchNorm does, and a network has parameters alone: take "
-            f"nn.GroupNorm instead, and keep constants in the collection frozen"
-        )
-    params = _by_name(shapes.get("params", {}))
-    for path in (*params, *_by_name(shapes.get("frozen", {}))):
-        if path.split("/")[-1] in PLANES:
-            raise ValueError(f"{name} must not have a parameter {path}: planes of masks are called so, rename it")
-    roles = {}
-    for path, leaf in params.items():
-        if role := _role_of(owners.get(tuple(path.split("/")[:-1])), path, leaf):
-            roles[path] = role
-    if not roles:
-        raise ValueError(
-            f"{name} must have a parameter that masks select from, got {', '.join(params) or 'none'}: build it of Conv "
-            f'and Linear, or give the class that makes a parameter its role, such as roles = {{"kernel": "linear"}}'
-        )
-    _check_logits(module, shapes, images_of(2))
-    return shapes, roles, _heads_of(module, list(owners), roles)
-
-
-def _heads_of(module: nn.Module, applied: list[tuple[str, ...]], roles: Mapping[str, Role]) -> tuple[str, ...]:
-    """The heads that a module names, else its masked module that is applied last; a ValueError if it has none such."""
-    masked = {name.rpartition("/")[0] for name in roles}
-    heads = getattr(module, "heads", None) or tuple([path for path in map("/".join, applied) if path in masked][-1:])
-    for head in heads:
-        if not any(name == head or name.startswith(f"{head}/") for name in masked):
-            raise ValueError(f"the heads of {type(module).__name__} must be among {', '.join(masked)}, got {head!r}")
-    return tuple(heads)
-
-
-def _check_logits(module: nn.Module, variables: Any, images: jax.ShapeDtypeStruct) -> None:
-    """Raise a ValueError unless the module makes logits of images, of its parameters and these alone."""
-    name, batch = f"the module {type(module).__name__}", images.shape[0]
-    try:
-        logits: Any = jax.eval_shape(module.apply, variables, images)
-    except flax.errors.InvalidRngError:
-        raise ValueError(
-            f"{name} draws random numbers when it is applied, as nn.Dropout does, and a network is a function of "
-            f"parameters and images alone: leave that layer out, or make it deterministic"
-        ) from None
-    except flax.errors.ScopeParamShapeError:
-        raise ValueError(
-            f"{name} makes parameters of another shape for {batch} images than for one: keep the first axis, the "
-            f"batch, apart from all others"
-        ) from None
-    classes = getattr(module, "classes", None)
-    got = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in jax.tree.leaves(logits)) or "nothing"
-    if not isinstance(logits, jax.ShapeDtypeStruct) or not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise ValueError(f"{name} must return one array of logits, as floats, got {type(logits).__name__} of {got}")
-    exits = logits.shape[:1] if getattr(module, "exits", False) else ()
-    if logits.shape != (*exits, batch, logits.shape[-1] if classes is None and logits.shape else classes):
-        raise ValueError(
-            f"{name} must return logits of shape ({batch}, {classes or 'classes'}) for {batch} images, got {got}: let "
-            f"its last layer have one output for each class, and keep the batch as the first axis"
-        )
-
-
-def _role_of(owner: nn.Module | None, path: str, leaf: Any) -> Role | None:
-    """The role that the module which made a parameter gives it, if any."""
-    name = path.split("/")[-1]
-    if isinstance(owner, nn.Conv | nn.ConvTranspose | nn.ConvLocal | nn.Dense | nn.DenseGeneral):
-        if name != "kernel":
-            return None
-        if isinstance(owner, nn.Dense | nn.DenseGeneral):
-            return "linear"
-        return "depthwise" if getattr(owner, "feature_group_count", 1) > 1 and leaf.shape[-2] == 1 else "convolution"
-    role = getattr(owner, "roles", {}).get(name)
-    if role is not None:
-        expect_choice(f"the role of {path}", role, get_args(Role))
-    return role
 
 
 def _by_name(tree: PyTree) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 EPSILON = 1e-5  # added to variances
 
 Live = Bool[Array, "channels"]
+Groups = int | tuple[int, ...]  # how many equal parts, one after another; or each channel's group
 
 
 def fed(
@@ -41,16 +43,29 @@ def groups_of(channels: int) -> int:
     return max(groups for groups in range(1, most + 1) if channels % groups == 0)
 
 
+def groups_left(numbers: Int[np.ndarray, "left"], channels: int) -> Groups:
+    """The groups of those channels that are left of so many, by their numbers; each stays in the group that it had.
+
+    >>> groups_left(np.array([0, 1, 4, 7]), 8), groups_left(np.array([0, 4, 7]), 8), groups_left(np.array([5, 6]), 8)
+    (2, (0, 1, 1), 1)
+    """
+    _, own, sizes = np.unique(numbers // (channels // groups_of(channels)), return_inverse=True, return_counts=True)
+    return len(sizes) if (sizes == sizes[0]).all() else tuple(own.tolist())
+
+
 def group_norm(
-    images: Float[Array, "batch height width channels"], groups: int, alive: Live | None = None
+    images: Float[Array, "batch height width channels"], groups: Groups, alive: Live | None = None
 ) -> Float[Array, "batch height width channels"]:
-    """(x - mean) / √(variance + 1e-5) over the live channels of each of `groups` equal parts, and all pixels.
+    """(x - mean) / √(variance + 1e-5) over the live channels of each group, and all pixels.
 
     Wu and He, ECCV 2018, without scale and shift. `alive` None takes all channels; dead ones, and so a whole group
     without a live one, become 0. Statistics are at least of float32. Reverse mode only.
     """
     channels = images.shape[3]
-    if channels % groups:
+    if isinstance(groups, tuple):
+        if len(groups) != channels:
+            raise ValueError(f"groups must say the group of each of the {channels} channels, got {len(groups)}")
+    elif channels % groups:
         raise ValueError(f"groups must divide the {channels} channels, got {groups}")
     live = jnp.ones(channels, bool) if alive is None else alive
     values = images.reshape(images.shape[0], -1, channels)
@@ -58,15 +73,21 @@ def group_norm(
     return _normalized(groups, wide, live.astype(wide.dtype)).astype(images.dtype).reshape(images.shape)
 
 
-def _mean_of_group(groups: int, sums: Array, live: Array, places: int) -> Array:
+def _mean_of_group(groups: Groups, sums: Array, live: Array, places: int) -> Array:
     """Sums over places of every channel (batch, channels), as the mean of its group's live entries."""
+    if isinstance(groups, tuple):
+        own = np.eye(max(groups) + 1)[list(groups)]  # (channels, groups)
+        member = jnp.asarray(own, sums.dtype)
+        entries = jnp.maximum(places * (live @ member), 1)
+        of_group = jnp.matmul(sums * live[None], member, precision=lax.Precision.HIGHEST) / entries[None]
+        return of_group[:, np.array(groups)]
     parts = live.reshape(groups, -1)
     entries = jnp.maximum(places * jnp.sum(parts, 1), 1)
     of_group = jnp.sum(sums.reshape(-1, *parts.shape) * parts[None], 2) / entries[None]
     return jnp.repeat(of_group, parts.shape[1], 1)
 
 
-def _statistics(groups: int, values: Array, live: Array) -> tuple[Array, Array]:
+def _statistics(groups: Groups, values: Array, live: Array) -> tuple[Array, Array]:
     """The mean of every channel's group, and the factor that brings it to variance 1: 0 for a dead channel."""
     mean_of_group = partial(_mean_of_group, groups, live=live, places=values.shape[1])
     mean = mean_of_group(jnp.sum(values, 1))
@@ -74,16 +95,16 @@ def _statistics(groups: int, values: Array, live: Array) -> tuple[Array, Array]:
     return mean, lax.rsqrt(variance + EPSILON) * live[None]
 
 
-def _normalized_value(groups: int, values: Array, live: Array) -> Array:
+def _normalized_value(groups: Groups, values: Array, live: Array) -> Array:
     return _normalized_forward(groups, values, live)[0]
 
 
-def _normalized_forward(groups: int, values: Array, live: Array) -> tuple[Array, tuple[Array, ...]]:
+def _normalized_forward(groups: Groups, values: Array, live: Array) -> tuple[Array, tuple[Array, ...]]:
     mean, factor = _statistics(groups, values, live)
     return (values - mean[:, None]) * factor[:, None], (values, live, mean, factor)
 
 
-def _normalized_backward(groups: int, residuals: tuple[Array, ...], gradient: Array) -> tuple[Array, None]:
+def _normalized_backward(groups: Groups, residuals: tuple[Array, ...], gradient: Array) -> tuple[Array, None]:
     """factor · (g - mean g - y · mean(g · y)), for y the normalized values."""
     values, live, mean, factor = residuals
     mean_of_group = partial(_mean_of_group, groups, live=live, places=values.shape[1])

@@ -8,8 +8,9 @@ from functools import reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Images = Float[Array, "batch height width channels"]
 
@@ -65,12 +66,31 @@ def product(values: Float[Array, "*axes inputs"], kernel: Float[Array, "inputs o
     return flat.reshape(*values.shape[:-1], kernel.shape[1])
 
 
-def local_response_norm(values: Float[Array, "*axes channels"], alpha: float) -> Float[Array, "*axes channels"]:
+def local_response_norm(
+    values: Float[Array, "*axes channels"], alpha: float, numbers: Int[np.ndarray, "channels"] | None = None
+) -> Float[Array, "*axes channels"]:
     """Local response normalization over channels, size 4, beta 3/4, k 1, as PyTorch defines it.
 
-    x_c / (1 + alpha/4 · Σ x²)^(3/4) over channels c-2 to c+1. Reverse mode only.
+    x_c / (1 + alpha/4 · Σ x²)^(3/4) over channels c-2 to c+1. Reverse mode only. `numbers` are those that the channels
+    had, in ascending order, before others were cut out, which are 0; then there is no fast gradient.
     """
-    return _response_norm(values, alpha / 4)
+    if numbers is None or numbers[-1] - numbers[0] == len(numbers) - 1:
+        return _response_norm(values, alpha / 4)
+    root = lax.rsqrt(1 + alpha / 4 * _window_left(values**2, numbers))
+    return values * root * jnp.sqrt(root)
+
+
+def _window_left(values: Array, numbers: np.ndarray) -> Array:
+    """For every channel c the sum over those of the channels c-2 to c+1 that are left."""
+    padded = jnp.pad(values, [(0, 0)] * (values.ndim - 1) + [(2, 1)])
+    gaps = np.pad(numbers, (2, 1), constant_values=-9)
+    parts = []
+    for place, offset in enumerate(range(-2, 2)):
+        apart = gaps[place : place + len(numbers)] - numbers
+        seen = (apart >= -2) & (apart <= 1) & (gaps[place : place + len(numbers)] >= 0)
+        part = padded[..., place : place + len(numbers)]
+        parts.append(part if offset == 0 else jnp.where(seen.reshape(*[1] * (values.ndim - 1), -1), part, 0))
+    return reduce(jnp.add, parts)
 
 
 def _channel_window(values: Array, before: int, after: int) -> Array:

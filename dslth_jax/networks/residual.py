@@ -15,6 +15,7 @@ from jaxtyping import Array
 from dslth_jax.networks.layers import NormedConv, Stage, Stream, activated, all_live, scaled
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
+from dslth_jax.networks.wiring import IMAGES, Layer, Wiring, is_cut, placed
 
 
 def blocks_of(stage: int, blocks: int) -> tuple[str, ...]:
@@ -42,12 +43,14 @@ class Block(nn.Module):
 
     def shortcut(self, stream: Stream) -> Stream:
         values, live = stream
-        further = self.features - values.shape[-1]
-        if self.stride == 1 and further == 0:
+        if self.stride == 1 and (is_cut(self) or self.features == values.shape[-1]):
             return stream
         if self.projected:
             return NormedConv(self.features, side=1, stride=self.stride, name="shortcut")(stream)
         fewer = values[:, :: self.stride, :: self.stride]
+        if is_cut(self):
+            return Stream(placed(self, fewer), placed(self, live))
+        further = self.features - values.shape[-1]
         return Stream(jnp.pad(fewer, ((0, 0), (0, 0), (0, 0), (0, further))), jnp.pad(live, (0, further)))
 
 
@@ -87,6 +90,25 @@ class ResNet(nn.Module):
     def heads(self) -> tuple[str, ...]:
         """The names of the layers that make logits."""
         return (*(f"exit{number}" for number in range(1, len(self.channels)) if self.exits), "head")
+
+    @property
+    def wiring(self) -> Wiring:
+        """Which layers read and make which channels: after each sum of a block there is another set."""
+        stream, layers = "stem", {"stem": Layer(IMAGES, "stem", "groups")}
+        for number, blocks in enumerate(self.stages, 1):
+            for block in blocks:
+                projected = self.projected and number > 1 and block == blocks[0]
+                layers[f"{block}/conv1"] = Layer(stream, f"{block}/conv1", "groups")
+                layers[f"{block}/conv2"] = Layer(f"{block}/conv1", block, "groups")
+                if projected:
+                    layers[f"{block}/shortcut"] = Layer(stream, block, "groups")
+                else:
+                    layers[block] = Layer(stream, block)
+                stream = block
+            if self.exits or number == len(self.stages):
+                head = f"exit{number}" if number < len(self.stages) else "head"
+                layers[head] = Layer(stream, head)
+        return Wiring(layers)
 
 
 class ResNet18(ResNet):

@@ -15,6 +15,9 @@ from dslth_jax.networks.attention import attention, place_code
 from dslth_jax.networks.layers import AttentionProjection, Projection, scaled, through
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.norms import layer_norm
+from dslth_jax.networks.wiring import IMAGES, Attention, Layer, Wiring, cut_of
+
+HEADS = 3
 
 
 def patches_of(images: Array, side: int) -> Array:
@@ -33,7 +36,9 @@ class Block(nn.Module):
     def __call__(self, tokens: Array) -> Array:
         width, normed = tokens.shape[-1], layer_norm(tokens)
         query, key, value = (AttentionProjection(width, name=name)(normed) for name in ("query", "key", "value"))
-        tokens = tokens + Projection(width, name="output")(attention(query, key, value, self.heads))
+        left = cut_of(self, "value")
+        mixed = attention(query, key, value, (left and left.heads) or self.heads, width // self.heads)
+        tokens = tokens + Projection(width, name="output")(mixed)
         inner = nn.gelu(Projection(4 * width, name="mlp1")(layer_norm(tokens)))
         return tokens + Projection(width, name="mlp2")(inner)
 
@@ -53,5 +58,18 @@ class ViTTiny(nn.Module):
         batch, rows, columns, _ = patches.shape
         tokens = Projection(width, name="patches")(patches.reshape(batch, rows * columns, -1))
         tokens = tokens + jnp.asarray(place_code(rows, columns, width), tokens.dtype)[None]
-        tokens = through(self, [Block(heads=3, name=f"block{number}") for number in range(1, 7)], tokens)
+        tokens = through(self, [Block(heads=HEADS, name=f"block{number}") for number in range(1, 7)], tokens)
         return Linear(self.classes, name="head")(jnp.mean(layer_norm(tokens), 1))
+
+    @property
+    def wiring(self) -> Wiring:
+        """Which layers read and make which channels. Those of tokens are whole, as each place has a code."""
+        layers, attentions = {"patches": Layer(IMAGES, "tokens")}, []
+        for block in self.stages[0]:
+            query, key, value = (f"{block}/{name}" for name in ("query", "key", "value"))
+            layers |= {name: Layer("tokens", name) for name in (query, key, value)}
+            layers[f"{block}/output"] = Layer(value, "tokens")
+            layers[f"{block}/mlp1"] = Layer("tokens", f"{block}/mlp1")
+            layers[f"{block}/mlp2"] = Layer(f"{block}/mlp1", "tokens")
+            attentions.append(Attention(query, key, value, HEADS))
+        return Wiring(layers | {"head": Layer("tokens", "head")}, ("tokens",), attentions)

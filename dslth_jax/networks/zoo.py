@@ -16,6 +16,7 @@ from dslth_jax.networks.network import Conv, Linear, Network, network_of
 from dslth_jax.networks.operations import elu, local_response_norm, max_pool_pairs, pad_with_lowest
 from dslth_jax.networks.residual import ResNet18, ResNet20
 from dslth_jax.networks.transformer import ViTTiny
+from dslth_jax.networks.wiring import Wiring, chain, cut_of
 
 
 class AlexNet(nn.Module):
@@ -24,12 +25,17 @@ class AlexNet(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 21  # of an image, so that every pooling has a window
+    wiring: ClassVar[Wiring] = chain(
+        ("conv1", "conv2", "conv3", "linear1", "linear2"), elu, windowed=("conv1", "conv2", "conv3")
+    )
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
         for number, (features, alpha, pool_padding) in enumerate(((64, 2e-5, 0), (128, 1e-4, 0), (256, 1e-4, 1)), 1):
             values = elu(Conv(scaled(features, self.width), side=5, padding=1, name=f"conv{number}")(values))
-            values = max_pool(pad_with_lowest(local_response_norm(values, alpha), pool_padding))
+            left = cut_of(self, f"conv{number}")
+            values = local_response_norm(values, alpha, None if left is None else left.numbers)
+            values = max_pool(pad_with_lowest(values, pool_padding))
         values = values.reshape(values.shape[0], -1)
         values = elu(Linear(scaled(192, self.width), name="linear1")(values))
         return Linear(self.classes, name="linear2")(values)
@@ -41,6 +47,7 @@ class SmallNet(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 1
+    wiring: ClassVar[Wiring] = chain(("conv1", "conv2", "linear1", "linear2"), elu)
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
@@ -61,6 +68,7 @@ class Conv3(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 8
+    wiring: ClassVar[Wiring] = chain(("conv1", "conv2", "conv3", "linear1", "linear2"), elu)
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
@@ -93,6 +101,12 @@ class Conv4(nn.Module):
             values = nn.relu(Linear(scaled(256, self.width), name=f"linear{number}")(values))
         return Linear(self.classes, name="linear3")(values)
 
+    @property
+    def wiring(self) -> Wiring:
+        """Each layer reads the one before."""
+        convolutions = [f"conv{number}" for number in range(1, 2 * len(self.pairs) + 1)]
+        return chain((*convolutions, "linear1", "linear2", "linear3"), nn.relu)
+
 
 class Conv6(Conv4):
     """Conv-6 of the same papers, a pair more: 2,261,184 masked entries for 10 classes."""
@@ -108,6 +122,7 @@ class VGG11(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 32
+    wiring: ClassVar[Wiring] = chain((*(f"conv{number}" for number in range(1, 9)), "linear"), nn.relu)
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
@@ -127,6 +142,7 @@ class MLP(nn.Module):
     classes: int
     width: float = 1.0
     smallest_side: ClassVar[int] = 1
+    wiring: ClassVar[Wiring] = chain(("linear1", "linear2", "linear3"), nn.relu)
 
     @nn.compact
     def __call__(self, values: Array) -> Array:

@@ -1,0 +1,169 @@
+"""What compaction saves: a network whole, masked, and cut to what the mask leaves of it.
+
+    python -m benchmarks.compaction [--model alexnet] [--dead 0.5] [--retention 0.3] [--round-to 1] [--batch 1 128]
+    python -m benchmarks.compaction --run runs/mine [--agent 0]
+
+Of random weights, the first takes one mask that keeps a share of all entries (unstructured), and one that keeps as large
+a share of the channels that are not dead, whole filters being dead. The second takes an agent's mask of a finished run.
+Seconds are medians of many forward passes on the device and threads that are said, after one to warm up.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import conditions, matmul_rate, timed
+from dslth_jax.algorithm import by_name, with_names
+from dslth_jax.compaction import compact
+from dslth_jax.keys import key_of
+from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
+from dslth_jax.networks.network import Network
+from dslth_jax.networks.zoo import MODULES, network_by_name
+from dslth_jax.study.results.models import load
+
+IMAGES, CLASSES = (32, 32, 3), 10
+
+
+class Form(NamedTuple):
+    """A network, an agent's variables in it, and the images that it takes."""
+
+    network: Network
+    variables: Any
+    image_shape: tuple[int, int, int]
+
+
+def jax_milliseconds(form: Form, batch: int, repeats: int) -> float:
+    """A forward pass compiled by JAX."""
+    timing = timed(form.network.apply, form.variables, random_images(batch, form.image_shape), repeats=repeats)
+    return 1e3 * timing.median
+
+
+# What runs a network, in milliseconds a batch: (form, batch, repeats).
+RUNTIMES: dict[str, Callable[[Form, int, int], float]] = {"JAX": jax_milliseconds}
+
+
+def random_images(batch: int, image_shape: tuple[int, int, int]) -> jax.Array:
+    """Pixels of no meaning: no form is faster by what it sees."""
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch, *image_shape), np.uint8))
+
+
+def random_mask(weights: Any, roles: Any, heads: tuple[str, ...], dead: float, retention: float, seed: int = 0) -> Any:
+    """A mask that keeps such a share of the entries of channels that live; a share of all channels is dead, but none of
+    the logits', and depthwise kernels are kept whole where they live."""
+    rng = np.random.default_rng(seed)
+
+    def of_layer(name: str, leaf: jax.Array) -> np.ndarray:
+        channels = leaf.shape[-1]
+        kept = rng.random(leaf.shape) < (1 if roles[name] == "depthwise" else retention)
+        if name.rpartition("/")[0] not in heads:
+            kept[..., rng.permutation(channels)[: int(dead * channels)]] = False
+        return kept.astype(leaf.dtype)
+
+    return with_names(of_layer, weights)
+
+
+def random_forms(model: str, dead: float, retention: float, round_to: int) -> dict[str, Form]:
+    """The forms of a network of random weights."""
+    network = network_by_name(model, IMAGES, CLASSES)
+    weights, frozen = jax.jit(network.init)(key_of(0))
+
+    def masked_by(share: float) -> Form:
+        mask = random_mask(weights, network.roles, network.heads, share, retention)
+        return Form(network, {"params": jax.tree.map(jnp.multiply, weights, mask), "frozen": frozen}, IMAGES)
+
+    masked, alone = masked_by(dead), masked_by(0.0)
+    whole = Form(network, {"params": weights, "frozen": frozen}, IMAGES)
+    return {
+        "dense": whole,
+        "masked, unstructured": alone,
+        "its compact": compacted(alone, round_to),
+        f"masked, {dead:.0%} of channels dead": masked,
+        "the compact": compacted(masked, round_to),
+    }
+
+
+def forms_of_run(folder: Path, agent: int, round_to: int) -> dict[str, Form]:
+    """The forms of an agent of a finished run."""
+    models = load(folder)
+    model, world = models.agent(agent), models.world
+    masked = Form(models.network, model.variables, models.image_shape)
+    return {
+        "dense": masked._replace(variables={"params": world.weights, "frozen": world.frozen}),
+        "masked": masked,
+        "compact": compacted(masked, round_to),
+    }
+
+
+def compacted(form: Form, round_to: int) -> Form:
+    """The smaller network, tried: its logits must be those of the masked one."""
+    smaller = compact(form.network, form.variables, round_to=round_to)
+    found = form._replace(network=smaller.network, variables=jax.tree.map(jnp.asarray, smaller.variables))
+    images = random_images(8, form.image_shape)
+    logits, expected = (jax.jit(own.network.apply)(own.variables, images) for own in (found, form))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4 * float(jnp.abs(expected).max()))
+    return found
+
+
+def measured(form: Form, batches: list[int], repeats: int) -> dict[str, Any]:
+    """The figures of one form. Its multiply-adds are those that are computed: zeros cost what others cost."""
+    positions = positions_of(form.network, form.image_shape)
+    kept = {name: int(np.count_nonzero(leaf)) for name, leaf in by_name(form.variables["params"]).items()}
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(form.variables))
+    return {
+        "parameters": parameters,
+        "kept_weights": sum(kept.values()),
+        "float32_bytes": 4 * parameters,
+        "multiply_adds": int(multiply_adds(positions, sizes_of(form.variables["params"]))),
+        "multiply_adds_of_kept": int(multiply_adds(positions, kept)),
+        "milliseconds": {
+            f"{name}, batch {batch}": run(form, batch, max(3, repeats // (1 if batch < 16 else 8)))
+            for name, run in RUNTIMES.items()
+            for batch in batches
+        },
+    }
+
+
+def main() -> None:
+    """Print conditions, the table and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="alexnet", choices=sorted(MODULES))
+    parser.add_argument("--dead", type=float, default=0.5, help="share of each layer's channels")
+    parser.add_argument("--retention", type=float, default=0.3, help="share of entries kept of a live channel")
+    parser.add_argument("--round-to", type=int, default=1, help="channels of a layer are a multiple of this")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
+    parser.add_argument("--repeats", type=int, default=80, help="forward passes, an eighth of it of large batches")
+    parser.add_argument("--run", type=Path, help="the folder of a finished run, instead of random masks")
+    parser.add_argument("--agent", type=int, default=0, help="of that run, counted from 0")
+    flags = parser.parse_args()
+    if flags.run is None:
+        forms = random_forms(flags.model, flags.dead, flags.retention, flags.round_to)
+    else:
+        forms = forms_of_run(flags.run, flags.agent, flags.round_to)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{conditions()}; {threads} threads, float32 matmul {matmul_rate() / 1e9:.0f} GF/s")
+    rows = {name: measured(form, flags.batch, flags.repeats) for name, form in forms.items()}
+    columns = [*next(iter(rows.values()))["milliseconds"]]
+    table = Table("form", "parameters", "kept", "MB", "multiply-adds", "of kept", *(f"{name}, ms" for name in columns))
+    for name, row in rows.items():
+        numbers = (f"{row[key] / 1e6:.3f} M" for key in ("parameters", "kept_weights"))
+        work = (f"{row[key] / 1e6:.2f} M" for key in ("multiply_adds", "multiply_adds_of_kept"))
+        times = (f"{row['milliseconds'][column]:.2f}" for column in columns)
+        table.add_row(name, *numbers, f"{row['float32_bytes'] / 1e6:.2f}", *work, *times)
+    Console().print(table)
+    print(
+        f"Runtimes: {', '.join(RUNTIMES)}. A mask alone makes nothing faster: zeros are multiplied like other numbers."
+    )
+    print(json.dumps({"threads": threads, "round_to": flags.round_to, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,15 +3,18 @@
     python -m benchmarks.compaction [--model alexnet] [--dead 0.5] [--retention 0.3] [--round-to 1] [--batch 1 128]
     python -m benchmarks.compaction --run runs/mine [--agent 0]
 
-Of random weights, the first takes one mask that keeps a share of all entries (unstructured), and one that keeps as large
-a share of the channels that are not dead, whole filters being dead. The second takes an agent's mask of a finished run.
-Seconds are medians of many forward passes on the device and threads that are said, after one to warm up.
+Of random weights, the first takes a mask that keeps a share of all entries (unstructured), and one that keeps the same
+share of channels that are not dead, whole filters being dead. The second takes an agent's mask of a finished run. Times
+are medians of many forward passes on the device and threads that are said. The forms take turns, pass after pass, so
+that a busy machine is as busy for all.
 """
 
 import argparse
 import json
 import os
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import conditions, matmul_rate, timed
+from benchmarks.measure import conditions, matmul_rate
 from dslth_jax.algorithm import by_name, with_names
 from dslth_jax.compaction import compact
 from dslth_jax.keys import key_of
@@ -41,14 +44,27 @@ class Form(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-def jax_milliseconds(form: Form, batch: int, repeats: int) -> float:
+def in_jax(form: Form, batch: int) -> Callable[[], Any]:
     """A forward pass compiled by JAX."""
-    timing = timed(form.network.apply, form.variables, random_images(batch, form.image_shape), repeats=repeats)
-    return 1e3 * timing.median
+    images = random_images(batch, form.image_shape)
+    compiled = jax.jit(form.network.apply).lower(form.variables, images).compile()
+    return lambda: jax.block_until_ready(compiled(form.variables, images))
 
 
-# What runs a network, in milliseconds a batch: (form, batch, repeats).
-RUNTIMES: dict[str, Callable[[Form, int, int], float]] = {"JAX": jax_milliseconds}
+# What makes a network ready to run in each runtime: of a form and a batch, a forward pass that waits for its end.
+RUNTIMES: dict[str, Callable[[Form, int], Callable[[], Any]]] = {"JAX": in_jax}
+
+
+def medians(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Milliseconds of each, after a pass to warm up; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(1 + repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: 1e3 * statistics.median(own) for name, own in seconds.items()}
 
 
 def random_images(batch: int, image_shape: tuple[int, int, int]) -> jax.Array:
@@ -113,8 +129,8 @@ def compacted(form: Form, round_to: int) -> Form:
     return found
 
 
-def measured(form: Form, batches: list[int], repeats: int) -> dict[str, Any]:
-    """The figures of one form. Its multiply-adds are those that are computed: zeros cost what others cost."""
+def sizes(form: Form) -> dict[str, Any]:
+    """The sizes of one form. Its multiply-adds are those that are computed: zeros cost what others cost."""
     positions = positions_of(form.network, form.image_shape)
     kept = {name: int(np.count_nonzero(leaf)) for name, leaf in by_name(form.variables["params"]).items()}
     parameters = sum(leaf.size for leaf in jax.tree.leaves(form.variables))
@@ -124,12 +140,18 @@ def measured(form: Form, batches: list[int], repeats: int) -> dict[str, Any]:
         "float32_bytes": 4 * parameters,
         "multiply_adds": int(multiply_adds(positions, sizes_of(form.variables["params"]))),
         "multiply_adds_of_kept": int(multiply_adds(positions, kept)),
-        "milliseconds": {
-            f"{name}, batch {batch}": run(form, batch, max(3, repeats // (1 if batch < 16 else 8)))
-            for name, run in RUNTIMES.items()
-            for batch in batches
-        },
     }
+
+
+def measured(forms: Mapping[str, Form], batches: Sequence[int], repeats: int) -> dict[str, dict[str, Any]]:
+    """The figures of all forms; the larger the batch, the fewer passes, but at least three."""
+    rows: dict[str, dict[str, Any]] = {name: {**sizes(form), "milliseconds": {}} for name, form in forms.items()}
+    for runtime, prepare in RUNTIMES.items():
+        for batch in batches:
+            runs = {name: prepare(form, batch) for name, form in forms.items()}
+            for name, own in medians(runs, max(3, repeats // max(1, batch // 16))).items():
+                rows[name]["milliseconds"][f"{runtime}, batch {batch}"] = own
+    return rows
 
 
 def main() -> None:
@@ -140,7 +162,7 @@ def main() -> None:
     parser.add_argument("--retention", type=float, default=0.3, help="share of entries kept of a live channel")
     parser.add_argument("--round-to", type=int, default=1, help="channels of a layer are a multiple of this")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
-    parser.add_argument("--repeats", type=int, default=80, help="forward passes, an eighth of it of large batches")
+    parser.add_argument("--repeats", type=int, default=80, help="forward passes; fewer of large batches")
     parser.add_argument("--run", type=Path, help="the folder of a finished run, instead of random masks")
     parser.add_argument("--agent", type=int, default=0, help="of that run, counted from 0")
     flags = parser.parse_args()
@@ -150,7 +172,7 @@ def main() -> None:
         forms = forms_of_run(flags.run, flags.agent, flags.round_to)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{conditions()}; {threads} threads, float32 matmul {matmul_rate() / 1e9:.0f} GF/s")
-    rows = {name: measured(form, flags.batch, flags.repeats) for name, form in forms.items()}
+    rows = measured(forms, flags.batch, flags.repeats)
     columns = [*next(iter(rows.values()))["milliseconds"]]
     table = Table("form", "parameters", "kept", "MB", "multiply-adds", "of kept", *(f"{name}, ms" for name in columns))
     for name, row in rows.items():

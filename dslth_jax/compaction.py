@@ -27,7 +27,7 @@ from dslth_jax.networks.liveness import Flags, Whole, added_by_constants, is_of,
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.wiring import Attention, Cut, Wiring
 
-Numbers = Int[np.ndarray, "left"]
+Numbers = Int[np.ndarray, "_"]
 WORTH_IT = 0.75  # a layer reads or makes only a part of a set's channels if they are at most such a share of it
 
 

@@ -14,7 +14,7 @@ from dslth_jax.networks.network import Network
 from dslth_jax.networks.norms import groups_of
 from dslth_jax.networks.wiring import IMAGES, Mixing, Wiring
 
-Flags = Bool[np.ndarray, "channels"]
+Flags = Bool[np.ndarray, "_"]
 
 
 class Whole(NamedTuple):

@@ -33,6 +33,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     evaluation      per-agent accuracy on its own test samples
     sharding        agents over devices
     codec/          masks <-> messages that a link carries, exactly
+    export/         what an agent has come to, as files that run elsewhere
     study/          the engine: from settings to run folders; the core imports nothing of it
     __main__        the engine's commands by name, `study.dslth`
 

@@ -2,10 +2,13 @@
 
 Vmapping a stock convolution over agents makes a grouped one, and the stock gradients fall to naive code on CPUs. So an
 operation has a form for CPUs, whose agents go one after another, and one for elsewhere, where the stock operation is
-vmapped. `jax.vmap` over agents is all a user writes, and it nests.
+vmapped. `jax.vmap` over agents is all a user writes, and it nests. Converters that read a traced program know neither
+such choices nor rules of batching: for these there is `stock_forms`.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +18,21 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 Binary = Callable[[Array, Array], Array]
+_stock_alone: ContextVar[bool] = ContextVar("stock_alone", default=False)
+
+
+@contextlib.contextmanager
+def stock_forms() -> Iterator[None]:
+    """Trace operations, within this block, in their form for platforms other than CPUs alone: plain operations of `lax`
+    that any converter knows. The numbers are the same but for rounding.
+
+    JAX remembers what it has traced: what is to be traced in this form must be a function that never was before.
+    """
+    token = _stock_alone.set(True)
+    try:
+        yield
+    finally:
+        _stock_alone.reset(token)
 
 
 class Forms(NamedTuple):
@@ -64,4 +82,7 @@ def per_platform(*, cpu: Callable[..., Array], default: Callable[..., Array]) ->
         together: Any = jax.vmap(default, in_axes=axes)
         return lax.platform_dependent(left, right, cpu=one_after_another, default=together), True
 
-    return operation
+    def chosen(left: Array, right: Array) -> Array:
+        return default(left, right) if _stock_alone.get() else operation(left, right)
+
+    return chosen

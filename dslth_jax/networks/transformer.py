@@ -22,7 +22,7 @@ HEADS = 3
 
 def patches_of(images: Array, side: int) -> Array:
     """Squares of `side` x `side` pixels in reading order, (batch, rows, columns, values); a remainder is left out."""
-    batch, (rows, columns), channels = len(images), (size // side for size in images.shape[1:3]), images.shape[3]
+    batch, (rows, columns), channels = images.shape[0], (size // side for size in images.shape[1:3]), images.shape[3]
     inner = images[:, : rows * side, : columns * side].reshape(batch, rows, side, columns, side, channels)
     return inner.swapaxes(2, 3).reshape(batch, rows, columns, side * side * channels)
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": ("train many settings at once, or search for good ones", "dslth_jax.study.commands", "sweeping"),
     "report": ("one page of HTML for run folders, or for that of a sweep", "dslth_jax.study.results.report", "main"),
     "predict": ("the labels that an agent of a run gives to images", "dslth_jax.study.results.predict", "main"),
+    "export": ("agents of a run as files that run elsewhere", "dslth_jax.study.results.export", "main"),
     "board": ("the metrics of run folders as event files", "dslth_jax.study.results.board", "main"),
 }
 # Packages of the extra `experiments`, by the names under which they are imported.

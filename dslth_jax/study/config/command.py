@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import keyword
 import os
 import re
 import sys
@@ -150,7 +151,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
         spelled, equals, value = word.partition("=")
         if spelled in HELP:
             raise ValueError(f"{spelled} takes no value, got {value!r}: say {spelled} alone")
-        said = spelled[2:].replace("-", "_")
+        said = spelled[2:].replace("-", "_") + "_" * keyword.iskeyword(spelled[2:])
         name = said if said in known else said.removeprefix("no_")
         if said not in known and name not in switches:
             instead = here(said) or nearest(spelled, map(flag, known)) or "; --help lists all"

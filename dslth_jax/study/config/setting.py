@@ -57,8 +57,12 @@ described: Callable[[type], dict[str, Setting]] = functools.cache(describe)
 
 
 def flag(name: str) -> str:
-    """How the command spells a field."""
-    return "--" + name.replace("_", "-")
+    """How the command spells a field. One that Python keeps for itself has an underline behind it.
+
+    >>> flag("batch_size"), flag("as_")
+    ('--batch-size', '--as')
+    """
+    return "--" + name.removesuffix("_").replace("_", "-")
 
 
 def parts(hint: Any) -> tuple[Any, ...]:

@@ -154,22 +154,32 @@ def measured(forms: Mapping[str, Form], batches: Sequence[int], repeats: int) ->
     return rows
 
 
+def share(word: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= (number := float(word)) <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got {word}")
+    return number
+
+
 def main() -> None:
     """Print conditions, the table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="alexnet", choices=sorted(MODULES))
-    parser.add_argument("--dead", type=float, default=0.5, help="share of each layer's channels")
-    parser.add_argument("--retention", type=float, default=0.3, help="share of entries kept of a live channel")
+    parser.add_argument("--dead", type=share, default=0.5, help="share of each layer's channels")
+    parser.add_argument("--retention", type=share, default=0.3, help="share of entries kept of a live channel")
     parser.add_argument("--round-to", type=int, default=1, help="channels of a layer are a multiple of this")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
     parser.add_argument("--repeats", type=int, default=80, help="forward passes; fewer of large batches")
     parser.add_argument("--run", type=Path, help="the folder of a finished run, instead of random masks")
     parser.add_argument("--agent", type=int, default=0, help="of that run, counted from 0")
     flags = parser.parse_args()
-    if flags.run is None:
-        forms = random_forms(flags.model, flags.dead, flags.retention, flags.round_to)
-    else:
-        forms = forms_of_run(flags.run, flags.agent, flags.round_to)
+    try:
+        if flags.run is None:
+            forms = random_forms(flags.model, flags.dead, flags.retention, flags.round_to)
+        else:
+            forms = forms_of_run(flags.run, flags.agent, flags.round_to)
+    except ValueError as error:
+        parser.error(str(error))
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{conditions()}; {threads} threads, float32 matmul {matmul_rate() / 1e9:.0f} GF/s")
     rows = measured(forms, flags.batch, flags.repeats)

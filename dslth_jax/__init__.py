@@ -16,7 +16,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     mixing          who hears whom: a sparse mixing matrix by its edges, of a matrix or a graph of one's own
     graphs          generators of such; graphs that change from round to round
     graph_report    what such a graph is like: degrees, connectedness, spectral gap
-    networks/       Network(init, apply): the zoo, its fast operations, its cost; the only folder that imports flax
+    networks/       Network(init, apply): the zoo, its fast operations, its cost, its wiring
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     retention       how many entries of each layer masks keep, by policy
     depth           which residual blocks an agent lacks, and what it then does not send
@@ -31,6 +31,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     over_agents     the one crossing from one agent's world into the population's
     population      the driver: one round of everyone
     evaluation      per-agent accuracy on its own test samples
+    compaction      a mask -> a smaller network with the same answers
     sharding        agents over devices
     codec/          masks <-> messages that a link carries, exactly
     export/         what an agent has come to, as files that run elsewhere

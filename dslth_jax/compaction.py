@@ -19,12 +19,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Int, Key, PyTree
 
 from dslth_jax.algorithm import by_name
 from dslth_jax.networks.liveness import Flags, Whole, added_by_constants, is_of, needed_by, whole_of
-from dslth_jax.networks.network import Network
+from dslth_jax.networks.network import Network, tree_of
 from dslth_jax.networks.wiring import Attention, Cut, Wiring
 
 Numbers = Int[np.ndarray, "_"]
@@ -88,7 +87,7 @@ def compact(network: Network, variables: PyTree[Array | np.ndarray], *, round_to
             cut[name] = (
                 kernel_left(whole, path, parts[path], needed[path], leaf) if is_kernel else leaf[parts[path].makes]
             )
-        return unflatten_dict(cut, sep="/")
+        return tree_of(cut)
 
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         masked, others = network.init(key)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import codec, convolution, exchange, round, threshold
+from benchmarks import codec, compaction, convolution, exchange, round, threshold
 from dslth_jax.graphs import adjacency_of, graph_of, ring
+from experiments import cifar
 
 # Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
 SIZES = (257, 61)
@@ -221,6 +222,47 @@ def test_the_codec_tries_its_forms():
     wrong = codec.FORMS["message"]._replace(given_back=lambda case: [~codec.pack(layer) for layer in case.mask])
     with pytest.raises(AssertionError, match="other entries came out"):
         codec.measured(wrong, case, repeats=1)
+
+
+def test_compaction_says_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setattr(compaction, "matmul_rate", lambda: 1e9)
+    said = last_line(compaction, "--model mlp --dead 0.5 --retention 0.9 --batch 2 --repeats 1", monkeypatch, capsys)
+    rows = said["rows"]
+    dense, _, unstructured, masked, small = rows.values()
+    assert [*rows][-2] == "masked, 50% of channels dead"
+    weights = 3072 * 300 + 300 * 100 + 100 * 10
+    assert dense["multiply_adds"] == masked["multiply_adds"] == unstructured["multiply_adds"] == weights
+    assert small["multiply_adds"] == 3072 * 150 + 150 * 50 + 50 * 10
+    assert small["float32_bytes"] == 4 * (small["multiply_adds"] + 150 + 50 + 10)
+    assert masked["multiply_adds_of_kept"] == masked["kept_weights"] == pytest.approx(0.9 * 3072 * 150, rel=0.1)
+    assert all(row["milliseconds"]["JAX, batch 2"] > 0 for row in rows.values())
+
+
+@pytest.mark.slow
+def test_compaction_of_a_runs_agent(monkeypatch, capsys, tmp_path):
+    run = f"--dataset digits --model mlp --agents 2 --topology ring --rounds 1 --out {tmp_path / 'run'}"
+    assert cifar.main(run.split()) == 0
+    monkeypatch.setattr(compaction, "matmul_rate", lambda: 1e9)
+    said = last_line(compaction, f"--run {tmp_path / 'run'} --agent 1 --batch 2 --repeats 1", monkeypatch, capsys)
+    assert [*said["rows"]] == ["dense", "masked", "compact"]
+    dense, masked, small = said["rows"].values()
+    assert small["multiply_adds"] <= masked["multiply_adds"] == dense["multiply_adds"]
+    assert masked["kept_weights"] < 0.5 * dense["kept_weights"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--dead 1.5", "argument --dead: must be a share from 0 to 1, got 1.5"),
+        ("--run nowhere", "a run folder was expected"),
+        ("--model mlp --round-to 0", "round_to must be a positive number of channels, got 0"),
+    ],
+)
+def test_compaction_refuses_in_a_line(flags, said, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as ended:
+        last_line(compaction, flags, monkeypatch, capsys)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow

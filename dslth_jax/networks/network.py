@@ -206,16 +206,16 @@ def network_of(
     def init(key: Key[Array, ""]) -> tuple[PyTree, PyTree]:
         variables = module.init(key, jnp.zeros((1, *image_shape), jnp.result_type(float)))
         params, frozen = _by_name(variables["params"]), _by_name(variables.get("frozen", {}))
-        masked = _tree_of({name: params[name] for name in roles})
+        masked = tree_of({name: params[name] for name in roles})
         frozen |= {name: params[name] for name in unmasked}
         if weights is not None:
             masked = draw_weights(key, masked, roles, weights)
         if zero_biases:
             frozen |= {name: jnp.zeros_like(leaf) for name, leaf in frozen.items() if name.split("/")[-1] == "bias"}
-        return masked, _tree_of(frozen)
+        return masked, tree_of(frozen)
 
     def cut(cuts: Mapping[str, Cut] | None) -> tuple[Callable[..., Array], Callable[..., Array] | None]:
-        constants = {"cuts": _tree_of({f"{path}/cut": own for path, own in cuts.items()})} if cuts else {}
+        constants = {"cuts": tree_of({f"{path}/cut": own for path, own in cuts.items()})} if cuts else {}
 
         def logits_of(
             variables: PyTree, images: UInt8[Array, "batch height width channels"]
@@ -226,7 +226,7 @@ def network_of(
                 variables, inputs = jax.tree.map(lambda leaf: leaf.astype(precision), (variables, inputs))
             masked, frozen = _by_name(variables["params"]), _by_name(variables["frozen"])
             params = masked | {name: frozen.pop(name) for name in unmasked}
-            logits: Any = module.apply({"params": _tree_of(params), "frozen": _tree_of(frozen)} | constants, inputs)
+            logits: Any = module.apply({"params": tree_of(params), "frozen": tree_of(frozen)} | constants, inputs)
             logits = logits.astype(dtype)
             return elu(logits) if elu_on_logits else logits
 
@@ -253,7 +253,12 @@ def _by_name(tree: PyTree) -> dict[str, Any]:
     return flatten_dict(tree, sep="/")
 
 
-def _tree_of(leaves: dict[str, Any]) -> PyTree:
+def tree_of(leaves: Mapping[str, Any]) -> PyTree:
+    """The pytree whose leaves have these names.
+
+    >>> tree_of({"conv/kernel": 1, "linear/kernel": 2})
+    {'conv': {'kernel': 1}, 'linear': {'kernel': 2}}
+    """
     return unflatten_dict(leaves, sep="/")
 
 

@@ -213,7 +213,7 @@ def test_short_help_fits_a_screen(capsys):
     ("words", "absent", "said"),
     [
         (["rnu"], [], "dslth: there is no command 'rnu'; did you mean run?\n"),
-        (["train"], [], "dslth: there is no command 'train': one of run, sweep, report, predict, board\n"),
+        (["train"], [], "dslth: there is no command 'train': one of run, sweep, report, predict, export, board\n"),
         (["run", "--agents", "4"], ["rich", "pandas"],
          "dslth run: rich, pandas must be installed first: pip install 'dslth-jax[experiments]'\n"),
     ],

@@ -396,6 +396,7 @@ def test_weights_that_are_trained_are_no_masks(tmp_path, capsys):
     np.testing.assert_array_equal(found["params/conv1/kernel"], 2 * world.weights["conv1"]["kernel"])
 
 
+@pytest.mark.install
 def test_a_converter_that_errs_is_found_out(monkeypatch):
     """What ONNX Runtime computes is compared before any file is written; loggers are as they were."""
     onnx = pytest.importorskip("onnxruntime", reason="pip install 'dslth-jax[onnx]'")

@@ -18,7 +18,7 @@ from dslth_jax.study.config import command
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, table
 from dslth_jax.study.config.setting import described, flag
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import board, predict, report
+from dslth_jax.study.results import board, export, predict, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
@@ -40,7 +40,8 @@ COMPARISONS = {
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "validation": (validation, validation.Validation),
 }
-KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board, predict.Predict)
+KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
+KINDS += (predict.Predict, export.Export)
 PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     (program, words)

@@ -13,12 +13,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.core.scope import LazyRng
 from jaxtyping import Array, Key, PyTree
 
 from dslth_jax.algorithm import by_name
 from dslth_jax.export.reader import LANES, LOWEST, MAGIC, PRECISION, drawn, kept, share
-from dslth_jax.keys import reproducible
+from dslth_jax.networks.layer_keys import layer_keys
 
 FIRST = 64  # entries by which a key is told from others
 INSTEAD = "export it as safetensors, onnx or jax"
@@ -52,7 +51,7 @@ def as_dslth(
     layers, coded = [], list[Bits]()
     for place, (name, layer) in enumerate(random.items()):
         mask, ones = own[name], int(np.count_nonzero(own[name]))
-        law = _law(name, layer, _keys(key, name, place, len(random)))
+        law = _law(name, layer, layer_keys(key, name, place, len(random)))
         counts = {"ones": ones, "negative": int(np.count_nonzero(mask < 0))}
         layers.append({"name": name, "shape": [*layer.shape], **law, "scale": 1.0, **counts})
         layers[-1]["scale"] = _scale(layers[-1], mask, params[name])
@@ -91,21 +90,13 @@ def _arrays(tree: PyTree) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in by_name(tree).items()}
 
 
-@reproducible
-def _keys(key: Key[Array, ""], name: str, place: int, layers: int) -> Iterator[list[int]]:
-    """The keys of which a layer may be drawn: one of as many as there are layers, as `draw_weights` draws by a law; or
-    what flax makes for one of the first parameters of its module."""
-    made = [jax.random.split(key, layers)[place]]
-    made += [LazyRng.create(key, *name.split("/")[:-1], count).as_jax_rng() for count in range(4)]
-    return iter([np.asarray(jax.random.key_data(one)).tolist() for one in made])
-
-
-def _law(name: str, weights: np.ndarray, keys: Iterator[list[int]]) -> dict[str, Any]:
+def _law(name: str, weights: np.ndarray, keys: Iterator[Key[Array, ""]]) -> dict[str, Any]:
     """By which law a layer is drawn, and of which key."""
     fan_in, flat = math.prod(weights.shape[:-1]), weights.reshape(-1)
     laws = [("uniform", 1 / math.sqrt(fan_in)), ("uniform", 1.0), ("signs", abs(float(flat[0])))]
     for key, (law, bound), fused in itertools.product(keys, laws, (True, False)):
-        found = {"key": key, "law": law, "bound": float(np.float32(bound)), "fused": fused}
+        words = jax.random.key_data(key).tolist()
+        found = {"key": words, "law": law, "bound": float(np.float32(bound)), "fused": fused}
         # Look at a few first: they tell a key from others, and nearly always whether compilers have fused.
         if all(np.array_equal(drawn(found, size), flat[:size]) for size in (min(FIRST, flat.size), flat.size)):
             return found

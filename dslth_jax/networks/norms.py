@@ -127,7 +127,8 @@ def layer_norm(values: Float[Array, "*axes channels"], alive: Live | None = None
     live = jnp.ones(values.shape[-1], bool) if alive is None else alive
     live = jnp.expand_dims(live, range(values.ndim - 1))
     entries = jnp.maximum(jnp.sum(live), 1).astype(wide.dtype)
-    mean = jnp.sum(jnp.where(live, wide, 0), -1, keepdims=True) / entries
-    apart = jnp.where(live, wide - mean, 0)
+    zero = jnp.zeros((), wide.dtype)  # not Python's: converters take that for a number of float64
+    mean = jnp.sum(jnp.where(live, wide, zero), -1, keepdims=True) / entries
+    apart = jnp.where(live, wide - mean, zero)
     variance = jnp.sum(apart**2, -1, keepdims=True) / entries
     return (apart * lax.rsqrt(variance + EPSILON)).astype(values.dtype)

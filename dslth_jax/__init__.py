@@ -20,6 +20,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     retention       how many entries of each layer masks keep, by policy
     depth           which residual blocks an agent lacks, and what it then does not send
+    channels        who reads whose channels, seen; channels that die, and what is kept of those that live
     algorithms/     the paper's method and its rivals in that form, one file each; local descent
     links           what happens to messages on their way
     control         what sets the settings of each round
@@ -27,6 +28,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     clock           how long a round takes each agent, and who is late
     budgets         controllers that set retentions by simulated time
     message_sizes   what is in everybody's messages, counted
+    target_channels what finds the strength at which so many channels are left
     exchange        sparse mixing matrix times stacked messages -> heard
     over_agents     the one crossing from one agent's world into the population's
     population      the driver: one round of everyone

@@ -105,7 +105,7 @@ def chain(*controllers: Controller) -> Controller:
     """One controller after the other: the first one gets the run's own values, each further one what the one before has
     made of them; its memory is all of theirs.
 
-    >>> init, update = chain(constant(), scheduled(lambda round: 1 / (1 + round)))
+    >>> init, update, _ = chain(constant(), scheduled(lambda round: 1 / (1 + round)))
     >>> memory, first = init(8.0)
     >>> float(first), float(update(memory, 8.0, 0, {}, None, None)[1])
     (8.0, 4.0)

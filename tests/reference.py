@@ -136,6 +136,9 @@ class Switches:
     ternary: bool = False
     across_layers: bool = False
     scale_by_mask: bool = False
+    among_living: bool = False  # channels die for good: those of the layers in `readers`
+    readers: tuple = (("conv", ("linear",)),)
+    smallest_channels: int = 1
     optimizer: str = "sgd"
     momentum: float = 0.9
     second_momentum: float = 0.99
@@ -206,13 +209,20 @@ class Population:
     def alive(self, z):
         return np.where(z == 0, math.sqrt(np.finfo(z.dtype).tiny), z) if self.switches.revive else z
 
+    def amplitude(self, settings, z):
+        """The factor on the mean magnitude; what lives has more than a layer's mean where some of it is dead."""
+        return settings["amplitude"] * (z.size / living(z) if self.switches.among_living else 1)
+
     def masks(self, agent, settings, heard, own=False):
         masks, ys = {}, {}
         for layer, z in self.scores[agent].items():
             ys[layer] = self.alive(z)
             if self.switches.fusion == "tensor" and not own:
-                ys[layer] = fuse(ys[layer], heard[layer], settings["amplitude"], self.switches.ternary)
-        counts = shared_out(ys, settings["counts"]) if self.switches.across_layers else settings["counts"]
+                ys[layer] = fuse(ys[layer], heard[layer], self.amplitude(settings, z), self.switches.ternary)
+        counts = settings["counts"]
+        if self.switches.among_living:
+            counts = {layer: kept_of_living(count, ys[layer]) for layer, count in counts.items()}
+        counts = shared_out(ys, counts) if self.switches.across_layers else counts
         for layer, z in self.scores[agent].items():
             y = ys[layer]
             masks[layer] = threshold(y, counts[layer]) * (np.sign(y) if self.switches.ternary else 1)
@@ -225,9 +235,17 @@ class Population:
         s, counts = self.switches, settings["counts"]
         if not s.scale_by_retention and not s.scale_by_mask:
             return self.weights
+        sizes = {layer: w.size for layer, w in self.weights.items()}
         if s.scale_by_mask or s.across_layers:
             counts = {layer: np.count_nonzero(mask) for layer, mask in masks.items()}
-        return {layer: w / math.sqrt(max(counts[layer], 1) / w.size) for layer, w in self.weights.items()}
+        if s.among_living:
+            # As many kept ones of a living output's inputs, if all inputs lived.
+            for layer, mask in masks.items():
+                used, n = (mask.reshape(-1, *mask.shape[-2:]) != 0).any(axis=0), sizes[layer]
+                by_mask = n / used.shape[1] * used.any(axis=0).sum()
+                scaled = s.scale_by_mask or s.across_layers
+                sizes[layer] = by_mask if scaled else n * (used.shape[0] / max(used.any(axis=1).sum(), 1))
+        return {layer: w / math.sqrt(max(counts[layer], 1) / sizes[layer]) for layer, w in self.weights.items()}
 
     def direction(self, agent, settings, heard, batch):
         """What the optimizer makes of the gradient on a batch, and the loss."""
@@ -240,10 +258,19 @@ class Population:
             g = (1 if self.switches.ternary else np.sign(alive)) * weights[layer] * dv[layer]
             if self.switches.group_lasso_form == "penalty":
                 fuses = self.switches.penalty_on == "fused" and self.switches.fusion == "tensor"
-                y = fuse(alive, heard[layer], settings["amplitude"], self.switches.ternary) if fuses else z
-                g = g + settings["group_lasso"] * penalty_gradient(y)
+                y = fuse(alive, heard[layer], self.amplitude(settings, z), self.switches.ternary) if fuses else z
+                if not self.switches.among_living:
+                    g = g + settings["group_lasso"] * penalty_gradient(y)
+                elif layer in dict(self.switches.readers):
+                    norms = np.linalg.norm(groups(y), axis=0)
+                    g = g + settings["group_lasso"] * np.mean(norms[norms > 0]) * penalty_gradient(y)
             gradient[layer] = g
-        return self.optimizers[agent].direction(gradient), loss
+        return self.of_the_living(agent, self.optimizers[agent].direction(gradient)), loss
+
+    def of_the_living(self, agent, layers):
+        """What moves scores, but for those that are dead."""
+        dead = {layer: self.switches.among_living & (z == 0) for layer, z in self.scores[agent].items()}
+        return {layer: np.where(dead[layer], 0, own) for layer, own in layers.items()}
 
     def local_steps(self, agent, settings, batches):
         losses = []
@@ -252,7 +279,10 @@ class Population:
             losses.append(loss)
             for layer, z in self.scores[agent].items():
                 self.scores[agent][layer] = z - settings["lr"] * (step[layer] + settings["weight_decay"] * z)
-        if self.switches.group_lasso_form == "proximal":
+        if self.switches.among_living and self.switches.group_lasso_form == "proximal":
+            strength = settings["group_lasso"], dict(self.switches.readers), self.switches.smallest_channels
+            self.scores[agent] = relative_step(self.scores[agent], *strength)
+        elif self.switches.group_lasso_form == "proximal":
             for layer, z in self.scores[agent].items():
                 self.scores[agent][layer] = proximal_step(z, settings["lr"] * settings["group_lasso"])
         return step, np.mean(losses)
@@ -275,13 +305,15 @@ class Population:
             if layer in self.switches.personal or not owners:
                 continue
             f, weights = self.heard[agent][layer] - own[layer], self.mixing[agent]
+            lives = z != 0 if self.switches.among_living else np.full(z.shape, True)
             if not self.switches.ternary:  # beside one's own masks at the retentions of those whom one hears
                 sent = {j: self.sent[j][layer] for j in owners}
                 apart = sum(weights[j] * (m - threshold(self.alive(z), int(m.sum()))) for j, m in sent.items())
-                f = (apart - apart.mean()) / sum(weights[j] for j in owners)
+                f = (apart - apart[lives].mean()) / sum(weights[j] for j in owners)
             momentum = self.switches.force_momentum
             f = self.lasting[agent][layer] = momentum * self.lasting[agent][layer] + (1 - momentum) * f
-            self.scores[agent][layer] = pull(z, settings["force"] * self.stepped[agent] * f, self.switches.ternary)
+            by = settings["force"] * self.stepped[agent] * f * lives
+            self.scores[agent][layer] = pull(z, by, self.switches.ternary)
 
     def round(self, batches, settings, mixing):
         """One round of everyone; `batches[agent]` lists its local minibatches and one more. Returns the losses."""
@@ -310,3 +342,36 @@ class Population:
                 for agent, s in enumerate(settings):
                     self.fine_tune(agent, s, steps[agent], self.heard[agent], batches[agent][-1])
         return losses
+
+
+def relative_step(z, strength, readers, smallest=1):
+    """The proximal step of each layer in `readers` by `strength` times the mean norm of its living groups; the largest
+    are spared, and what reads a dead one is 0. Layers that read one say its outputs over and over."""
+    z = {layer: leaf.copy() for layer, leaf in z.items()}
+    dead = {}
+    for layer in readers:
+        left = groups(z[layer])
+        norms = [math.sqrt(np.sum(left[:, output] ** 2)) for output in range(left.shape[1])]
+        living = [norm for norm in norms if norm > 0]
+        cut = strength * sum(norms) / len(living)
+        spared = sorted(norms)[-min(smallest, len(norms))]
+        for output, norm in enumerate(norms):
+            if norm < spared:
+                left[:, output] *= 1 - cut / norm if norm > cut else 0
+        dead[layer] = [not left[:, output].any() for output in range(left.shape[1])]
+    for layer, others in readers.items():
+        for other in others:
+            for place in range(z[other].shape[-2]):
+                if dead[layer][place % len(dead[layer])]:
+                    z[other][..., place, :] = 0
+    return z
+
+
+def living(z):
+    """How many entries lie between living inputs and living outputs."""
+    used = np.any(z.reshape(-1, *z.shape[-2:]) != 0, axis=0)
+    return int(used.any(axis=1).sum() * used.any(axis=0).sum()) * (z.size // used.size)
+
+
+def kept_of_living(count, z):
+    return count if living(z) == z.size or not count else max(1, round(count * (living(z) / z.size)))

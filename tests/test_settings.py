@@ -75,6 +75,8 @@ def test_a_flag_beside_a_preset_wins(preset, name):
     # And nothing else changes, but for what follows the step size, or means nothing to the other fusion.
     follows = {"fine_tune_lr"} if name == "lr" and PRESETS[preset]["fine_tune_lr"] == "same" else set()
     follows |= {*OF_TENSOR, "amplitude", "force"} if name == "fusion" else set()
+    # The strength of the group lasso is relative where tuned has one.
+    follows |= {"group_lasso_strength"} if (name, preset) == ("group_lasso", "tuned") else set()
     changed = {field for field, value in dataclasses.asdict(resolved).items() if value != getattr(plain, field)}
     assert changed - {name} == follows
 

@@ -14,6 +14,7 @@ from dslth_jax.algorithm import Heard, by_name
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear
 from dslth_jax.networks.operations import elu
+from dslth_jax.networks.wiring import chain
 from dslth_jax.networks.zoo import MODULES
 
 
@@ -24,6 +25,8 @@ def slow_but(cases, *always):
 
 class TinyNet(nn.Module):
     """A layer of either kind, so that a message is a pytree."""
+
+    wiring = chain(("conv", "linear"), elu)
 
     classes: int
 

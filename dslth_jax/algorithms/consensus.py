@@ -13,7 +13,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Heard, by_name, planes_of, weight_of, with_names
@@ -43,18 +43,21 @@ def pull(scores: Scores, by: Scores, ternary: bool = False) -> Scores:
     return jax.tree.map(one, scores, by)
 
 
-def force(beside: Scores, heard: Heard) -> Scores:
+def force(beside: Scores, heard: Heard, living: PyTree[Bool[Array, "..."]] | None = None) -> Scores:
     """f = (m̄ - mean m̄) - (m - mean m) of each layer, for the masks m of an agent that neighbours' are compared with,
     times the neighbours' weight; 0 in layers that it heard nobody of.
 
-    `beside` is `own_beside`, or of ternary masks the agent's own times this weight. Means are over the layer's entries.
-    They take out that neighbours keep more, or less, of a layer than the agent does: only which entries they prefer
-    counts. Ternary masks have both signs and need no centring: f = m̄ - m.
+    `beside` is `own_beside`, or of ternary masks the agent's own times this weight. Means are over the layer's entries,
+    of which some may be dead: `living` then says which are not, and means are over these. They take out that neighbours
+    keep more, or less, of a layer than the agent does: only which entries they prefer counts. Ternary masks have both
+    signs and need no centring: f = m̄ - m.
 
     >>> heard = Heard({"w": jnp.array([2, 2, 0, 0], jnp.uint8)}, {}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
     >>> force({"w": jnp.array([2.0, 0.0, 0.0, 0.0])}, heard)["w"].tolist()
     [-0.25, 0.75, -0.25, -0.25]
     """
+
+    alive = by_name(living)
 
     def one(name: str, m: Array) -> Array:
         weight = weight_of(heard, name)
@@ -64,9 +67,13 @@ def force(beside: Scores, heard: Heard) -> Scores:
         # Whole numbers sum exactly: where all agree, nothing is left that would move a score.
         whole = jnp.int32 if jnp.issubdtype(counts[0].dtype, jnp.integer) else counts[0].dtype
         more = reduce(jnp.subtract, [plane.astype(whole) for plane in counts]) - m.astype(whole)
-        apart = more.astype(m.dtype)
+        apart: Array = more.astype(m.dtype)
+        entries: int | Array = m.size
+        if name in alive:
+            more = jnp.where(alive[name], more, 0)
+            entries = jnp.maximum(jnp.sum(alive[name]), 1).astype(m.dtype)
         if len(counts) == 1:
-            apart = apart - jnp.sum(more, dtype=whole).astype(m.dtype) / m.size
+            apart = apart - jnp.sum(more, dtype=whole).astype(m.dtype) / entries
         return jnp.where(weight > 0, apart / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
 
     return with_names(one, beside)

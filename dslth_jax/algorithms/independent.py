@@ -10,7 +10,6 @@ The mask in use is Thres(|z|; r). It is, bit for bit, MCE-PL on a graph without 
 
 from typing import Any, NamedTuple
 
-import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World
@@ -30,7 +29,7 @@ class Hyper(NamedTuple):
 
 def independent(network: Network, **switches: Any) -> Algorithm:
     """MCE-PL's local step on `network`; `switches` are those of `mce_pl` that need no neighbours: `group_lasso_form`,
-    `start_scores`, `mask_rule` and `optimizer`."""
+    `start_scores`, `mask_rule`, `optimizer`, `mortal` and `smallest_channels`."""
     method = mce_pl.mce_pl(network, **switches)
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
@@ -46,7 +45,7 @@ def independent(network: Network, **switches: Any) -> Algorithm:
         key: Key[Array, ""], world: World, hyper: Hyper, agent: Agent, carry: None, heard: Heard, batches: Batches
     ) -> tuple[Agent, dict[str, Array]]:
         del key, world, hyper, carry, heard, batches
-        return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
+        return agent, mce_pl.health(agent.scores, switches.get("mortal"))
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return method.model(world, among_nobody(hyper), agent, heard)

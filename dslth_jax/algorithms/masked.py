@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from dslth_jax import masks
 from dslth_jax.algorithm import World
 from dslth_jax.algorithms.consensus import Scores
+from dslth_jax.channels import kept_of_living, living
 from dslth_jax.keys import reproducible
 from dslth_jax.networks.network import Role, draw_like, keep_whole, map_layers, uniform_by_fan_in
 from dslth_jax.retention import shared_out
@@ -27,6 +28,7 @@ class MaskRule(NamedTuple):
     ternary: bool = False  # what is kept has the sign of its score, which is learned, too
     across_layers: bool = False  # one threshold for all layers; shares to keep are those of the mask in use then
     scale_by_mask: bool = False  # divide kept weights by the root of the share that the mask in use keeps
+    among_living: bool = False  # shares to keep are of the entries between channels that are alive
 
 
 AS_IN_CODE = MaskRule()
@@ -54,6 +56,7 @@ def personal_masks(
     fused: Scores, kept: PyTree[Int[Array, ""]], roles: Mapping[str, Role], rule: MaskRule = AS_IN_CODE
 ) -> Scores:
     """m = Thres(|y|; r) of every layer, or across all; convolutions then pass through the filter rule, if any."""
+    kept = kept_of_living(kept, fused) if rule.among_living else kept
     counts = shared_out(fused, kept, roles) if rule.across_layers else kept
     cut = masks.signed_threshold(fused, counts) if rule.ternary else masks.threshold(fused, counts)
     personal = keep_whole(roles, cut, kept)
@@ -77,6 +80,8 @@ def masked_model(
     """The variables of v = w ⊙ m, for masks m that keep so many entries of each layer.
 
     Only a rule that scales by retention reads `kept`; it may be None for others. A layer that keeps nothing is zeros.
+    Where channels have died, `kept` still says what is kept of a whole layer, and a living output has fewer inputs:
+    kept weights then have the size of those of a narrower network, ±√(2 / (living fan_in · r)).
     """
     weights = world.weights
     if rule.scale_by_retention or rule.scale_by_mask:
@@ -84,8 +89,20 @@ def masked_model(
         by_mask = rule.scale_by_mask or rule.across_layers
         counts = jax.tree.map(in_use, personal) if by_mask else kept
         some = jax.tree.map(lambda count: jnp.maximum(count, 1), counts)
-        weights = jax.tree.map(lambda w, count: w * jnp.sqrt(w.size / count.astype(w.dtype)), weights, some)
+        whole = jax.tree.map(jnp.size, weights)
+        if rule.among_living:
+            whole = jax.tree.map(lambda mask: size_by_living(mask, by_mask), personal)
+        weights = jax.tree.map(lambda w, count, size: w * jnp.sqrt(size / count.astype(w.dtype)), weights, some, whole)
     return {"params": jax.tree.map(jnp.multiply, weights, personal), "frozen": world.frozen}
+
+
+def size_by_living(mask: Array, by_mask: bool) -> Array:
+    """The entries of a layer of which its kept ones would be as many of each living output's inputs, if all inputs were
+    alive. Kept ones are those of the mask or, if not `by_mask`, those of a whole layer at the same retention."""
+    inputs, outputs = living(mask)
+    if by_mask:
+        return mask.size // mask.shape[-1] * outputs
+    return mask.size * (mask.shape[-2] / jnp.maximum(inputs, 1)).astype(mask.dtype)
 
 
 def in_use(mask: Array) -> Int[Array, ""]:

@@ -42,7 +42,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from dslth_jax import group_lasso, masks
+from dslth_jax import channels, group_lasso, masks
 from dslth_jax.algorithm import (
     Algorithm,
     Batch,
@@ -70,6 +70,7 @@ from dslth_jax.algorithms.masked import (
     scores_at_start,
     start_mask,
 )
+from dslth_jax.channels import Channels
 from dslth_jax.keys import reproducible
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network, draw_like
@@ -114,6 +115,8 @@ def mce_pl(
     mask_rule: MaskRule = AS_IN_CODE,
     tells_squares: bool = False,
     optimizer: optax.GradientTransformation | None = None,
+    mortal: tuple[Channels, ...] | None = None,
+    smallest_channels: int = 1,
 ) -> Algorithm:
     """MCE-PL on `network`. Defaults are those of the authors' code.
 
@@ -137,6 +140,10 @@ def mce_pl(
             `descent.spectrum`): of the optimizer's mean of them where it has one, else of the last direction.
         optimizer: makes each gradient a direction; the step size multiplies outside. None is plain descent. A reused
             gradient is the direction of the step; a recomputed one passes through the optimizer like any other.
+        mortal: the channels that may die, from `channels.channels_of`. The group lasso is then of these, and λ relative
+            to the mean norm of a layer's living channels: the strength of a proximal step is λ times it, whatever η.
+            What is dead stays so; masks keep their shares of what lives. Needs binary masks, and no `revive`.
+        smallest_channels: how many channels of a layer do not die.
     """
     expect_choice("order", order, ("code", "paper"))
     expect_choice("fine_tune_gradient", fine_tune_gradient, ("reused", "recomputed"))
@@ -148,7 +155,12 @@ def mce_pl(
     expect_choice("mask_sent", mask_sent, ("fused", "own"))
     if not 0 <= force_momentum < 1:
         raise ValueError(f"force_momentum must lie in [0, 1), got {force_momentum}")
+    if mortal is not None:
+        if mask_rule.ternary or mask_rule.revive:
+            raise ValueError("mask_rule must be binary and without revive where channels die: a score of 0 is dead")
+        mask_rule = mask_rule._replace(among_living=True)
     rule, roles = optimizer or optax.identity(), network.roles
+    rule = rule if mortal is None else channels.moving_the_living(rule)
     by_force = fusion == "force"
     start_known = start_scores == "shared" and (by_force or mask_sent == "own")
 
@@ -165,7 +177,8 @@ def mce_pl(
         if group_lasso_form == "proximal":
             return data_loss, data_loss
         kernels = scores if penalty_on == "scores" else fused(hyper, scores, heard)
-        return data_loss + hyper.group_lasso * group_lasso.penalty(kernels), data_loss
+        whole = group_lasso.penalty(kernels) if mortal is None else channels.penalty(kernels, mortal)
+        return data_loss + hyper.group_lasso * whole, data_loss
 
     def local_steps(
         world: World, hyper: Hyper, agent: Agent, heard: Heard, batches: Batches
@@ -175,7 +188,9 @@ def mce_pl(
         scores, state, step, loss = descent.local_steps(
             objective, rule, *agent[:2], batches.steps, lr=hyper.lr, weight_decay=hyper.weight_decay
         )
-        if group_lasso_form == "proximal":
+        if group_lasso_form == "proximal" and mortal is not None:
+            scores = channels.shrink(scores, hyper.group_lasso, mortal, smallest_channels)
+        elif group_lasso_form == "proximal":
             strength = hyper.lr * hyper.group_lasso
             scores = jax.tree.map(lambda z: group_lasso.proximal_step(z, strength), scores)
         taken = jnp.where(world.exchanging, batches.steps.labels.shape[0] * hyper.lr, 0)
@@ -238,11 +253,13 @@ def mce_pl(
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if by_force:
+            before = agent.scores
             agent = pulled(hyper, agent, carry, heard, force_momentum, mask_rule)
+            agent = agent if mortal is None else agent._replace(scores=channels.held_dead(agent.scores, before))
         elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.
-        return agent, {"score_magnitude": optax.tree.norm(agent.scores, ord=1)}
+        return agent, health(agent.scores, mortal)
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return personal_model(world, fused(hyper, agent.scores, heard), hyper.kept, roles, mask_rule)
@@ -258,7 +275,19 @@ def mce_pl(
 def fused_scores(hyper: Hyper, scores: Scores, heard: Heard, rule: MaskRule = AS_IN_CODE) -> Scores:
     """y of every layer, from an agent's scores and what it heard last."""
     mean = neighbour_mean(heard, scores)
-    return jax.tree.map(lambda z, m: masks.fuse(z, m, hyper.amplitude, ternary=rule.ternary), alive(scores, rule), mean)
+
+    def fuse(z: Array, m: Array) -> Array:
+        # The mean magnitude of what is alive: dead entries have none.
+        more = z.size / jnp.maximum(channels.live_entries(z), 1).astype(z.dtype) if rule.among_living else 1
+        return masks.fuse(z, m, hyper.amplitude * more, ternary=rule.ternary)
+
+    return jax.tree.map(fuse, alive(scores, rule), mean)
+
+
+def health(scores: Scores, mortal: tuple[Channels, ...] | None = None) -> dict[str, Any]:
+    """What `receive` tells of an agent's scores; where channels may die, how many of each layer are alive."""
+    told: dict[str, Any] = {"score_magnitude": optax.tree.norm(scores, ord=1)}
+    return told if mortal is None else told | {"alive": channels.survivors(scores, mortal)}
 
 
 def fine_tune(
@@ -290,7 +319,8 @@ def pulled(
         beside = consensus.own_beside(alive(agent.scores, rule), heard)
     else:
         beside = consensus.weighted(with_names(lambda name, z: mask_of(own, name, z), agent.scores), heard)
-    force, lasting = consensus.force(beside, heard), agent.force
+    living = jax.tree.map(lambda z: z != 0, agent.scores) if rule.among_living else None
+    force, lasting = consensus.force(beside, heard, living), agent.force
     if lasting is not None:
         mixed = jax.tree.map(lambda v, f: momentum * v + (1 - momentum) * f, lasting, force)
         lasting = force = consensus.where_heard(heard, mixed, lasting)

@@ -37,6 +37,7 @@ from dslth_jax.algorithm import Algorithm, Batches, Heard, Message, World, by_na
 from dslth_jax.algorithms import mce_pl
 from dslth_jax.algorithms.consensus import Scores, pull, told
 from dslth_jax.algorithms.masked import AS_IN_CODE, MaskRule, scores_at_start
+from dslth_jax.channels import Channels, held_dead
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 
@@ -73,18 +74,27 @@ def score_gossip(
     group_lasso_form: Literal["proximal", "penalty"] = "proximal",
     mask_rule: MaskRule = AS_IN_CODE,
     optimizer: optax.GradientTransformation | None = None,
+    mortal: tuple[Channels, ...] | None = None,
+    smallest_channels: int = 1,
 ) -> Algorithm:
     """Score gossip on `network`. All agents start with common scores, or ẑ would have to be sent first.
 
     Args:
         network: whose masked weights get scores.
         modulation: what a bit is worth: the steps taken since the last exchange, or the layer's mean error.
-        group_lasso_form: see `mce_pl.mce_pl`, as for `mask_rule` and `optimizer`.
+        group_lasso_form: see `mce_pl.mce_pl`, as for `mask_rule`, `optimizer`, `mortal` and `smallest_channels`. A dead
+            channel stays dead whatever neighbours tell, who hear that its magnitudes are 0 and mix that in.
     """
     expect_choice("modulation", modulation, ("step", "adaptive"))
     ternary = mask_rule.ternary
     local = mce_pl.mce_pl(
-        network, fusion="force", group_lasso_form=group_lasso_form, mask_rule=mask_rule, optimizer=optimizer
+        network,
+        fusion="force",
+        group_lasso_form=group_lasso_form,
+        mask_rule=mask_rule,
+        optimizer=optimizer,
+        mortal=mortal,
+        smallest_channels=smallest_channels,
     )
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
@@ -143,9 +153,10 @@ def score_gossip(
 
         public, neighbours = with_names(after, agent.public), with_names(after_all, agent.neighbours, start)
         scores = pull(agent.scores, with_names(mixing, public, agent.neighbours, neighbours), ternary)
+        scores = scores if mortal is None else held_dead(scores, agent.scores)
         stepped = jnp.where(heard.spoke, 0, agent.stepped)
         agent = agent._replace(scores=scores, stepped=stepped, public=public, neighbours=neighbours)
-        return agent, {"score_magnitude": optax.tree.norm(scores, ord=1)}
+        return agent, mce_pl.health(scores, mortal)
 
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)

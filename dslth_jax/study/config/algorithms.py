@@ -43,6 +43,7 @@ BY_DATA = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "cro
 _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")} | {"personal_layers": "none"}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}
 _steps = ("optimizer", "momentum", "second_momentum")
+_mortal = ("group_lasso_strength", "target_channels", "smallest_channels")  # of those with a group lasso
 _of_masks, _coded = ("filter_rule", "revive", "mask", "depth"), ("key_every", "code_every")
 _alone = ("images",)  # of those who hear nobody: what others would gain is what they are compared with
 
@@ -82,16 +83,16 @@ ALGORITHMS: dict[str, Row] = {
             "fusion", "force_momentum", "mask_sent", "order", "fine_tune_gradient", "fine_tune_weight",
             "group_lasso_form", "penalty_on", "start_scores",
         ),
-        further=(*_of_masks, *_coded),
+        further=(*_of_masks, *_coded, *_mortal),
     ),
     "score-gossip": Row(
         score_gossip.score_gossip, score_gossip.Hyper, does="scores mixed with neighbours', told by signs",
         sends="a sign an entry", bits="changes", by_scores=True, switches=("modulation", "group_lasso_form"),
-        further=(*_of_masks, *_coded, "keep_neighbours"),
+        further=(*_of_masks, *_coded, *_mortal, "keep_neighbours"),
     ),
     "independent": Row(
         independent.independent, independent.Hyper, does="its local step alone", sends="nothing", by_scores=True,
-        tells_squares=True, switches=("group_lasso_form", "start_scores"), further=(*_of_masks, *_alone),
+        tells_squares=True, switches=("group_lasso_form", "start_scores"), further=(*_of_masks, *_mortal, *_alone),
     ),
     "mask-mean": Row(
         mask_mean.mask_mean, mask_mean.Hyper, does="the ablation: the majority of the masks seen is used",

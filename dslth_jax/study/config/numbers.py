@@ -12,7 +12,7 @@ from dslth_jax.depth import absent, kept_without
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network, map_layers, of_role
 from dslth_jax.retention import Policy, erk_kept, kept_by_policy
-from dslth_jax.schedules import Schedule, constant
+from dslth_jax.schedules import Schedule, constant, product
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS
 from dslth_jax.study.config.setting import flag, within
@@ -126,7 +126,23 @@ def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
         by_scores = ALGORITHMS[settings.algorithm].by_scores
         policy = settings.retention_policy if by_scores else None
         values["kept"], schedules["kept"] = population_kept(numbers, network, policy, lacking(settings, network))
+    if settings.group_lasso_strength == "relative" and "group_lasso" in schedules:
+        schedules["group_lasso"] = product(schedules["group_lasso"], schedules["lr"])
     return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))
+
+
+def targets_of(settings: Settings) -> np.ndarray | None:
+    """The share of its channels that each agent is to be left with, (agents,); None where nobody aims at one. A
+    ValueError if one is no share."""
+    if settings.target_channels is None:
+        return None
+    name = "target_channels"
+    targets = numbers_in(name, str(settings.target_channels), settings.agents, settings.seed)
+    bounds = settings.known[name].bounds
+    if not (inside := within(targets, bounds)).all():
+        agent = int(np.argmin(inside))
+        raise ValueError(f"{flag(name)} must be in {bounds}, got {targets[agent]:g} for agent {agent}")
+    return targets.astype(np.float32)
 
 
 def depths_of(settings: Settings) -> list[int] | None:

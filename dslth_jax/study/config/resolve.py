@@ -18,6 +18,7 @@ from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
 from dslth_jax.study.config.budget import check_budget
+from dslth_jax.study.config.mortality import channels_that_die, check_channels, dies_for_good, strength_of
 from dslth_jax.study.config.numbers import depths_of, numbers_of
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
@@ -54,6 +55,7 @@ def filled_in(settings: Settings) -> Settings:
     chosen = defaults_of(settings.algorithm, settings.preset, dataset)
     given = vars(settings)
     filled = {name: value for name, value in chosen.items() if given[name] is None}
+    filled |= strength_of(settings, given | filled)
     with_preset = given | filled
     for name, own in settings.known.items():
         if own.needs and name not in foreign_to(settings.algorithm) and with_preset[own.needs[0]] != own.needs[1]:
@@ -71,6 +73,7 @@ def filled_in(settings: Settings) -> Settings:
     check_optimizer(settings, resolved)
     check_head(resolved)
     check_scale(resolved)
+    check_channels(resolved)
     numbers_of(resolved)
     depths_of(resolved)
     return resolved
@@ -277,9 +280,12 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
             ternary=settings.mask == "ternary",
             across_layers=settings.retention_policy == "global",
             scale_by_mask=settings.weights == "self-scaled",
+            among_living=dies_for_good(settings),
         )
     if settings.controller == "prunefl":
         switches["tells_squares"] = True
+    if dies_for_good(settings):
+        switches |= channels_that_die(settings, network)
     personal = spellings.layers_of(settings.personal_layers or "none", network)
     if settings.head_order == "head-first":
         switches["head_first"] = personal

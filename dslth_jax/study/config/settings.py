@@ -152,7 +152,20 @@ class Method:
     amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True, needs=("fusion", "tensor"))
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     group_lasso: float | str | None = setting(None, bounds=REAL, scheduled=True)
-    """Weight of the group lasso over output filters and rows; a proximal step shrinks their norms by lr times it."""
+    """Weight of the group lasso over output filters and rows; a proximal step shrinks their norms by lr times it (or,
+    where it is relative, see there)."""
+    group_lasso_strength: Literal["absolute", "relative"] | None = None
+    """What a proximal step shrinks norms by: lr times the weight (absolute), or the weight times lr's schedule times
+    the mean norm of a layer's living channels (relative). In the latter filters, and what reads them, die as one, for
+    good, and masks keep their share of what lives. None is relative with --target-channels, and where --preset tuned
+    has a group lasso."""
+    target_channels: float | str | None = setting(
+        None, bounds="(0, 1]", traced=True, needs=("group_lasso_strength", "relative")
+    )
+    """Share of a network's channels (filters, and rows of linear layers; no classes) that are to be left: a number, or
+    one an agent as for --retention. The weight of the group lasso then finds itself, round by round."""
+    smallest_channels: int = setting(1, bounds=COUNT, unit="channels", needs=("group_lasso_strength", "relative"))
+    """How many channels of each layer, those of largest norm, never die."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"
     """Group lasso as a proximal step after the local step, or as a term of the loss."""
     penalty_on: Literal["fused", "scores"] = setting("fused", needs=("group_lasso_form", "penalty"))

@@ -48,6 +48,7 @@ ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs i
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
 VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
 SIZE_OF_AGENTS = ("depth", "multiply_adds", "sent_bits")  # since 0.7; depth where it is said
+ALIVE = "alive"  # the share of channels that live, and with a layer behind it "alive/conv1"; where any may die
 OF_CLASSES = ("agents", "samples", "test_samples", "accuracy")
 WHAT_TO_DO = "name a folder that dslth run, or experiments.cifar, has written"
 
@@ -247,13 +248,19 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")
     path = folder / "agents.csv"
-    perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy", *SIZE_OF_AGENTS)
+    perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy", *SIZE_OF_AGENTS, *alive_in(path))
     agents = read_table(path, ("agent", "classes"), OF_AGENTS, perhaps) if path.is_file() else []
     for row in agents:
         row["classes"] = shlex.split(row["classes"])
     path = folder / "classes.csv"
     classes = read_table(path, ("class",), OF_CLASSES) if path.is_file() else []
     return Run(name, folder, config, rows, agents, classes, missing)
+
+
+def alive_in(path: Path) -> list[str]:
+    """The columns of an agents.csv that say which channels live."""
+    head = read_text(path, "surrogateescape").partition("\n")[0].rstrip("\r") if path.is_file() else ""
+    return [column for column in head.split(",") if column == ALIVE or column.startswith(f"{ALIVE}/")]
 
 
 def read_config(folder: Path) -> Row | None:

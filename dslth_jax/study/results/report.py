@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from dslth_jax.study.config import command
-from dslth_jax.study.results import plots, similarity, tables
+from dslth_jax.study.results import plots, similarity, survival, tables
 from dslth_jax.study.results.folders import Run, replace
 from dslth_jax.study.results.plots import Chart, Lines, Panel, chart, numbers_of, numbers_of_seeds
 from dslth_jax.study.results.points import Sweep, best, last_of, ranked_by, read_all
@@ -173,6 +173,8 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
         "by_agent": charts_of_agents(run),
         "pictures": pictures,
         "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
+        "survival": survival.charts_of_survival(run),
+        "of_layers": survival.table_of_layers(run.agents),
         "beside_mean": tables.beside_mean(run.agents, run.classes, partial(written, form="percent", unit=" %")),
         "of_classes": table("Accuracy of all agents on their test samples of a class", tables.OF_A_CLASS, run.classes),
         "of_devices": tables.table_of_devices(run.agents),

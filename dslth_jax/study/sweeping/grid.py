@@ -122,7 +122,8 @@ def statics_of(prepared: Prepared) -> str:
     changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     weighing = (str(graph.weights.dtype), settings.mixing == "similarity")
-    programs = prepared.batch_size, prepared.validation is not None, prepared.budget is not None
+    simulated = prepared.budget is not None, prepared.targets is not None
+    programs = prepared.batch_size, prepared.validation is not None, *simulated
     parts = (fixed, schedules, changing, weighing, skew, *programs)
     return json.dumps(parts, default=str)
 

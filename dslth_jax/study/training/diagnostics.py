@@ -11,6 +11,7 @@ from dslth_jax.evaluation import Evaluation
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.networks.network import Role
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS
+from dslth_jax.study.config.mortality import dies_for_good
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.config.settings import Settings
 
@@ -59,7 +60,8 @@ class Symptoms:
     ) -> None:
         self.chance, self.algorithm = chance, settings.algorithm
         self.pull = "--force" if settings.fusion == "force" else "--amplitude"
-        self.shared_out = settings.retention_policy == "global"  # which layers keep how much, masks say
+        # Which layers keep how much, masks say.
+        self.shared_out = settings.retention_policy == "global" or dies_for_good(settings)
         self.step, self.filtered, self.alone = str(settings.lr), settings.filter_rule is not None, settings.agents == 1
         self.sizes = {name: leaf.size for name, leaf in by_name(maskable).items()}
         self.seen = Seen()

@@ -17,6 +17,7 @@ from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
 from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.population import world_of
+from dslth_jax.study.config.mortality import may_die
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
@@ -24,6 +25,7 @@ from dslth_jax.study.training.budget import least_seconds
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
+from dslth_jax.study.training.survival import Shares, shares_alive
 
 Accuracies = Float[np.ndarray, "agents"]
 
@@ -147,9 +149,9 @@ class History:
             self.evaluation, self.validation = evaluation, validation
             alike = agreement_row(evaluation.masks, self.maskable, self.pairs)
             alike |= spread_row(evaluation.magnitudes, self.maskable, self.pairs)
-            mean = None if prepared.budget is None else float(np.mean(self.retentions()))
-            counted = self.tally.row(round, evaluation, validation) | {"retention_mean": mean} | alike
-            counted |= self.ledger.row()
+            means: dict[str, Any] = {name: float(shares.mean()) for name, shares in self.shares_alive().items()}
+            means["retention_mean"] = None if prepared.budget is None else float(np.mean(self.retentions()))
+            counted = self.tally.row(round, evaluation, validation) | means | alike | self.ledger.row()
             self.rows.append(counted | {"seconds": self.tally.seconds})
             self.warnings += self.symptoms.after_evaluation(round, evaluation)
 
@@ -164,6 +166,12 @@ class History:
             return np.ones(self.prepared.agents)
         entries = sum(self.prepared.costs.entries[name] for name in of_role)
         return np.sum([np.asarray(own, np.float64) for own in of_role.values()], axis=0) / entries
+
+    def shares_alive(self) -> Shares:
+        """The share of its channels that live in each agent's last model, where a rule can kill any."""
+        prepared = self.prepared
+        mortal = may_die(prepared.settings) and self.evaluation.masks is not None
+        return shares_alive(self.evaluation.masks, self.maskable, prepared.network.heads) if mortal else {}
 
     def take_warnings(self) -> list[str]:
         """The symptoms since the last call."""
@@ -216,7 +224,7 @@ class History:
         prepared, evaluation, work = self.prepared, self.evaluation, self.multiply_adds()
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
-        depths = depths_of(prepared.settings)
+        depths, alive = depths_of(prepared.settings), self.shares_alive()
         return [
             {
                 "agent": agent,
@@ -233,6 +241,7 @@ class History:
                 "multiply_adds": "" if work is None else work[agent],
                 **self.timed(agent),
                 "sent_bits": self.ledger.sent_by(agent),
+                **{name: round(float(shares[agent]), 6) for name, shares in alive.items()},
             }
             for agent, retention in enumerate(prepared.retentions)
         ]

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
 from dslth_jax.augment import Augment
+from dslth_jax.control import Controller
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.label_shares import class_counts
 from dslth_jax.links import Link
@@ -62,6 +63,8 @@ class Prepared(NamedTuple):
     agent_chunk: int | None  # agents computed at once on each device, if that is asked for
     devices: int | None  # over which agents are spread, if that is asked for
     footprint: Callable[[int], dict[str, int]]  # bytes on each of so many devices; traced once
+    targets: np.ndarray | None = None  # the share of its channels that each agent is to be left with
+    aiming: Callable[..., Controller] | None = None  # what brings agents to such targets
     validation: Shares | None = None  # samples of the training images that are held back, if any are
     point: Mapping[str, Any] = {}  # of a study's grid: the axes' values, as they were spelled
     name: str = ""  # which member of a study it is, in words

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dslth_jax import partition, population
+from dslth_jax.channels import channels_of
+from dslth_jax.control import Controller
 from dslth_jax.evaluation import BATCH
 from dslth_jax.graph_report import GraphReport, report
 from dslth_jax.keys import key_of, reproducible
@@ -22,7 +24,7 @@ from dslth_jax.pool import pool_of
 from dslth_jax.population import Shares
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
-from dslth_jax.study.config.numbers import numbers_of, population_hyper
+from dslth_jax.study.config.numbers import numbers_of, population_hyper, targets_of
 from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
@@ -34,9 +36,11 @@ from dslth_jax.study.training import memory, processes
 from dslth_jax.study.training.budget import budget_of, costs_of
 from dslth_jax.study.training.ledger import Course
 from dslth_jax.study.training.plan import Prepared, in_words
+from dslth_jax.target_channels import target_channels
 
 TEST_SAMPLES_WHILE_RUNNING = 200
 SPLITS = ("partition", "dirichlet_alpha", "classes_per_agent", "class_file")  # flags that say who holds what
+DYING = 0.05, 0.35  # the part of all rounds between which channels die, where there is a target of how many are left
 BATCHES = 16  # a batch smaller than asked for is a multiple of this
 
 
@@ -100,11 +104,22 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         schedules=schedules,
         budget=(budget := budget_of(settings)),
         costs=costs_of(settings, network, image_shape, batch_size) if budget else None,
+        targets=targets_of(settings),
+        aiming=aiming_of(settings, network),
         failing=failing,
         fails=fails,
         links=links,
         footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
     )
+
+
+def aiming_of(settings: Settings, network: Network) -> Callable[..., Controller] | None:
+    """What brings agents to the shares of their channels that they are to be left with, from these; None where nobody
+    aims at one."""
+    if settings.target_channels is None:
+        return None
+    begin, end = (share * settings.rounds for share in DYING)
+    return functools.partial(target_channels, channels=channels_of(network), begin=begin, end=end)
 
 
 def loaded(settings: Settings, given: Settings, load: Callable[..., Dataset]) -> tuple[Dataset, Settings]:

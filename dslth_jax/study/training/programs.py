@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import Array, Float, UInt32
 
-from dslth_jax import population, sharding
+from dslth_jax import control, population, sharding
 from dslth_jax.algorithm import Message, World
 from dslth_jax.evaluation import Evaluation, evaluate
 from dslth_jax.keys import key_of, reproducible
@@ -40,7 +40,9 @@ class Own(NamedTuple):
     graph: Graph
     link_drop: Float[Array | np.ndarray, "*members"]  # how often a message is lost
     hyper: Any  # leaves with an agents axis
-    budget: Budget | None = None  # what sets simulated time, where anybody simulates it
+    budget: Budget | None  # what sets simulated time, where anybody simulates it
+    # The share of its channels that each agent is to be left with; None where nobody aims at one.
+    targets: Float[Array | np.ndarray, "*members agents"] | None
 
 
 class Programs(NamedTuple):
@@ -77,9 +79,11 @@ def compile_programs(plan: Plan) -> Programs:
         link = chain(*first.links, *([first.failing(jnp.asarray(own.link_drop))] if failing else []))
         return world, population.graph_in(world, Topology(own.graph, first.topology.redraw)), link
 
-    def budgets(own: Own) -> dict[str, Any]:
+    def by_time(own: Own) -> dict[str, Any]:
         clock = clock_of(own.budget, first.costs) if own.budget and first.costs else None
         controller = controller_of(first.settings.controller, first.schedules, own.budget, first.costs)
+        if own.targets is not None and first.aiming is not None:
+            controller = control.chain(controller, first.aiming(jnp.asarray(own.targets)))
         return {"clock": clock, "controller": controller}
 
     def draw(seeds: jax.Array) -> Any:
@@ -89,9 +93,8 @@ def compile_programs(plan: Plan) -> Programs:
         def one(own: Own) -> State:
             world, graph, link = scene(own, 0)
             agents = first.agents // mesh.shape[AXIS]
-            return population.init(
-                algorithm, world, own.hyper, graph, agents=agents, link=link, **budgets(own), **driven
-            )
+            driving = {"link": link, **by_time(own), **driven}
+            return population.init(algorithm, world, own.hyper, graph, agents=agents, **driving)
 
         return for_each(one, owns)
 
@@ -99,9 +102,8 @@ def compile_programs(plan: Plan) -> Programs:
         def one(state: State, own: Own, held: tuple[Any, ...]) -> tuple[State, dict[str, Any]]:
             world, graph, link = scene(own, state.round)
             shares = Shares(train.images, train.labels, *held)
-            state, info = population.round(
-                algorithm, world, own.hyper, state, shares, graph, link=link, **budgets(own), **steps
-            )
+            driving = {"link": link, **by_time(own), **steps}
+            state, info = population.round(algorithm, world, own.hyper, state, shares, graph, **driving)
             told = {name: own for name, own in info.items() if name not in FOR_CONTROLLERS}
             return state, {**told, "wanted": getattr(state.control.used, "kept", None)}
 
@@ -124,7 +126,7 @@ def compile_programs(plan: Plan) -> Programs:
 
         return for_each(one, states, owns)
 
-    where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH, of_several(places_of(first.budget)))
+    where: Any = Own(EACH, EACH, EACH, EACH, AGENTS_OF_EACH, of_several(places_of(first.budget)), AGENTS_OF_EACH)
     draw = sharding.over_devices(draw, mesh, (EACH,), EACH)
     start = sharding.over_devices(start, mesh, (where,), STATES)
     step = sharding.over_devices(step, mesh, (STATES, where, HELD), (STATES, AGENTS_OF_EACH))
@@ -207,7 +209,8 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
     for one in members:
         seed, link_drop = np.array(one.seed, np.uint32), np.array(one.link_drop, np.float32)
         budget = one.budget and with_steps(one.budget, steps)
-        owns.append(Own(seed, None, with_edges(one.topology.graph, edges), link_drop, one.hyper, budget))
+        graph = with_edges(one.topology.graph, edges)
+        owns.append(Own(seed, None, graph, link_drop, one.hyper, budget, one.targets))
     held_back = [one.validation for one in members if one.validation]
     train, tests = samples([one.train for one in members]), samples([one.tests for one in members])
     return stack(owns), train, tests, samples(held_back) if held_back else None

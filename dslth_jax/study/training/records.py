@@ -11,7 +11,7 @@ import numpy as np
 
 from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import folders, models, pictures, tables
+from dslth_jax.study.results import folders, models, pictures, survival, tables
 from dslth_jax.study.results.points import DONE, FAILED, best_first, name_of_member, place_of, read_members, summary
 from dslth_jax.study.sweeping.grid import Points
 from dslth_jax.study.system.console import counted
@@ -66,6 +66,7 @@ class Run(Study):
     def pauses(self, histories: Sequence[History]) -> None:
         """Draw the rows that there are."""
         self.keep(pictures.curves_picture, histories[0].rows, histories[0].chance)
+        self.keep(survival.survival_picture, histories[0].rows)
 
     def pictures(self, number: int) -> list[Path]:
         """All in the folder."""
@@ -120,6 +121,7 @@ def leave_run(path: Path, history: History, planned: Plan) -> None:
     folders.write_metrics(path, history.rows)
     pictures.partition_picture(path, history.prepared)
     pictures.curves_picture(path, history.rows, history.chance)
+    survival.survival_picture(path, history.rows)
     if history.failure is None:
         leave(path, history, history.agent_rows())
         folders.finish(path)

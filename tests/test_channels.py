@@ -1,0 +1,196 @@
+"""Channels that die: who reads whom, the proximal step, counts of what lives, and the strength that finds itself."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import linen as nn
+
+from dslth_jax import channels
+from dslth_jax.channels import Channels
+from dslth_jax.keys import key_of
+from dslth_jax.networks.convolution import max_pool
+from dslth_jax.networks.network import Conv, Linear, network_of
+from dslth_jax.networks.operations import elu
+from dslth_jax.networks.wiring import IMAGES, Layer, Wiring, chain
+from dslth_jax.target_channels import target_channels
+
+
+class Chain(nn.Module):
+    """Two convolutions and two linear layers, in an order that is not that of their names."""
+
+    wiring = chain(("second", "first", "b", "a"), elu)
+
+    @nn.compact
+    def __call__(self, values):
+        values = max_pool(elu(Conv(4, side=3, padding=1, name="second")(values)))
+        values = elu(Conv(6, side=3, padding=1, name="first")(values))
+        values = elu(Linear(5, name="b")(values.reshape(values.shape[0], -1)))
+        return Linear(3, name="a")(values)
+
+
+class Ring(nn.Module):
+    """A sum in which the channels of two layers meet."""
+
+    wiring = Wiring({"stem": Layer(IMAGES, "sum"), "beside": Layer("sum", "sum"), "head": Layer("sum", "head")})
+
+    @nn.compact
+    def __call__(self, values):
+        values = elu(Conv(4, side=3, padding=1, name="stem")(values))
+        values = values + elu(Conv(4, side=3, padding=1, name="beside")(values))
+        return Linear(3, name="head")(values.reshape(values.shape[0], -1))
+
+
+SHAPE = (6, 6, 2)
+CHAIN = network_of(Chain(), SHAPE)
+SEEN = (
+    Channels("second/kernel", ("first/kernel",), 4),
+    Channels("first/kernel", ("b/kernel",), 6),
+    Channels("b/kernel", ("a/kernel",), 5),
+)
+
+
+def test_who_reads_whom_is_what_the_wiring_says():
+    assert channels.channels_of(CHAIN) == SEEN
+
+
+def test_channels_that_meet_in_a_sum_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"the channels of (stem|beside) cannot die alone"):
+        channels.channels_of(network_of(Ring(), SHAPE))
+
+
+def scores_of(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"second": (3, 3, 2, 4), "first": (3, 3, 4, 6), "b": (4 * 6, 5), "a": (5, 3)}
+    return {f"{name}/kernel": rng.normal(size=shape) * rng.uniform(0.3, 2, shape[-1]) for name, shape in shapes.items()}
+
+
+shrink = jax.jit(channels.shrink, static_argnames=("channels", "smallest"))
+on_device = functools.partial(jax.tree.map, jnp.asarray)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6, 5.0])
+@pytest.mark.parametrize("smallest", [1, 3])
+def test_the_relative_step_meets_its_oracle(x64, strength, smallest):
+    """Filters shrink by their layer's own scale; what reads a dead one is 0, and the largest are spared."""
+    z, layers = scores_of(), {own.layer: own.readers for own in SEEN}
+    for _ in range(2):  # the second step begins with dead channels
+        z = reference.relative_step(z, strength, layers, smallest)
+    ours = shrink(
+        shrink(on_device(scores_of()), strength, channels=SEEN, smallest=smallest),
+        strength,
+        channels=SEEN,
+        smallest=smallest,
+    )
+    for name, leaf in z.items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=1e-12)
+        np.testing.assert_array_equal(np.asarray(ours[name]) == 0, leaf == 0)
+    left = {name: int(count) for name, count in channels.survivors(ours, SEEN).items()}
+    assert left == {own.layer: int((reference.groups(z[own.layer]) != 0).any(axis=0).sum()) for own in SEEN}
+    assert all(min(smallest, own.size) <= left[own.layer] for own in SEEN)
+    assert (strength == 0) == (left == {own.layer: own.size for own in SEEN})
+    assert (z["a/kernel"] != 0).any(axis=0).all()  # classes stay
+
+
+def test_a_step_without_strength_changes_no_bit():
+    z = jax.tree.map(lambda leaf: leaf.astype(np.float32), scores_of())
+    z["first/kernel"][..., 2] = 0
+    z["b/kernel"].reshape(4, 6, 5)[:, 2] = 0
+    ours = shrink(on_device(z), jnp.float32(0), channels=SEEN, smallest=1)
+    for name, leaf in z.items():
+        np.testing.assert_array_equal(np.asarray(ours[name]).view(np.uint32), leaf.view(np.uint32))
+
+
+def test_what_is_kept_is_the_share_of_what_lives(x64):
+    z = reference.relative_step(scores_of(), 0.9, {own.layer: own.readers for own in SEEN}, 1)
+    kept = {name: reference.kept_entries(0.3, leaf.size) for name, leaf in z.items()}
+    ours = jax.jit(channels.kept_of_living)(kept, on_device(z))
+    for name, leaf in z.items():
+        assert ours[name] == reference.kept_of_living(kept[name], leaf)
+    assert ours["first/kernel"] < kept["first/kernel"]
+    whole = channels.kept_of_living(kept, on_device(scores_of()))
+    assert {name: int(count) for name, count in whole.items()} == kept
+    nothing = channels.kept_of_living(dict.fromkeys(kept, 0), on_device(z))
+    assert all(count == 0 for count in nothing.values())
+
+
+def test_a_dead_channel_is_silent_and_a_masked_network_is_a_narrower_one(x64):
+    """Random biases too: the rows that would read a dead neuron's bias are dead."""
+    w, frozen = CHAIN.init(key_of(0))
+    z = shrink(on_device(scores_of()), 0.9, channels=SEEN, smallest=1)
+    masks = {name: np.asarray(leaf) != 0 for name, leaf in z.items()}
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8))
+    alive = {own.layer: np.asarray(channels.alive_of(z, own)) for own in SEEN}
+    assert all(0 < np.sum(live) < live.size for live in alive.values())
+
+    def masked(outputs):
+        kernels = {layer: {"kernel": own["kernel"] * masks[f"{layer}/kernel"]} for layer, own in w.items()}
+        # What a dead channel says, changed: nobody hears it.
+        biases = {"b": {"bias": frozen["b"]["bias"] + outputs * ~alive["b/kernel"]}, "a": frozen["a"]}
+        return CHAIN.apply({"params": kernels, "frozen": biases}, images)
+
+    np.testing.assert_array_equal(masked(0.0), masked(7.0))
+
+
+@functools.cache
+def updated():
+    init, update, _ = target_channels(jnp.array([0.5, 0.25, 1.0]), SEEN, begin=2.0, end=12.0)
+    return init, jax.jit(update, static_argnames=("seconds", "axis"))
+
+
+class Hyper(NamedTuple):
+    group_lasso: Any
+    lr: Any
+
+
+HYPER = Hyper(jnp.full(3, 0.01), jnp.full(3, 7.0))
+
+
+def controlled(rounds, dying):
+    """What presses on `first/kernel` in each round, of three agents, and how many of its six channels then live;
+    `dying(alive, spared, strength)` says how many do."""
+    init, update = updated()
+    memory, hyper = init(HYPER)
+    alive, told = {own.layer: np.full(3, own.size) for own in SEEN}, []
+    for round in range(rounds):
+        for layer, own in hyper.group_lasso.items():
+            alive[layer] = dying(alive[layer], np.asarray(own.smallest), np.asarray(own.strength))
+        told.append((*(np.asarray(leaf) for leaf in hyper.group_lasso["first/kernel"]), alive["first/kernel"]))
+        info = {"alive": {layer: jnp.asarray(count, jnp.int32) for layer, count in alive.items()}}
+        memory, hyper = update(memory, HYPER, jnp.int32(round), info, seconds=None, axis=None)
+        np.testing.assert_array_equal(hyper.lr, HYPER.lr)
+    return [np.stack(own) for own in zip(*told, strict=True)]
+
+
+def test_a_strength_that_kills_falls_and_one_that_does_not_grows():
+    def willing(alive, spared, strength):
+        return np.where(strength > 0, np.minimum(alive, spared), alive)
+
+    def stubborn(alive, spared, strength):
+        return alive
+
+    strengths, spared, alive = controlled(20, willing)
+    np.testing.assert_array_equal(spared[[0, 2, 7, 12, 19]], [[6, 6, 6], [6, 6, 6], [5, 4, 6], [3, 2, 6], [3, 2, 6]])
+    np.testing.assert_array_equal(alive, spared)
+    assert (strengths[:2] == 0).all()  # it has not begun
+    assert (strengths[14:] < strengths[13]).all()  # they have died as soon as they were to
+    strengths, spared, _ = controlled(60, stubborn)
+    assert (np.diff(strengths[2:, 2]) < 0).all()  # nobody presses on an agent that is to keep all
+    assert (spared[:, 2] == 6).all()
+    assert (strengths[-1, :2] > 10 * strengths[5, :2]).all()
+    np.testing.assert_allclose(strengths[-1, :2], 0.01 * np.exp(5), rtol=1e-5)
+
+
+def test_a_target_bounds_what_a_layer_loses():
+    """As much strength as you like: each layer keeps its floor, of its largest."""
+    z, floors = on_device(scores_of()), {"first/kernel": 4, "second/kernel": 3, "b/kernel": 2}
+    pressed = {layer: channels.Pressure(jnp.float32(9), jnp.int32(floor)) for layer, floor in floors.items()}
+    shrunk = jax.jit(lambda z, pressed: channels.shrink(z, pressed, SEEN))(z, pressed)
+    assert {layer: int(count) for layer, count in channels.survivors(shrunk, SEEN).items()} == floors
+    for own in SEEN:
+        lengths, left = channels.lengths_of(z, own), channels.alive_of(shrunk, own)
+        assert lengths[left].min() > lengths[~left].max()

@@ -33,6 +33,8 @@ class Experiment(Settings):
     """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example; of those left out their default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
+    run_folders: bool = False
+    """Leave a run folder for every member, as a single run does, with each agent's accuracy."""
 
     panels = BY_BITS  # of its figure
 
@@ -76,7 +78,7 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
         step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
         own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
     common = {name: value for name, value in said.items() if name not in of_some()}
-    return Sweep(**common, seeds=settings.seeds), own
+    return Sweep(**common, seeds=settings.seeds, run_folders=settings.run_folders), own
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

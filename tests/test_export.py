@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 import venv
 from pathlib import Path
 
@@ -254,7 +255,7 @@ def test_masked_weights_as_safetensors(run, tmp_path):
     """Float32 by the names that a run's own weights have, with what is said of the agent."""
     from safetensors import safe_open
 
-    folder = exported(run, tmp_path, "--as", "safetensors", "--agent", "1")
+    folder = exported(run, tmp_path, "--as", "safetensors", "--agent", "1", "--compact", "False")
     wanted = by_name(dslth_jax.load(run).agent(1).variables)
     with safe_open(folder / "agent_0001.safetensors", "numpy") as file:
         assert {*file.keys()} == {*wanted}
@@ -262,6 +263,25 @@ def test_masked_weights_as_safetensors(run, tmp_path):
         for name, leaf in wanted.items():
             np.testing.assert_array_equal(file.get_tensor(name), leaf, strict=True)
     assert [path.name for path in folder.iterdir()] == ["agent_0001.safetensors"]  # no reader, and nothing half written
+
+
+def test_what_masks_make_idle_is_left_out(run, images):
+    """Of an agent that lost half of its filters: fewer entries, the same logits; not where all is asked for."""
+    models = dslth_jax.load(run)
+    model = models.agent(0)
+    params = jax.tree.map(np.array, model.variables["params"])
+    params["conv2"]["kernel"][..., ::2] = 0
+    lossy = types.SimpleNamespace(variables={"params": params, "frozen": model.variables["frozen"]})
+    network, variables = export.form_of_agent(models, lossy, export.Export((run,)))
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(own)) for own in (variables, model.variables)]
+    assert sizes[0] < 0.7 * sizes[1]
+    some = jnp.asarray(images[:9])
+    wanted = models.network.apply(lossy.variables, some)
+    assert_close(np.asarray(network.apply(variables, some)), np.asarray(wanted))
+    whole = export.form_of_agent(models, lossy, export.Export((run,), compact=False))
+    assert whole == (models.network, lossy.variables)
+    _, fours = export.form_of_agent(models, lossy, export.Export((run,), round_to=4))
+    assert fours["params"]["conv2"]["kernel"].shape[-1] % 4 == 0
 
 
 def test_a_program_of_jax_takes_batches_of_any_size(run, images, tmp_path):

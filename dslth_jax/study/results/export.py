@@ -11,6 +11,7 @@ import jax
 from jaxtyping import PyTree
 
 import dslth_jax
+from dslth_jax.compaction import compact
 from dslth_jax.export import as_dslth, as_jax, as_onnx, as_safetensors
 from dslth_jax.export.programs import expect_extra
 from dslth_jax.keys import key_of
@@ -37,6 +38,11 @@ class Export:
     """What they become, joined by commas. dslth: masks and the seed, with a reader that takes numpy alone;
     safetensors: the masked weights; onnx: a model for ONNX Runtime, by the extra onnx; jax: a program of jax.export, by
     the extra export."""
+    compact: bool | None = None
+    """Leave out the channels that masks make idle, in all forms but dslth: a smaller network with the same answers.
+    None does so where the network says its wiring, as all of the project's own do."""
+    round_to: int = setting(1, bounds="1..1024")
+    """Keep a multiple of so many channels of each layer then: vector units like 4 and 8."""
 
 
 class Exported(NamedTuple):
@@ -45,11 +51,7 @@ class Exported(NamedTuple):
     models: Models
     number: int
     model: Model
-
-    @property
-    def form(self) -> tuple[Network, PyTree]:
-        """The network that is exported as weights or as a program, and its variables."""
-        return self.models.network, self.model.variables
+    form: tuple[Network, PyTree]  # the network that is exported as weights or as a program, and its variables
 
     @property
     def about(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Exported(NamedTuple):
             "seed": settings.seed,
             "retention": settings.retention,
             "precision": settings.precision,
+            "compact": self.form[0] is not self.models.network,
             "elu_on_logits": bool(settings.elu_on_logits),
             "dslth_jax": dslth_jax.__version__,
         }
@@ -96,6 +99,18 @@ def to_jax(own: Exported) -> bytes:
     return as_jax(*own.form, own.models.image_shape)
 
 
+def form_of_agent(models: Models, model: Model, settings: Export) -> tuple[Network, PyTree]:
+    """The network of an agent's own size, and its variables; a ValueError where it cannot be cut and is to be."""
+    network = models.network
+    if not (network.wiring is not None if settings.compact is None else settings.compact):
+        return network, model.variables
+    try:
+        cut = compact(network, model.variables, round_to=settings.round_to)
+    except ValueError as error:
+        raise ValueError(f"--compact: {error}") from None
+    return cut.network, cut.variables
+
+
 class Form(NamedTuple):
     """A kind of file."""
 
@@ -119,9 +134,10 @@ def write(settings: Export) -> str:
     forms = {name: form_of(name) for name in settings.as_.split(",")}
     models = load(settings.folders[0])
     numbers = range(models.agents) if settings.agent == "all" else [settings.agent]
-    sizes = dict.fromkeys(forms, 0)
+    sizes, cuts = dict.fromkeys(forms, 0), {*forms} != {"dslth"}
     for number in numbers:
-        own = Exported(models, number, models.agent(number))
+        model = models.agent(number)
+        own = Exported(models, number, model, form_of_agent(models, model, settings) if cuts else (models.network, {}))
         for name, form in forms.items():
             content = form.make(own)
             settings.to.mkdir(parents=True, exist_ok=True)

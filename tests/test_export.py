@@ -276,8 +276,8 @@ def test_what_masks_make_idle_is_left_out(run, images):
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(own)) for own in (variables, model.variables)]
     assert sizes[0] < 0.7 * sizes[1]
     some = jnp.asarray(images[:9])
-    wanted = models.network.apply(lossy.variables, some)
-    assert_close(np.asarray(network.apply(variables, some)), np.asarray(wanted))
+    wanted = jax.jit(models.network.apply)(lossy.variables, some)
+    assert_close(np.asarray(jax.jit(network.apply)(variables, some)), np.asarray(wanted))
     whole = export.form_of_agent(models, lossy, export.Export((run,), compact=False))
     assert whole == (models.network, lossy.variables)
     _, fours = export.form_of_agent(models, lossy, export.Export((run,), round_to=4))

@@ -30,8 +30,9 @@ it. Where exchanges begin late, the first one counts as many steps as any other.
 
 Each switch has one place: the start in `init`, the order in `send` and `receive`, the gradient of fine-tuning in
 `fine_tuned`, its weight in `fine_tune`, the group lasso in `loss_fn` (penalty) and `local_steps` (proximal), the
-optimizer in `descent.py`, the fusion in `fused` and `receive`, the filter rule, `revive` and the scale of kept weights
-in `masked.py`, schedules in the values of `Hyper`, the random weights in `networks`.
+optimizer in `descent.py`, the fusion in `fused` and `receive`, channels that die in `channels.py`, the filter rule,
+`revive` and the scale of kept weights in `masked.py`, schedules in the values of `Hyper`, the random weights in
+`networks`.
 """
 
 from collections.abc import Mapping
@@ -86,7 +87,7 @@ class Hyper(NamedTuple):
     lr: float | Float[Array, ""] = 10.0  # η, the local step
     fine_tune_lr: float | Float[Array, ""] = 10.0  # η', the fine-tuning step
     weight_decay: float | Float[Array, ""] = 5e-4  # wd, part of the local step alone
-    group_lasso: float | Float[Array, ""] = 0.0  # λ
+    group_lasso: float | Float[Array, ""] = 0.0  # λ; where a controller finds it, a `channels.Pressure` for each layer
     amplitude: float | Float[Array, ""] = 1.0  # a factor on the adaptive amplitude a
     force: float | Float[Array, ""] = 1.0  # κ
 

@@ -132,6 +132,8 @@ def write(settings: Export) -> str:
     if len(settings.folders) != 1:
         raise ValueError(f"one run folder was expected, got {len(settings.folders)}: name one")
     forms = {name: form_of(name) for name in settings.as_.split(",")}
+    if settings.to.is_file():
+        raise ValueError(f"--to {settings.to} must be a folder, and is a file: name another")
     models = load(settings.folders[0])
     numbers = range(models.agents) if settings.agent == "all" else [settings.agent]
     sizes, cuts = dict.fromkeys(forms, 0), {*forms} != {"dslth"}

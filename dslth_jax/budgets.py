@@ -51,9 +51,9 @@ class Going(NamedTuple):
     rest: Any = None
 
 
-def with_retention(hyper: Any, retention: Float[Array, "agents"], limits: Limits, entries: Entries) -> Any:
-    """The settings of agents that keep r of their convolutions, and of linear layers as many times what the run's own
-    settings say; layers without `entries` are kept as they are.
+def with_counts(hyper: Any, entries: Entries, wanted: Callable[[str, Array], Array]) -> Any:
+    """The settings of agents that keep `wanted(name, kept)` of a layer, where they kept so many; layers without
+    `entries` are kept as they are.
 
     A layer of which something is to be kept keeps one entry at least, and one of which nothing is kept stays so.
     """
@@ -61,10 +61,16 @@ def with_retention(hyper: Any, retention: Float[Array, "agents"], limits: Limits
     def one(name: str, kept: Array) -> Array:
         if name not in entries:
             return kept
-        scaled = jnp.round(kept * (retention / limits.own)).astype(kept.dtype)
-        return jnp.where(kept > 0, jnp.clip(scaled, 1, entries[name]), 0)
+        count = jnp.round(wanted(name, kept)).astype(kept.dtype)
+        return jnp.where(kept > 0, jnp.clip(count, 1, entries[name]), 0)
 
     return hyper._replace(kept=with_names(one, hyper.kept))
+
+
+def with_retention(hyper: Any, retention: Float[Array, "agents"], limits: Limits, entries: Entries) -> Any:
+    """The settings of agents that keep r of their convolutions, and of linear layers as many times what the run's own
+    settings say."""
+    return with_counts(hyper, entries, lambda _, kept: kept * (retention / limits.own))
 
 
 def toward(retention: Float[Array, "agents"], wanted: Float[Array, "agents"], limits: Limits) -> Float[Array, "agents"]:
@@ -275,16 +281,8 @@ def prunefl(limits: Limits, entries: Entries, cost: Cost, *, every: int = 10) ->
 
 
 def with_shares(hyper: Any, shares: dict[str, Float[Array, "agents"]], entries: Entries) -> Any:
-    """The settings of agents that keep such a share of each layer, and one entry at least; of other layers, and of
-    those of which nothing is to be kept, as much as before."""
-
-    def one(name: str, kept: Array) -> Array:
-        if name not in shares:
-            return kept
-        count = jnp.round(shares[name] * entries[name]).astype(kept.dtype)
-        return jnp.where(kept > 0, jnp.clip(count, 1, entries[name]), 0)
-
-    return hyper._replace(kept=with_names(one, hyper.kept))
+    """The settings of agents that keep such a share of each layer that has entries."""
+    return with_counts(hyper, entries, lambda name, _: shares[name] * entries[name])
 
 
 def best_counts(

@@ -55,16 +55,16 @@ def in_jax(form: Form, batch: int) -> Callable[[], Any]:
 RUNTIMES: dict[str, Callable[[Form, int], Callable[[], Any]]] = {"JAX": in_jax}
 
 
-def medians(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, after a pass to warm up; they take turns."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def times_in_turn(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each pass of each, after one to warm up; they take turns."""
+    milliseconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(1 + repeats):
         for name, run in runs.items():
             began = time.perf_counter()
             run()
             if turn:
-                seconds[name].append(time.perf_counter() - began)
-    return {name: 1e3 * statistics.median(own) for name, own in seconds.items()}
+                milliseconds[name].append(1e3 * (time.perf_counter() - began))
+    return milliseconds
 
 
 def random_images(batch: int, image_shape: tuple[int, int, int]) -> jax.Array:
@@ -145,12 +145,15 @@ def sizes(form: Form) -> dict[str, Any]:
 
 def measured(forms: Mapping[str, Form], batches: Sequence[int], repeats: int) -> dict[str, dict[str, Any]]:
     """The figures of all forms; the larger the batch, the fewer passes, but at least three."""
-    rows: dict[str, dict[str, Any]] = {name: {**sizes(form), "milliseconds": {}} for name, form in forms.items()}
+    rows: dict[str, dict[str, Any]] = {
+        name: {**sizes(form), "milliseconds": {}, "fastest_milliseconds": {}} for name, form in forms.items()
+    }
     for runtime, prepare in RUNTIMES.items():
         for batch in batches:
             runs = {name: prepare(form, batch) for name, form in forms.items()}
-            for name, own in medians(runs, max(3, repeats // max(1, batch // 16))).items():
-                rows[name]["milliseconds"][f"{runtime}, batch {batch}"] = own
+            for name, own in times_in_turn(runs, max(3, repeats // max(1, batch // 16))).items():
+                rows[name]["milliseconds"][f"{runtime}, batch {batch}"] = statistics.median(own)
+                rows[name]["fastest_milliseconds"][f"{runtime}, batch {batch}"] = min(own)
     return rows
 
 
@@ -184,11 +187,12 @@ def main() -> None:
     print(f"{conditions()}; {threads} threads, float32 matmul {matmul_rate() / 1e9:.0f} GF/s")
     rows = measured(forms, flags.batch, flags.repeats)
     columns = [*next(iter(rows.values()))["milliseconds"]]
-    table = Table("form", "parameters", "kept", "MB", "multiply-adds", "of kept", *(f"{name}, ms" for name in columns))
+    of_times = (f"{name}: median, fastest ms" for name in columns)
+    table = Table("form", "parameters", "kept", "MB", "multiply-adds", "of kept", *of_times)
     for name, row in rows.items():
         numbers = (f"{row[key] / 1e6:.3f} M" for key in ("parameters", "kept_weights"))
         work = (f"{row[key] / 1e6:.2f} M" for key in ("multiply_adds", "multiply_adds_of_kept"))
-        times = (f"{row['milliseconds'][column]:.2f}" for column in columns)
+        times = (f"{row['milliseconds'][own]:.2f}, {row['fastest_milliseconds'][own]:.2f}" for own in columns)
         table.add_row(name, *numbers, f"{row['float32_bytes'] / 1e6:.2f}", *work, *times)
     Console().print(table)
     print(

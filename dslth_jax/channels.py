@@ -9,7 +9,7 @@ filter came to life, nor have anything to hear if only its readers did. Classes 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,19 +21,16 @@ from dslth_jax.algorithm import belongs_to, by_name, with_names
 from dslth_jax.group_lasso import group_norms
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
+from dslth_jax.networks.wiring import IMAGES, Wiring
 
 
 class Channels(NamedTuple):
-    """The channels that one layer makes."""
+    """One set of channels: those that a layer makes or, where layers' outputs are summed, that all of these make."""
 
-    layer: str  # the name of the leaf, whose last axis are its channels
-    readers: tuple[str, ...]  # leaves whose last axis but one counts these channels, once or over and over
+    name: str  # of the set in the network's wiring; of sets that are tied to each other, of the first
+    makers: tuple[str, ...]  # leaves whose last axis are these channels, or the first of them
+    readers: tuple[tuple[str, int], ...]  # leaves whose last axis but one counts so many of them, once or over and over
     size: int  # how many there are
-
-    @property
-    def name(self) -> str:
-        """How a user calls the layer: by its module."""
-        return self.layer.rpartition("/")[0] or self.layer
 
 
 class Pressure(NamedTuple):
@@ -44,52 +41,84 @@ class Pressure(NamedTuple):
 
 
 def channels_of(network: Network) -> tuple[Channels, ...]:
-    """The channels of all layers of a network but its heads, in the order in which these are applied.
+    """The sets of channels of a network that can die, in the order in which they are made.
 
-    Raises a ValueError if the network does not say its wiring, or if a layer's channels are not its own: where they
-    meet those of others in a sum, as in residual networks, or are depthwise, or of attention.
+    Layers that write to one sum make its channels together, and those in front of and behind an identity shortcut, or a
+    depthwise layer, are the same channels. Those of attention, of sets that the wiring keeps whole, and of heads stay.
+    Raises a ValueError if the network does not say its wiring, or none of its channels can die.
 
     >>> from dslth_jax.networks.zoo import network_by_name
-    >>> [(own.name, own.readers, own.size) for own in channels_of(network_by_name("small", (8, 8, 1), 10))]
-    [('conv1', ('conv2/kernel',), 32), ('conv2', ('linear1/kernel',), 64), ('linear1', ('linear2/kernel',), 128)]
+    >>> for own in channels_of(network_by_name("small", (8, 8, 1), 10)):
+    ...     print(own.name, own.makers, own.readers, own.size)
+    conv1 ('conv1/kernel',) (('conv2/kernel', 32),) 32
+    conv2 ('conv2/kernel',) (('linear1/kernel', 64),) 64
+    linear1 ('linear1/kernel',) (('linear2/kernel', 128),) 128
     """
-    if network.wiring is None:
+    wiring = network.wiring
+    if wiring is None:
         raise ValueError(
             "the network does not say which channels its layers share, so none of them can die: give its module a "
             "field `wiring`, as those of dslth_jax.networks.zoo have"
         )
-    layers, found = network.wiring.layers, list[Channels]()
-    sizes = {name: leaf.shape[-1] for name, leaf in by_name(jax.eval_shape(network.init, key_of(0))[0]).items()}
-    for path, layer in layers.items():
-        if any(belongs_to(path, head) for head in network.heads):
+    shapes = {name: leaf.shape for name, leaf in by_name(jax.eval_shape(network.init, key_of(0))[0]).items()}
+    own_kernel = {path for path in wiring.layers if network.roles.get(f"{path}/kernel", "depthwise") != "depthwise"}
+    sizes = {layer.writes: shapes[f"{path}/kernel"][-1] for path, layer in wiring.layers.items() if path in own_kernel}
+    first = tied_sets(wiring, own_kernel)
+    attention = [name for one in wiring.attentions for name in (one.query, one.key, one.value)]
+    heads = [
+        layer.writes for path, layer in wiring.layers.items() if any(belongs_to(path, one) for one in network.heads)
+    ]
+    stay = {first[name] for name in (IMAGES, *wiring.whole, *attention, *heads)}
+    found = []
+    for name in dict.fromkeys(first.values()):
+        if name in stay:
             continue
-        sharing = [own for own, other in layers.items() if layer.writes in (other.writes, other.reads)]
-        roles = {network.roles.get(f"{own}/kernel") for own in sharing}  # None of a shortcut
-        alone = [own for own in sharing if layers[own].writes == layer.writes] == [path]
-        if not alone or not roles <= {"convolution", "linear"} or layer.writes in network.wiring.whole:
-            raise ValueError(
-                f"the channels of {path} cannot die alone: they are not those of one convolution or linear layer, "
-                f"read by such layers"
-            )
-        readers = tuple(f"{own}/kernel" for own in sharing if own != path)
-        found.append(Channels(f"{path}/kernel", readers, sizes[f"{path}/kernel"]))
+        inside = {own for own, one in first.items() if one == name}
+        ends = [(f"{path}/kernel", layer) for path, layer in wiring.layers.items() if path in own_kernel]
+        makers = tuple(leaf for leaf, layer in ends if layer.writes in inside)
+        sizes |= {own: sizes.get(own, max(sizes[one] for one in inside if one in sizes)) for own in inside}
+        readers = tuple((leaf, sizes[layer.reads]) for leaf, layer in ends if layer.reads in inside)
+        found.append(Channels(name, makers, readers, max(sizes[own] for own in inside)))
+    if not found:
+        raise ValueError("none of the network's channels can die: all are those of attention, of heads, or kept whole")
     return tuple(found)
 
 
+def tied_sets(wiring: Wiring, own_kernel: Collection[str]) -> dict[str, str]:
+    """For each set of channels the first of those that are the same channels: those that layers without a kernel of
+    their own, shortcuts and depthwise ones, hand on."""
+    first = {name: name for layer in wiring.layers.values() for name in (layer.reads, layer.writes)}
+    first |= {name: name for name in wiring.whole}
+    for path, layer in wiring.layers.items():
+        if path not in own_kernel:
+            old, new = first[layer.writes], first[layer.reads]
+            first = {name: new if one == old else one for name, one in first.items()}
+    return first
+
+
 def lengths_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Float[Array, "channels"]:
-    """The 2-norm of what feeds each channel: 0 of a dead one."""
-    return group_norms(by_name(scores)[own.layer])
+    """The 2-norm of all that feeds each channel: 0 of a dead one."""
+    kernels = by_name(scores)
+    if len(own.makers) == 1:
+        return group_norms(kernels[own.makers[0]])
+    squares = [jnp.sum(kernels[maker] ** 2, axis=tuple(range(kernels[maker].ndim - 1))) for maker in own.makers]
+    total = sum((jnp.pad(one, (0, own.size - one.size)) for one in squares), start=jnp.zeros(own.size))
+    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
 
 
 def alive_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Bool[Array, "channels"]:
-    """Which channels of a layer are alive."""
-    kernel = by_name(scores)[own.layer]
-    return jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1)))
+    """Which channels of a set are alive."""
+    kernels, alive = by_name(scores), jnp.zeros(own.size, bool)
+    for maker in own.makers:
+        kernel = kernels[maker]
+        fed = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1)))
+        alive = alive | jnp.pad(fed, (0, own.size - fed.size))
+    return alive
 
 
 def survivors(scores: PyTree[Float[Array, "..."]], channels: tuple[Channels, ...]) -> dict[str, Int[Array, ""]]:
-    """How many channels of each layer are alive, by the names of its leaves."""
-    return {own.layer: jnp.sum(alive_of(scores, own), dtype=jnp.int32) for own in channels}
+    """How many channels of each set are alive, by its name."""
+    return {own.name: jnp.sum(alive_of(scores, own), dtype=jnp.int32) for own in channels}
 
 
 def shrink(
@@ -106,21 +135,24 @@ def shrink(
     `pressure` is the strength for all layers, or for each layer a strength, and how many it spares.
     Source: the proximal operator as in `group_lasso.proximal_step`; the relative strength is ours.
 
-    >>> own = Channels("a", ("b",), 3)
+    >>> own = Channels("a", ("a",), (("b", 3),), 3)
     >>> shrunk = shrink({"a": jnp.array([[4.0, 1.0, 1.0]]), "b": jnp.ones((3, 1))}, 0.5, (own,))
     >>> shrunk["a"].tolist(), shrunk["b"].tolist()
     ([[4.0, 0.0, 0.0]], [[1.0], [0.0], [0.0]])
     """
     leaves = dict(by_name(scores))
     for own in channels:
-        layer = pressure[own.layer] if isinstance(pressure, Mapping) else Pressure(pressure, smallest)
+        layer = pressure[own.name] if isinstance(pressure, Mapping) else Pressure(pressure, smallest)
         strength, fewest = layer.strength, jnp.clip(jnp.maximum(layer.smallest, smallest), 1, own.size)
-        kernel, lengths = leaves[own.layer], lengths_of(leaves, own)
+        lengths = lengths_of(leaves, own)
         cut = strength * jnp.sum(lengths) / jnp.maximum(jnp.sum(lengths > 0), 1)
         spared = lengths >= jnp.sort(lengths)[own.size - fewest]
         shrunk = jnp.where(lengths > cut, 1 - cut / jnp.where(lengths > 0, lengths, 1), 0)
-        factors = jnp.where(spared | (strength <= 0), 1, shrunk).astype(kernel.dtype)
-        leaves[own.layer] = kernel * jnp.expand_dims(factors, range(kernel.ndim - 1))
+        factors = jnp.where(spared | (strength <= 0), 1, shrunk)
+        for maker in own.makers:
+            kernel = leaves[maker]
+            own_factors = factors[: kernel.shape[-1]].astype(kernel.dtype)
+            leaves[maker] = kernel * jnp.expand_dims(own_factors, range(kernel.ndim - 1))
     return silenced(with_names(lambda name, _: leaves[name], scores), channels)
 
 
@@ -129,7 +161,7 @@ def penalty(scores: PyTree[Float[Array, "..."]], channels: tuple[Channels, ...])
     its living channels, into which no gradient flows. A step along it makes norms smaller, and none of them 0."""
     total = jnp.zeros(())
     for own in channels:
-        lengths = group_norms(by_name(scores)[own.layer])
+        lengths = lengths_of(scores, own)
         scale = jnp.sum(lengths) / jnp.maximum(jnp.sum(lengths > 0), 1)
         total += jax.lax.stop_gradient(scale) * jnp.sum(lengths)
     return total
@@ -140,9 +172,9 @@ def silenced(scores: PyTree[Float[Array, "..."]], channels: tuple[Channels, ...]
     leaves = dict(by_name(scores))
     for own in channels:
         alive = alive_of(leaves, own)
-        for reader in own.readers:
+        for reader, size in own.readers:
             kernel = leaves[reader]
-            heard = jnp.tile(alive, kernel.shape[-2] // own.size)[:, None]
+            heard = jnp.tile(alive[:size], kernel.shape[-2] // size)[:, None]
             leaves[reader] = jnp.where(jnp.expand_dims(heard, range(kernel.ndim - 2)), kernel, 0)
     return with_names(lambda name, _: leaves[name], scores)
 
@@ -203,4 +235,4 @@ def shares_of(alive: Mapping[str, Int[Array, "..."]], channels: tuple[Channels, 
     """The share of a network's channels that are alive, of how many are in each layer, with or without an agents
     axis."""
     total = sum(own.size for own in channels)
-    return sum((alive[own.layer] for own in channels), start=jnp.int32(0)) / total
+    return sum((alive[own.name] for own in channels), start=jnp.int32(0)) / total

@@ -51,13 +51,13 @@ def target_channels(
 
     def pressed(hyper: Any, factors: dict[str, Any], round: Any) -> Any:
         def one(own: Channels) -> Pressure:
-            strength = (hyper.group_lasso * factors[own.layer]).astype(jnp.float32)
+            strength = (hyper.group_lasso * factors[own.name]).astype(jnp.float32)
             return Pressure(strength, spared(own, round))
 
-        return hyper._replace(group_lasso={own.layer: one(own) for own in channels})
+        return hyper._replace(group_lasso={own.name: one(own) for own in channels})
 
     def init(hyper: PyTree[Array]) -> tuple[Memory, PyTree[Array]]:
-        nothing = {own.layer: jnp.zeros_like(target) for own in channels}
+        nothing = {own.name: jnp.zeros_like(target) for own in channels}
         return Memory(nothing), pressed(hyper, nothing, 0)
 
     def update(
@@ -71,10 +71,10 @@ def target_channels(
         del seconds, axis
         found, factors, begun = dict[str, Any](), dict[str, Any](), round + 1 >= begin
         for own in channels:
-            behind = (info["alive"][own.layer] - spared(own, round + 1)) / jnp.maximum(own.size - left_at(own), 1)
-            x = jnp.where(begun, jnp.clip(memory.x[own.layer] + GAIN * behind - EASE, -LIMIT, LIMIT), 0)
-            found[own.layer] = x.astype(target.dtype)
-            factors[own.layer] = jnp.where(begun, jnp.exp(x), 0)
+            behind = (info["alive"][own.name] - spared(own, round + 1)) / jnp.maximum(own.size - left_at(own), 1)
+            x = jnp.where(begun, jnp.clip(memory.x[own.name] + GAIN * behind - EASE, -LIMIT, LIMIT), 0)
+            found[own.name] = x.astype(target.dtype)
+            factors[own.name] = jnp.where(begun, jnp.exp(x), 0)
         return Memory(found), pressed(hyper, factors, round + 1)
 
     return Controller(init, update)

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import reference
 from flax import linen as nn
+from tiny import slow_but
 
 from dslth_jax import channels
+from dslth_jax.algorithm import by_name
 from dslth_jax.channels import Channels
+from dslth_jax.compaction import compact
 from dslth_jax.keys import key_of
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear, network_of
 from dslth_jax.networks.operations import elu
 from dslth_jax.networks.wiring import IMAGES, Layer, Wiring, chain
+from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.target_channels import target_channels
 
 
@@ -48,19 +52,61 @@ class Ring(nn.Module):
 SHAPE = (6, 6, 2)
 CHAIN = network_of(Chain(), SHAPE)
 SEEN = (
-    Channels("second/kernel", ("first/kernel",), 4),
-    Channels("first/kernel", ("b/kernel",), 6),
-    Channels("b/kernel", ("a/kernel",), 5),
+    Channels("second", ("second/kernel",), (("first/kernel", 4),), 4),
+    Channels("first", ("first/kernel",), (("b/kernel", 6),), 6),
+    Channels("b", ("b/kernel",), (("a/kernel", 5),), 5),
 )
+READERS = {own.makers[0]: tuple(leaf for leaf, _ in own.readers) for own in SEEN}
 
 
 def test_who_reads_whom_is_what_the_wiring_says():
     assert channels.channels_of(CHAIN) == SEEN
 
 
-def test_channels_that_meet_in_a_sum_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"the channels of (stem|beside) cannot die alone"):
-        channels.channels_of(network_of(Ring(), SHAPE))
+def test_channels_that_meet_in_a_sum_are_one_set(x64):
+    """Made by both layers, read by one of them and by the head: they shrink by their common norm, and die together."""
+    network = network_of(Ring(), SHAPE)
+    (own,) = channels.channels_of(network)
+    makers = ("stem/kernel", "beside/kernel")
+    assert own == Channels("sum", makers, (("beside/kernel", 4), ("head/kernel", 4)), 4)
+    rng = np.random.default_rng(0)
+    z = {name: rng.normal(size=leaf.shape) for name, leaf in by_name(network.init(key_of(0))[0]).items()}
+    for maker in makers:
+        z[maker][..., 1] *= 0.1
+    norms = np.sqrt(sum((z[maker] ** 2).sum(axis=(0, 1, 2)) for maker in makers))
+    shrunk = shrink(on_device(z), 0.5, channels=(own,), smallest=1)
+    factors = np.maximum(1 - 0.5 * norms.mean() / norms, 0)
+    factors[norms.argmax()] = 1
+    assert (factors == 0).tolist() == [False, True, False, False]
+    np.testing.assert_allclose(shrunk["stem/kernel"], z["stem/kernel"] * factors, rtol=1e-12)
+    heard = np.arange(4)[:, None] != 1
+    np.testing.assert_allclose(shrunk["beside/kernel"], z["beside/kernel"] * factors * heard, rtol=1e-12)
+    rows = np.tile(heard, (SHAPE[0] * SHAPE[1], 1))
+    np.testing.assert_array_equal(shrunk["head/kernel"], z["head/kernel"] * rows)
+
+
+@pytest.mark.parametrize("name", slow_but(MODULES, "resnet20", "mobilenetv2"))
+def test_dead_channels_of_every_network_can_be_left_out(name):
+    """After a step that kills most, masks of all that lives: compaction finds every dead channel, logits stay."""
+    narrow = {} if name == "mlp" else {"width": 0.25}
+    side = 8 if name in ("small", "mlp", "conv3", "resnet20", "mobilenetv2", "vit-tiny") else 32
+    network = network_by_name(name, (side, side, 3), 10, **narrow)
+    sets = channels.channels_of(network)
+    weights, frozen = jax.jit(network.init)(key_of(0))
+    z = shrink(weights, 1.02, channels=sets, smallest=3)
+    left = {own.name: int(channels.survivors(z, sets)[own.name]) for own in sets}
+    assert any(left[own.name] < own.size for own in sets)
+    variables = {"params": jax.tree.map(lambda w, own: w * (own != 0), weights, z), "frozen": frozen}
+    small = compact(network, variables)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8))
+    wanted = jax.jit(network.apply)(variables, images)
+    found = jax.jit(small.network.apply)(small.variables, images)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 * max(1.0, float(jnp.abs(wanted).max())))
+    for own in sets:
+        alive = np.flatnonzero(channels.alive_of(z, own))
+        for maker in own.makers:
+            numbers = small.alive.get(maker.removesuffix("/kernel"), np.zeros(0, int))
+            assert len(numbers) <= 1 or set(numbers) <= set(alive)  # one is left of what has none
 
 
 def scores_of(seed=0):
@@ -77,7 +123,7 @@ on_device = functools.partial(jax.tree.map, jnp.asarray)
 @pytest.mark.parametrize("smallest", [1, 3])
 def test_the_relative_step_meets_its_oracle(x64, strength, smallest):
     """Filters shrink by their layer's own scale; what reads a dead one is 0, and the largest are spared."""
-    z, layers = scores_of(), {own.layer: own.readers for own in SEEN}
+    z, layers = scores_of(), READERS
     for _ in range(2):  # the second step begins with dead channels
         z = reference.relative_step(z, strength, layers, smallest)
     ours = shrink(
@@ -90,9 +136,9 @@ def test_the_relative_step_meets_its_oracle(x64, strength, smallest):
         np.testing.assert_allclose(ours[name], leaf, rtol=1e-12)
         np.testing.assert_array_equal(np.asarray(ours[name]) == 0, leaf == 0)
     left = {name: int(count) for name, count in channels.survivors(ours, SEEN).items()}
-    assert left == {own.layer: int((reference.groups(z[own.layer]) != 0).any(axis=0).sum()) for own in SEEN}
-    assert all(min(smallest, own.size) <= left[own.layer] for own in SEEN)
-    assert (strength == 0) == (left == {own.layer: own.size for own in SEEN})
+    assert left == {own.name: int((reference.groups(z[own.makers[0]]) != 0).any(axis=0).sum()) for own in SEEN}
+    assert all(min(smallest, own.size) <= left[own.name] for own in SEEN)
+    assert (strength == 0) == (left == {own.name: own.size for own in SEEN})
     assert (z["a/kernel"] != 0).any(axis=0).all()  # classes stay
 
 
@@ -106,7 +152,7 @@ def test_a_step_without_strength_changes_no_bit():
 
 
 def test_what_is_kept_is_the_share_of_what_lives(x64):
-    z = reference.relative_step(scores_of(), 0.9, {own.layer: own.readers for own in SEEN}, 1)
+    z = reference.relative_step(scores_of(), 0.9, READERS, 1)
     kept = {name: reference.kept_entries(0.3, leaf.size) for name, leaf in z.items()}
     ours = jax.jit(channels.kept_of_living)(kept, on_device(z))
     for name, leaf in z.items():
@@ -124,13 +170,13 @@ def test_a_dead_channel_is_silent_and_a_masked_network_is_a_narrower_one(x64):
     z = shrink(on_device(scores_of()), 0.9, channels=SEEN, smallest=1)
     masks = {name: np.asarray(leaf) != 0 for name, leaf in z.items()}
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, *SHAPE), np.uint8))
-    alive = {own.layer: np.asarray(channels.alive_of(z, own)) for own in SEEN}
+    alive = {own.name: np.asarray(channels.alive_of(z, own)) for own in SEEN}
     assert all(0 < np.sum(live) < live.size for live in alive.values())
 
     def masked(outputs):
         kernels = {layer: {"kernel": own["kernel"] * masks[f"{layer}/kernel"]} for layer, own in w.items()}
         # What a dead channel says, changed: nobody hears it.
-        biases = {"b": {"bias": frozen["b"]["bias"] + outputs * ~alive["b/kernel"]}, "a": frozen["a"]}
+        biases = {"b": {"bias": frozen["b"]["bias"] + outputs * ~alive["b"]}, "a": frozen["a"]}
         return CHAIN.apply({"params": kernels, "frozen": biases}, images)
 
     np.testing.assert_array_equal(masked(0.0), masked(7.0))
@@ -151,15 +197,15 @@ HYPER = Hyper(jnp.full(3, 0.01), jnp.full(3, 7.0))
 
 
 def controlled(rounds, dying):
-    """What presses on `first/kernel` in each round, of three agents, and how many of its six channels then live;
+    """What presses on `first` in each round, of three agents, and how many of its six channels then live;
     `dying(alive, spared, strength)` says how many do."""
     init, update = updated()
     memory, hyper = init(HYPER)
-    alive, told = {own.layer: np.full(3, own.size) for own in SEEN}, []
+    alive, told = {own.name: np.full(3, own.size) for own in SEEN}, []
     for round in range(rounds):
         for layer, own in hyper.group_lasso.items():
             alive[layer] = dying(alive[layer], np.asarray(own.smallest), np.asarray(own.strength))
-        told.append((*(np.asarray(leaf) for leaf in hyper.group_lasso["first/kernel"]), alive["first/kernel"]))
+        told.append((*(np.asarray(leaf) for leaf in hyper.group_lasso["first"]), alive["first"]))
         info = {"alive": {layer: jnp.asarray(count, jnp.int32) for layer, count in alive.items()}}
         memory, hyper = update(memory, HYPER, jnp.int32(round), info, seconds=None, axis=None)
         np.testing.assert_array_equal(hyper.lr, HYPER.lr)
@@ -187,7 +233,7 @@ def test_a_strength_that_kills_falls_and_one_that_does_not_grows():
 
 def test_a_target_bounds_what_a_layer_loses():
     """As much strength as you like: each layer keeps its floor, of its largest."""
-    z, floors = on_device(scores_of()), {"first/kernel": 4, "second/kernel": 3, "b/kernel": 2}
+    z, floors = on_device(scores_of()), {"first": 4, "second": 3, "b": 2}
     pressed = {layer: channels.Pressure(jnp.float32(9), jnp.int32(floor)) for layer, floor in floors.items()}
     shrunk = jax.jit(lambda z, pressed: channels.shrink(z, pressed, SEEN))(z, pressed)
     assert {layer: int(count) for layer, count in channels.survivors(shrunk, SEEN).items()} == floors

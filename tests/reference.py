@@ -307,8 +307,14 @@ class Population:
             f, weights = self.heard[agent][layer] - own[layer], self.mixing[agent]
             lives = z != 0 if self.switches.among_living else np.full(z.shape, True)
             if not self.switches.ternary:  # beside one's own masks at the retentions of those whom one hears
-                sent = {j: self.sent[j][layer] for j in owners}
-                apart = sum(weights[j] * (m - threshold(self.alive(z), int(m.sum()))) for j, m in sent.items())
+                levels, apart = {}, sum(weights[j] * self.sent[j][layer] for j in owners)
+                for j in owners:  # those that keep nearly as many count as one, with the mean of their numbers
+                    count = self.sent[j][layer].sum()
+                    levels.setdefault(min(int(count * 32 / z.size), 31), []).append((weights[j], count))
+                for level in levels.values():
+                    weight = sum(w for w, _ in level)
+                    count = int(np.round(sum(w * k for w, k in level) / weight))
+                    apart = apart - weight * threshold(self.alive(z), count)
                 f = (apart - apart[lives].mean()) / sum(weights[j] for j in owners)
             momentum = self.switches.force_momentum
             f = self.lasting[agent][layer] = momentum * self.lasting[agent][layer] + (1 - momentum) * f

@@ -424,7 +424,6 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("0.5", "--target-channels needs --group-lasso-strength relative", "--group-lasso-strength absolute"),
         ("0.5", "--target-channels needs a --group-lasso above 0 to start with, got 0", "--group-lasso 0"),
         ("0.5", "--target-channels needs --group-lasso-form proximal, got penalty", "--group-lasso-form penalty"),
-        ("0.5", "does not go with --model resnet20: the channels", "--model resnet20 --algorithm independent"),
     ],
     "smallest_channels": [
         ("0", "--smallest-channels must be in 1..2147483647, got 0", ""),

@@ -482,7 +482,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--bandwidth constant:1 --algorithm score-gossip"),
     ],
     "controller": [
-        ("bandits", "--controller must be one of none, deadline, balance, bandit, prunefl, period, got 'bandits'", ""),
+        ("bandits", "--controller must be one of deadline, balance, bandit, prunefl, period, got 'bandits'", ""),
         ("deadline", "--controller needs --bandwidth", ""),
         ("bandit", "--controller bandit sets retentions of masks of scores, with --algorithm mce-pl, score-gossip",
          "--bandwidth constant:1 --algorithm dsgd"),
@@ -502,7 +502,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("0.5:0.1", "--retention-bounds must be LOW:HIGH in (0, 1], such as 0.05:0.9, got 0.5:0.1",
          "--bandwidth constant:1 --controller deadline"),
         ("0.5", "--retention-bounds must be LOW:HIGH", "--bandwidth constant:1 --controller deadline"),
-        ("0.1:0.2", "--retention-bounds needs a --controller that sets retentions, got none", "--bandwidth constant:1"),
+        ("0.1:0.2", "--retention-bounds needs a --controller that sets retentions, got None", "--bandwidth constant:1"),
     ],
     "retention_jump": [
         ("0", "--retention-jump must be in (0, 1], got 0", "--bandwidth constant:1 --controller deadline"),
@@ -828,7 +828,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "device_speed": ("1e10 1e9:1e10", "0 1e30 fast"),
     "device_sparse": ("", "True"),
     "deadline": ("1 0.001 None", "0 -1 nan"),
-    "controller": ("none deadline balance bandit prunefl period", "bandits None"),
+    "controller": ("None deadline balance bandit prunefl period", "bandits none"),
     "controller_gain": ("0.5 1", "0 2"),
     "retention_bounds": ("0.05:0.9 0.3:0.3", "0:1 0.9:0.1 0.5"),
     "retention_jump": ("0.05 1", "0 2"),

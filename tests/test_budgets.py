@@ -41,10 +41,10 @@ def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_
     every = members(**settings)
     assert len(list(groups_of(every, range(len(every))))) == 1
     out = tmp_path / "all"
-    sweep.sweep(Sweep(**settings, run_folders=True, out=out))
-    assert_alone_as_together(6, out, tmp_path / "alone")
-    own = [[row for row in rows_of(out) if row["member"] == number] for number in range(8)]
-    assert len({(rows[-1]["simulated_seconds"], rows[-1]["retention_mean"]) for rows in own}) >= 5
+    sweep.sweep(Sweep(**settings | {"grid": grid[:2]}, run_folders=True, out=out))
+    assert_alone_as_together(3, out, tmp_path / "alone")
+    own = [[row for row in rows_of(out) if row["member"] == number] for number in range(4)]
+    assert len({(rows[-1]["simulated_seconds"], rows[-1]["retention_mean"]) for rows in own}) == 4
     for rows in own:
         assert [rows[0][name] for name in ("simulated_seconds", "idle_seconds")] == [0.0, 0.0]
         assert rows[0]["retention_mean"] == pytest.approx(0.3, abs=0.01)

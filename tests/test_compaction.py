@@ -403,8 +403,14 @@ class Constant(nn.Module):
         return Conv(self.classes, side=1, name="conv")(elu(hidden)[:, None, None])[:, 0, 0]
 
 
+class Undeclared(TinyNet):
+    """It does not say its wiring."""
+
+    wiring = None
+
+
 REFUSED = {
-    "undeclared": (TinyNet(3), r"^the network does not say which channels .* field `wiring`"),
+    "undeclared": (Undeclared(3), r"^the network does not say which channels .* field `wiring`"),
     "unnamed": (Unnamed(3), r"lacks those of linear/bias, linear/kernel: add them"),
     "skipping": (Skipping(3), r"^the wiring's linear must read and write sets that layers write, got \('pixels'"),
     "constant": (Constant(3), r"^conv reads channels that are constant and not 0"),

@@ -104,9 +104,10 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "codec.messages", "codec.entropy", "compaction", "exchange", "graphs", "group_lasso", "keys",
-    "masks", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
-    "networks.wiring", "over_agents", "partition", "population", "retention", "schedules", "skew",
+    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "clock",
+    "codec.messages", "codec.entropy", "compaction", "control", "exchange", "graphs", "group_lasso", "keys",
+    "masks", "message_sizes", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
+    "networks.wiring", "over_agents", "partition", "retention", "schedules", "skew",
     "study.config.command", "study.config.numbers", "study.config.setting", "study.config.spellings",
     "study.training.agreement", "study.training.loop",
 ]  # fmt: skip

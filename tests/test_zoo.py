@@ -224,7 +224,7 @@ AXES = (0, None, 0, 0, None)  # of a step's arguments, those of agents
 together = functools.cache(lambda name, **settings: jax.jit(jax.vmap(learner(name, **settings)[0], AXES)))
 
 
-@pytest.mark.parametrize("name", slow_but(NEW, "vit-tiny"))
+@pytest.mark.parametrize("name", slow_but(NEW, "resnet20"))
 def test_masks_learn(name):
     scores, *others = learner(name)[1]
     losses = []

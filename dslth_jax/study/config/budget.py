@@ -22,7 +22,7 @@ def check_budget(settings: Settings) -> None:
             raise ValueError(f"{flag(name)} needs --bandwidth, such as constant:10: say it, or leave {flag(name)} out")
         return
     row = ALGORITHMS[settings.algorithm]
-    retains = controller not in ("none", "period")
+    retains = controller not in (None, "period")
     for name in (name for name in OF_CONTROLLERS if name in given and not retains):
         raise ValueError(
             f"{flag(name)} needs a --controller that sets retentions, got {controller}: say one, such as deadline, or "

@@ -234,10 +234,10 @@ class Budget:
     deadline: float | None = setting(None, bounds="(0, 1e+09]", unit="seconds", traced=True)
     """Seconds after which a round ends: who is not done is heard a round late. None waits for the slowest, or where the
     controller goes by a deadline, takes 0.8 times the median time of the first exchange."""
-    controller: str = "none"
-    """What sets budgets after each exchange: none, deadline (retention by time over deadline), balance (equal times at
+    controller: str | None = None
+    """What sets budgets after each exchange: deadline (retention by time over deadline), balance (equal times at
     the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) or
-    period (slow agents send less often)."""
+    period (slow agents send less often); None is nothing."""
     controller_gain: float = setting(0.5, bounds="(0, 1]", traced=True)
     """Exponent with which deadline and balance correct retentions."""
     retention_bounds: str = setting("0.05:0.9", traced=True)

@@ -46,7 +46,7 @@ AUGMENTATIONS: dict[str, Augment | None] = {"none": None} | by_name(augment.crop
 SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine, schedules.step, schedules.warm_up)
 
 BANDWIDTHS = by_name(bandwidth.constant, bandwidth.lognormal, bandwidth.markov, bandwidth.collapse)
-CONTROLLERS: dict[str, Callable[..., Controller] | None] = {"none": None} | by_name(
+CONTROLLERS: dict[str, Callable[..., Controller]] = by_name(
     budgets.deadline, budgets.balance, budgets.bandit, budgets.prunefl, budgets.period
 )
 

@@ -81,7 +81,7 @@ def budget_of(settings: Settings) -> Budget | None:
     devices = Devices(speeds_of(settings).astype(np.float32), trace)
     needed = 0.0 if settings.controller in GO_BY_DEADLINE else np.inf
     deadline = np.float32(needed if settings.deadline is None else settings.deadline)
-    if settings.controller in ("none", "period") or own is None:
+    if settings.controller in (None, "period") or own is None:
         return Budget(devices, deadline, None)
     low, high = bounds_of(settings)
     several = [own.values, np.full(agents, low), np.full(agents, high), settings.retention_jump]
@@ -105,11 +105,12 @@ def clock_of(budget: Budget, costs: Costs) -> Clock:
     return Clock(work, budget.devices, jnp.asarray(budget.deadline))
 
 
-def controller_of(name: str, schedules: Any, budget: Budget | None, costs: Costs | None) -> Controller:
+def controller_of(name: str | None, schedules: Any, budget: Budget | None, costs: Costs | None) -> Controller:
     """The controller of one run: its schedules, and behind them what sets budgets by time, if anything does."""
-    scheduled, makes = control.scheduled(schedules), CONTROLLERS[name]
-    if makes is None or budget is None or costs is None:
+    scheduled = control.scheduled(schedules)
+    if name is None or budget is None or costs is None:
         return scheduled
+    makes: Any = CONTROLLERS[name]
     if budget.limits is None:
         return control.chain(scheduled, makes())
     given: dict[str, Any] = {"limits": budget.limits, "entries": costs.movable}

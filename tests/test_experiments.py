@@ -26,7 +26,8 @@ from experiments import cifar
 
 KEYS = [
     "round", "loss", "accuracy_mean", "accuracy_std", "accuracy_worst", "accuracy_best", "density", "flip_rate",
-    "simulated_seconds", "idle_seconds", "retention_mean", "agreement", "agreement_common", "agreement_apart", "score_spread", "score_spread_common", "score_spread_apart",
+    "simulated_seconds", "idle_seconds", "retention_mean",
+    "agreement", "agreement_common", "agreement_apart", "score_spread", "score_spread_common", "score_spread_apart",
     "kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits", "exchanges", "coded_rounds",
     "seconds",
 ]  # fmt: skip

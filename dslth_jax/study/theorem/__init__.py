@@ -1,0 +1,1 @@
+"""The theorem on strong lottery tickets in numbers: what is measured, and the page of it."""

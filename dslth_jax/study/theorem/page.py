@@ -92,7 +92,7 @@ def write(settings: Theorem) -> str:
     words = " ".join(spelled_command(sys.argv))
     head = f"`{words}`\n\nSeed {settings.seed}, {settings.draws} random networks a number, {minutes:.1f} minutes.\n"
     replace(out / "table.md", f"{head}\n{page_of(found)}")
-    pictures.save(out / "figure.png", 10, 7.5, draw, found)
+    pictures.save(out / "figure.png", 9, 7, draw, found)
     return f"table and figure: {out / 'table.md'}, {out / 'figure.png'}"
 
 
@@ -261,33 +261,39 @@ def table_of_perturbed(found: pd.DataFrame) -> str:
 def draw(figure: "plots.Figure", found: Tables) -> None:
     """Four charts of the tables."""
     (above, agents), (forms, accuracy) = figure.subplots(2, 2)
-    colours = plots.SERIES
-    for colour, (name, own) in zip(colours, found.sums.items(), strict=False):
-        above.plot(own["n"], own["median"], "o-", color=colour, markersize=3, label=f"r = {name}")
-        above.fill_between(own["n"], own["low"], own["high"], color=colour, alpha=0.15, linewidth=0)
-        if name != "any":
-            above.plot(own["n"], own["law"], color=colour, linestyle="dotted", linewidth=1)
-    above.set(yscale="log", xlabel="candidates n", ylabel="error", title="subset sums; dotted: 2^(-n·H2(k/n))")
-    above.legend(fontsize=8)
-    for colour, (number, own) in zip(colours, found.agents.groupby("n"), strict=False):
-        agents.plot(own["agents"], own["median"], "o-", color=colour, markersize=3, label=f"n = {number}")
-    agents.set(yscale="log", xlabel="agents", ylabel="largest error", title="the worst agent's target")
+    for place, (name, own) in enumerate(found.sums.items()):
+        look = plots.look_of(place, len(found.sums))
+        above.plot(own["n"], own["median"], marker="o", markersize=3, label=f"r = {name}", **look)
+        above.fill_between(own["n"], own["low"], own["high"], color=look["color"], alpha=0.12, linewidth=0)
+        above.plot(own["n"], own["law"], color=look["color"], linestyle="dotted", linewidth=1)
+    above.set(xlabel="candidates n", ylabel="error", title="subset sums; dotted: 2^(-n·H2(k/n))")
+    for place, (number, own) in enumerate(found.agents.groupby("n")):
+        look = plots.look_of(place, plots.FEW)
+        agents.plot(own["agents"], own["median"], marker="o", markersize=3, label=f"n = {number}", **look)
     agents.set_xscale("log", base=2)
-    agents.xaxis.set_major_formatter("{x:g}")
-    agents.legend(fontsize=8, ncols=2)
+    agents.set(xlabel="agents", ylabel="largest error", title="the worst agent's target")
     for place, (name, own) in enumerate(found.forms.groupby("form", sort=False)):
         forms.plot(own["n"], own["median"], label=name, **plots.look_of(place, found.forms["form"].nunique()))
-    forms.set(yscale="log", xlabel="n", ylabel="largest error", title="what the theorem leaves out")
-    forms.legend(fontsize=6)
-    own = found.trained
-    accuracy.plot(own["rms"], 100 * own["median"], "o-", color=colours[0], markersize=4, label="subset sums")
-    for colour, (law, rows) in zip(colours[1:], found.perturbed.groupby("law", sort=False), strict=False):
+    forms.set(xlabel="n", ylabel="largest error", title="what the theorem leaves out")
+    lines = {"subset sums": (found.trained["rms"], found.trained["median"])}
+    for law, rows in found.perturbed.groupby("law", sort=False):
         factor, words = (3**-0.5, "U[-ε, ε]") if law == "uniform" else (1.0, "±ε")
-        accuracy.plot(factor * rows["ε"], 100 * rows["median"], "o--", color=colour, markersize=3, label=words)
+        lines[words] = (factor * rows["ε"], rows["median"])
+    for place, (words, (across, up)) in enumerate(lines.items()):
+        look = plots.look_of(place, len(lines))
+        accuracy.plot(across, 100 * up, marker="o", markersize=3, label=words, **look)
     accuracy.axhline(100 * found.exact, color=plots.FAINT, linestyle=":", label="the target")
-    accuracy.set(xscale="log", xlabel="error of weights, root mean square", ylabel=plots.WORDS["accuracy"])
-    accuracy.set_title("a trained target")
-    accuracy.legend(fontsize=8)
+    accuracy.set_xscale("log")
+    accuracy.set(xlabel="root mean square error of weights", ylabel=plots.WORDS["accuracy"], title="a trained target")
+    for axes, size in ((above, 8), (agents, 8), (forms, 6), (accuracy, 8)):
+        if axes is not accuracy:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+        if axes in (agents, accuracy):
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("")
+        axes.legend(fontsize=size, loc="lower left")
 
 
 main: Callable[..., Any] = partial(command.act, Theorem, write)  # of a program's name, and of words

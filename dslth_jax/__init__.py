@@ -6,6 +6,8 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     keys            random keys and draws that the environment does not change
     masks           fuse, threshold (straight-through), density, pack and unpack
     group_lasso     group norms, penalty, proximal step (also as an optax transformation)
+    subset_sums     which of n numbers add up nearest to a target, exactly: what strong lottery tickets stand on
+    tickets         a target network as a masked random one of twice the depth, by the theorem's construction
     schedules       factors on traced settings as functions of the traced round
     partition       labels -> which samples each agent holds
     tested_on       which samples each agent is tested on, and holds back to be validated on

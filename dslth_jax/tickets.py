@@ -27,8 +27,8 @@ from dslth_jax.subset_sums import nearest
 
 MOST = 24  # candidates for an entry of a kernel, among which the nearest subset is searched
 
-Images = Float64[np.ndarray, "images height width channels"]
-Kernel = Float64[np.ndarray, "side side inputs outputs"]
+Images = Float64[np.ndarray, "images _height _width _channels"]
+Kernel = Float64[np.ndarray, "_side _side _inputs _outputs"]
 Channels = Literal["positive", "both", "lifted"]
 
 
@@ -86,8 +86,8 @@ def blocks_of(inputs: int, form: Form | None) -> list[int]:
 
 def masks_for(
     network: Sequence[Pair],
-    kernels: Sequence[Float64[np.ndarray, "agents side side inputs outputs"]],
-    biases: Sequence[Float64[np.ndarray, "agents outputs"]] | None = None,
+    kernels: Sequence[Float64[np.ndarray, "agents _side _side _inputs _outputs"]],
+    biases: Sequence[Float64[np.ndarray, "agents _outputs"]] | None = None,
     form: Form | None = None,
 ) -> list[PairMasks]:
     """The masks that bring the random network nearest to each agent's target, entry by entry. Those of odd layers are
@@ -149,7 +149,7 @@ def choose(mask: np.ndarray, entries: np.ndarray, gains: np.ndarray, wanted: Flo
 def answers(
     kernels: Sequence[Kernel],
     images: Images,
-    biases: Sequence[Float64[np.ndarray, " outputs"]] | None = None,
+    biases: Sequence[Float64[np.ndarray, " _outputs"]] | None = None,
     form: Form | None = None,
 ) -> Images:
     """What one target answers to images: its last layer has no activation."""

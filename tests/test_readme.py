@@ -22,6 +22,7 @@ from dslth_jax.study.results import board, export, predict, report
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
+from dslth_jax.study.theorem import page
 from experiments import ablation, communication, neighbours, thousandfold, validation
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +42,7 @@ COMPARISONS = {
     "validation": (validation, validation.Validation),
 }
 KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
-KINDS += (predict.Predict, export.Export)
+KINDS += (predict.Predict, export.Export, page.Theorem)
 PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     (program, words)
@@ -107,9 +108,9 @@ MODULES = [
     "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "clock",
     "codec.messages", "codec.entropy", "compaction", "control", "exchange", "graphs", "group_lasso", "keys",
     "masks", "message_sizes", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
-    "networks.wiring", "over_agents", "partition", "retention", "schedules", "skew",
+    "networks.wiring", "over_agents", "partition", "retention", "schedules", "skew", "subset_sums",
     "study.config.command", "study.config.numbers", "study.config.setting", "study.config.spellings",
-    "study.training.agreement", "study.training.loop",
+    "study.theorem.networks", "study.training.agreement", "study.training.loop",
 ]  # fmt: skip
 
 

@@ -54,8 +54,10 @@ def train(seed: int, dataset: Dataset) -> Target:
             images[chosen], kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         window = (1, FORM.pool, FORM.pool, 1)
-        pooled = lax.reduce_window(jax.nn.relu(hidden + bias), -jnp.inf, lax.max, window, window, "VALID")
-        logits = jnp.tensordot(pooled, head, 3) + head_bias
+        pooled = lax.reduce_window(
+            jax.nn.relu(hidden + bias[None, None, None]), -jnp.inf, lax.max, window, window, "VALID"
+        )
+        logits = jnp.tensordot(pooled, head, 3) + head_bias[None]
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
 
     def step(carry: Any, key: Any) -> Any:

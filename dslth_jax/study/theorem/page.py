@@ -89,7 +89,7 @@ def write(settings: Theorem) -> str:
     start = time.perf_counter()
     found = measure(settings, dataset, Sizes())
     minutes = (time.perf_counter() - start) / 60
-    words = " ".join(spelled_command(sys.argv))
+    words = " ".join(spelled_command(sys.orig_argv))
     head = f"`{words}`\n\nSeed {settings.seed}, {settings.draws} random networks a number, {minutes:.1f} minutes.\n"
     replace(out / "table.md", f"{head}\n{page_of(found)}")
     pictures.save(out / "figure.png", 9, 7, draw, found)

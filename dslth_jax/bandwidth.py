@@ -29,8 +29,9 @@ class Trace(NamedTuple):
 def seconds_to_send(trace: Trace, at: Float[Array, ""], bits: Float[Array, ""]) -> Float[Array, ""]:
     """How long it takes to send so many bits from the simulated time `at` on. One agent's world.
 
-    Exact for step functions: the capacity of whole periods and of steps is summed up, and the step found in which the
-    rest is sent. Nothing is sent while the bandwidth is 0. No bits take no time.
+    Exact for step functions: what the step at hand does not send goes on behind it, where the capacity of whole periods
+    and of steps is summed up, and the step found in which the rest is sent. Nothing is sent while the bandwidth is 0.
+    No bits take no time.
 
     >>> trace = Trace(jnp.array([1.0, 3.0]), jnp.array([2.0, 0.0]), jnp.array(0.0))  # 2 Mbit in each 3 seconds
     >>> [float(seconds_to_send(trace, jnp.array(0.5), jnp.array(bits))) for bits in (0.0, 1e6, 2e6, 5e6)]
@@ -42,15 +43,19 @@ def seconds_to_send(trace: Trace, at: Float[Array, ""], bits: Float[Array, ""]) 
     before, period, whole = capacity - trace.rates * (trace.ends - begins), trace.ends[-1], capacity[-1]
     position = (trace.start + at) % period
     step = jnp.minimum(jnp.sum(position >= trace.ends), len(trace.ends) - 1)
-    sent = before[step] + trace.rates[step] * (position - begins[step])  # since the period began
-    periods = jnp.floor(megabits / whole)
+    # What this step sends takes what it takes alone: late in a long period differences of sums are too coarse for it.
+    now, left = trace.rates[step], trace.rates[step] * (trace.ends[step] - position)
+    at_once = megabits / jnp.where(now > 0, now, 1)
+    sent = before[step] + now * (position - begins[step])  # since the period began
+    periods = jnp.maximum(jnp.ceil(megabits / whole) - 1, 0)
     wanted = sent + megabits - periods * whole
     further = wanted > whole  # the rest goes on behind the end of this period
     periods, wanted = periods + further, wanted - jnp.where(further, whole, 0)
     last = jnp.minimum(jnp.sum(capacity < wanted), len(trace.ends) - 1)
     rate = jnp.where(trace.rates[last] > 0, trace.rates[last], 1)
-    seconds = periods * period + begins[last] + (wanted - before[last]) / rate - position
-    return jnp.where(megabits > 0, jnp.maximum(seconds, 0), 0)
+    later = periods * period + begins[last] + (wanted - before[last]) / rate - position
+    seconds = jnp.where(megabits <= left, at_once, jnp.maximum(later, 0))
+    return jnp.where(megabits > 0, seconds, 0)
 
 
 def constant(agents: int, megabits: float) -> Trace:
@@ -101,17 +106,17 @@ def markov(agents: int, seed: int, good: float, bad: float, leave: float, back: 
 def every_second(rates: Float[np.ndarray, "agents seconds"]) -> Trace:
     """Traces that begin at their begin and have another rate each second."""
     agents, seconds = rates.shape
-    ends = np.broadcast_to(np.arange(1.0, seconds + 1), rates.shape)
-    return Trace(ends.astype(np.float32), rates.astype(np.float32), np.zeros(agents, np.float32))
+    return traced(np.broadcast_to(np.arange(1.0, seconds + 1), rates.shape), rates, np.zeros(agents))
 
 
 def steps(agents: int, parts: Sequence[tuple[float, float]]) -> Trace:
     """The same trace for all agents, of steps that end after so many seconds and have so many Mbit/s."""
     ends, rates = (np.array([column], np.float64).repeat(agents, axis=0) for column in zip(*parts, strict=True))
-    expect(np.all(np.diff(ends, prepend=0) > 0), f"seconds must rise from above 0, got {ends[0].tolist()}")
+    rising = np.isfinite(ends).all() and np.all(np.diff(ends, prepend=0) > 0)
+    expect(rising, f"seconds must rise from above 0, got {ends[0].tolist()}")
     expect(rates.min() >= 0 and np.isfinite(rates).all(), f"Mbit/s must be at least 0, got {rates[0].tolist()}")
     expect(rates.max() > 0, "Mbit/s must be above 0 at some time, got 0 at all times: nothing would ever be sent")
-    return Trace(ends.astype(np.float32), rates.astype(np.float32), np.zeros(agents, np.float32))
+    return traced(ends, rates, np.zeros(agents))
 
 
 def recorded(agents: int, files: Sequence[Float[np.ndarray, "_ 2"]]) -> Trace:
@@ -132,7 +137,27 @@ def recorded(agents: int, files: Sequence[Float[np.ndarray, "_ 2"]]) -> Trace:
         own = np.append(seconds[1:], last) - seconds[0]
         ends[agent], rates[agent] = np.pad(own, (0, longest - len(own)), mode="edge"), np.resize(rate, longest)
         start[agent] = own[-1] * agent / agents
-    return Trace(ends.astype(np.float32), rates.astype(np.float32), start.astype(np.float32))
+    return traced(ends, rates, start)
+
+
+def traced(
+    ends: Float[np.ndarray, "agents steps"],
+    rates: Float[np.ndarray, "agents steps"],
+    start: Float[np.ndarray, "agents"],
+) -> Trace:
+    """Traces in float32; a ValueError where that, or what one sends in a period, holds nothing of them, or too much."""
+    tiny = np.finfo(np.float32).tiny  # compiled programs take what is smaller for 0
+    with np.errstate(over="ignore", invalid="ignore"):
+        trace = Trace(
+            ends.astype(np.float32), np.where(rates < tiny, 0, rates).astype(np.float32), start.astype(np.float32)
+        )
+        capacity = np.sum(trace.rates * np.diff(trace.ends, axis=1, prepend=np.float32(0)), axis=1)
+    for agent in np.flatnonzero(~((capacity >= tiny) & (capacity < np.inf)))[:1]:
+        raise ValueError(
+            f"bandwidths must send so many Mbit in a period as float32 holds, got rates of {rates[agent].min():g} to "
+            f"{rates[agent].max():g} Mbit/s, and a period of {ends[agent, -1]:g} s, for agent {agent}"
+        )
+    return trace
 
 
 def expect(condition: bool | np.bool, sentence: str) -> None:

@@ -10,7 +10,10 @@ from test_resume import stop_after
 from test_sweep import assert_alone_as_together, members
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
+from dslth_jax.bandwidth import constant
+from dslth_jax.clock import Devices
 from dslth_jax.study.sweeping.grid import Sweep, groups_of
+from dslth_jax.study.training.budget import Budget, Costs, cost_of_entries
 from experiments import cifar, sweep
 
 BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 6, "eval_every": 3, "preset": "tuned"}
@@ -30,6 +33,16 @@ def recorded(folder):
     (folder / "one.txt").write_text("0 0.02\n1 0.001\n2 0.03\n")
     (folder / "two.txt").write_text("10.0\t0.01\n")
     return folder
+
+
+def test_what_entries_cost_is_what_the_round_took_however_many_multiply_adds_it_has():
+    """1.5e11 of them, more than an int32 holds: what kept entries take adds up to the computing and the sending."""
+    entries, kept = {"a": 1000, "b": 50}, {"a": np.full(2, 300, np.int32), "b": np.full(2, 50, np.int32)}
+    costs = Costs({"a": 5 * 10**8, "b": 10**7}, entries, entries, sparse=True, masked=True)
+    budget = Budget(Devices(np.full(2, 1e9, np.float32), constant(2, 1.0)), np.float32(np.inf), None)
+    seconds = np.float32([152.0, 151.0])  # of which 150.5 to compute
+    of_entry = cost_of_entries(budget, costs)(kept, seconds)
+    np.testing.assert_allclose(sum(of_entry[name] * kept[name] for name in kept), seconds, rtol=1e-5)
 
 
 def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):

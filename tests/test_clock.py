@@ -47,6 +47,33 @@ def test_what_is_sent_in_the_time_it_takes_is_what_was_to_be_sent(parts, at, bit
     assert sent_until(at + 0.25 + seconds) - sent_until(at + 0.25) == pytest.approx(bits / 1e6, rel=1e-9, abs=1e-9)
 
 
+def test_what_takes_little_time_late_in_a_long_period_takes_that_time():
+    """In float32, where a difference of seconds, or of what was sent so far, would be too coarse; and what fills a
+    period to the last bit ends with its last bandwidth above 0, not with the period."""
+    late = bandwidth.collapse(1, megabits=10.0, seconds=60.0, then=1.0)
+    seconds = sent_in(agent_of(late, 0), jnp.float32(30000.3), jnp.float32(50.0))
+    assert float(seconds) == pytest.approx(5e-5, rel=1e-6)
+    falling = bandwidth.Trace(jnp.array([1.0, 3.0]), jnp.array([2.0, 0.0]), jnp.array(0.0))
+    assert [float(sent_in(falling, jnp.float32(0), jnp.float32(bits))) for bits in (2e6, 4e6)] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: bandwidth.constant(2, 1e-50),
+        lambda: bandwidth.constant(2, 1e39),
+        lambda: bandwidth.lognormal(2, 0, np.inf, 1.0),
+        lambda: bandwidth.markov(2, 0, 1e-40, 0.0, 0.5, 0.5),
+        lambda: bandwidth.collapse(2, 1.0, 1e37, 1.0),
+        lambda: bandwidth.recorded(2, [np.array([[1e17, 1.0]])]),
+    ],
+)
+def test_bandwidths_that_float32_does_not_hold_are_refused(make):
+    """They would make seconds that are no numbers."""
+    with pytest.raises(ValueError, match="as float32 holds"):
+        make()
+
+
 def test_bits_of_a_message_are_the_entropy_of_what_changed():
     """Against numpy, from unpacked bits: masks, the first message, signs with a scale, values, a layer lacked."""
     rng = np.random.default_rng(0)

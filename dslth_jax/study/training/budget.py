@@ -125,11 +125,13 @@ def cost_of_entries(budget: Budget, costs: Costs) -> Cost:
 
     def cost(kept: dict[str, Any], seconds: Float[Array, "agents"]) -> dict[str, Float[Array, "agents"]]:
         clock = clock_of(budget, costs._replace(masked=False))
-        whole = clock.work(None) if not costs.sparse else sum(costs.passes[name] * kept[name] for name in kept)
+        # In floats: a round has more multiply-adds of a layer than an int32 holds.
+        of_kept = sum(float(passes) * kept[name] for name, passes in costs.passes.items() if name in kept)
+        whole = of_kept if costs.sparse else clock.work(None)
         sending = jnp.maximum(seconds - whole / budget.devices.speed, 0)
         total = jnp.maximum(sum(kept[name] for name in costs.movable), 1)
         speed = jnp.asarray(budget.devices.speed)
-        computing = {name: costs.sparse * costs.passes[name] / speed for name in costs.movable}
+        computing = {name: float(costs.sparse * costs.passes[name]) / speed for name in costs.movable}
         return {name: computing[name] + sending / total for name in costs.movable}
 
     return cost

@@ -11,10 +11,12 @@ from tiny import heard_of
 from dslth_jax import links, masks
 from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_signs
 from dslth_jax.algorithms import consensus
-from dslth_jax.algorithms.mce_pl import Agent, Hyper, pulled
+from dslth_jax.algorithms.masked import MaskRule, personal_masks
+from dslth_jax.algorithms.mce_pl import Agent, Hyper, mce_pl, pulled
 from dslth_jax.exchange import LEVELS, hear, kept_of_layers, present_first
 from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
+from dslth_jax.networks.zoo import network_by_name
 
 SIZE = 400
 
@@ -54,6 +56,21 @@ def test_a_force_moves_magnitudes_by_what_neighbours_keep_more_than_the_agent(x6
     by_hand = np.sign(z["layer"]) * np.maximum(np.abs(z["layer"]) + 2.0 * 0.5 * f, 1e-9)
     np.testing.assert_allclose(after, np.where(f != 0, by_hand, z["layer"]), rtol=1e-14)
     assert left == 0.0
+
+
+def test_agents_that_rank_alike_leave_each_other_in_peace_behind_the_filter_rule(x64):
+    """Both drop the same filter, the weakest, which neither is to learn from the other, nor what fills its place."""
+    z = np.random.default_rng(0).normal(size=(3, 3, 2, 8))
+    z[..., 0] /= 4
+    scores, rule = {"conv/kernel": jnp.asarray(z)}, MaskRule(smallest_filter=4)
+    mask = personal_masks(scores, {"conv/kernel": jnp.int32(60)}, {"conv/kernel": "convolution"}, rule)
+    assert 0 < np.sum(mask["conv/kernel"]) < 60
+    sent = {"conv/kernel": masks.pack(mask["conv/kernel"])}
+    agent = Agent(scores, None, jnp.asarray(0.5))
+    after = jax.jit(pulled, static_argnums=(4, 5))(Hyper({}), agent, sent, heard_from(mask), 0.0, rule)
+    np.testing.assert_array_equal(after.scores["conv/kernel"], z)
+    algorithm = mce_pl(network_by_name("small", (8, 8, 1), 10), fusion="force", mask_sent="own", mask_rule=rule)
+    assert not algorithm.hears_levels
 
 
 @pytest.mark.parametrize("case", ["silent round", "nobody heard", "layer that nobody sends", "no strength"])

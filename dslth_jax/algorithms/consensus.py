@@ -47,10 +47,10 @@ def force(beside: Scores, heard: Heard, living: PyTree[Bool[Array, "..."]] | Non
     """f = (m̄ - mean m̄) - (m - mean m) of each layer, for the masks m of an agent that neighbours' are compared with,
     times the neighbours' weight; 0 in layers that it heard nobody of.
 
-    `beside` is `own_beside`, or of ternary masks the agent's own times this weight. Means are over the layer's entries,
-    of which some may be dead: `living` then says which are not, and means are over these. They take out that neighbours
-    keep more, or less, of a layer than the agent does: only which entries they prefer counts. Ternary masks have both
-    signs and need no centring: f = m̄ - m.
+    `beside` is `own_beside`; of ternary masks, and behind the filter rule, the agent's own times this weight. Means are
+    over the layer's entries, of which some may be dead: `living` then says which are not, and means are over these.
+    They take out that neighbours keep more, or less, of a layer than the agent does: only which entries they prefer
+    counts. Ternary masks have both signs and need no centring: f = m̄ - m.
 
     >>> heard = Heard({"w": jnp.array([2, 2, 0, 0], jnp.uint8)}, {}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
     >>> force({"w": jnp.array([2.0, 0.0, 0.0, 0.0])}, heard)["w"].tolist()

@@ -163,6 +163,8 @@ def mce_pl(
     rule, roles = optimizer or optax.identity(), network.roles
     rule = rule if mortal is None else channels.moving_the_living(rule)
     by_force = fusion == "force"
+    # What the filter rule drops of a mask is not seen in how much it keeps.
+    levels = by_force and not mask_rule.ternary and mask_rule.smallest_filter is None
     start_known = start_scores == "shared" and (by_force or mask_sent == "own")
 
     def fused(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:
@@ -235,7 +237,7 @@ def mce_pl(
             told["squares"] = descent.squares_of(agent.optimizer, step)
         if by_force:
             message = packed(own_masks(hyper, agent.scores), mask_rule.ternary)
-            return agent, message.masks if mask_rule.ternary else None, message, told
+            return agent, None if levels else message.masks, message, told
         carry = step if fine_tune_gradient == "reused" else None
         if order == "paper":
             agent, carry = fine_tuned(world, hyper, agent, carry, heard, batches), None
@@ -268,7 +270,6 @@ def mce_pl(
     def of_masks(world: World, kept: PyTree[Int[Array, ""]], personal: Scores) -> dict[str, Any]:
         return masked_model(world, kept, personal, mask_rule)
 
-    levels = by_force and not mask_rule.ternary
     ranked = lambda agent: agent.scores  # noqa: E731
     return Algorithm(init, send, receive, model, start_known, ranked, of_masks, levels, mask_rule.ternary)
 
@@ -312,8 +313,9 @@ def pulled(
     momentum: float = 0.0,
     rule: MaskRule = AS_IN_CODE,
 ) -> Agent:
-    """After the force; `own` is the mask that the agent has sent, if it is ternary. In a silent round nothing moves and
-    steps add up; where nobody was heard nothing moves, and what lasts of the force waits."""
+    """After the force. `own` is the mask that the agent has sent, if that is what neighbours' are compared with: a
+    ternary one, or one that passed through the filter rule; None takes `consensus.own_beside`. In a silent round
+    nothing moves and steps add up; where nobody was heard nothing moves, and what lasts of the force waits."""
     assert agent.stepped is not None
     strength = hyper.force * agent.stepped
     if own is None:

@@ -37,6 +37,17 @@ def check_budget(settings: Settings) -> None:
     if controller == "prunefl" and not row.tells_squares:
         having = " or ".join(name for name, one in ALGORITHMS.items() if one.tells_squares)
         raise ValueError(f"--controller prunefl needs --algorithm {having}, got {settings.algorithm}: take another")
+    if controller == "prunefl" and settings.retention_policy == "global":
+        raise ValueError(
+            "--controller prunefl shares out entries among layers, and with --retention-policy global one threshold "
+            "does that: leave one of them out"
+        )
+    if controller == "prunefl":
+        for name in (name for name in ("retention", "linear_retention") if "@" in str(getattr(settings, name))):
+            raise ValueError(
+                f"--controller prunefl says itself how much layers keep, and follows no schedule of {flag(name)}, got "
+                f"{getattr(settings, name)}: leave out what stands behind the @"
+            )
     by_deadline = controller in GO_BY_DEADLINE or settings.deadline is not None
     if by_deadline and row.bits.startswith("changes"):
         what = f"--controller {controller}" if controller in GO_BY_DEADLINE else "--deadline"

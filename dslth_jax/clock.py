@@ -4,10 +4,10 @@
 
 An agent works, then sends its message over one link after the other at the bandwidth that its device has at that time.
 Bits are an estimate that a compiled program can make: of a layer of n entries n · H2(p), where p is the share of bits
-that differ from those sent last, in the first message the share of ones; the ledger counts real messages. A round ends
-when the slowest is done, or at the deadline: who is not done by then is late, and neighbours hear what it sent before.
-What it sends now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the
-round and the settings.
+that differ from those sent last, in the first message, or where listeners may lack that one, the share of ones; the
+ledger counts real messages. A round ends when the slowest is done, or at the deadline: who is not done by then is late,
+and neighbours hear what it sent before. What it sends now they hear in the next round. Nothing here is measured:
+simulated time is a function of the seed, the round and the settings.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,8 @@ class Clock(NamedTuple):
     devices: Devices
     # Seconds that a round may take; infinite for none, 0 for `OF_MEDIAN` of the median τ of the first exchange.
     deadline: Float[Array, ""]
+    # Whether listeners have what was sent before, so that a message says what has changed since then; else it says all.
+    remembered: bool | Bool[Array, ""] = True
 
 
 class Times(NamedTuple):

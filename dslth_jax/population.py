@@ -263,7 +263,8 @@ def timed_lap(
     if holds_anything(message):
         entries = unpacked(jax.tree.map(lambda leaf: leaf[0], message), world)
         sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}
-        bits = message_bits(message, state.sent, sizes, start_known | (state.clock.exchanges > 0))
+        known = clock.remembered & (start_known | (state.clock.exchanges > 0))
+        bits = message_bits(message, state.sent, sizes, known)
     sending = jnp.ones(links.shape, bool) if speaking is None else speaking
     return lap(clock, state.clock, hyper, bits, links, sending, due, lambda own: from_all_devices(own, axis))
 

@@ -16,11 +16,12 @@ from test_population import ADJACENCY, AGENTS, BATCH, NETWORK, RETENTION, agent_
 from test_population import setting as population_of
 
 from dslth_jax import bandwidth, budgets, control, population
-from dslth_jax.algorithm import Message, by_name
+from dslth_jax.algorithm import Message, World, by_name
 from dslth_jax.algorithms.descent import spectrum
 from dslth_jax.algorithms.mce_pl import mce_pl
 from dslth_jax.clock import Clock, Devices, begin, lap
 from dslth_jax.message_sizes import message_bits
+from dslth_jax.mixing import Graph
 
 PARTS = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0, 4)), min_size=1, max_size=5)
 sent_in = jax.jit(bandwidth.seconds_to_send)
@@ -97,6 +98,21 @@ def test_bits_of_a_message_are_the_entropy_of_what_changed():
     for name, (message, known, wanted) in cases.items():
         bits = message_bits(message, before, {"w": 40}, jnp.array(known))
         np.testing.assert_allclose(bits, wanted, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_where_listeners_may_lack_the_last_message_one_says_all(remembered):
+    """A mask of which nothing has changed takes no time where it is known, and its entropy where it may not be."""
+    sent = Message({"w": jnp.full((2, 5), 0b11, jnp.uint8)})
+    clock = clock_at(jnp.inf)._replace(remembered=jnp.array(remembered))
+    times = begin(clock)._replace(exchanges=jnp.int32(3))
+    state = population.State(jnp.zeros(2), None, sent, None, None, jnp.int32(3), times)
+    graph = Graph(np.array([0, 1]), np.array([1, 0]), np.ones(2, np.uint8), np.ones(2, np.float32))
+    world = World({"w": jnp.zeros(40)}, {}, None, jnp.int32(3), jnp.int32(9))
+    _, own = population.timed_lap(clock, state, None, sent, None, graph, world, False, jnp.array(True), None)
+    entropy = 40 * (0.5 + 0.75 * np.log2(4 / 3))
+    expected = np.array([1.0, 0.5]) + (0 if remembered else entropy / 1e6 / np.array([8.0, 4.0]))
+    np.testing.assert_allclose(own.seconds, expected, rtol=1e-6)
 
 
 def traces(kind):

@@ -476,7 +476,13 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("1e9,1e9", "--device-speed must give one number for each of 4 agents, got 2", "--bandwidth constant:1"),
         ("1e9", "--device-speed needs --bandwidth, such as constant:10: say it, or leave --device-speed out", ""),
     ],
-    "device_sparse": [(None, "--device-sparse needs --bandwidth, such as constant:10: say it", "")],
+    "device_sparse": [
+        (None, "--device-sparse needs --bandwidth, such as constant:10: say it", ""),
+        (None, "--device-sparse counts what retentions say that a layer keeps, and with --retention-policy global",
+         "--bandwidth constant:1 --retention-policy global"),
+        (None, "and with --group-lasso-strength relative masks alone say it: leave one of them out",
+         "--bandwidth constant:1 --target-channels 0.5"),
+    ],
     "deadline": [
         ("0", "--deadline must be in (0, 1e+09], got 0", "--bandwidth constant:1"),
         ("1", "--deadline needs --bandwidth", ""),

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.mortality import dies_for_good
 from dslth_jax.study.config.numbers import numbers_in
 from dslth_jax.study.config.setting import described, flag, within
 from dslth_jax.study.config.settings import Budget, Settings
@@ -59,6 +60,18 @@ def check_budget(settings: Settings) -> None:
         raise ValueError(f"--controller period needs messages, and --algorithm {settings.algorithm} sends none")
     bounds_of(settings)
     speeds_of(settings)
+
+
+def check_counts(resolved: Settings) -> None:
+    """Raise a ValueError if time is to be of kept entries where retentions do not say how many each layer keeps."""
+    if not resolved.device_sparse:
+        return
+    dying = "--group-lasso-strength relative" if dies_for_good(resolved) else ""
+    if elsewhere := "--retention-policy global" if resolved.retention_policy == "global" else dying:
+        raise ValueError(
+            f"--device-sparse counts what retentions say that a layer keeps, and with {elsewhere} masks alone say it: leave "
+            f"one of them out"
+        )
 
 
 def bounds_of(settings: Settings) -> tuple[float, float]:

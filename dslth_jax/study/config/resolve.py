@@ -17,7 +17,7 @@ from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
-from dslth_jax.study.config.budget import check_budget
+from dslth_jax.study.config.budget import check_budget, check_counts
 from dslth_jax.study.config.mortality import channels_that_die, check_channels, dies_for_good, strength_of
 from dslth_jax.study.config.numbers import depths_of, numbers_of
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
@@ -74,6 +74,7 @@ def filled_in(settings: Settings) -> Settings:
     check_head(resolved)
     check_scale(resolved)
     check_channels(resolved)
+    check_counts(resolved)
     numbers_of(resolved)
     depths_of(resolved)
     return resolved

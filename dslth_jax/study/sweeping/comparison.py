@@ -168,9 +168,10 @@ def columns_of(found: points.Sweep) -> dict[str, tuple[str, float, str]]:
 
 
 def shortest(found: points.Sweep) -> float | None:
-    """The simulated seconds after which the first of the arms has ended, which all have had; None without a clock."""
-    ends = (mean_of(point.members, "simulated_seconds") for point in found.points)
-    return min((end for end in ends if end is not None), default=None)
+    """The simulated seconds after which the first member of any arm has ended, which all have had; None without a
+    clock."""
+    ends = (end for point in found.points for end in points.last_of(point.members, "simulated_seconds"))
+    return min(ends, default=None)
 
 
 def table_of(found: points.Sweep) -> str:

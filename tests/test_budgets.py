@@ -48,7 +48,7 @@ def test_what_entries_cost_is_what_the_round_took_however_many_multiply_adds_it_
 def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):
     """Deadlines, gains and bandwidths, drawn or from files, are traced; what is padded to others changes nothing."""
     traces = recorded(tmp_path / "traces")
-    grid = (f"bandwidth=constant:0.01,{traces}", "deadline=None,0.05", "controller_gain=0.5,1")
+    grid = (f"bandwidth=constant:0.0005,{traces}", "deadline=None,0.05", "controller_gain=0.5,1")
     settings = {**BASE, "controller": "deadline", "device_sparse": True, "device_speed": "1e6:1e7"}
     settings |= {"retention_jump": 0.5, "grid": grid}
     every = members(**settings)

@@ -69,8 +69,8 @@ def check_counts(resolved: Settings) -> None:
     dying = "--group-lasso-strength relative" if dies_for_good(resolved) else ""
     if elsewhere := "--retention-policy global" if resolved.retention_policy == "global" else dying:
         raise ValueError(
-            f"--device-sparse counts what retentions say that a layer keeps, and with {elsewhere} masks alone say it: leave "
-            f"one of them out"
+            f"--device-sparse counts what retentions say that a layer keeps, and with {elsewhere} masks alone say it: "
+            f"leave one of them out"
         )
 
 

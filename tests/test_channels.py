@@ -85,7 +85,7 @@ def test_channels_that_meet_in_a_sum_are_one_set(x64):
     np.testing.assert_array_equal(shrunk["head/kernel"], z["head/kernel"] * rows)
 
 
-@pytest.mark.parametrize("name", slow_but(MODULES, "resnet20"))
+@pytest.mark.parametrize("name", slow_but(MODULES, "small"))
 def test_dead_channels_of_every_network_can_be_left_out(name):
     """After a step that kills most, masks of all that lives: compaction finds every dead channel, logits stay."""
     narrow = {} if name == "mlp" else {"width": 0.25}

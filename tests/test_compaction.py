@@ -223,6 +223,7 @@ def test_any_mask_leaves_the_same_logits(name, leaves, seed, round_to):
         assert numbers[-1] < weights_of(weights, path).shape[-1]
 
 
+@pytest.mark.slow
 def test_every_agents_model_is_cut():
     """As algorithms make them: masks of fused scores, after the filter rule."""
     network, whole, (weights, frozen) = network_and_weights("conv3")

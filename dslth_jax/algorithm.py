@@ -72,7 +72,7 @@ class Heard(NamedTuple):
     spoke: Bool[Array, ""]  # whether this was a round of exchange; an agent may hear nobody in such a round too
     scales: Mapping[str, Float[Array, ""]] = {}  # of all neighbours that were heard, weighted, where layers have any
     # Where an algorithm asks for it, how much masks keep of each layer: the neighbours' weight by the share of entries
-    # that they keep, in equal intervals, and this weight times how many they keep.
+    # that they keep, in equal intervals, and this weight times how many they keep beyond the least of these.
     levels: Mapping[str, Float[Array, "2 levels"]] = {}
 
 

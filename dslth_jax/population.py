@@ -265,7 +265,7 @@ def timed_lap(
         sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}
         known = clock.remembered & (start_known | (state.clock.exchanges > 0))
         bits = message_bits(message, state.sent, sizes, known)
-    sending = jnp.ones(links.shape, bool) if speaking is None else speaking
+    sending = jnp.full(links.shape, holds_anything(message)) if speaking is None else speaking
     return lap(clock, state.clock, hyper, bits, links, sending, due, lambda own: from_all_devices(own, axis))
 
 

@@ -507,7 +507,7 @@ def test_local_training_is_its_formula(x64):
     ("regrow", "weighted", "personal"),
     [
         pytest.param("random", True, (), id="random", marks=pytest.mark.slow),
-        pytest.param("gradient", False, (), id="gradient"),
+        pytest.param("gradient", False, (), id="gradient", marks=pytest.mark.slow),
         pytest.param("random", True, ("second",), id="a personal head first"),
     ],
 )

@@ -98,6 +98,7 @@ def test_without_bandwidth_no_time_is_simulated(tmp_path, monkeypatch):
     assert "idle_seconds" not in (tmp_path / "agents.csv").read_text()
 
 
+@pytest.mark.slow
 def test_agents_who_never_make_the_deadline_are_late_each_time_and_said_so(tmp_path, capsys):
     """Compute alone takes longer: retention buys no time, which is said; all are heard a round late."""
     slow = [*FLAGS, *TIMED, "--device-speed", "1e4", "--controller", "deadline", "--deadline", "0.5"]

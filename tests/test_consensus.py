@@ -13,7 +13,7 @@ from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_sign
 from dslth_jax.algorithms import consensus
 from dslth_jax.algorithms.masked import MaskRule, personal_masks
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, mce_pl, pulled
-from dslth_jax.exchange import LEVELS, hear, kept_of_layers, present_first
+from dslth_jax.exchange import LEVELS, hear, kept_of_layers, least_of_levels, present_first
 from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
 from dslth_jax.networks.zoo import network_by_name
@@ -34,7 +34,8 @@ def heard_from(mask, weight=1.0):
 
     def level_of(leaf):
         kept, level = jnp.sum(leaf), (jnp.mean(leaf) * LEVELS).astype(int)
-        return jnp.zeros((2, LEVELS)).at[:, level].set(weight * jnp.stack([jnp.ones_like(kept), kept]))
+        beyond = kept - jnp.asarray(least_of_levels(leaf.size))[level]
+        return jnp.zeros((2, LEVELS)).at[:, level].set(weight * jnp.stack([jnp.ones_like(kept), beyond]))
 
     heard = heard_of(weight, jax.tree.map(lambda leaf: weight * leaf, mask))
     return heard._replace(levels={name: level_of(leaf) for name, leaf in mask.items()})

@@ -110,6 +110,7 @@ def test_a_block_that_lacks_one_kernel_alone_is_there(x64):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_exits_predict_together_and_learn_from_each_other(images, x64):
     """By the formulas, in numpy: the ensemble, the mean loss, and the mean divergence over pairs of exits."""
     rng = np.random.default_rng(0)

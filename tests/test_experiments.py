@@ -246,7 +246,11 @@ def test_data_that_is_neither_there_nor_to_be_had(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "when"), [(signal.SIGINT, 130, "compiling"), (signal.SIGTERM, 143, "training")]
+    ("number", "code", "when"),
+    [
+        pytest.param(signal.SIGINT, 130, "compiling", marks=pytest.mark.slow),
+        (signal.SIGTERM, 143, "training"),
+    ],
 )
 def test_a_signal_ends_the_command_in_one_line(number, code, when, tmp_path):
     """While its real programs compile; and, of fakes, while it trains as one of several processes, which JAX's own

@@ -23,7 +23,7 @@ from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
 from dslth_jax.study.theorem import page
-from experiments import ablation, communication, neighbours, thousandfold, validation
+from experiments import ablation, budgets, communication, neighbours, thousandfold, unlike, validation
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -36,9 +36,11 @@ DOCUMENTS = {
 README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 COMPARISONS = {
     "ablation": (ablation, ablation.Ablation),
+    "budgets": (budgets, budgets.Budgets),
     "communication": (communication, communication.Communication),
     "neighbours": (neighbours, neighbours.Neighbours),
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
+    "unlike": (unlike, unlike.Unlike),
     "validation": (validation, validation.Validation),
 }
 KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
@@ -97,7 +99,7 @@ def test_commands_parse(program, words):
         _, kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)
         shared, arms = comparison.shared_and_own(own, own.arms())
-        assert shared.seeds == (1 if "--seeds 1 " in words else 3)
+        assert shared.seeds == (1 if "--seeds 1 " in words else kind.seeds)
         assert len(arms) > 1
     else:
         settings = command.parse(shlex.split(words), Sweep, program)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import slow_but, use_tiny_network
+from tiny import use_tiny_network
 
 from dslth_jax.algorithm import World
 from dslth_jax.algorithms.fedpm import fedpm
@@ -224,7 +224,8 @@ AXES = (0, None, 0, 0, None)  # of a step's arguments, those of agents
 together = functools.cache(lambda name, **settings: jax.jit(jax.vmap(learner(name, **settings)[0], AXES)))
 
 
-@pytest.mark.parametrize("name", slow_but(NEW, "resnet20"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEW)
 def test_masks_learn(name):
     scores, *others = learner(name)[1]
     losses = []

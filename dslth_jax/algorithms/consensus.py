@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from dslth_jax import masks
 from dslth_jax.algorithm import Heard, by_name, planes_of, weight_of, with_names
+from dslth_jax.exchange import least_of_levels
 
 Scores: TypeAlias = PyTree[Float[Array, "..."]]
 SMALLEST = 1e-9  # a pull leaves no score below it, so that the next one can raise it again
@@ -88,7 +89,7 @@ def own_beside(scores: Scores, heard: Heard) -> Scores:
     all keep as many, this is their weight times the agent's own mask. Neighbours of nearly the same retention, in one
     interval of `Heard.levels`, are taken for one with the mean of their counts.
 
-    >>> levels = jnp.zeros((2, 4)).at[:, 1].set(jnp.array([1.0, 1.0])).at[:, 3].set(jnp.array([2.0, 6.0]))
+    >>> levels = jnp.zeros((2, 4)).at[0, 1].set(1.0).at[0, 3].set(2.0)  # 1 of 4 entries, and twice 3 of 4
     >>> heard = Heard({}, {}, {}, jnp.ones(()), jnp.array(True), levels={"w": levels})
     >>> own_beside({"w": jnp.array([-5.0, 1.0, 3.0, 4.0])}, heard)["w"].tolist()
     [3.0, 0.0, 2.0, 2.0]
@@ -99,6 +100,7 @@ def own_beside(scores: Scores, heard: Heard) -> Scores:
         weight, times = heard.levels[name]
         taken = jnp.argsort(weight <= 0, stable=True)  # levels of somebody come first
         mean = jnp.round(times / jnp.where(weight > 0, weight, 1)).astype(jnp.int32)
+        mean = mean + jnp.asarray(least_of_levels(layers[name].size, len(weight)))
         weights[name], counts[name] = weight[taken], mean[taken]
         slots = jnp.maximum(slots, jnp.sum(weight > 0))
 

@@ -238,6 +238,7 @@ def test_a_period_grows_with_the_time_that_an_agent_takes():
     assert np.array(sends).T.astype(int).tolist() == [[1] * 9, [1, 0, 0] * 3, [1, 0, 0, 0] * 2 + [1]]
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(-8, 0), st.integers(0, 1)), min_size=1, max_size=7), st.floats(0.05, 4))
 def test_the_counts_of_prunefl_are_the_best_of_all(entries, rest):

@@ -128,7 +128,7 @@ def weights_of(weights, path):
     return by_name(weights)[f"{path}/kernel"]
 
 
-@pytest.mark.parametrize("name", slow_but(("small", "resnet18", "resnet20"), "small"))
+@pytest.mark.parametrize("name", slow_but(("small", "resnet18", "resnet20")))
 def test_exits_are_cut_too(name):
     network, whole, (weights, frozen) = (
         network_and_weights(name, True) if name != "small" else small_and_weights("exits")
@@ -209,7 +209,7 @@ def left_by(leaf, how, rng):
     return leaf * (channels & (how != "none")) * (rng.random(leaf.shape) < (0.15 if how == "sparse" else 1))
 
 
-@pytest.mark.parametrize("name", ["windowed", "residual", "inverted"])
+@pytest.mark.parametrize("name", slow_but(("windowed", "residual", "inverted"), "residual"))
 @hypothesis.settings(max_examples=8, deadline=None)  # each compiles anew
 @hypothesis.given(st.lists(LEAVES, min_size=12, max_size=12), st.integers(0, 99), st.sampled_from([1, 4]))
 def test_any_mask_leaves_the_same_logits(name, leaves, seed, round_to):
@@ -309,6 +309,7 @@ def test_a_mobile_network_whose_stages_are_equally_wide():
             assert {*numbers} <= {*small.alive[path.replace("depthwise", "expand")]}
 
 
+@pytest.mark.slow
 def test_whole_heads_go_and_others_are_equally_wide():
     network, whole, (weights, frozen) = network_and_weights("vit-tiny")
     kernels = {name: leaf.copy() for name, leaf in by_name(weights).items()}

@@ -60,7 +60,8 @@ def test_further_blocks_come_stage_by_stage_in_turn():
 
 
 @pytest.mark.parametrize(
-    ("deep", "shallow"), [(TwoStages(4), OneEach(4)), pytest.param(*[MobileNetV2(4, 0.05)] * 2, marks=pytest.mark.slow)]
+    ("deep", "shallow"),
+    [pytest.param(*pair, marks=pytest.mark.slow) for pair in ((TwoStages(4), OneEach(4)), [MobileNetV2(4, 0.05)] * 2)],
 )
 def test_an_agent_without_blocks_is_the_smaller_network(deep, shallow, images, x64):
     """Its logits, and the gradients of what it has; there is none by what it lacks. One by one, and several at once."""

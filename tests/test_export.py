@@ -78,7 +78,11 @@ def kept_at_random(like, share, negative=0.0):
 
 @pytest.mark.parametrize(
     ("name", "weights"),
-    [*(("alexnet", law) for law in (None, *WEIGHTS)), ("conv3", None), ("small", None), ("resnet20", "uniform")],
+    [
+        *(pytest.param("alexnet", law, marks=pytest.mark.slow) for law in (None, *WEIGHTS)),
+        *(("conv3", law) for law in (None, *WEIGHTS)),
+        pytest.param("resnet20", "uniform", marks=pytest.mark.slow),
+    ],
 )
 def test_weights_of_a_key_and_masks_are_read_bit_for_bit(name, weights):
     """However a network draws them: of keys by flax, or by a law, in modules within modules too."""

@@ -111,6 +111,7 @@ def losses(members):
     return np.stack(found, axis=1)
 
 
+@pytest.mark.slow
 def test_seeds_of_a_sweep_are_the_single_runs(two):
     """Even the one whose pool is padded to the width of the other."""
     narrow = int(np.argmin([one.train.pool.indices.shape[1] for one in two]))

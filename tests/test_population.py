@@ -369,6 +369,7 @@ AGAIN += ("the paper's order, exchange every second round", "force on revived sc
 AGAIN += (
     "one threshold for all layers, filter rule, scaled by the masks in use",
     "ternary, a penalty on the fused scores",
+    "ternary, force with momentum, every second round, one threshold for all layers",
 )
 
 

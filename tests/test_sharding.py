@@ -212,6 +212,7 @@ def test_four_devices_leave_the_folder_that_one_leaves_as_users_compile(tmp_path
     assert_four_are_as_one(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_leave_one_folder_and_it_is_that_of_one(one_and_four, tmp_path):
     """Only the first process writes."""
     succeed(*begin_two(WEIGHTED, [tmp_path / "first", tmp_path / "second"]))

@@ -22,18 +22,18 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     algorithm       the form of an algorithm: Algorithm, World, Batches, Message, Heard
     retention       how many entries of each layer masks keep, by policy
     depth           which residual blocks an agent lacks, and what it then does not send
-    channels        who reads whose channels, seen; channels that die, and what is kept of those that live
+    channels        channels that die as the wiring says, and what is kept of those that live
     algorithms/     the paper's method and its rivals in that form, one file each; local descent
     links           what happens to messages on their way
     control         what sets the settings of each round
+    target_channels a controller that finds the strength at which so many channels are left
     bandwidth       how fast links are over simulated time
     clock           how long a round takes each agent, and who is late
-    budgets         controllers that set retentions by simulated time
-    message_sizes   what is in everybody's messages, counted
-    target_channels what finds the strength at which so many channels are left
-    exchange        sparse mixing matrix times stacked messages -> heard
     over_agents     the one crossing from one agent's world into the population's
+    message_sizes   what is in everybody's messages, counted
+    exchange        sparse mixing matrix times stacked messages -> heard
     population      the driver: one round of everyone
+    budgets         controllers that set retentions by simulated time
     evaluation      per-agent accuracy on its own test samples
     compaction      a mask -> a smaller network with the same answers
     sharding        agents over devices

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped, UInt8
 
 from dslth_jax.masks import PLANES, pack, planes, unpack
+
+LEVELS = 32  # intervals of shares of entries that neighbours' masks keep
 
 
 class World(NamedTuple):
@@ -322,6 +325,15 @@ def mean_with_own(
         return jnp.where(whole > 0, mean, value)
 
     return with_names(one, own)
+
+
+def least_of_levels(size: int, levels: int = LEVELS) -> Int[np.ndarray, "levels"]:
+    """How many of a layer's `size` entries a mask keeps at the least, interval by interval. Host side.
+
+    >>> least_of_levels(100, 4).tolist()
+    [0, 25, 50, 75]
+    """
+    return (np.arange(levels, dtype=np.int64) * size // levels).astype(np.int32)
 
 
 def heard_anybody(heard: Heard) -> Bool[Array, ""]:

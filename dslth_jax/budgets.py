@@ -9,6 +9,8 @@ masks never jump. They get an agent's time τ and the deadline from the clock.
     bandit     r is the middle of an interval, chosen by what the loss fell by in a second of it
     prunefl    each layer keeps as many entries as serve it best, by squared gradient a second
     period     r stays, and an agent whose τ is p times the deadline sends in every p-th exchange only
+
+To add one, write its factory here and name it in `study.config.spellings.CONTROLLERS`.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,8 +29,8 @@ from dslth_jax.population import from_all_devices
 
 SMOOTHED = 0.5  # the weight of the newest τ in the mean that a controller goes by
 BAND = 0.05  # how far τ may be off the deadline, as a share of it, before anything changes
-# Of an entry of each layer that is kept, by name, the seconds that it takes of τ: (kept, τ) -> (agents,) each.
 Entries: TypeAlias = Mapping[str, int]  # of the layers of which a budget keeps more or less, by name
+# Of an entry of each layer that is kept, by name, the seconds that it takes of τ: (kept, τ) -> (agents,) each.
 Cost: TypeAlias = Callable[[dict[str, Any], Float[Array, "agents"]], dict[str, Float[Array, "agents"]]]
 
 
@@ -79,6 +81,28 @@ def toward(retention: Float[Array, "agents"], wanted: Float[Array, "agents"], li
     return jnp.clip(near, limits.low, limits.high)
 
 
+Act: TypeAlias = Callable[[Any, Any, dict[str, Any], str | None], tuple[Any, Any]]
+
+
+def by_time(init: Callable[..., Any], act: Act, speaks: Callable[..., Any] | None = None) -> Controller:
+    """A controller whose update is `act(memory, hyper, info, axis)`: the diagnostics `info` hold those of the clock,
+    τ as `seconds`. It needs a clock."""
+
+    def update(
+        memory: Any,
+        hyper: Any,
+        round: Int[Array, ""],
+        info: dict[str, Any],
+        seconds: Float[Array, "agents"] | None,
+        axis: str | None,
+    ) -> tuple[Any, Any]:
+        del round
+        assert seconds is not None, "budgets need a clock"
+        return act(memory, hyper, {**info, "seconds": seconds}, axis)
+
+    return Controller(init, update, speaks)
+
+
 Decide: TypeAlias = Callable[[Going, dict[str, Any], str | None], Going]
 
 
@@ -91,16 +115,8 @@ def of_retentions(limits: Limits, entries: Entries, decide: Decide, rest: Any = 
         going = Going(retention, jnp.zeros_like(retention), jnp.zeros_like(retention), rest)
         return going, with_retention(hyper, retention, limits, entries)
 
-    def update(
-        memory: Going,
-        hyper: Any,
-        round: Int[Array, ""],
-        info: dict[str, Any],
-        seconds: Float[Array, "agents"] | None,
-        axis: str | None,
-    ) -> tuple[Going, Any]:
-        del round
-        assert seconds is not None, "budgets need a clock"
+    def act(memory: Going, hyper: Any, info: dict[str, Any], axis: str | None) -> tuple[Going, Any]:
+        seconds = info["seconds"]
         smoothed = jnp.where(memory.smoothed > 0, SMOOTHED * seconds + (1 - SMOOTHED) * memory.smoothed, seconds)
         waiting = memory._replace(elapsed=memory.elapsed + seconds)
         decided = decide(waiting._replace(smoothed=smoothed), info, axis)
@@ -110,7 +126,7 @@ def of_retentions(limits: Limits, entries: Entries, decide: Decide, rest: Any = 
         going = jax.tree.map(lambda new, old: jnp.where(_like(acting, new), new, old), decided, waiting)
         return going, with_retention(hyper, going.retention, limits, entries)
 
-    return Controller(init, update)
+    return by_time(init, act)
 
 
 def deadline(limits: Limits, entries: Entries, band: float = BAND) -> Controller:
@@ -179,15 +195,8 @@ def bandit(
         this = jax.nn.one_hot(own.arm, arms, dtype=own.pulls.dtype)
         pulls = discount * own.pulls + this
         gains = discount * own.gains + this * (gain / jnp.where(largest > 0, largest, 1))[:, None]
-        again = Arms(
-            pulls,
-            gains,
-            jax.vmap(partial(best_arm, explore))(pulls, gains, own.arm),
-            none,
-            loss,
-            0.0 * own.seconds,
-            largest,
-        )
+        best = jax.vmap(partial(best_arm, explore))(pulls, gains, own.arm)
+        again = Arms(pulls, gains, best, none, loss, 0.0 * own.seconds, largest)
         own = jax.tree.map(lambda new, old: jnp.where(_like(over, new), new, old), again, own)
         return going._replace(retention=jnp.take_along_axis(middles, own.arm[:, None], axis=1)[:, 0], rest=own)
 
@@ -218,19 +227,11 @@ def period(longest: int = 16) -> Controller:
         agents = jax.tree.leaves(hyper)[0].shape[0]
         return (jnp.ones(agents, jnp.int32), jnp.zeros(agents, jnp.int32)), hyper
 
-    def update(
-        memory: tuple[Array, Array],
-        hyper: Any,
-        round: Int[Array, ""],
-        info: dict[str, Any],
-        seconds: Float[Array, "agents"] | None,
-        axis: str | None,
-    ) -> tuple[Any, Any]:
-        del round, axis
-        assert seconds is not None, "budgets need a clock"
+    def act(memory: tuple[Array, Array], hyper: Any, info: dict[str, Any], axis: str | None) -> tuple[Any, Any]:
+        del axis
         every, since = memory
         spoke = info["exchanged"] & (since + 1 >= every)
-        wanted = jnp.clip(jnp.ceil(seconds / info["deadline"]), 1, longest).astype(jnp.int32)
+        wanted = jnp.clip(jnp.ceil(info["seconds"] / info["deadline"]), 1, longest).astype(jnp.int32)
         since = jnp.where(spoke, 0, since + info["exchanged"])
         return (jnp.where(spoke, wanted, every), since), hyper
 
@@ -239,7 +240,7 @@ def period(longest: int = 16) -> Controller:
         every, since = memory
         return since + 1 >= every
 
-    return Controller(init, update, speaks)
+    return by_time(init, act, speaks)
 
 
 def prunefl(limits: Limits, entries: Entries, cost: Cost, *, every: int = 10) -> Controller:
@@ -255,29 +256,23 @@ def prunefl(limits: Limits, entries: Entries, cost: Cost, *, every: int = 10) ->
         shares = {name: jnp.clip(kept[name] / entries[name], limits.low, limits.high) for name in entries}
         return (shares, jnp.zeros(limits.own.shape, jnp.int32)), with_shares(hyper, shares, entries)
 
-    def update(
-        memory: tuple[dict[str, Array], Array],
-        hyper: Any,
-        round: Int[Array, ""],
-        info: dict[str, Any],
-        seconds: Float[Array, "agents"] | None,
-        axis: str | None,
+    def act(
+        memory: tuple[dict[str, Array], Array], hyper: Any, info: dict[str, Any], axis: str | None
     ) -> tuple[Any, Any]:
-        del round, axis
-        assert seconds is not None, "budgets need a clock"
+        del axis
         shares, since = memory
         since = since + info["exchanged"]
         due = since >= every
         kept = by_name(with_shares(hyper, shares, entries).kept)
-        of_entry = cost(kept, seconds)
-        rest = seconds - sum(of_entry[name] * kept[name] for name in entries)
+        of_entry = cost(kept, info["seconds"])
+        rest = info["seconds"] - sum(of_entry[name] * kept[name] for name in entries)
         spectra = {name: info["squares"][name] for name in entries}
         best = jax.vmap(best_counts)(spectra, {name: of_entry[name] for name in entries}, jnp.maximum(rest, 0))
         wanted = {name: toward(own, best[name] / entries[name], limits) for name, own in shares.items()}
         shares = {name: jnp.where(due, wanted[name], own) for name, own in shares.items()}
         return (shares, jnp.where(due, 0, since)), with_shares(hyper, shares, entries)
 
-    return Controller(init, update)
+    return by_time(init, act)
 
 
 def with_shares(hyper: Any, shares: dict[str, Float[Array, "agents"]], entries: Entries) -> Any:

@@ -99,11 +99,7 @@ def tied_sets(wiring: Wiring, own_kernel: Collection[str]) -> dict[str, str]:
 def lengths_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Float[Array, "channels"]:
     """The 2-norm of all that feeds each channel: 0 of a dead one."""
     kernels = by_name(scores)
-    if len(own.makers) == 1:
-        return group_norms(kernels[own.makers[0]])
-    squares = [jnp.sum(kernels[maker] ** 2, axis=tuple(range(kernels[maker].ndim - 1))) for maker in own.makers]
-    total = sum((jnp.pad(one, (0, own.size - one.size)) for one in squares), start=jnp.zeros(own.size))
-    return jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), 0)
+    return group_norms(*(kernels[maker] for maker in own.makers))
 
 
 def alive_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Bool[Array, "channels"]:
@@ -229,10 +225,3 @@ def kept_of_living(kept: PyTree[int | Int[Array, ""]], scores: PyTree[Float[Arra
         return jnp.where(live == z.size, count, jnp.maximum(share, jnp.minimum(count, 1)))
 
     return jax.tree.map(one, kept, scores)
-
-
-def shares_of(alive: Mapping[str, Int[Array, "..."]], channels: tuple[Channels, ...]) -> Float[Array, "..."]:
-    """The share of a network's channels that are alive, of how many are in each layer, with or without an agents
-    axis."""
-    total = sum(own.size for own in channels)
-    return sum((alive[own.name] for own in channels), start=jnp.int32(0)) / total

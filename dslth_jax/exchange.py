@@ -7,16 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Integer, Shaped, UInt8
 
-from dslth_jax.algorithm import Heard, Message, World, by_name, layer_of
-from dslth_jax.message_sizes import ones
+from dslth_jax.algorithm import LEVELS, Heard, Message, World, by_name, layer_of, least_of_levels
 from dslth_jax.mixing import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
-LEVELS = 32  # intervals of shares of entries that neighbours' masks keep
 SUMMED_AT_ONCE = 12  # neighbours whose weights are summed together, by measurement
 
 
@@ -40,7 +37,8 @@ def hear(
         receiver: an agent's number.
         like: one message with its masks unpacked, to give the layers' shapes.
         weights: of the edges, layer by layer, from `edge_weights`; None computes them.
-        kept: how many entries each agent keeps of every layer, from `kept_of_layers`; None says no levels.
+        kept: how many entries each agent keeps of every layer, from
+            `message_sizes.kept_of_layers`; None says no levels.
 
     >>> import numpy as np
     >>> graph = Graph(np.array([1, 2]), np.array([0, 0]), np.ones(2, np.uint8), np.ones(3, np.float32))
@@ -75,15 +73,6 @@ def hear(
     )
 
 
-def kept_of_layers(messages: Message) -> dict[str, Int[Array, "agents"]]:
-    """How many entries each agent's masks keep of every layer, of ternary ones with either sign."""
-    kept: dict[str, Array] = {}
-    for name, bits in messages.masks.items():
-        if name not in messages.scales:
-            kept[layer_of(name)] = kept.get(layer_of(name), 0) + ones(bits)
-    return kept
-
-
 def levels_of(
     zeros: Mapping[str, Float[Array, "2 levels"]],
     kept: Mapping[str, Int[Array, "agents"]],
@@ -106,15 +95,6 @@ def levels_of(
         return {name: add_layer(name, total) for name, total in totals.items()}
 
     return lax.fori_loop(0, edges.steps(), add_neighbours, dict(zeros)) if zeros else {}
-
-
-def least_of_levels(size: int, levels: int = LEVELS) -> Int[np.ndarray, "levels"]:
-    """How many of a layer's `size` entries a mask keeps at the least, interval by interval. Host side.
-
-    >>> least_of_levels(100, 4).tolist()
-    [0, 25, 50, 75]
-    """
-    return (np.arange(levels, dtype=np.int64) * size // levels).astype(np.int32)
 
 
 class Edges(NamedTuple):

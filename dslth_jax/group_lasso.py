@@ -3,6 +3,7 @@
 A group is everything that feeds one output: all entries of a kernel that share an index of its last axis.
 """
 
+from functools import reduce
 from typing import Any
 
 import jax
@@ -11,13 +12,17 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 
-def group_norms(kernel: Float[Array, "*inputs outputs"]) -> Float[Array, "outputs"]:
-    """The 2-norm of each group. Its gradient at a group of zeros is 0, not nan.
+def group_norms(*kernels: Float[Array, "..."]) -> Float[Array, "outputs"]:
+    """The 2-norm of each group, over all kernels that feed its output: those with fewer outputs feed the first ones.
 
-    >>> group_norms(jnp.array([[3.0, 0.0], [4.0, 0.0]])).tolist()
-    [5.0, 0.0]
+    Its gradient at a group of zeros is 0, not nan.
+
+    >>> group_norms(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.array([[12.0]])).tolist()
+    [13.0, 0.0]
     """
-    squares = jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1)))
+    each = [jnp.sum(kernel**2, axis=tuple(range(kernel.ndim - 1))) for kernel in kernels]
+    outputs = max(own.size for own in each)
+    squares = reduce(jnp.add, [jnp.pad(own, (0, outputs - own.size)) for own in each])
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 

@@ -36,21 +36,29 @@ def sizes_of(message: Message, before: Message) -> dict[str, Any]:
     `has` says which it holds, None all of them.
     """
 
-    def held(name: str, counts: Array) -> Array:
-        return counts if message.has is None else jnp.where(message.has[name], counts, 0)
-
-    kept: dict[str, Array] = {}
-    for name, bits in message.masks.items():
-        layer, own = layer_of(name), held(name, ones(bits))
-        kept[layer] = kept[layer] + own if layer in kept else own  # of ternary masks there are two planes
-    flips = [held(name, ones(bits ^ before.masks[name])) for name, bits in message.masks.items()]
-    floats = [kept.get(name, held(name, every(values))) for name, values in message.values.items()]
+    kept = kept_of_layers(message)
+    flips = [held(message, name, ones(bits ^ before.masks[name])) for name, bits in message.masks.items()]
+    floats = [kept.get(name, held(message, name, every(values))) for name, values in message.values.items()]
     return {
         "kept": kept,
         "flipped": reduce(jnp.add, flips) if flips else None,
         "floats": reduce(jnp.add, floats) if floats else None,
         "has": message.has,
     }
+
+
+def kept_of_layers(message: Message) -> dict[str, Int[Array, "agents"]]:
+    """How many of each agent's bits are 1, layer by layer: of a ternary mask those of both planes, of a layer that its
+    message lacks 0."""
+    kept: dict[str, Array] = {}
+    for name, bits in message.masks.items():
+        kept[layer_of(name)] = kept.get(layer_of(name), 0) + held(message, name, ones(bits))
+    return kept
+
+
+def held(message: Message, name: str, counts: Array) -> Array:
+    """What is counted of one name in everybody's messages, and 0 for agents whose message lacks it."""
+    return counts if message.has is None else jnp.where(message.has[name], counts, 0)
 
 
 def message_bits(message: Message, before: Message, sizes: Mapping[str, int], known: Any) -> Float[Array, "agents"]:
@@ -77,7 +85,7 @@ def message_bits(message: Message, before: Message, sizes: Mapping[str, int], kn
         if name in message.values:
             values = ones(message.masks[name]) if name in message.masks else sizes[name]
             bits = bits + 32.0 * values
-        total = total + (bits if message.has is None else jnp.where(message.has[name], bits, 0))
+        total = total + held(message, name, bits)
     return total
 
 

@@ -12,10 +12,10 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
 from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of
 from dslth_jax.control import Control, Controller, constant
-from dslth_jax.exchange import as_planes, edge_weights, hear, kept_of_layers, present_first, silence, unpacked
+from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
-from dslth_jax.message_sizes import chosen, holds_anything, message_bits, sizes_of
+from dslth_jax.message_sizes import chosen, holds_anything, kept_of_layers, message_bits, sizes_of
 from dslth_jax.mixing import Graph, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.over_agents import count_of, over_agents, update_agents

@@ -9,13 +9,14 @@ import pytest
 from tiny import heard_of
 
 from dslth_jax import links, masks
-from dslth_jax.algorithm import Message, belongs_to, neighbour_mean, sum_of_signs
+from dslth_jax.algorithm import LEVELS, Message, belongs_to, least_of_levels, neighbour_mean, sum_of_signs
 from dslth_jax.algorithms import consensus
 from dslth_jax.algorithms.masked import MaskRule, personal_masks
 from dslth_jax.algorithms.mce_pl import Agent, Hyper, mce_pl, pulled
-from dslth_jax.exchange import LEVELS, hear, kept_of_layers, least_of_levels, present_first
+from dslth_jax.exchange import hear, present_first
 from dslth_jax.graphs import Graph, graph_of
 from dslth_jax.keys import key_of
+from dslth_jax.message_sizes import kept_of_layers
 from dslth_jax.networks.zoo import network_by_name
 
 SIZE = 400

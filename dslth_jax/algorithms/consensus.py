@@ -16,8 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
 from dslth_jax import masks
-from dslth_jax.algorithm import Heard, by_name, planes_of, weight_of, with_names
-from dslth_jax.exchange import least_of_levels
+from dslth_jax.algorithm import Heard, by_name, least_of_levels, planes_of, weight_of, with_names
 
 Scores: TypeAlias = PyTree[Float[Array, "..."]]
 SMALLEST = 1e-9  # a pull leaves no score below it, so that the next one can raise it again
@@ -45,13 +44,13 @@ def pull(scores: Scores, by: Scores, ternary: bool = False) -> Scores:
 
 
 def force(beside: Scores, heard: Heard, living: PyTree[Bool[Array, "..."]] | None = None) -> Scores:
-    """f = (m̄ - mean m̄) - (m - mean m) of each layer, for the masks m of an agent that neighbours' are compared with,
-    times the neighbours' weight; 0 in layers that it heard nobody of.
+    """f = (m̄ - mean m̄) - (m̂ - mean m̂) of each layer; 0 in layers that the agent heard nobody of.
 
-    `beside` is `own_beside`; of ternary masks, and behind the filter rule, the agent's own times this weight. Means are
-    over the layer's entries, of which some may be dead: `living` then says which are not, and means are over these.
-    They take out that neighbours keep more, or less, of a layer than the agent does: only which entries they prefer
-    counts. Ternary masks have both signs and need no centring: f = m̄ - m.
+    `beside` is m̂, the mask of its own that an agent compares its neighbours' mean mask m̄ with, times the weight of all
+    whom it heard: `own_beside`, or for ternary masks and behind the filter rule `weighted`. Means are over the layer's
+    entries; where some are dead, over those that `living` says are not. They take out that neighbours keep more, or
+    less, of a layer than the agent does: only which entries they prefer counts. Ternary masks have both signs and need
+    no centring: f = m̄ - m̂.
 
     >>> heard = Heard({"w": jnp.array([2, 2, 0, 0], jnp.uint8)}, {}, {"w": jnp.int32(2)}, jnp.ones(()), jnp.array(True))
     >>> force({"w": jnp.array([2.0, 0.0, 0.0, 0.0])}, heard)["w"].tolist()

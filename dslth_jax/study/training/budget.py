@@ -1,5 +1,6 @@
 """From settings to a simulated clock and a controller: their traced numbers, and what they are built of."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,11 +10,11 @@ from jaxtyping import Array, Float
 
 from dslth_jax import control
 from dslth_jax.algorithm import by_name
-from dslth_jax.budgets import Cost, Limits, prunefl
+from dslth_jax.budgets import Cost, Limits, prunefl, with_retention
 from dslth_jax.clock import Clock, Devices
 from dslth_jax.control import Controller
 from dslth_jax.keys import key_of
-from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
+from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.networks.network import Network
 from dslth_jax.sharding import EVERYWHERE, SPREAD
 from dslth_jax.study.config.budget import GO_BY_DEADLINE, bounds_of, speeds_of
@@ -89,18 +90,23 @@ def budget_of(settings: Settings) -> Budget | None:
     return Budget(devices, deadline, limits)
 
 
+def work_of(costs: Costs, kept: Mapping[str, Any]) -> Any:
+    """The multiply-adds of a round, in floats, for an int32 does not hold them; `kept` says how many entries of a layer
+    agents are to keep. Of a layer that an agent lacks it computes nothing; one that `kept` does not name is whole."""
+    total: Any = 0.0
+    for name, passes in costs.passes.items():
+        entries: Any = costs.entries[name]
+        if name in kept:
+            entries = kept[name] if costs.sparse else jnp.where(kept[name] > 0, entries, 0)
+        total = total + float(passes) * entries
+    return total
+
+
 def clock_of(budget: Budget, costs: Costs) -> Clock:
     """The clock of one run. Inside a compiled program, with the budget's numbers traced."""
 
     def work(hyper: Any) -> Float[Array, "agents"]:
-        kept, total = by_name(hyper.kept) if costs.masked else {}, jnp.zeros(budget.devices.speed.shape)
-        for name, passes in costs.passes.items():
-            entries: Any = costs.entries[name]
-            # Of a layer that an agent lacks it computes nothing; what nobody masks, or counts otherwise, is whole.
-            if name in kept:
-                entries = kept[name] if costs.sparse else jnp.where(kept[name] > 0, entries, 0)
-            total = total + float(passes) * entries
-        return total
+        return jnp.zeros(budget.devices.speed.shape) + work_of(costs, by_name(hyper.kept) if costs.masked else {})
 
     return Clock(work, budget.devices, jnp.asarray(budget.deadline))
 
@@ -124,23 +130,18 @@ def cost_of_entries(budget: Budget, costs: Costs) -> Cost:
     what is not computing, which all kept entries share alike."""
 
     def cost(kept: dict[str, Any], seconds: Float[Array, "agents"]) -> dict[str, Float[Array, "agents"]]:
-        clock = clock_of(budget, costs._replace(masked=False))
-        # In floats: a round has more multiply-adds of a layer than an int32 holds.
-        of_kept = sum(float(passes) * kept[name] for name, passes in costs.passes.items() if name in kept)
-        whole = of_kept if costs.sparse else clock.work(None)
-        sending = jnp.maximum(seconds - whole / budget.devices.speed, 0)
-        total = jnp.maximum(sum(kept[name] for name in costs.movable), 1)
         speed = jnp.asarray(budget.devices.speed)
+        sending = jnp.maximum(seconds - work_of(costs, kept) / speed, 0)
+        total = jnp.maximum(sum(kept[name] for name in costs.movable), 1)
         computing = {name: float(costs.sparse * costs.passes[name]) / speed for name in costs.movable}
         return {name: computing[name] + sending / total for name in costs.movable}
 
     return cost
 
 
-def least_seconds(budget: Budget, costs: Costs) -> Float[np.ndarray, "agents"]:
-    """What each agent's device computes for in a round at the least, whatever it sends. Host side."""
-    share = 0.0
+def least_seconds(budget: Budget, costs: Costs, hyper: Any) -> Float[np.ndarray, "agents"]:
+    """What each agent's device computes for in a round at the least, whatever it sends; `hyper` are the run's own
+    settings. Host side."""
     if costs.sparse and budget.limits is not None:
-        share = float(np.min(budget.limits.low))
-    kept = {name: size * (share if costs.sparse else 1) for name, size in costs.entries.items()}
-    return np.asarray(multiply_adds(costs.passes, kept), np.float64) / np.asarray(budget.devices.speed, np.float64)
+        hyper = with_retention(hyper, jnp.asarray(budget.limits.low), budget.limits, costs.movable)
+    return np.asarray(clock_of(budget, costs).work(hyper)) / np.asarray(budget.devices.speed)

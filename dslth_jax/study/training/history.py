@@ -282,7 +282,7 @@ def out_of_reach(prepared: Prepared) -> list[str]:
     budget, costs = prepared.budget, prepared.costs
     if budget is None or costs is None or not 0 < budget.deadline < math.inf:
         return []
-    seconds = least_seconds(budget, costs)
+    seconds = least_seconds(budget, costs, prepared.hyper)
     slowest, over = int(np.argmax(seconds)), int(np.sum(seconds > budget.deadline))
     if not over:
         return []

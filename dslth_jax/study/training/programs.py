@@ -192,11 +192,7 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
     a leading axis; edges and samples are padded to the most that any has."""
     members = plan.members
     edges = max(len(member.topology.graph.senders) for member in members)
-    steps = (
-        max(member.budget.devices.bandwidth.ends.shape[1] for member in members if member.budget)
-        if members[0].budget
-        else 0
-    )
+    steps = max((member.budget.devices.bandwidth.ends.shape[1] for member in members if member.budget), default=0)
 
     def stack(trees: list[Any]) -> Any:
         return jax.tree.map(lambda *leaves: filled(np.stack(leaves), plan), *trees)

@@ -7,8 +7,9 @@ Masks of the AlexNet's layers, packed as agents send them; `--share` of the entr
 agents and a sixteenth for 1,024 (short rows stay in caches that whole ones may not fit). Every form gives the same
 counts, which is tried on a few entries before it is timed. The floor is reading every neighbour's bits and writing the
 counts, at the rate of copying; whoever reads the bits from a cache, or once for many receivers, can go below it. "as
-the round runs it" puts the counts in the place of the last; all other forms make new memory for them. A form that would
-run for more than `--patience` seconds, by its best rate in the cases before, is left out.
+the round runs it" puts the counts in the place of the last, and with scales sums of floats; all other forms make new
+memory for them. A form that would run for more than `--patience` seconds, by its best rate in the cases before, is left
+out.
 """
 
 import argparse
@@ -63,17 +64,37 @@ class Form(NamedTuple):
 
 def as_the_round_runs_it(case: Case, sent: Sent, graph: Graph) -> Counts:
     """The population's exchange, alone."""
-    return [*population.exchange(message_of(sent), graph, receivers(case), nothing_heard(case, graph)).masks.values()]
+    return in_place(False, case, sent, graph)
 
 
-def message_of(layers: Sequence[jax.Array]) -> Message:
-    """Layers by their numbers."""
-    return Message({str(number): layer for number, layer in enumerate(layers)})
+def scaled_bits(case: Case, sent: Sent, graph: Graph) -> Counts:
+    """The same where each bit counts as many times as its sender says of the layer, as in score gossip: here once, so
+    that the sums, which are of floats, are counts."""
+    return in_place(True, case, sent, graph)
 
 
-def nothing_heard(case: Case, graph: Graph) -> Heard:
+def in_place(scaled: bool, case: Case, sent: Sent, graph: Graph) -> Counts:
+    """What the population's exchange leaves of silence."""
+    heard = nothing_heard(case, graph, scaled)
+    return [*population.exchange(everybodys(case, sent, scaled), graph, receivers(case), heard).masks.values()]
+
+
+def everybodys(case: Case, sent: Sent, scaled: bool) -> Message:
+    """Everybody's message, with scales of one if they are `scaled`."""
+    return message_of(sent, jnp.ones(case.agents) if scaled else None)
+
+
+def message_of(layers: Sequence[jax.Array], scales: jax.Array | None = None) -> Message:
+    """Layers by their numbers, and by the same what a bit of each is worth, one number a sender or one for `like`."""
+    names = [str(number) for number in range(len(layers))]
+    scaled = {} if scales is None else dict.fromkeys(names, scales)
+    return Message(dict(zip(names, layers, strict=True)), scales=scaled)
+
+
+def nothing_heard(case: Case, graph: Graph, scaled: bool = False) -> Heard:
     """What everybody has heard before the first exchange."""
-    nothing = silence(message_of([jnp.zeros(size) for size in case.sizes]), case.agents, graph)
+    scales = jnp.ones(()) if scaled else None
+    nothing = silence(message_of([jnp.zeros(size) for size in case.sizes], scales), case.agents, graph)
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (case.agents, *leaf.shape)), nothing)
 
 
@@ -259,9 +280,10 @@ def in_blocks(count: Callable[[jax.Array], jax.Array], case: Case, sent: Sent, b
     return list(map(of_layer, sent, case.sizes))
 
 
-IN_PLACE = "as the round runs it"
+IN_PLACE = {"as the round runs it": False, "with scales, as the round runs it": True}  # whether bits have scales
 FORMS = {
-    IN_PLACE: Form(as_the_round_runs_it),
+    "as the round runs it": Form(as_the_round_runs_it),
+    "with scales, as the round runs it": Form(scaled_bits),
     "library": Form(half_bytes),
     "one by one": Form(one_neighbour_after_another),
     "bit-sliced": Form(bit_sliced),
@@ -339,16 +361,18 @@ def measure(
 
 def seconds_of(name: str, case: Case, sent: Sent, graph: Graph, repeats: int) -> float:
     """The median of the form of this name."""
-    if name != IN_PLACE:
+    if name not in IN_PLACE:
         return timed(partial(FORMS[name].function, case), sent, graph, repeats=repeats).median
+
+    scaled = IN_PLACE[name]
 
     def again(state: tuple[Heard, Sent, Graph]) -> tuple[Heard, Sent, Graph]:
         heard, sent, graph = state
-        return population.exchange(message_of(sent), graph, receivers(case), heard), sent, graph
+        return population.exchange(everybodys(case, sent, scaled), graph, receivers(case), heard), sent, graph
 
     # Others still need the bits and the graph that are given up here.
     own = jax.tree.map(jnp.array, (sent, graph))
-    return timed_in_place(again, (nothing_heard(case, graph), *own), repeats=repeats).median
+    return timed_in_place(again, (nothing_heard(case, graph, scaled), *own), repeats=repeats).median
 
 
 def shared_sizes(agents: int, share: float | None) -> list[int]:

@@ -14,7 +14,7 @@ from dslth_jax.algorithm import LEVELS, Heard, Message, World, by_name, layer_of
 from dslth_jax.mixing import Graph
 
 AT_ONCE = 8  # neighbours that are counted together: at most 15, which is what half a byte holds
-SUMMED_AT_ONCE = 12  # neighbours whose weights are summed together, by measurement
+SUMMED_AT_ONCE = 8  # neighbours whose weights are summed together, by measurement
 
 
 def hear(
@@ -207,26 +207,32 @@ def total_weight(zeros: Mapping[str, Array], edges: Edges) -> dict[str, Array]:
 def weighted_sum(
     zeros: Mapping[str, Float[Array, "..."]], sent: Mapping[str, UInt8[Array, "agents _"]], edges: Edges
 ) -> dict[str, Float[Array, "..."]]:
-    """The weight of the senders that keep each entry of the layers of `zeros`, edge after edge; several of them at a
-    time, so that sums are written once for all of these."""
+    """The weight of the senders that keep each entry of the layers of `zeros`, in arrays like these.
+
+    Several neighbours at a time. As in `count`, the first several stand outside of the loop and are added last.
+    """
+    sent = {name: sent[name] for name in zeros}
+    hears_more = edges.first + SUMMED_AT_ONCE < edges.end
 
     def add_several(step: Array, totals: dict[str, Array]) -> dict[str, Array]:
         senders, weights = edges.several(step, SUMMED_AT_ONCE)
 
         def add_layer(name: str, total: Array) -> Array:
-            for i in range(SUMMED_AT_ONCE):
-                weight = weights[name][i].astype(total.dtype)
-                total = total + where_ones(sent[name][senders[i]], weight)[: total.size].reshape(total.shape)
-            return total
+            own = weights[name].astype(total.dtype)
+            return reduce(jnp.add, [where_ones(sent[name][senders[i]], own[i]) for i in range(SUMMED_AT_ONCE)], total)
 
         return {name: add_layer(name, total) for name, total in totals.items()}
 
+    nothing = {name: jnp.zeros((8, sent[name].shape[1]), leaf.dtype) for name, leaf in zeros.items()}
     steps = edges.steps(SUMMED_AT_ONCE)
-    return lax.fori_loop(0, steps, add_several, dict(zeros)) if zeros else {}
+    more = lax.cond(hears_more, lambda: lax.fori_loop(1, steps, add_several, nothing), lambda: nothing)
+    more = jax.tree.map(lambda leaf: jnp.where(hears_more, leaf, 0), more)
+    planes = add_several(jnp.int32(0), more)
+    return jax.tree.map(lambda leaf, plane: plane.reshape(-1)[: leaf.size].reshape(leaf.shape), zeros, planes)
 
 
-def where_ones(bits: UInt8[Array, "bytes"], weight: Float[Array, ""]) -> Float[Array, "_"]:
-    """The weight where packed bits are 1, and 0 elsewhere; eight entries a byte.
+def where_ones(bits: UInt8[Array, "bytes"], weight: Float[Array, ""]) -> Float[Array, "8 bytes"]:
+    """The weight where packed bits are 1, and 0 elsewhere; eight entries a byte, in the order of packed bits.
 
     A bit is spread over all bits of an integer as wide as the weight, and the two are joined bit by bit: on CPUs faster
     than a choice between floats by bytes.
@@ -235,7 +241,7 @@ def where_ones(bits: UInt8[Array, "bytes"], weight: Float[Array, ""]) -> Float[A
     whole = jnp.dtype(f"int{width}")
     places = width - 1 - lax.broadcasted_iota(whole, (8, bits.shape[0]), 0)
     spread = lax.shift_right_arithmetic(bits[None].astype(whole) << places, jnp.full_like(places, width - 1))
-    return lax.bitcast_convert_type(spread & lax.bitcast_convert_type(weight, whole), weight.dtype).reshape(-1)
+    return lax.bitcast_convert_type(spread & lax.bitcast_convert_type(weight, whole), weight.dtype)
 
 
 def sum_of_values(

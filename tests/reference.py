@@ -313,7 +313,7 @@ class Population:
                     levels.setdefault(min(int(count * 32 / z.size), 31), []).append((weights[j], count))
                 for level in levels.values():
                     weight = sum(w for w, _ in level)
-                    count = int(np.round(sum(w * k for w, k in level) / weight))
+                    count = int(np.floor(sum(w * k for w, k in level) / weight + 0.5))
                     apart = apart - weight * threshold(self.alive(z), count)
                 f = (apart - apart[lives].mean()) / sum(weights[j] for j in owners)
             momentum = self.switches.force_momentum

@@ -123,14 +123,16 @@ def test_agents_that_rank_alike_leave_each_other_in_peace_whatever_they_keep(x64
         assert np.abs(by_masks["layer"]).max() > 0.3
 
 
-def test_neighbours_of_several_retentions_are_each_compared_at_their_own(x64):
-    """Against numpy: own masks at three retentions, weighted, from messages over a graph."""
-    z, counts = scores_of(0), [40, 200, 360, 40]
+@pytest.mark.parametrize(("counts", "at"), [([200, 360, 40], [200, 360, 40]), ([25, 26, 40], [26, 26, 40])])
+def test_neighbours_of_several_retentions_are_each_compared_at_their_own(x64, counts, at):
+    """Against numpy: own masks at three retentions, weighted, from messages over a graph. Where retentions are nearly
+    the same, at their mean, a half rounded up wherever the interval of both begins."""
+    z, counts = scores_of(0), [40, *counts]
     sent = jnp.stack([masks.pack(masks.threshold(scores_of(1 + i)["layer"], k)) for i, k in enumerate(counts)])
     graph = graph_of(np.array([[0, 1, 1, 1], *[[0] * 4] * 3], bool))
     message, like = Message({"layer": sent}), Message({"layer": jnp.zeros(SIZE)})
     heard = hear(message, graph, jnp.int32(0), like, kept=kept_of_layers(message))
-    wanted = sum(np.asarray(masks.threshold(z["layer"], k)) for k in counts[1:])
+    wanted = sum(np.asarray(masks.threshold(z["layer"], k)) for k in at)
     np.testing.assert_array_equal(consensus.own_beside(z, heard)["layer"], wanted)
 
 

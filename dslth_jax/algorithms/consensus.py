@@ -86,7 +86,7 @@ def own_beside(scores: Scores, heard: Heard) -> Scores:
     So an agent of a small retention does not learn from one of a large retention that it should keep more, but which
     entries this one ranks otherwise than itself: with equal scores nothing moves, whatever the retentions are. Where
     all keep as many, this is their weight times the agent's own mask. Neighbours of nearly the same retention, in one
-    interval of `Heard.levels`, are taken for one with the mean of their counts.
+    interval of `Heard.levels`, are taken for one with the mean of their counts, halves rounded up.
 
     >>> levels = jnp.zeros((2, 4)).at[0, 1].set(1.0).at[0, 3].set(2.0)  # 1 of 4 entries, and twice 3 of 4
     >>> heard = Heard({}, {}, {}, jnp.ones(()), jnp.array(True), levels={"w": levels})
@@ -98,7 +98,7 @@ def own_beside(scores: Scores, heard: Heard) -> Scores:
     for name in layers:
         weight, times = heard.levels[name]
         taken = jnp.argsort(weight <= 0, stable=True)  # levels of somebody come first
-        mean = jnp.round(times / jnp.where(weight > 0, weight, 1)).astype(jnp.int32)
+        mean = jnp.floor(times / jnp.where(weight > 0, weight, 1) + 0.5).astype(jnp.int32)  # halves up
         mean = mean + jnp.asarray(least_of_levels(layers[name].size, len(weight)))
         weights[name], counts[name] = weight[taken], mean[taken]
         slots = jnp.maximum(slots, jnp.sum(weight > 0))

@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
 from dslth_jax import partition, population
 from dslth_jax.channels import channels_of
 from dslth_jax.control import Controller
 from dslth_jax.evaluation import BATCH
-from dslth_jax.graph_report import GraphReport, report
+from dslth_jax.graph_report import GraphReport, report, sparse_adjacency_of, sparse_mixing_of
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.label_shares import class_counts, overlap
 from dslth_jax.links import Link, added_up, by_similarity, chain, dropped, loses_for_good, resent
-from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, mixing_of, weighted
+from dslth_jax.mixing import Graph, Topology, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
@@ -232,10 +233,10 @@ def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partiti
     return weighted(topology, overlap(counts))
 
 
-def report_of(first: Adjacency, settings: Settings, topology: Topology) -> GraphReport:
+def report_of(first: sparse.csr_array, settings: Settings, topology: Topology) -> GraphReport:
     """What the graph of the first round is like: of a file's own weights, or else of those that the settings name."""
     if settings.mixing == "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f":
-        return report(first, weights=mixing_of(topology.graph))
+        return report(first, weights=sparse_mixing_of(topology.graph))
     return report(first, weighting="metropolis" if settings.mixing == "metropolis" else "uniform")
 
 
@@ -254,13 +255,13 @@ def held_back(
 
 
 @reproducible
-def adjacencies(network: Network, topology: Topology, seed: int, rounds: int) -> list[Adjacency]:
-    """Who hears whom in the first and in the last of so many rounds, as matrices."""
+def adjacencies(network: Network, topology: Topology, seed: int, rounds: int) -> list[sparse.csr_array]:
+    """Who hears whom in the first and in the last of so many rounds."""
 
     @jax.jit
     def draw(key: jax.Array, round: jax.Array) -> Graph:
         return population.graph_in(population.world_of(network, key, round, rounds), topology)
 
     if topology.redraw is None:
-        return 2 * [adjacency_of(topology.graph)]
-    return [adjacency_of(draw(key_of(seed), jnp.int32(round))) for round in (0, rounds - 1)]
+        return 2 * [sparse_adjacency_of(topology.graph)]
+    return [sparse_adjacency_of(draw(key_of(seed), jnp.int32(round))) for round in (0, rounds - 1)]

@@ -145,7 +145,11 @@ def erdos_renyi(agents: int, probability: float = 0.5, seed: int = 0, directed: 
 
 
 def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool = False) -> Topology:
-    """`erdos_renyi` drawn anew in every round, from the round's key."""
+    """`erdos_renyi` drawn anew in every round, from the round's key.
+
+    Edges have a static number, so it holds all pairs: of ten thousand agents about a gigabyte. `changing_regular` holds
+    those that are present.
+    """
     _expect_agents(agents)
     _expect_probability(probability)
 

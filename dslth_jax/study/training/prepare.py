@@ -71,6 +71,8 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         np.array([max(np.sum(ranks < (settings.test_samples or most)), 1) for ranks in held.ranks], np.int32)
         for most in (len(dataset.test_labels), TEST_SAMPLES_WHILE_RUNNING)
     )
+    # List no test samples that never count: of many agents they are most of the data.
+    tested = partition.stack(held.tests)[0][:, : at_the_end.max()]
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
@@ -92,7 +94,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         source=dataset.source,
         owners=owners_of(dataset, settings),
         train=train,
-        tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
+        tests=Shares(dataset.test_images, dataset.test_labels, tested, at_the_end, skew),
         tests_while_running=while_running,
         validation=Shares(*train[:2], *partition.stack(validation), skew) if validation else None,
         topology=topology,

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +37,7 @@ from dslth_jax.study.training.prepare import prepare
 from dslth_jax.study.training.programs import compile_programs
 
 SAMPLES = 50_000  # of the data set, at least: as many as CIFAR-10 has
+MILLION = 10**6
 AT_ONCE = 64  # agents computed at once on each device beyond this machine
 # What is measured where nothing else is said: sizes, network, samples a minibatch, graph, and the images' shape.
 USUAL: dict[str, Any] = {"agents": [20, 64, 256, 1024], "model": "alexnet", "batch": 128, "topology": "erdos-renyi:0.5"}
@@ -66,7 +68,8 @@ class Parts(NamedTuple):
 
 
 def parts_of(prepared: Prepared) -> Parts:
-    """How the formula of memory grows with agents and with devices."""
+    """How the formula of memory grows with agents, from a million on, and with devices. Counts of neighbours have four
+    bytes there, and one or two in smaller populations."""
     each = prepared.train.indices.shape[1]
 
     def on_each(agents: int, devices: int) -> int:
@@ -84,9 +87,10 @@ def parts_of(prepared: Prepared) -> Parts:
         )
         return sum(found.values())
 
-    one = on_each(1, 1)
-    state = on_each(2, 1) - one
-    return Parts(state, (on_each(2, 2) - one) // 2, one - state)
+    million = on_each(MILLION, 1)
+    state = (on_each(2 * MILLION, 1) - million) // MILLION
+    message = (on_each(2 * MILLION, 2) - million) // (2 * MILLION)
+    return Parts(state, message, million - MILLION * state)
 
 
 class Beyond(NamedTuple):
@@ -175,7 +179,7 @@ def measured(flags: argparse.Namespace) -> list[dict[str, Any]]:
 def show(console: Console, flags: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     """What was measured."""
     heads = ("agents", "prepare\ns", "compile\ns", "a round\ns", "an agent\nms", f"{rows[0]['alone']}\nms", "peak\nGB")
-    table = Table(*heads, "before\nGB", "formula\nGB", title=f"{flags.model}, {flags.topology}")
+    table = Table(*heads, "before\nGB", "formula\nGB", title=f"{flags.model}, {flags.topology}", box=box.SIMPLE_HEAD)
     for row in rows:
         numbers = [row["prepare_seconds"], row["compile_seconds"], row["seconds_per_round"]]
         numbers += [row["milliseconds_per_agent"], row["milliseconds_alone"]]
@@ -196,7 +200,7 @@ def show_beyond(console: Console, flags: argparse.Namespace, row: dict[str, Any]
         "a round\nGB",
         "a round\ns",
     )
-    table = Table(*heads, title=f"By formula: devices of {flags.device_memory:g} GiB")
+    table = Table(*heads, title=f"By formula: devices of {flags.device_memory:g} GiB", box=box.SIMPLE_HEAD)
     rows = []
     for agents in flags.beyond:
         found = beyond(parts, agents, flags.neighbours, device)

@@ -9,12 +9,14 @@
 The last four are of `mixing`, as are the types. `graph_report` says what a graph is like.
 """
 
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from dslth_jax.keys import reproducible
 from dslth_jax.mixing import (
@@ -38,6 +40,8 @@ __all__ = [
 ]  # fmt: skip
 
 MOST_NEIGHBOURS = 300  # of regular graphs that networkx draws: with more it tries again and again, for minutes
+MOST_PAIRED = 10**6  # ends of links of regular graphs that networkx draws: with more, switching is several times faster
+AT_ONCE = 2**22  # random numbers that are drawn at once for graphs of many agents
 PASSES = 16  # over all links of a regular graph that is drawn by switching
 
 
@@ -48,7 +52,8 @@ def ring(agents: int, directed: bool = False) -> Topology:
     [2, 0, 1]
     """
     _expect_agents(agents)
-    return _fixed(np.roll(np.eye(agents, dtype=bool), -1, axis=1), directed)
+    everybody = np.arange(agents)
+    return _of_links(agents, everybody, np.roll(everybody, 1), directed)
 
 
 def torus(agents: int, rows: int | None = None, directed: bool = False) -> Topology:
@@ -63,23 +68,19 @@ def torus(agents: int, rows: int | None = None, directed: bool = False) -> Topol
         raise ValueError(f"rows must divide the {agents} agents, so be one of {divisors}, got {rows}")
     grid = np.arange(agents).reshape(rows or squarest, -1)
     left, above = np.roll(grid, 1, axis=1), np.roll(grid, 1, axis=0)
-    adjacency = np.zeros((agents, agents), bool)
-    adjacency[grid, left] = adjacency[grid, above] = True
-    return _fixed(adjacency, directed)
+    return _of_links(agents, np.stack([grid, grid]).ravel(), np.stack([left, above]).ravel(), directed)
 
 
 def star(agents: int) -> Topology:
     """Agent 0 and every other hear each other; the others hear nobody else."""
     _expect_agents(agents)
-    adjacency = np.zeros((agents, agents), bool)
-    adjacency[0, 1:] = True
-    return _fixed(adjacency)
+    return _of_links(agents, np.zeros(agents - 1, int), np.arange(1, agents))
 
 
 def complete(agents: int) -> Topology:
     """Everybody hears everybody."""
     _expect_agents(agents)
-    return _fixed(np.ones((agents, agents), bool))
+    return Topology(graph_of(~np.eye(agents, dtype=bool)))
 
 
 def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False) -> Topology:
@@ -87,28 +88,27 @@ def regular(agents: int, degree: int = 4, seed: int = 0, directed: bool = False)
 
     If directed, everybody draws by itself whom it hears. Otherwise `agents` times `degree` must be even, and the graph
     is close to a uniform draw among all such graphs. It is drawn by pairing (Steger and Wormald 1999). Where pairing
-    takes minutes, because everybody has more than 300 neighbours and as many others, it is drawn by
-    switching (Milo et al. 2003): agents stand on a circle in random order and hear their nearest, and then links
-    exchange ends two by two, each about four times.
+    takes long, because everybody has more than 300 neighbours and as many others, or all together have more than a
+    million, it is drawn by switching (Milo et al. 2003): agents stand on a circle in random order and hear their
+    nearest, and then links exchange ends two by two, each about four times.
     """
     _expect_degree(degree, agents)
     rng = np.random.default_rng(seed)
     if directed:
-        # Order all others by random numbers, oneself behind them, and take the first.
-        drawn = rng.random((agents, agents)) + 2 * np.eye(agents)
-        adjacency = np.zeros((agents, agents), bool)
-        np.put_along_axis(adjacency, np.argsort(drawn, axis=1)[:, :degree], True, axis=1)
-        return _fixed(adjacency, directed)
+        # Everybody takes those of all others whose random numbers are least.
+        heard = [_least(rng, receivers, agents, degree) for receivers in _parts(agents, agents)]
+        return _of_links(agents, np.repeat(np.arange(agents), degree), np.concatenate(heard), directed)
     if degree * agents % 2:
         raise ValueError(f"degree {degree} needs an even number of agents, or take an even degree, got {agents} agents")
     # Where fewer agents are not heard than heard, draw who is not heard: fewer links are found sooner.
     dense = degree > agents // 2
     fewer = agents - 1 - degree if dense else degree
-    if fewer > MOST_NEIGHBOURS:
-        adjacency = _by_switching(rng, agents, fewer)
+    if fewer > MOST_NEIGHBOURS or fewer * agents > MOST_PAIRED:
+        links = _by_switching(rng, agents, fewer)
     else:
-        adjacency = _drawn("random_regular_graph", agents, fewer, agents, seed=seed)
-    return _fixed(~adjacency if dense else adjacency)
+        links = _drawn("random_regular_graph", fewer, agents, seed=seed)
+    drawn = _of_links(agents, *links.T)
+    return Topology(graph_of(~(adjacency_of(drawn.graph) | np.eye(agents, dtype=bool)))) if dense else drawn
 
 
 def small_world(agents: int, degree: int = 4, probability: float = 0.1, seed: int = 0) -> Topology:
@@ -120,18 +120,36 @@ def small_world(agents: int, degree: int = 4, probability: float = 0.1, seed: in
     if degree % 2:
         raise ValueError(f"degree must be even, half of it on either side, got {degree}")
     _expect_probability(probability)
-    return _fixed(_drawn("watts_strogatz_graph", agents, agents, degree, probability, seed=seed))
+    return _of_links(agents, *_drawn("watts_strogatz_graph", agents, degree, probability, seed=seed).T)
 
 
 def erdos_renyi(agents: int, probability: float = 0.5, seed: int = 0, directed: bool = False) -> Topology:
     """Every two agents hear each other with `probability`, independently; if directed, each way is drawn by itself."""
     _expect_agents(agents)
     _expect_probability(probability)
-    return _fixed(_drawn("gnp_random_graph", agents, agents, probability, seed=seed, directed=directed), directed)
+    if probability in (0, 1):
+        return complete(agents) if probability else _of_links(agents, *np.zeros((2, 0), int))
+    # One number for each pair, in order: the same graphs as networkx's `gnp_random_graph`, many times faster.
+    _, state, _ = random.Random(seed).getstate()
+    rng = np.random.RandomState()
+    rng.set_state(("MT19937", np.array(state[:-1], np.uint32), state[-1], 0, 0.0))
+    pairs = agents * (agents - 1) // (1 if directed else 2)
+    joined = [part[rng.random_sample(len(part)) < probability] for part in _parts(pairs)]
+    place = np.concatenate([np.zeros(0, int), *joined])
+    if directed:
+        sender, other = np.divmod(place, max(agents - 1, 1))
+        return _of_links(agents, other + (other >= sender), sender, directed)
+    before = np.append(0, np.cumsum(np.arange(agents - 1, 0, -1)))  # pairs whose first agent is an earlier one
+    first = np.searchsorted(before, place, side="right") - 1
+    return _of_links(agents, first, place - before[first] + first + 1)
 
 
 def changing_erdos_renyi(agents: int, probability: float = 0.5, directed: bool = False) -> Topology:
-    """`erdos_renyi` drawn anew in every round, from the round's key."""
+    """`erdos_renyi` drawn anew in every round, from the round's key.
+
+    Edges have a static number, so it holds all pairs: of ten thousand agents about a gigabyte. `changing_regular` holds
+    those that are present.
+    """
     _expect_agents(agents)
     _expect_probability(probability)
 
@@ -159,8 +177,8 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
     def hear_others(key: Key[Array, ""], graph: Graph) -> Graph:
         # Order all others by random numbers, oneself behind them, and take the first.
         drawn = jax.random.uniform(key, (agents, agents)) + 2 * jnp.eye(agents)
-        others = jnp.argsort(drawn, axis=1)[:, :degree].astype(jnp.int32)
-        return graph._replace(senders=others.reshape(-1))
+        _, others = jax.lax.top_k(-drawn, degree)
+        return graph._replace(senders=others.astype(jnp.int32).reshape(-1))
 
     @reproducible
     def pair_up(key: Key[Array, ""], graph: Graph) -> Graph:
@@ -181,14 +199,34 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
     return Topology(start, hear_others if directed else pair_up)
 
 
-def _fixed(heard: Adjacency, directed: bool = False) -> Topology:
-    """The same graph in every round: nobody hears itself, and unless `directed` whoever is heard hears too."""
-    heard = heard if directed else heard | heard.T
-    return Topology(graph_of(heard & ~np.eye(len(heard), dtype=bool)))
+def _of_links(
+    agents: int, receivers: Int[np.ndarray, "links"], senders: Int[np.ndarray, "links"], directed: bool = False
+) -> Topology:
+    """The same graph in every round: each receiver hears its sender and, unless `directed`, the other way round.
+    Nobody hears itself, and a link that is named twice is one."""
+    ways = [(receivers, senders), *([] if directed else [(senders, receivers)])]
+    places = np.sort(np.concatenate([np.int64(agents) * one + other for one, other in ways]))
+    heard, sent = np.divmod(places[np.diff(places, prepend=-1) > 0], agents)
+    heard, sent = heard[heard != sent].astype(np.int32), sent[heard != sent].astype(np.int32)
+    return Topology(Graph(sent, heard, np.ones(sent.shape, np.uint8), np.ones(agents, np.float32)))
 
 
-def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacency:
-    """A regular graph whose links have exchanged ends at random.
+def _parts(many: int, each: int = 1) -> Iterator[Int[np.ndarray, "_"]]:
+    """The numbers below `many` in order, in parts for which not too many random numbers are drawn, so many for `each`
+    of them."""
+    step = max(AT_ONCE // each, 1)
+    return (np.arange(first, min(first + step, many)) for first in range(0, many, step))
+
+
+def _least(rng: np.random.Generator, receivers: Int[np.ndarray, "_"], agents: int, degree: int) -> Int[np.ndarray, "_"]:
+    """Of every receiver those of all others that draw the least random numbers."""
+    drawn = rng.random((len(receivers), agents))
+    drawn[np.arange(len(receivers)), receivers] = 2
+    return np.argpartition(drawn, degree - 1, axis=1)[:, :degree].ravel()
+
+
+def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Int[np.ndarray, "links ends"]:
+    """The links of a regular graph that have exchanged ends at random.
 
     It begins with agents in random order on a circle, each beside its nearest (and for an odd degree the opposite one).
     In each pass all links come in pairs (a, b), (c, d), which become (a, d), (c, b) where that is possible.
@@ -214,15 +252,15 @@ def _by_switching(rng: np.random.Generator, agents: int, degree: int) -> Adjacen
         links[pair, 1], links[pairs + pair, 1] = d[pair], b[pair]
         for one, other, present in ((a, b, False), (c, d, False), (a, d, True), (c, b, True)):
             adjacency[one[pair], other[pair]] = adjacency[other[pair], one[pair]] = present
-    return adjacency
+    return links
 
 
-def _drawn(name: str, agents: int, *arguments: Any, **settings: Any) -> Adjacency:
-    """What a generator of networkx draws. It is imported here, so that no import of the library pays for it."""
+def _drawn(name: str, *arguments: Any, **settings: Any) -> Int[np.ndarray, "links ends"]:
+    """The links that a generator of networkx draws. It is imported here, so that no import of the library pays for
+    it."""
     import networkx
 
-    drawn = getattr(networkx, name)(*arguments, **settings)
-    return (networkx.to_numpy_array(drawn, nodelist=range(agents)) != 0).T
+    return np.array(getattr(networkx, name)(*arguments, **settings).edges, int).reshape(-1, 2)
 
 
 def _expect_agents(agents: int, fewest: int = 1) -> None:

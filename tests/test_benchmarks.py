@@ -9,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import codec, compaction, convolution, exchange, round, threshold
+from benchmarks import codec, compaction, convolution, exchange, round, scaling, threshold
 from dslth_jax.graphs import adjacency_of, graph_of, ring
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.training import memory
+from dslth_jax.study.training.prepare import prepare
 from experiments import cifar
 
 # Scores of seven agents in two layers of odd sizes, and how many each keeps: none, more than there are, all, some.
@@ -272,3 +275,82 @@ def test_the_round_says_what_it_measured(monkeypatch, capsys):
     assert said["seconds_per_round"] > 0
     assert 0 < said["fraction_of_matmul"] < 1
     assert {"speedup_over_authors_structure", "speedup_over_torch_loop"} <= set(said)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A run of four agents on random images, before anything is compiled."""
+    path = tmp_path_factory.mktemp("random") / "images.npz"
+    scaling.random_images(path, 40, (8, 8, 1))
+    settings = {"model": "mlp", "topology": "ring", "partition": "iid", "batch_size": 4, "data_file": path}
+    return prepare(Settings(agents=4, **settings))
+
+
+@pytest.mark.parametrize(("agents", "devices"), [(10**6, 1), (12 * 10**5, 4)])
+def test_scaling_takes_the_formula_of_memory_apart(prepared, agents, devices):
+    """States of a device's agents, everybody's messages where there are several, and what is common add up to it."""
+    parts = scaling.parts_of(prepared)
+    whole = memory.footprint(
+        prepared.network,
+        prepared.algorithm,
+        jax.tree.map(lambda leaf: leaf[0], prepared.hyper),
+        prepared.topology.graph,
+        prepared.train._replace(
+            indices=jax.ShapeDtypeStruct((agents, 10), np.int32), sizes=jax.ShapeDtypeStruct((agents,), np.int32)
+        ),
+        agents=agents,
+        batch_size=4,
+        chunk=scaling.AT_ONCE,
+        devices=devices,
+    )
+    gathered = agents if devices > 1 else 0
+    assert sum(whole.values()) == agents // devices * parts.state + gathered * parts.message + parts.common
+
+
+def test_beyond_this_machine_every_device_holds_what_it_is_given():
+    """As few devices as that takes; none are enough where everybody's messages do not fit into one."""
+    parts = scaling.Parts(state=7, message=2, common=30)
+    for agents, neighbours, device in [(4, 3, 58), (5, 3, 58), (1_000, 4, 2_100), (1_000, 4, 2_029), (9, 30, 60)]:
+        found = scaling.beyond(parts, agents, neighbours, device)
+
+        def fits(devices, each, received, agents=agents, device=device):
+            return -(-agents // devices) * each + received + 30 <= device
+
+        if fits(1, 7, 0):
+            assert found == (1, 0, 1, 0)
+            continue
+        for devices, each, received in (
+            (found.gathered, 7, 2 * agents),
+            (found.by_links, 7 + 2 * neighbours, 0),
+        ):
+            if devices is None:
+                assert not fits(agents, each, received)
+            else:
+                assert fits(devices, each, received)
+                assert not fits(devices - 1, each, received)
+        assert found.gathered is None or found.bytes_gathered == (found.gathered - 1) * agents * 2
+        assert found.by_links is None or found.bytes_by_links == neighbours * agents * 2
+
+
+def test_scaling_says_what_it_measured(prepared, monkeypatch, capsys):
+    """Of each size by a row, and beyond by the last row's formula and time an agent."""
+    parts, asked = scaling.parts_of(prepared)._asdict(), []
+
+    def measured(flags):
+        asked.append((flags.model, flags.batch, flags.topology))
+        times = dict.fromkeys(
+            ("prepare_seconds", "compile_seconds", "seconds_per_round", "milliseconds_per_agent"), 1.0
+        )
+        sizes = dict.fromkeys(("peak_bytes", "bytes_before", "formula_bytes"), 10**9)
+        alone = {"milliseconds_alone": 500.0, "alone": "of a core"}
+        return [{"agents": agents, "parts": parts} | times | sizes | alone for agents in flags.agents]
+
+    monkeypatch.setattr(scaling, "measured", measured)
+    said = last_line(scaling, "--small --beyond 1000 --device-memory 4 --speed-up 10", monkeypatch, capsys)
+    assert [row["agents"] for row in said["rows"]] == [100, 1000, 10_000]
+    assert said["beyond"] == [
+        {"agents": 1000, "gathered": 1, "bytes_gathered": 0, "by_links": 1, "bytes_by_links": 0, "seconds": 50.0}
+    ]
+    said = last_line(scaling, "--agents 20 --beyond", monkeypatch, capsys)
+    assert ([row["agents"] for row in said["rows"]], said["beyond"]) == ([20], [])
+    assert asked == [("small", 16, "regular:8"), ("alexnet", 128, "erdos-renyi:0.5")]

@@ -167,6 +167,8 @@ def test_evaluating_more_often_changes_no_training(faked, tmp_path):
 
 def test_given_test_samples_hold_at_the_end_too(tmp_path):
     prepared = prepare(Settings(dataset="digits", agents=4, test_samples=7))
+    # Those that never count are not even listed.
+    assert prepared.tests.indices.shape[1] == prepared.tests.sizes.max()
     assert prepared.tests.sizes.tolist() == [28] * 4
     prepared = prepare(Settings(dataset="digits", agents=4))
     assert (prepared.tests.sizes >= 4 * 35).all()

@@ -12,8 +12,8 @@ import networkx
 import numpy as np
 import pytest
 
-from dslth_jax import graphs
-from dslth_jax.graph_report import report
+from dslth_jax import graph_report, graphs
+from dslth_jax.graph_report import report, sparse_adjacency_of, sparse_mixing_of
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis
 from dslth_jax.partition import owners
 from dslth_jax.study.config.spellings import GRAPHS, topology_of
@@ -237,12 +237,92 @@ def test_dense_graphs_of_many_are_drawn_by_switching_and_soon(agents, degree, mo
     assert abs((first & other).sum() / pairs - share**2) < 5 * share / np.sqrt(pairs)
 
 
+MANY = 10_000
+OF_MANY = [
+    ("ring", False, lambda degrees: set(degrees) == {2}),
+    ("ring", True, lambda degrees: set(degrees) == {1}),
+    ("torus", False, lambda degrees: set(degrees) == {4}),
+    ("star", False, lambda degrees: max(degrees) == MANY - 1),
+    ("regular:4", False, lambda degrees: set(degrees) == {4}),
+    ("regular:8", False, lambda degrees: set(degrees) == {8}),
+    ("small-world:4:0.1", False, lambda degrees: sum(degrees) == 4 * MANY and min(degrees) >= 2),
+    ("erdos-renyi:0.002", False, lambda degrees: abs(np.mean(degrees) - 20) < 5 * np.sqrt(20 * 2 / MANY)),
+]
+
+
+@pytest.mark.parametrize(("spelling", "directed", "fits"), OF_MANY)
+def test_graphs_of_ten_thousand_hold_their_edges_alone(spelling, directed, fits, monkeypatch):
+    """Degrees as promised, each edge once, both ways unless directed, nobody itself; connected, as all of these are;
+    and no matrix of all pairs is made on the way, nor for the report."""
+    monkeypatch.setattr(graphs, "graph_of", None)
+    monkeypatch.setattr(graphs, "adjacency_of", None)
+    graph = topology_of(spelling, MANY, seed=0, directed=directed).graph
+    edges = graph.receivers.astype(np.int64) * MANY + graph.senders
+    back = graph.senders.astype(np.int64) * MANY + graph.receivers
+    assert (np.diff(edges) > 0).all()
+    assert (graph.receivers != graph.senders).all()
+    assert directed or np.array_equal(np.sort(back), edges)
+    assert fits(np.bincount(graph.receivers, minlength=MANY).tolist())
+    said = report(sparse_adjacency_of(graph))
+    assert (said.connected, said.links, said.isolated) == (True, len(edges), [])
+
+
+@pytest.mark.parametrize("directed", [False, True])
+@pytest.mark.parametrize("agents", [1, 2, 7, 40])
+def test_an_erdos_renyi_graph_is_that_of_networkx(agents, directed, monkeypatch):
+    """Of the same seed, also where its random numbers are drawn in several parts."""
+    monkeypatch.setattr(graphs, "AT_ONCE", 100)
+    drawn = networkx.gnp_random_graph(agents, 0.3, seed=5, directed=directed)
+    expected = networkx.to_numpy_array(drawn, nodelist=range(agents)).T
+    np.testing.assert_array_equal(matrix("erdos-renyi:0.3", agents, 5, directed), expected)
+
+
+def test_a_directed_regular_graph_is_the_same_drawn_in_parts(monkeypatch):
+    whole = matrix("regular:3", 30, 2, directed=True)
+    monkeypatch.setattr(graphs, "AT_ONCE", 90)
+    np.testing.assert_array_equal(matrix("regular:3", 30, 2, directed=True), whole)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [graphs.regular(60, 4), graphs.torus(64), graphs.star(50), graphs.small_world(60), graphs.regular(60, 5, 1, True)],
+    ids=["regular", "torus", "star", "small world", "one-way"],
+)
+@pytest.mark.parametrize("weighting", ["uniform", "metropolis", "own"])
+def test_the_spectral_gap_of_many_agents_is_that_of_all_eigenvalues(graph, weighting, monkeypatch):
+    """Lanczos's and Arnoldi's largest two, against all of them; by edges as by a matrix."""
+    if weighting == "own":
+        rng, adjacency = np.random.default_rng(0), adjacency_of(graph.graph)
+        graph = graphs.of_matrix(
+            adjacency * rng.random(adjacency.shape) + np.diag(rng.random(len(adjacency))), directed=True
+        )
+        how = {"weights": graphs.mixing_of(graph.graph)}, {"weights": sparse_mixing_of(graph.graph)}
+    else:
+        how = ({"weighting": weighting},) * 2
+    whole = report(adjacency_of(graph.graph), **how[0])
+    monkeypatch.setattr(graph_report, "MOST_WHOLE", 20)
+    monkeypatch.setattr(graph_report, "BASIS", 30)
+    many = report(sparse_adjacency_of(graph.graph), **how[1])
+    assert many[:6] == whole[:6]
+    assert many.spectral_gap == pytest.approx(whole.spectral_gap, abs=1e-3)
+
+
+def test_a_spectral_gap_that_is_not_found_in_time_is_none(monkeypatch):
+    """All eigenvalues of a ring of one-way links lie on a circle."""
+    monkeypatch.setattr(graph_report, "RESTARTS", 2)
+    ring = sparse_adjacency_of(graphs.ring(1_500, directed=True).graph)
+    assert report(ring).spectral_gap is None
+    assert report(ring).connected
+
+
 def test_switching_leaves_no_trace_of_the_circle():
     """Of neighbours on a circle one of any two is a neighbour of the other; of random ones as many as by chance."""
     agents, degree = 60, 20
     triangles = []
     for seed in range(20):
-        drawn = graphs._by_switching(np.random.default_rng(seed), agents, degree).astype(int)
+        one, other = graphs._by_switching(np.random.default_rng(seed), agents, degree).T
+        drawn = np.zeros((agents, agents), int)
+        drawn[one, other] = drawn[other, one] = 1
         triangles.append(np.trace(drawn @ drawn @ drawn) / (agents * degree * (degree - 1)))
     by_pairing = [
         np.trace(np.linalg.matrix_power(matrix("regular:20", agents, seed).astype(int), 3))

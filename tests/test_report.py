@@ -341,6 +341,25 @@ def test_runs_that_hold_samples_back_are_ranked_by_them_and_say_so(copy, tmp_pat
     assert page.words.count("62.5 ") >= 4
 
 
+def test_of_many_agents_a_page_shows_both_ends(copy, tmp_path, monkeypatch):
+    """In its table the worst and the best, in its charts some of all, and it says so."""
+    monkeypatch.setattr(report, "MOST_AGENTS", 2)
+    monkeypatch.setattr(plots, "MOST_ROWS", 3)
+    page = shown(copy("many"), out=tmp_path / "page.html")
+    assert "The worst 1 and the best 1 of 4 agents, worst first; agents.csv has all" in page.words
+    assert page.words.count("3 of 4 agents are drawn.") == 3  # sorted, over samples, over neighbours
+    drawn = []
+    with plots.new_figure(5, 4) as figure:
+        agents = [{"accuracy": share, "samples": number} for number, share in enumerate((0.5, 0.1, 0.9, 0.3))]
+        for draw, *more in ((plots.draw_sorted,), (plots.draw_against, "samples", "training samples")):
+            axes = figure.add_subplot()
+            draw(axes, agents, *more)
+            drawn.append(axes.lines[0].get_xydata().tolist())
+    assert drawn[0] == [[1, 10], [2, 30], [4, 90]]
+    assert len(drawn[1]) == 3
+    assert all([number, 100 * agents[int(number)]["accuracy"]] == [number, share] for number, share in drawn[1])
+
+
 def test_hostile_names_are_harmless(copy, tmp_path, whole_charts):
     run = copy("<script>", topology=HOSTILE, dataset="\ud800", partition={"x": None}, **{HOSTILE: HOSTILE})
     agents = (run / "agents.csv").read_text().splitlines()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from scipy import sparse
 
 from dslth_jax import graphs
 from dslth_jax.graph_report import report
@@ -101,7 +102,7 @@ def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypa
             folder.mkdir()
             pictures.curves_picture(folder, [row(0, 0.25), row(1, 0.5), row(2, None)], 0.25)
             pictures.slices_picture(folder, axes, results)
-            pictures.topology_picture(folder, ~np.eye(2, dtype=bool), np.array([0.5, 0.25]))
+            pictures.topology_picture(folder, sparse.csr_array(~np.eye(2, dtype=bool)), np.array([0.5, 0.25]))
             assert matplotlib.rcParams["text.usetex"] == bool(mine)
             drawn.append({path.name: path.read_bytes() for path in folder.iterdir()})
     assert drawn[0].keys() == {"curves.png", "slices.png", "topology.png"}
@@ -124,7 +125,7 @@ def test_a_graph_is_drawn_as_what_can_be_read(topology, matrix, tmp_path, monkey
     monkeypatch.setattr(pictures, "save", lambda path, width, height, draw, *_: figures.append((width, height, draw)))
     adjacency = np.asarray(graphs.adjacency_of(topology.graph))
     accuracy = np.linspace(0.1, 0.9, len(adjacency))
-    pictures.topology_picture(tmp_path, adjacency, accuracy)
+    pictures.topology_picture(tmp_path, sparse.csr_array(adjacency), accuracy)
     ((width, height, draw),) = figures
     with plots.new_figure(width, height) as figure:
         draw(figure)
@@ -151,8 +152,27 @@ def test_agents_of_a_community_stand_beside_each_other_in_a_matrix():
     adjacency[0, 1] = adjacency[1, 0] = True
     with plots.new_figure(5, 5) as figure:
         axes = figure.subplots()
-        plots.draw_matrix(axes, adjacency, agents / 100)
+        plots.draw_matrix(axes, sparse.csr_array(adjacency), agents / 100)
         assert [int(label.get_text()) for label in axes.get_yticklabels()] == [*range(0, 100, 2), *range(1, 100, 2)]
+
+
+def test_of_many_agents_several_share_a_cell(monkeypatch):
+    """Every link is in the cell of its two ends, and a cell has the mean accuracy of who hears over its links."""
+    monkeypatch.setattr(plots, "MOST_ROWS", 4)
+    monkeypatch.setattr(plots, "MOST_ORDERED", 0)
+    adjacency, percent = np.asarray(graphs.adjacency_of(graphs.regular(10, 3).graph)), np.arange(10.0)
+    with plots.new_figure(5, 5) as figure:
+        axes = figure.subplots()
+        plots.draw_matrix(axes, sparse.csr_array(adjacency), percent)
+        assert axes.get_ylabel() == "who hears; 3 agents a cell"
+        drawn = axes.get_images()[0].get_array()
+    assert drawn.shape == (4, 4)
+    for place in np.ndindex(4, 4):
+        rows, columns = (slice(3 * own, 3 * own + 3) for own in place)
+        hears, _ = np.nonzero(adjacency[rows, columns])
+        expected = percent[rows][hears]
+        assert drawn.mask[place] == (expected.size == 0)
+        assert expected.size == 0 or np.isclose(drawn[place], expected.mean())
 
 
 def test_megabytes_are_those_of_coded_masks_or_of_float32():

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from dslth_jax.study.results import plots
 from dslth_jax.study.results.folders import Row, replace
-from dslth_jax.study.results.plots import FAINT, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
+from dslth_jax.study.results.plots import FAINT, MOST_ROWS, Lines, Panel, best_of_pairs, numbers_of, numbers_of_seeds
 from dslth_jax.study.system.console import warn
 
 if TYPE_CHECKING:
@@ -68,23 +69,27 @@ def points_picture(folder: Path, points: Sequence[tuple[str, Sequence[Sequence[R
 
 
 def partition_picture(folder: Path, prepared: "Prepared") -> None:
-    """partition.png: how many training and test samples of each class every agent holds."""
+    """partition.png: how many training and test samples of each class every agent holds; of more than a thousand agents
+    the means of some that stand beside each other."""
 
     def draw(figure: "plots.Figure") -> None:
         sides = {"training samples": prepared.train, "test samples": prepared.tests}
         for axes, (title, shares) in zip(figure.subplots(1, 2), sides.items(), strict=True):
             table = pd.DataFrame(prepared.held(shares), columns=[*prepared.labels])
             table = table.rename_axis(index="agent", columns="class")
+            each = -(-len(table) // MOST_ROWS)
+            if each > 1:
+                table = table.groupby(np.arange(len(table)) // each).mean().rename_axis(f"means of {each} agents a row")
             plots.draw_heat_map(axes, table, words="samples", cmap="Blues", vmin=0, aspect="auto")
             axes.set_title(title)
 
     save(folder / "partition.png", 9, min(12, 2 + 0.16 * prepared.settings.agents), draw)
 
 
-def topology_picture(folder: Path, adjacency: np.ndarray, accuracy: np.ndarray, when: str = "") -> None:
+def topology_picture(folder: Path, adjacency: sparse.csr_array, accuracy: np.ndarray, when: str = "") -> None:
     """topology.png: who hears whom, `when` it was so if that changes, and in colours the accuracy of agents. It is a
     drawing of nodes and lines or, where so many lines would hide each other, a matrix."""
-    links, agents = int(adjacency.sum()), len(adjacency)
+    links, agents = int(adjacency.sum()), adjacency.shape[0]
     drawing = agents <= MOST_NODES and links <= MOST_LINKS
 
     def draw(figure: "plots.Figure") -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
+from scipy import sparse
 
 from dslth_jax.study.results.folders import Row
 
@@ -34,6 +35,7 @@ WIDE = 8  # times as many megabytes, from where an axis of them is logarithmic
 FAR = 20  # times as large the largest number of a search, from where its axis is logarithmic
 CELLS = 100  # numbers are written into heat maps of no more cells
 MANY = 40  # beyond it agents and classes go without their numbers
+MOST_ROWS = 1_000  # of a picture of agents; of more agents several share a row
 MOST_ORDERED = 100_000  # links of a graph whose communities are found in a second or two
 WIDTH, HEIGHT = 360, 270  # of a chart, in the page's pixels at its natural size
 STYLE: Any = {
@@ -159,14 +161,14 @@ def on_top(coloured: Any, value: float) -> str:
     return INK if np.isnan(value) else "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "black"
 
 
-def draw_graph(axes: "Axes", adjacency: np.ndarray, percent: np.ndarray) -> None:
+def draw_graph(axes: "Axes", adjacency: sparse.csr_array, percent: np.ndarray) -> None:
     """A graph of few links as nodes, coloured by accuracy, and lines. Where links are one-way, arrows point from who is
     heard to who hears."""
     import networkx
 
-    agents, directed = len(adjacency), bool((adjacency != adjacency.T).any())
+    agents, directed = adjacency.shape[0], (adjacency != adjacency.T).nnz > 0
     kind = networkx.DiGraph if directed else networkx.Graph
-    graph = networkx.from_numpy_array(adjacency.T.astype(int), create_using=kind)
+    graph = networkx.from_scipy_sparse_array(adjacency.T.astype(int), create_using=kind)
     whole = networkx.is_connected(graph.to_undirected())
     places = (networkx.kamada_kawai_layout if whole else networkx.circular_layout)(graph)
     size = 260 if agents <= MANY else 150
@@ -182,21 +184,32 @@ def draw_graph(axes: "Axes", adjacency: np.ndarray, percent: np.ndarray) -> None
     axes.axis("off")
 
 
-def draw_matrix(axes: "Axes", adjacency: np.ndarray, percent: np.ndarray) -> None:
+def draw_matrix(axes: "Axes", adjacency: sparse.csr_array, percent: np.ndarray) -> None:
     """A graph of many links as a matrix: whom each agent hears, in the colour of its accuracy. Agents of a community,
-    who have more links with each other than with others, stand beside each other."""
+    who have more links with each other than with others, stand beside each other. Of more than a thousand agents
+    several share a cell, and its colour is the mean over its links."""
     import networkx
 
-    communities = [[*range(len(adjacency))]]
+    agents = adjacency.shape[0]
+    communities = [[*range(agents)]]
     if adjacency.sum() <= MOST_ORDERED:
-        graph = networkx.from_numpy_array((adjacency | adjacency.T).astype(int))
+        graph = networkx.from_scipy_sparse_array((adjacency + adjacency.T).astype(int))
         communities = sorted(map(sorted, networkx.community.louvain_communities(graph, seed=0)))
-    order = np.concatenate(communities)
-    heard = pd.DataFrame(np.where(adjacency, percent[:, None], np.nan)).loc[order, order]
+    order, each = np.concatenate(communities), -(-agents // MOST_ROWS)
+    places = np.empty(agents, int)
+    places[order] = np.arange(agents) // each
+    receivers, senders = adjacency.nonzero()
+    shape = (places.max() + 1,) * 2
+    totals, links = np.zeros(shape), np.zeros(shape)
+    np.add.at(totals, (places[receivers], places[senders]), percent[receivers])
+    np.add.at(links, (places[receivers], places[senders]), 1)
+    heard = pd.DataFrame(np.divide(totals, links, out=np.full(shape, np.nan), where=links > 0), order[::each])
+    heard.columns = heard.index
     draw_heat_map(axes, heard, words=WORDS["accuracy"], vmin=percent.min(), vmax=percent.max())
     several = f", by community ({len(communities)} of them)" if len(communities) > 1 else ""
+    several += f"; {each} agents a cell" if each > 1 else ""
     axes.set(xlabel="who is heard", ylabel=f"who hears{several}")
-    for bound in np.cumsum([len(own) for own in communities])[:-1] - 0.5:
+    for bound in np.cumsum([len(own) for own in communities])[:-1] / each - 0.5:
         axes.axhline(bound, color=FAINT, linewidth=0.5)
         axes.axvline(bound, color=FAINT, linewidth=0.5)
     if MANY < len(order) <= CELLS:  # in a picture of its own there is room for them
@@ -239,11 +252,11 @@ def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None,
 
 
 def draw_sorted(axes: "Axes", agents: Sequence[Row]) -> None:
-    """The accuracy of every agent, worst to best, and their mean."""
+    """The accuracy of every agent, worst to best, and their mean; of many, of some at even distances."""
     percent = 100 * np.sort([row["accuracy"] for row in agents])
-    places = np.arange(1, len(percent) + 1)
-    axes.vlines(places, 0, percent, color=GRID, linewidth=min(3, 200 / len(percent)))
-    axes.plot(places, percent, "o", color=SERIES[0], markersize=4 if len(percent) < 80 else 2)
+    drawn = np.linspace(0, len(percent) - 1, min(len(percent), MOST_ROWS)).astype(int)
+    axes.vlines(drawn + 1, 0, percent[drawn], color=GRID, linewidth=min(3, 200 / len(drawn)))
+    axes.plot(drawn + 1, percent[drawn], "o", color=SERIES[0], markersize=4 if len(drawn) < 80 else 2)
     axes.axhline(percent.mean(), color=SERIES[1], linestyle="--", linewidth=1.2)
     axes.set(ylabel=WORDS["accuracy"], xlabel="agents, worst to best", ylim=(0, 100))
     axes.locator_params("x", nbins=6, integer=True)
@@ -251,7 +264,9 @@ def draw_sorted(axes: "Axes", agents: Sequence[Row]) -> None:
 
 
 def draw_against(axes: "Axes", agents: Sequence[Row], key: str, words: str) -> None:
-    """The accuracy of agents over another of their numbers."""
+    """The accuracy of agents over another of their numbers; of many, of some at random."""
+    if len(agents) > MOST_ROWS:
+        agents = [agents[place] for place in np.random.default_rng(0).permutation(len(agents))[:MOST_ROWS]]
     percent = [100 * row["accuracy"] for row in agents]
     axes.plot([row[key] for row in agents], percent, "o", color=SERIES[0], markersize=4.5, alpha=0.7)
     axes.set(ylabel=WORDS["accuracy"], xlabel=words)

@@ -22,6 +22,7 @@ from dslth_jax.study.system import console
 from dslth_jax.study.system.console import counted, shown, written
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
+MOST_AGENTS = 256  # of a run that have a row each; of more, half as many at either end
 EMPTY: dict[str, Any] = {"table": None, "last": None, "lines": [], "grid": [], "missing": []}  # of a page's parts
 PICTURES = {
     "partition.png": "Training and test samples of each class that every agent holds",
@@ -167,9 +168,15 @@ def view_of_run(run: Run, told: Sequence[tuple[str, str]] = ()) -> dict[str, Any
         if not content.startswith(b"\x89PNG"):
             raise ValueError(f"{path} must be a PNG picture, and is not: remove it, and the report does without")
         pictures.append((PICTURES[path.name], f"data:image/png;base64,{base64.b64encode(content).decode()}"))
+    agents, half = sorted(run.agents, key=lambda row: row["accuracy"] or 0), MOST_AGENTS // 2
+    whose = "Agents, worst first"
+    if len(agents) > MOST_AGENTS:
+        whose = f"The worst {half} and the best {half} of {len(agents):,} agents, worst first; agents.csv has all"
+        agents = agents[:half] + agents[-half:]
     return run._asdict() | {
         "facts": [fact for fact in facts(run.config) if fact not in told],
-        "agents": sorted(run.agents, key=lambda row: row["accuracy"] or 0),
+        "agents": agents,
+        "whose": whose,
         "by_agent": charts_of_agents(run),
         "pictures": pictures,
         "alike": similarity.charts_of_masks(run) if {"agents.csv", "masks.npz"}.isdisjoint(absent) else [],
@@ -189,13 +196,14 @@ def charts_of_agents(run: Run) -> list[Chart]:
     if not agents:
         return []
     label = f"Test accuracy of each of {len(agents)} agents of {run.name}, sorted"
-    note = "Sorted; the dashed line is the mean."
+    fewer = f" {plots.MOST_ROWS:,} of {len(agents):,} agents are drawn." if len(agents) > plots.MOST_ROWS else ""
+    note = f"Sorted; the dashed line is the mean.{fewer}"
     drawn = [chart("Accuracy of each agent", label, plots.draw_sorted, agents, note=note)]
     for key, word in (("samples", "training samples"), ("retention", "retention"), ("neighbours", "neighbours")):
         known = [row for row in agents if row[key] is not None]
         if len({row[key] for row in known}) > 1:
             label = f"Test accuracy of agents of {run.name} over their {word}"
-            drawn.append(chart(f"Accuracy and {word}", label, plots.draw_against, known, key, word))
+            drawn.append(chart(f"Accuracy and {word}", label, plots.draw_against, known, key, word, note=fewer.strip()))
     return drawn
 
 

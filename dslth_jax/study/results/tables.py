@@ -60,12 +60,13 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     anew = "; of its first round:" if prepared.topology.redraw else ""
     name = Path(settings.topology).name + ", directed" * settings.directed
     name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
+    gap = "not found" if graph.spectral_gap is None else f"{graph.spectral_gap:.3f}"
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
     rows += [
         ("graph", f"{name}{anew}"),
         ("one-way links", f"{graph.links:,}"),
         ("neighbours an agent hears", span(prepared.adjacency.sum(axis=1))),
-        ("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {graph.spectral_gap:.3f}"),
+        ("connected, spectral gap", f"{'yes' if graph.connected else 'no'}, {gap}"),
         ("memory", several + memory),
     ]
     console.print(grid(f"{counted(settings.agents, 'agent')} on {source}", rows))

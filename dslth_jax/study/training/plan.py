@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from scipy import sparse
 
 from dslth_jax import sharding
 from dslth_jax.algorithm import Algorithm
@@ -18,7 +19,7 @@ from dslth_jax.control import Controller
 from dslth_jax.graph_report import GraphReport
 from dslth_jax.label_shares import class_counts
 from dslth_jax.links import Link
-from dslth_jax.mixing import Adjacency, Topology
+from dslth_jax.mixing import Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares
 from dslth_jax.study.config.settings import Settings
@@ -51,8 +52,8 @@ class Prepared(NamedTuple):
     tests: Shares  # sizes: all test samples that count at the end
     tests_while_running: np.ndarray  # sizes, (agents,)
     topology: Topology
-    adjacency: Adjacency  # of the first round
-    last_adjacency: Adjacency
+    adjacency: sparse.csr_array  # who hears whom in the first round
+    last_adjacency: sparse.csr_array
     graph_report: GraphReport  # on the first round
     network: Network
     algorithm: Algorithm

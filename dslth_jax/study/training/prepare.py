@@ -8,16 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 
 from dslth_jax import partition, population
 from dslth_jax.channels import channels_of
 from dslth_jax.control import Controller
 from dslth_jax.evaluation import BATCH
-from dslth_jax.graph_report import GraphReport, report
+from dslth_jax.graph_report import GraphReport, report, sparse_adjacency_of, sparse_mixing_of
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.label_shares import class_counts, overlap
 from dslth_jax.links import Link, added_up, by_similarity, chain, dropped, loses_for_good, resent
-from dslth_jax.mixing import Adjacency, Graph, Topology, adjacency_of, mixing_of, weighted
+from dslth_jax.mixing import Graph, Topology, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
@@ -70,6 +71,8 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         np.array([max(np.sum(ranks < (settings.test_samples or most)), 1) for ranks in held.ranks], np.int32)
         for most in (len(dataset.test_labels), TEST_SAMPLES_WHILE_RUNNING)
     )
+    # List no test samples that never count: of many agents they are most of the data.
+    tested = partition.stack(held.tests)[0][:, : at_the_end.max()]
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
@@ -91,7 +94,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         source=dataset.source,
         owners=owners_of(dataset, settings),
         train=train,
-        tests=Shares(dataset.test_images, dataset.test_labels, partition.stack(held.tests)[0], at_the_end, skew),
+        tests=Shares(dataset.test_images, dataset.test_labels, tested, at_the_end, skew),
         tests_while_running=while_running,
         validation=Shares(*train[:2], *partition.stack(validation), skew) if validation else None,
         topology=topology,
@@ -232,10 +235,10 @@ def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partiti
     return weighted(topology, overlap(counts))
 
 
-def report_of(first: Adjacency, settings: Settings, topology: Topology) -> GraphReport:
+def report_of(first: sparse.csr_array, settings: Settings, topology: Topology) -> GraphReport:
     """What the graph of the first round is like: of a file's own weights, or else of those that the settings name."""
     if settings.mixing == "uniform" and np.asarray(topology.graph.weights).dtype.kind == "f":
-        return report(first, weights=mixing_of(topology.graph))
+        return report(first, weights=sparse_mixing_of(topology.graph))
     return report(first, weighting="metropolis" if settings.mixing == "metropolis" else "uniform")
 
 
@@ -254,13 +257,13 @@ def held_back(
 
 
 @reproducible
-def adjacencies(network: Network, topology: Topology, seed: int, rounds: int) -> list[Adjacency]:
-    """Who hears whom in the first and in the last of so many rounds, as matrices."""
+def adjacencies(network: Network, topology: Topology, seed: int, rounds: int) -> list[sparse.csr_array]:
+    """Who hears whom in the first and in the last of so many rounds."""
 
     @jax.jit
     def draw(key: jax.Array, round: jax.Array) -> Graph:
         return population.graph_in(population.world_of(network, key, round, rounds), topology)
 
     if topology.redraw is None:
-        return 2 * [adjacency_of(topology.graph)]
-    return [adjacency_of(draw(key_of(seed), jnp.int32(round))) for round in (0, rounds - 1)]
+        return 2 * [sparse_adjacency_of(topology.graph)]
+    return [sparse_adjacency_of(draw(key_of(seed), jnp.int32(round))) for round in (0, rounds - 1)]

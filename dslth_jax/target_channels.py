@@ -11,8 +11,10 @@ are to be, and falls where not one more is:
 
     x ← clip(x + gain · (alive − ⌈p⌉) / (channels · (1 − target)) − ease, −limit, limit),    λ ← λ₀ · exp(x)
 
-λ₀ is the run's own, with its schedule. Dead channels do not come back. Sparing most while a few die is what keeps the
-others' masks as they are: where all that are to go shrink at once, the others take their entries long before.
+λ₀ is the run's own, with its schedule. An agent follows its own target, whatever its neighbours' are: nothing that is
+heard makes a score 0, and who gossips tells of what it has lost only what it hears of it. Dead channels do not come
+back. Sparing most while a few die is what keeps the others' masks as they are: where all that are to go shrink at once,
+the others take their entries long before.
 """
 
 from typing import Any, NamedTuple

@@ -109,8 +109,8 @@ def tied_sets(wiring: Wiring, own_kernel: Collection[str]) -> dict[str, str]:
 def by_channel(kernel: Float[Array, "*inputs outputs"], own: Channels) -> Float[Array, "*fed channels"]:
     """A maker's kernel with the channels that it makes as its last axis: what feeds a head lies side by side.
 
-    >>> by_channel(jnp.arange(6).reshape(1, 6), Channels("a", ("a",), (), 3, heads=True))[..., 1].tolist()
-    [[2, 3]]
+    >>> by_channel(jnp.arange(6.0).reshape(1, 6), Channels("a", ("a",), (), 3, heads=True))[..., 1].tolist()
+    [[2.0, 3.0]]
     """
     if not own.heads:
         return kernel

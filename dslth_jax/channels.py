@@ -6,6 +6,9 @@ entries of the layers behind it that read this output. It is alive while any ent
 0. It dies as a whole: what feeds it and what reads it have scores of exactly 0, which no mask keeps. A dead channel
 stays dead: a score of 0 has no sign, so that nothing flows into it; and nobody would hear the channel if only its
 filter came to life, nor have anything to hear if only its readers did. Classes are no channels: a head loses none.
+
+A head of attention is one channel, too, of all columns that make its queries, keys and values: it dies as a whole, with
+the rows that read its values. The stream of tokens that a transformer's blocks add to keeps its width.
 """
 
 import math
@@ -31,6 +34,7 @@ class Channels(NamedTuple):
     makers: tuple[str, ...]  # leaves whose last axis are these channels, or the first of them
     readers: tuple[tuple[str, int], ...]  # leaves whose last axis but one counts so many of them, once or over and over
     size: int  # how many there are
+    heads: bool = False  # whether each is a head of attention: an equal part of what a maker makes, side by side
 
 
 class Pressure(NamedTuple):
@@ -44,7 +48,8 @@ def channels_of(network: Network) -> tuple[Channels, ...]:
     """The sets of channels of a network that can die, in the order in which they are made.
 
     Layers that write to one sum make its channels together, and those in front of and behind an identity shortcut, or a
-    depthwise layer, are the same channels. Those of attention, of sets that the wiring keeps whole, and of heads stay.
+    depthwise layer, are the same channels. Of attention, heads are channels, under the name of the set of values; they
+    stay where a shortcut hands on a part of them. Sets that the wiring keeps whole stay, and the network's logits.
     Raises a ValueError if the network does not say its wiring, or none of its channels can die.
 
     >>> from dslth_jax.networks.zoo import network_by_name
@@ -64,24 +69,29 @@ def channels_of(network: Network) -> tuple[Channels, ...]:
     own_kernel = {path for path in wiring.layers if network.roles.get(f"{path}/kernel", "depthwise") != "depthwise"}
     sizes = {layer.writes: shapes[f"{path}/kernel"][-1] for path, layer in wiring.layers.items() if path in own_kernel}
     first = tied_sets(wiring, own_kernel)
-    attention = [name for one in wiring.attentions for name in (one.query, one.key, one.value)]
-    heads = [
+    attentions = {first[name]: one for one in wiring.attentions for name in (one.query, one.key, one.value)}
+    logits = [
         layer.writes for path, layer in wiring.layers.items() if any(belongs_to(path, one) for one in network.heads)
     ]
-    stay = {first[name] for name in (IMAGES, *wiring.whole, *attention, *heads)}
-    found = []
+    stay = {first[name] for name in (IMAGES, *wiring.whole, *logits)}
+    ends = [(f"{path}/kernel", layer) for path, layer in wiring.layers.items() if path in own_kernel]
+    found = dict[str, Channels]()
     for name in dict.fromkeys(first.values()):
-        if name in stay:
+        attention = attentions.get(name)
+        together = {name} if attention is None else {first[own] for own in attention[:3]}
+        inside = {own for own, one in first.items() if one in together}
+        if together & stay or (attention is not None and inside > {*attention[:3]}):
             continue
-        inside = {own for own, one in first.items() if one == name}
-        ends = [(f"{path}/kernel", layer) for path, layer in wiring.layers.items() if path in own_kernel]
         makers = tuple(leaf for leaf, layer in ends if layer.writes in inside)
         sizes |= {own: sizes.get(own, max(sizes[one] for one in inside if one in sizes)) for own in inside}
         readers = tuple((leaf, sizes[layer.reads]) for leaf, layer in ends if layer.reads in inside)
-        found.append(Channels(name, makers, readers, max(sizes[own] for own in inside)))
+        if attention is None:
+            found[name] = Channels(name, makers, readers, max(sizes[own] for own in inside))
+        else:
+            found[attention.value] = Channels(attention.value, makers, readers, attention.heads, heads=True)
     if not found:
-        raise ValueError("none of the network's channels can die: all are those of attention, of heads, or kept whole")
-    return tuple(found)
+        raise ValueError("none of the network's channels can die: all are those of its logits, or kept whole")
+    return tuple(found.values())
 
 
 def tied_sets(wiring: Wiring, own_kernel: Collection[str]) -> dict[str, str]:
@@ -96,17 +106,28 @@ def tied_sets(wiring: Wiring, own_kernel: Collection[str]) -> dict[str, str]:
     return first
 
 
+def by_channel(kernel: Float[Array, "*inputs outputs"], own: Channels) -> Float[Array, "*fed channels"]:
+    """A maker's kernel with the channels that it makes as its last axis: what feeds a head lies side by side.
+
+    >>> by_channel(jnp.arange(6.0).reshape(1, 6), Channels("a", ("a",), (), 3, heads=True))[..., 1].tolist()
+    [[2.0, 3.0]]
+    """
+    if not own.heads:
+        return kernel
+    return kernel.reshape(*kernel.shape[:-1], own.size, -1).swapaxes(-1, -2)
+
+
 def lengths_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Float[Array, "channels"]:
     """The 2-norm of all that feeds each channel: 0 of a dead one."""
     kernels = by_name(scores)
-    return group_norms(*(kernels[maker] for maker in own.makers))
+    return group_norms(*(by_channel(kernels[maker], own) for maker in own.makers))
 
 
 def alive_of(scores: PyTree[Float[Array, "..."]], own: Channels) -> Bool[Array, "channels"]:
     """Which channels of a set are alive."""
     kernels, alive = by_name(scores), jnp.zeros(own.size, bool)
     for maker in own.makers:
-        kernel = kernels[maker]
+        kernel = by_channel(kernels[maker], own)
         fed = jnp.any(kernel != 0, axis=tuple(range(kernel.ndim - 1)))
         alive = alive | jnp.pad(fed, (0, own.size - fed.size))
     return alive
@@ -147,7 +168,8 @@ def shrink(
         factors = jnp.where(spared | (strength <= 0), 1, shrunk)
         for maker in own.makers:
             kernel = leaves[maker]
-            own_factors = factors[: kernel.shape[-1]].astype(kernel.dtype)
+            each = jnp.repeat(factors, kernel.shape[-1] // own.size) if own.heads else factors[: kernel.shape[-1]]
+            own_factors = each.astype(kernel.dtype)
             leaves[maker] = kernel * jnp.expand_dims(own_factors, range(kernel.ndim - 1))
     return silenced(with_names(lambda name, _: leaves[name], scores), channels)
 
@@ -170,7 +192,8 @@ def silenced(scores: PyTree[Float[Array, "..."]], channels: tuple[Channels, ...]
         alive = alive_of(leaves, own)
         for reader, size in own.readers:
             kernel = leaves[reader]
-            heard = jnp.tile(alive[:size], kernel.shape[-2] // size)[:, None]
+            each = jnp.repeat(alive, size // own.size) if own.heads else alive[:size]
+            heard = jnp.tile(each, kernel.shape[-2] // size)[:, None]
             leaves[reader] = jnp.where(jnp.expand_dims(heard, range(kernel.ndim - 2)), kernel, 0)
     return with_names(lambda name, _: leaves[name], scores)
 

@@ -11,8 +11,10 @@ are to be, and falls where not one more is:
 
     x ← clip(x + gain · (alive − ⌈p⌉) / (channels · (1 − target)) − ease, −limit, limit),    λ ← λ₀ · exp(x)
 
-λ₀ is the run's own, with its schedule. Dead channels do not come back. Sparing most while a few die is what keeps the
-others' masks as they are: where all that are to go shrink at once, the others take their entries long before.
+λ₀ is the run's own, with its schedule. An agent follows its own target, whatever its neighbours' are: nothing that is
+heard makes a score 0, and who gossips tells of what it has lost only what it hears of it. Dead channels do not come
+back. Sparing most while a few die is what keeps the others' masks as they are: where all that are to go shrink at once,
+the others take their entries long before.
 """
 
 from typing import Any, NamedTuple
@@ -32,6 +34,16 @@ class Memory(NamedTuple):
     x: dict[str, Float[Array, "agents"]]  # the logarithm of the factor on λ, layer by layer
 
 
+def left_of(target: float | Float[Array, "..."], size: int) -> Float[Array, "..."]:
+    """How many of so many channels of a layer are to be left, at least one.
+
+    >>> left_of(0.5, 3).item()
+    2.0
+    """
+    # Without the last bits of a product: a half of 64 is 32.
+    return jnp.maximum(jnp.ceil(target * size - 1e-3), 1)
+
+
 def target_channels(
     target: Float[Array, "agents"], channels: tuple[Channels, ...], *, begin: float, end: float
 ) -> Controller:
@@ -41,12 +53,8 @@ def target_channels(
     of each layer are `alive`: see `channels.survivors`.
     """
 
-    def left_at(own: Channels) -> Float[Array, "agents"]:
-        # Without the last bits of a product: a half of 64 is 32.
-        return jnp.maximum(jnp.ceil(target * own.size - 1e-3), 1)
-
     def spared(own: Channels, round: Any) -> Int[Array, "agents"]:
-        lost = (own.size - left_at(own)) * jnp.clip((round - begin) / (end - begin), 0, 1)
+        lost = (own.size - left_of(target, own.size)) * jnp.clip((round - begin) / (end - begin), 0, 1)
         return jnp.ceil(own.size - lost - 1e-3).astype(jnp.int32)
 
     def pressed(hyper: Any, factors: dict[str, Any], round: Any) -> Any:
@@ -71,7 +79,9 @@ def target_channels(
         del seconds, axis
         found, factors, begun = dict[str, Any](), dict[str, Any](), round + 1 >= begin
         for own in channels:
-            behind = (info["alive"][own.name] - spared(own, round + 1)) / jnp.maximum(own.size - left_at(own), 1)
+            behind = (info["alive"][own.name] - spared(own, round + 1)) / jnp.maximum(
+                own.size - left_of(target, own.size), 1
+            )
             x = jnp.where(begun, jnp.clip(memory.x[own.name] + GAIN * behind - EASE, -LIMIT, LIMIT), 0)
             found[own.name] = x.astype(target.dtype)
             factors[own.name] = jnp.where(begun, jnp.exp(x), 0)

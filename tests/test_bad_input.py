@@ -428,6 +428,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "smallest_channels": [
         ("0", "--smallest-channels must be in 1..2147483647, got 0", ""),
         ("4", "--smallest-channels needs --group-lasso-strength relative: say it, or leave", ""),
+        ("500", "--smallest-channels must be at most 64, which --target-channels 0.5 leaves of the 128 of the largest",
+         "--target-channels 0.5"),
+        ("128", "--smallest-channels must be below 128, the channels of the largest layer of --model small, got 128",
+         "--group-lasso 0.1 --group-lasso-strength relative"),
     ],
     "group_lasso_form": [("penality", "got 'penality'; did you mean penalty?", "")],
     "penalty_on": [

@@ -1,6 +1,7 @@
 """The benchmarks: all forms of an operation give what numpy gives, and every command ends in its JSON object."""
 
 import functools
+import importlib.util
 import json
 import sys
 
@@ -239,6 +240,47 @@ def test_compaction_says_what_it_measured(monkeypatch, capsys):
     assert small["float32_bytes"] == 4 * (small["multiply_adds"] + 150 + 50 + 10)
     assert masked["multiply_adds_of_kept"] == masked["kept_weights"] == pytest.approx(0.9 * 3072 * 150, rel=0.1)
     assert all(row["milliseconds"]["JAX, batch 2"] > 0 for row in rows.values())
+    expect_what_is_installed(said)
+
+
+def expect_what_is_installed(said):
+    """ONNX Runtime's times stand beside JAX's where it is installed, and its logits are JAX's."""
+    installed = all(map(importlib.util.find_spec, ("jax2onnx", "onnxruntime")))
+    for row in said["rows"].values():
+        assert [*row["milliseconds"]] == ["JAX, batch 2", *["onnxruntime, batch 2"] * installed]
+        assert [*row["off"]] == ["onnxruntime"] * installed
+        assert all(off < 1e-4 for off in row["off"].values())
+
+
+def test_compaction_does_without_a_runtime_unless_it_is_asked_for(monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else found(name))
+    assert [*compaction.chosen(None)] == ["JAX"]
+    missing = "jax2onnx, onnxruntime must be installed first: pip install 'dslth-jax[onnx]'"
+    assert capsys.readouterr().out == f"onnxruntime is left out: {missing}\n"
+    with pytest.raises(SystemExit) as ended:
+        last_line(compaction, "--model mlp --runtime JAX onnxruntime", monkeypatch, capsys)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: for --runtime onnxruntime {missing}")
+
+
+@pytest.mark.install
+def test_compaction_finds_out_a_runtime_that_errs(monkeypatch, capsys):
+    pytest.importorskip("jax2onnx", reason="pip install 'dslth-jax[onnx]'")
+    monkeypatch.setattr(compaction, "matmul_rate", lambda: 1e9)
+    said = last_line(compaction, "--model mlp --batch 2 --repeats 1 --runtime onnxruntime", monkeypatch, capsys)
+    assert [*said["rows"]["dense"]["milliseconds"]] == ["onnxruntime, batch 2"]
+    monkeypatch.setattr(compaction, "CLOSE", -1.0)
+    with pytest.raises(SystemExit):
+        last_line(compaction, "--model mlp --batch 2 --repeats 1 --runtime onnxruntime", monkeypatch, capsys)
+    assert "ONNX Runtime's logits must be JAX's to -1 of the largest" in capsys.readouterr().err
+
+
+def test_photographs_have_any_shape():
+    assert compaction.photographs(3, (8, 9, 1)).shape == (3, 8, 9, 1)
+    colours = compaction.photographs(3, (32, 32, 3))
+    assert (colours.shape, colours.dtype) == ((3, 32, 32, 3), np.uint8)
+    assert np.ptp(colours, axis=(1, 2)).min() > 0
 
 
 @pytest.mark.slow

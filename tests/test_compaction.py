@@ -11,10 +11,11 @@ import pytest
 from flax import linen as nn
 from sklearn.datasets import load_digits
 from test_depth import TwoStages
-from tiny import TinyNet, slow_but
+from tiny import OneBlock, TinyNet, slow_but
 
 from dslth_jax.algorithm import World, by_name, with_names
 from dslth_jax.algorithms.masked import MaskRule, personal_model
+from dslth_jax.channels import alive_of, channels_of, shrink
 from dslth_jax.compaction import compact, filled_up, places_of
 from dslth_jax.keys import key_of
 from dslth_jax.networks.attention import attention
@@ -186,6 +187,7 @@ SMALL = {
     "residual": TwoStages(3),
     "inverted": Inverted(3),
     "exits": TwoStages(3, exits=True),
+    "attention": OneBlock(3),
 }
 
 
@@ -196,20 +198,23 @@ def small_and_weights(name):
     return network, jax.jit(network.apply), jax.tree.map(lambda leaf: np.asarray(leaf, float), (weights, frozen))
 
 
-# How masks leave a layer: as it is, without some channels, with one alone, without any; entries at random.
-LEAVES = st.sampled_from(["whole", "some", "one", "none", "sparse"])
+# How masks leave a layer: as it is, without some channels, or some thirds of them (heads), with one alone, without any;
+# entries at random.
+LEAVES = st.sampled_from(["whole", "some", "thirds", "one", "none", "sparse"])
 
 
 def left_by(leaf, how, rng):
     channels = np.ones(leaf.shape[-1], bool)
     if how in ("some", "sparse"):
         channels = rng.random(leaf.shape[-1]) < 0.5
+    if how == "thirds":
+        channels = np.repeat(rng.random(3) < 0.5, -(-leaf.shape[-1] // 3))[: leaf.shape[-1]]
     if how == "one":
         channels = np.arange(leaf.shape[-1]) == rng.integers(leaf.shape[-1])
     return leaf * (channels & (how != "none")) * (rng.random(leaf.shape) < (0.15 if how == "sparse" else 1))
 
 
-@pytest.mark.parametrize("name", slow_but(("windowed", "residual", "inverted"), "residual"))
+@pytest.mark.parametrize("name", slow_but(("windowed", "residual", "inverted", "attention"), "residual"))
 @hypothesis.settings(max_examples=8, deadline=None)  # each compiles anew
 @hypothesis.given(st.lists(LEAVES, min_size=12, max_size=12), st.integers(0, 99), st.sampled_from([1, 4]))
 def test_any_mask_leaves_the_same_logits(name, leaves, seed, round_to):
@@ -307,6 +312,22 @@ def test_a_mobile_network_whose_stages_are_equally_wide():
     for path, numbers in small.alive.items():
         if path.endswith("/depthwise") and path.replace("depthwise", "expand") in small.alive:
             assert {*numbers} <= {*small.alive[path.replace("depthwise", "expand")]}
+
+
+def test_heads_and_hidden_neurons_that_training_has_killed_go():
+    """The scores' zeros are those of the mask. The stream of tokens keeps its width."""
+    network, whole, (weights, frozen) = small_and_weights("attention")
+    heads, hidden = channels_of(network)
+    z = shrink(jax.tree.map(jnp.asarray, weights), 1.0, (heads, hidden), smallest=2)
+    variables = {"params": jax.tree.map(lambda w, own: w * np.asarray(own != 0), weights, z), "frozen": frozen}
+    small = assert_same_logits(network, variables, digits(8), whole=whole)
+    alive = np.asarray(alive_of(z, heads))
+    assert alive.sum() == 2
+    for name in ("query", "key", "value"):
+        assert small.alive[f"block1/{name}"].tolist() == np.flatnonzero(alive.repeat(4)).tolist()
+    assert small.alive["block1/mlp1"].tolist() == np.flatnonzero(alive_of(z, hidden)).tolist()
+    assert small.variables["params"]["block1"]["output"]["kernel"].shape == (8, 12)
+    assert len(small.alive["block1/output"]) == len(small.alive["patches"]) == 12
 
 
 @pytest.mark.slow

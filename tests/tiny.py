@@ -14,6 +14,7 @@ from dslth_jax.algorithm import Heard, by_name
 from dslth_jax.networks.convolution import max_pool
 from dslth_jax.networks.network import Conv, Linear
 from dslth_jax.networks.operations import elu
+from dslth_jax.networks.transformer import ViTTiny
 from dslth_jax.networks.wiring import chain
 from dslth_jax.networks.zoo import MODULES
 
@@ -34,6 +35,13 @@ class TinyNet(nn.Module):
     def __call__(self, values):
         values = max_pool(elu(Conv(4, side=3, padding=1, name="conv")(values)))
         return Linear(self.classes, name="linear")(values.reshape(values.shape[0], -1))
+
+
+class OneBlock(ViTTiny):
+    """Attention and an MLP, once: three heads of four columns and 48 hidden neurons."""
+
+    width: float = 1 / 16
+    stages = (("block1",),)
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,10 @@ signs free: z ← z + γ (S − ẑ) + ν σ. The step δ is η, summed since th
 what all have in common then moves up to 1 / (1 − ν) times as far for each step, as by a momentum of their mean, while
 what sets an agent apart does not.
 
+Where channels die, an agent that has lost an entry (z = 0) has nothing of its own to tell of it, and tells what it
+hears: S in the place of |z|. So its estimate follows those of its neighbours, and draws none of them to 0: which
+channels an agent loses is its own affair, also where its target is higher than theirs.
+
 S is a sum of what all neighbours have ever sent: their number never changes, and a link may be late but must lose
 nothing. Behind a link that holds what each has told (`added_up`), S is anew the mean of |z₀| and of these sums, of
 those who were reached in this round, and σ is what S has changed by since somebody was: where others are reached than
@@ -83,7 +87,7 @@ def score_gossip(
         network: whose masked weights get scores.
         modulation: what a bit is worth: the steps taken since the last exchange, or the layer's mean error.
         group_lasso_form: see `mce_pl.mce_pl`, as for `mask_rule`, `optimizer`, `mortal` and `smallest_channels`. A dead
-            channel stays dead whatever neighbours tell, who hear that its magnitudes are 0 and mix that in.
+            channel stays dead whatever neighbours tell, and kills none of theirs.
     """
     expect_choice("modulation", modulation, ("step", "adaptive"))
     ternary = mask_rule.ternary
@@ -112,7 +116,7 @@ def score_gossip(
         of_all = {name: jnp.where(world.round == 0, now, agent.weight[name]) for name, now in heard.weight.items()}
         weight = {name: of_all.get(name, own).astype(own.dtype) for name, own in agent.weight.items()}
         agent = agent._replace(**{name: getattr(moved, name) for name in MOVED}, weight=weight)
-        message = signs(told(agent.scores, ternary), agent.public, by_name(steps(agent)))
+        message = signs(opinion(agent, ternary, mortal), agent.public, by_name(steps(agent)))
         return agent, message, message, info
 
     def steps(agent: Agent) -> PyTree[Float[Array, ""]]:
@@ -120,7 +124,7 @@ def score_gossip(
         if modulation == "step":
             sizes = jax.tree.map(lambda z: agent.stepped.astype(z.dtype), agent.scores)
         else:
-            own = told(agent.scores, ternary)
+            own = opinion(agent, ternary, mortal)
             sizes = jax.tree.map(lambda x, known: jnp.mean(jnp.abs(x - known)), own, agent.public)
         return jax.tree.map(lambda size: size.astype(jnp.float32).astype(size.dtype), sizes)  # as they are sent
 
@@ -162,6 +166,14 @@ def score_gossip(
         return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)
 
     return local._replace(init=init, send=send, receive=receive, model=model, start_known=False)
+
+
+def opinion(agent: Agent, ternary: bool = False, mortal: tuple[Channels, ...] | None = None) -> Scores:
+    """What an agent tells: |z|, or z where masks are ternary; and where channels die, S of what it has lost."""
+    own = told(agent.scores, ternary)
+    if mortal is None:
+        return own
+    return jax.tree.map(lambda z, x, heard: jnp.where(z != 0, x, heard), agent.scores, own, agent.neighbours)
 
 
 def signs(own: Scores, public: Scores, steps: Mapping[str, Float[Array, ""]]) -> Message:

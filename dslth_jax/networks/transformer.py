@@ -44,7 +44,8 @@ class Block(nn.Module):
 
 
 class ViTTiny(nn.Module):
-    """Patches of 4x4 pixels, six blocks of width 192 with three heads: 2,665,344 masked entries for 10 classes."""
+    """Patches of 4x4 pixels, six blocks of width 192 with three heads: 2,665,344 masked entries for 10 classes. A
+    subclass may have another number of blocks, by its `stages`."""
 
     classes: int
     width: float = 1.0
@@ -58,7 +59,7 @@ class ViTTiny(nn.Module):
         batch, rows, columns, _ = patches.shape
         tokens = Projection(width, name="patches")(patches.reshape(batch, rows * columns, -1))
         tokens = tokens + jnp.asarray(place_code(rows, columns, width), tokens.dtype)[None]
-        tokens = through(self, [Block(heads=HEADS, name=f"block{number}") for number in range(1, 7)], tokens)
+        tokens = through(self, [Block(heads=HEADS, name=name) for name in self.stages[0]], tokens)
         return Linear(self.classes, name="head")(jnp.mean(layer_norm(tokens), 1))
 
     @property

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dslth_jax.channels import channels_of
+from dslth_jax.channels import Channels, channels_of
 from dslth_jax.networks.network import Network
 from dslth_jax.study.config.algorithms import foreign_to
 from dslth_jax.study.config.numbers import targets_of
 from dslth_jax.study.config.setting import flag, spelled
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.target_channels import left_of
 
 # The weight of a relative group lasso with which a controller starts that finds it itself.
 FIRST_STRENGTH = 0.05
@@ -66,10 +67,29 @@ def may_die(resolved: Settings) -> bool:
 
 
 def channels_that_die(settings: Settings, network: Network) -> dict[str, Any]:
-    """What a factory of an algorithm takes for it; a ValueError if the network's channels cannot die."""
+    """What a factory of an algorithm takes for it; a ValueError if the network's channels cannot die, or too many are
+    spared."""
     try:
-        return {"mortal": channels_of(network), "smallest_channels": settings.smallest_channels}
+        mortal = channels_of(network)
     except ValueError as error:
         raise ValueError(
             f"--group-lasso-strength relative does not go with --model {settings.model}: {error}"
         ) from None
+    expect_some_die(settings, mortal)
+    return {"mortal": mortal, "smallest_channels": settings.smallest_channels}
+
+
+def expect_some_die(settings: Settings, mortal: tuple[Channels, ...]) -> None:
+    """Raise a ValueError if so many channels are spared that none can die, or no layer comes to the lowest target."""
+    targets, spared = targets_of(settings), settings.smallest_channels
+    most = max(own.size for own in mortal)
+    if targets is None and spared >= most:
+        raise ValueError(
+            f"--smallest-channels must be below {most}, the channels of the largest layer of --model {settings.model}, "
+            f"got {spared}: none could die"
+        )
+    if targets is not None and spared > (left := int(left_of(float(targets.min()), most))):
+        raise ValueError(
+            f"--smallest-channels must be at most {left}, which --target-channels {settings.target_channels} leaves of "
+            f"the {most} of the largest layer of --model {settings.model}, got {spared}: no layer could come to it"
+        )

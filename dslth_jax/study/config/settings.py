@@ -162,8 +162,9 @@ class Method:
     target_channels: float | str | None = setting(
         None, bounds="(0, 1]", traced=True, needs=("group_lasso_strength", "relative")
     )
-    """Share of a network's channels (filters, and rows of linear layers; no classes) that are to be left: a number, or
-    one an agent as for --retention. The weight of the group lasso then finds itself, round by round."""
+    """Share of a network's channels (filters, rows of linear layers, heads of attention; no classes) that are to be
+    left: a number, or one an agent as for --retention. The weight of the group lasso then finds itself, round by
+    round."""
     smallest_channels: int = setting(1, bounds=COUNT, unit="channels", needs=("group_lasso_strength", "relative"))
     """How many channels of each layer, those of largest norm, never die."""
     group_lasso_form: Literal["proximal", "penalty"] = "proximal"

@@ -1,5 +1,6 @@
 """A command as a process of its own, which is watched, and stopped at a signal or at a time."""
 
+import os
 import signal
 import subprocess
 import time
@@ -29,9 +30,15 @@ def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable
     reaches it by this process alone: a second signal would end it at once. Raises OSError if it cannot be started.
     """
     began, asked = time.monotonic(), None
+    heard_at_once = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as written, log.open("rb") as read:
         child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, start_new_session=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=heard_at_once,
+            start_new_session=True,
         )
         try:
             while True:

@@ -125,9 +125,9 @@ def page_of(lines: Sequence[Line], left_out: Sequence[Line], head: Sequence[str]
         parts += [
             "## Left out for lack of time",
             table_of(
-                ("experiment", "claim", "minutes, about", "reduced", "the whole"),
+                ("experiment", "claim", "minutes of one core, about", "reduced", "the whole"),
                 [
-                    (line.name, line.claim.says, f"{line.minutes:.0f}", f"`{line.command}`", f"`{line.whole}`")
+                    (line.name, line.claim.says, estimate_of(line), f"`{line.command}`", f"`{line.whole}`")
                     for line in left_out
                 ],
             ),
@@ -135,10 +135,15 @@ def page_of(lines: Sequence[Line], left_out: Sequence[Line], head: Sequence[str]
     return "\n\n".join(parts) + "\n"
 
 
+def estimate_of(line: Line) -> str:
+    """How long an experiment is estimated to take, and by what."""
+    return f"{line.minutes:.1f}" + (f" ({line.claim.by})" if line.claim.by else "")
+
+
 def row_of(line: Line, out: Path) -> tuple[str, ...]:
     """The cells of one experiment."""
     if line.record is None:
-        return line.claim.says, line.name, "", "", "not begun: the budget had come to its end", ""
+        return line.claim.says, line.name, "", "", "not begun", ""
     came = came_of(line.claim, out / line.name, out / f"{line.name}.log")
     reason = f": {line.record['reason']}" if line.record["reason"] else ""
     minutes = f"{line.record['seconds'] / 60:.1f}"

@@ -21,7 +21,6 @@ from dslth_jax.study.claims.table import CLAIMS
 from dslth_jax.study.config import command
 from dslth_jax.study.config.resolve import obstacle_to_folder
 from dslth_jax.study.config.setting import flag, setting
-from dslth_jax.study.data.datasets import READERS
 from dslth_jax.study.results.folders import Row, now, replace, spelled_command
 from dslth_jax.study.system import machine
 from dslth_jax.study.system.console import Stream, counted
@@ -43,7 +42,7 @@ class All:
     only: str | None = None
     """Experiments by their names in the page, separated by commas; None is all."""
     dataset: str = "cifar10"
-    """Data set of all experiments, by name; digits makes all of them small."""
+    """Data set of all experiments: cifar10, cifar100, svhn_cropped, or digits, which makes all of them small."""
     data_dir: Path | None = None
     """Folder that has the data set, or gets it; None is the usual folder of tensorflow-datasets."""
     topology: str | None = None
@@ -166,7 +165,7 @@ def check(settings: All) -> None:
     """Raise a ValueError if a setting cannot be."""
     table.seconds_of(settings.budget)
     table.named(settings.only)
-    expect_choice("--dataset", settings.dataset, [*READERS])
+    expect_choice("--dataset", settings.dataset, table.DATASETS)
     if settings.dataset == "digits" and settings.data_dir is not None:
         raise ValueError("--data-dir is for data sets that are downloaded, digits needs none: leave it out")
     if settings.class_file is not None and not settings.class_file.is_file():

@@ -217,18 +217,19 @@ def programs(monkeypatch):
     for name in [*CLAIMS]:
         monkeypatch.delitem(CLAIMS, name)
     for name, claim in rows.items():
-        monkeypatch.setitem(CLAIMS, name, claim._replace(minutes=1000.0) if name == "long" else claim)
+        monkeypatch.setitem(CLAIMS, name, claim._replace(minutes=1e3, on_digits=1e3) if name == "long" else claim)
 
 
 def test_one_that_fails_is_told_and_the_others_go_on_and_resume_tries_it_again(programs, tmp_path, capsys):
     out = tmp_path / "out"
-    assert claims.main(["--budget", "1h", "--out", str(out)]) == 2
+    assert claims.main(["--budget", "1h", "--dataset", "digits", "--out", str(out)]) == 2
     said = capsys.readouterr()
     assert said.err == f"experiments.all: 1 experiment failed: bad; their logs are in {out}\n"
     assert "left out for lack of time: long\n" in said.out
     assert "1 of 2, good: about 0.0 minutes, 60.0 are left" in said.out
     text = (out / "claims.md").read_text()
     assert "| timeit works | good | a \\| b |  | done | 0.0 |" in text
+    assert "Digits in small networks:" in text
     assert "| json.tool works | bad | a \\| b |  | failed: code " in text
     assert "no-such-file" in text
     assert text.partition("## Left out for lack of time")[2].count("| long |") == 1
@@ -236,16 +237,16 @@ def test_one_that_fails_is_told_and_the_others_go_on_and_resume_tries_it_again(p
     records = json.loads((out / "claims.json").read_text())["records"]
     assert [records[name]["status"] for name in ("good", "bad")] == ["done", "failed"]
     # In the same folder: only what is not done; other settings are refused, and so is a record that is none.
-    assert claims.main(["--budget", "1h", "--out", str(out)]) == 2
+    assert claims.main(["--budget", "1h", "--dataset", "digits", "--out", str(out)]) == 2
     assert "name another, or say --resume" in capsys.readouterr().err
-    assert claims.main(["--budget", "1h", "--out", str(out), "--resume", "--seeds", "2"]) == 2
+    assert claims.main(["--budget", "1h", "--dataset", "digits", "--out", str(out), "--resume", "--seeds", "2"]) == 2
     assert "have other settings: --seeds was None and is 2" in capsys.readouterr().err
-    assert claims.main(["--budget", "1h", "--out", str(out), "--resume"]) == 2
+    assert claims.main(["--budget", "1h", "--dataset", "digits", "--out", str(out), "--resume"]) == 2
     assert "1 experiment in 1h: bad\n" in capsys.readouterr().out
-    assert claims.main(["--only", "good", "--out", str(out), "--resume"]) == 0
+    assert claims.main(["--only", "good", "--dataset", "digits", "--out", str(out), "--resume"]) == 0
     assert capsys.readouterr().out == f"all experiments in {out} are done: see {out / 'claims.md'}\n"
     (out / "claims.json").write_text("[]")
-    assert claims.main(["--out", str(out), "--resume"]) == 2
+    assert claims.main(["--dataset", "digits", "--out", str(out), "--resume"]) == 2
     assert "must be what this command has written, and is not" in capsys.readouterr().err
 
 

@@ -28,6 +28,7 @@ from dslth_jax.study.system.stopping import Stop
 
 RECORD = "claims.json"  # what has been done, for --resume
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+ON_DIGITS = "Digits in small networks: that says whether commands work, and little of the claims."
 AT_THE_END = "at the budget's end"
 MOST_ROUNDS, MOST_SEEDS = 10**6, 1000
 SAME = ("dataset", "data_dir", "topology", "class_file", "rounds", "seeds")  # of a command that goes on
@@ -135,6 +136,8 @@ class Work:
             f"Version {dslth_jax.__version__}{commit()}, {now()}. {spent:.1f} minutes so far; a budget of "
             f"{self.settings.budget} a command.",
         ]
+        if self.data["dataset"] == "digits":
+            head.append(ON_DIGITS)
         text = page.page_of([*map(self.line, shown)], [*map(self.line, others)], head, self.path)
         replace(self.path / "claims.md", text)
 

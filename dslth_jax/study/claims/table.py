@@ -22,7 +22,8 @@ ON_DIGITS = "--model small --resize 8 --agents 4 --batch-size 32"
 class Claim(NamedTuple):
     """A row: what is claimed, and a command that answers in less time than the whole experiment.
 
-    An estimate is of one core, with one seed, and proportional to rounds and seeds where there are any.
+    An estimate is of one idle core, with one seed. Where there are rounds, a part of it is for compiling, and the rest
+    is proportional to rounds and seeds.
     """
 
     says: str  # the claim
@@ -205,6 +206,9 @@ CLAIMS: dict[str, Claim] = {
 }
 
 
+COMPILING = 1 / 3  # of a row's minutes, whatever its rounds and seeds: a guess
+
+
 # Budgets -------------------------------------------------------------------------------------------------------------
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
@@ -232,9 +236,11 @@ def named(only: str | None) -> list[str]:
 
 
 def minutes_of(claim: Claim, on_digits: bool, rounds: int | None = None, seeds: int = 1) -> float:
-    """How long a row is estimated to take one core."""
+    """How long a row is estimated to take one core, with other rounds and seeds than its own where they are given."""
     minutes, own = (claim.on_digits, SMALL_ROUNDS) if on_digits else (claim.minutes, claim.rounds)
-    return minutes if claim.rounds is None or own is None else minutes * seeds * (rounds or own) / own
+    if claim.rounds is None or own is None:
+        return minutes
+    return minutes * (COMPILING + (1 - COMPILING) * seeds * (rounds or own) / own)
 
 
 def chosen(minutes: Mapping[str, float], budget: float) -> list[str]:

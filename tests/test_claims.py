@@ -158,7 +158,7 @@ def test_a_process_is_heard_to_its_end_and_its_exit_code_is_its_own(tmp_path):
     assert children.last_line(log) == "it said nothing"
     code = "import sys; print('one'); print('two', file=sys.stderr); sys.exit(3)"
     ended, heard = watched(code, log)
-    assert (ended.code, ended.stopped) == (3, False)
+    assert (ended.code, ended.stopped) == (3, "")
     assert sorted(heard.split()) == ["one", "two"]
     assert log.read_text() == heard
     assert children.last_line(log) in ("one", "two")
@@ -181,22 +181,22 @@ def test_at_a_signal_a_process_is_asked_to_save_and_waited_for(tmp_path):
     saves = "lambda *_: (print('saved'), sys.exit(143))"
     code = f"import signal, sys, time; signal.signal(signal.SIGTERM, {saves}); print('ready', flush=True)"
     ended, heard = asked_when_ready(f"{code}; time.sleep(60)", tmp_path / "log")
-    assert (ended.code, ended.stopped, heard.split()) == (143, True, ["ready", "saved"])
+    assert (ended.code, ended.stopped, heard.split()) == (143, children.BY_A_SIGNAL, ["ready", "saved"])
     # One that has come to its end all the same was not stopped.
     ended, _ = asked_when_ready(f"{code.replace('143', '0')}; time.sleep(60)", tmp_path / "log")
-    assert (ended.code, ended.stopped) == (0, False)
+    assert (ended.code, ended.stopped) == (0, "")
 
 
 def test_at_the_end_of_the_time_a_process_is_stopped_too(tmp_path):
     ended, _ = watched("import time; time.sleep(600)", tmp_path / "log", 0.2)
-    assert (ended.code, ended.stopped) == (-signal.SIGTERM, True)
+    assert (ended.code, ended.stopped) == (-signal.SIGTERM, children.OUT_OF_TIME)
 
 
 def test_a_process_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(children, "GRACE", 0.3)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True)"
     ended, heard = asked_when_ready(f"{deaf}; time.sleep(600)", tmp_path / "log")
-    assert (ended.code, ended.stopped, heard) == (-signal.SIGKILL, True, "ready\n")
+    assert (ended.code, ended.stopped, heard) == (-signal.SIGKILL, children.BY_A_SIGNAL, "ready\n")
 
 
 # The command, with other programs in the place of experiments --------------------------------------------------------

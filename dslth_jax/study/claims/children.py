@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dslth_jax.study.system.stopping import Stop
 
 GRACE = 300.0  # seconds for a round to end and be saved
+BY_A_SIGNAL, OUT_OF_TIME = "by a signal", "at the budget's end"  # why a process is asked to stop
 PAUSE = 0.1  # seconds between two looks
 
 
@@ -19,7 +20,7 @@ class Ended(NamedTuple):
 
     code: int  # its exit code, minus a signal's number where it was killed
     seconds: float
-    stopped: bool  # whether it was asked to stop before it had come to its end
+    stopped: str  # why it was asked to stop before it had come to its end; empty where it was not
 
 
 def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable[[str], None]) -> Ended:
@@ -29,7 +30,7 @@ def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable
     end (SIGTERM), and is killed if it does not within some minutes. It is in a session of its own, so that a Ctrl-C
     reaches it by this process alone: a second signal would end it at once. Raises OSError if it cannot be started.
     """
-    began, asked = time.monotonic(), None
+    began, asked, why = time.monotonic(), None, ""
     heard_at_once = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("wb") as written, log.open("rb") as read:
         child = subprocess.Popen(
@@ -45,10 +46,10 @@ def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable
                 code = child.poll()
                 say(read.read().decode(errors="replace"))
                 if code is not None:
-                    return Ended(code, time.monotonic() - began, asked is not None and code != 0)
+                    return Ended(code, time.monotonic() - began, why if code else "")
                 now = time.monotonic()
                 if asked is None and (stop.asked is not None or now >= until):
-                    asked = now
+                    asked, why = now, OUT_OF_TIME if stop.asked is None else BY_A_SIGNAL
                     child.send_signal(signal.SIGTERM)
                 elif asked is not None and now > asked + GRACE:
                     child.kill()

@@ -29,7 +29,6 @@ from dslth_jax.study.system.stopping import Stop
 RECORD = "claims.json"  # what has been done, for --resume
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 ON_DIGITS = "Digits in small networks: that says whether commands work, and little of the claims."
-AT_THE_END = "at the budget's end"
 MOST_ROUNDS, MOST_SEEDS = 10**6, 1000
 SAME = ("dataset", "data_dir", "topology", "class_file", "rounds", "seeds")  # of a command that goes on
 
@@ -261,7 +260,7 @@ def one(work: Work, name: str, ends: float, stop: Stop, say: Callable[[str], Non
         return DONE, ""
     ended = children.run([sys.executable, *work.words(name)], log, ends, stop, say)
     if ended.stopped:
-        status, reason = STOPPED, "by a signal" if stop.asked is not None else AT_THE_END
+        status, reason = STOPPED, ended.stopped
     elif ended.code:
         status, reason = FAILED, f"code {ended.code}, {children.last_line(log)[:500]}"
     else:

@@ -14,6 +14,7 @@ from tiny import TinyNet
 
 import dslth_jax
 from dslth_jax.networks import zoo
+from dslth_jax.study.claims.regenerate import All
 from dslth_jax.study.config import command
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, table
 from dslth_jax.study.config.setting import described, flag
@@ -44,12 +45,12 @@ COMPARISONS = {
     "validation": (validation, validation.Validation),
 }
 KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
-KINDS += (predict.Predict, export.Export, page.Theorem)
+KINDS += (predict.Predict, export.Export, page.Theorem, All)
 PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
     (program, words)
     for block in re.findall(r"```sh\n(.*?)```", "\n".join(DOCUMENTS.values()), re.DOTALL)
-    for program, words in re.findall(rf"-m experiments\.(cifar|sweep|{'|'.join(COMPARISONS)}) (.*)", block)
+    for program, words in re.findall(rf"-m experiments\.(all|cifar|sweep|{'|'.join(COMPARISONS)}) (.*)", block)
 ]
 
 
@@ -93,7 +94,9 @@ def test_the_population_learns(as_users_compile, capsys):
 
 @pytest.mark.parametrize(("program", "words"), COMMANDS)
 def test_commands_parse(program, words):
-    if program == "cifar":
+    if program == "all":
+        assert command.parse(shlex.split(words), All, program).budget == "2h"
+    elif program == "cifar":
         assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 16
     elif program in COMPARISONS:
         _, kind = COMPARISONS[program]
@@ -135,7 +138,33 @@ def test_no_figure_is_missing_and_every_link_leads_somewhere(name):
         found = (ROOT / name).parent / path if path else ROOT / name
         assert found.exists(), target
         headings = re.findall(r"^#+ (.*)$", found.read_text(), re.MULTILINE) if heading else []
-        assert not heading or heading in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
+        assert not heading or heading in {*map(anchor_of, headings)}
+
+
+def anchor_of(heading):
+    """Where a link to a heading leads."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def test_every_figure_of_a_claim_stands_in_the_section_that_it_links_to():
+    """And each claim has a verdict, a command that there is, seeds and hours."""
+    text = DOCUMENTS["experiments/RESULTS.md"]
+    headings = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    sections = dict(zip(map(anchor_of, headings[1::2]), headings[2::2], strict=True))
+    rows = re.findall(r"^\| (.*) \|$", text.partition("| claim |")[2].partition("\n\n")[0], re.MULTILINE)
+    names = [row.partition(":")[0] for row in rows]
+    assert {"Theorem", "Over-parameterization", "Heterogeneity boundary", "Cross-architecture"} <= {*names}
+    linked = 0
+    for row in rows:
+        _, verdict, figures, commands, _, _ = row.split(" | ")
+        assert "**" in verdict
+        for module in re.findall("`(.*?)`", commands):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+        for said, link in re.findall(r"(.*?)\(\[[^]]*\]\(#([^)]*)\)\)", figures):
+            for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", re.sub("`.*?`", "", said)):
+                assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\.?\d)", sections[link]), (number, link)
+                linked += 1
+    assert linked > 40
 
 
 def test_every_flag_that_is_named_exists():

@@ -1,0 +1,66 @@
+"""A command as a process of its own, which is watched, and stopped at a signal or at a time."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dslth_jax.study.system.stopping import Stop
+
+GRACE = 300.0  # seconds for a round to end and be saved
+BY_A_SIGNAL, OUT_OF_TIME = "by a signal", "at the budget's end"  # why a process is asked to stop
+PAUSE = 0.1  # seconds between two looks
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    code: int  # its exit code, minus a signal's number where it was killed
+    seconds: float
+    stopped: str  # why it was asked to stop before it had come to its end; empty where it was not
+
+
+def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable[[str], None]) -> Ended:
+    """Run a command to its end, with both of its streams in a file, and tell `say` what is new there.
+
+    At a signal, as `stop` has it, or at the time `until` of the monotonic clock, the process is asked once to save and
+    end (SIGTERM), and is killed if it does not within some minutes. It is in a session of its own, so that a Ctrl-C
+    reaches it by this process alone: a second signal would end it at once. Raises OSError if it cannot be started.
+    """
+    began, asked, why = time.monotonic(), None, ""
+    heard_at_once = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as written, log.open("rb") as read:
+        child = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=written,
+            stderr=subprocess.STDOUT,
+            env=heard_at_once,
+            start_new_session=True,
+        )
+        try:
+            while True:
+                code = child.poll()
+                say(read.read().decode(errors="replace"))
+                if code is not None:
+                    return Ended(code, time.monotonic() - began, why if code else "")
+                now = time.monotonic()
+                if asked is None and (stop.asked is not None or now >= until):
+                    asked, why = now, OUT_OF_TIME if stop.asked is None else BY_A_SIGNAL
+                    child.send_signal(signal.SIGTERM)
+                elif asked is not None and now > asked + GRACE:
+                    child.kill()
+                time.sleep(PAUSE)
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+
+
+def last_line(log: Path) -> str:
+    """The last line that is not empty, of what a process wrote; in words where there is none."""
+    lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")

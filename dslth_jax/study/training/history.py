@@ -167,6 +167,15 @@ class History:
         entries = sum(self.prepared.costs.entries[name] for name in of_role)
         return np.sum([np.asarray(own, np.float64) for own in of_role.values()], axis=0) / entries
 
+    def depths(self) -> list[int] | None:
+        """How many residual blocks each agent had in the last round; None where all have all."""
+        budget, costs = self.prepared.budget, self.prepared.costs
+        if budget is None or costs is None or budget.fewest is None:
+            return depths_of(self.prepared.settings)
+        kept = by_name(self.wanted if self.wanted is not None else self.prepared.hyper.kept)
+        had = [np.where(np.asarray(kept[name]) > 0, depth, 0) for name, depth in costs.needs.items()]
+        return np.max([np.full(self.prepared.agents, min(costs.needs.values()) - 1), *had], axis=0).tolist()
+
     def shares_alive(self) -> Shares:
         """The share of its channels that live in each agent's last model, where a rule can kill any."""
         prepared = self.prepared
@@ -224,7 +233,7 @@ class History:
         prepared, evaluation, work = self.prepared, self.evaluation, self.multiply_adds()
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
-        depths, alive = depths_of(prepared.settings), self.shares_alive()
+        depths, alive = self.depths(), self.shares_alive()
         return [
             {
                 "agent": agent,

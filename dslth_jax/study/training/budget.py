@@ -17,6 +17,7 @@ from dslth_jax.control import Controller
 from dslth_jax.depth import depths_of_layers, further_blocks
 from dslth_jax.depth_budgets import with_depths
 from dslth_jax.keys import key_of
+from dslth_jax.message_sizes import binary_entropy
 from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.networks.network import Network
 from dslth_jax.sharding import EVERYWHERE, SPREAD
@@ -25,6 +26,7 @@ from dslth_jax.study.config.numbers import depths_of, numbers_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import CONTROLLERS, bandwidth_of
 
+LITTLE = 0.1  # a share of a round's time that is hardly worth a controller
 TRAINING = 3  # forward passes that a training step takes as long as
 
 
@@ -168,3 +170,43 @@ def least_seconds(budget: Budget, costs: Costs, hyper: Any) -> Float[np.ndarray,
     if costs.sparse and budget.limits is not None:
         hyper = with_retention(hyper, jnp.asarray(budget.limits.low), budget.limits, costs.movable)
     return np.asarray(clock_of(budget, costs).work(hyper)) / np.asarray(budget.devices.speed)
+
+
+def share_by_retention(
+    budget: Budget, costs: Costs, hyper: Any, links: Int[np.ndarray, "agents"]
+) -> Float[np.ndarray, "agents"]:
+    """The largest share of τ that its retention can change, of each agent, within a controller's limits. Host side.
+
+    τ is what it computes, and a message over its `links` at its mean bandwidth; of a message it is known that it takes
+    between nothing and a mask's whole entropy, and of these two the one counts in which retention changes more.
+    """
+    assert budget.limits is not None, "a controller of retentions has limits"
+    limits, trace = budget.limits, budget.devices.bandwidth
+    lasting = np.diff(np.asarray(trace.ends, np.float64), axis=1, prepend=0)
+    rate = 1e6 * np.sum(lasting * trace.rates, axis=1) / np.sum(lasting, axis=1)
+    computing, sending = [], []
+    for of_range in np.linspace(0, 1, 9):
+        retention = jnp.asarray(limits.low + of_range * (limits.high - limits.low), np.float32)
+        own = with_retention(hyper, retention, limits, costs.movable)
+        kept = by_name(own.kept)
+        bits = sum(size * binary_entropy(kept[name] / size) for name, size in costs.movable.items())
+        computing.append(np.asarray(clock_of(budget, costs).work(own)) / np.asarray(budget.devices.speed))
+        sending.append(np.asarray(bits) * links / rate)
+    both = [np.array(computing), np.array(computing) + np.array(sending)]
+    return np.max([np.ptp(seconds, axis=0) / np.max(seconds, axis=0) for seconds in both], axis=0)
+
+
+def little_bought(
+    budget: Budget | None, costs: Costs | None, hyper: Any, links: Int[np.ndarray, "agents"]
+) -> list[str]:
+    """A sentence if a controller is to set retentions, and for most agents these change next to no time."""
+    if budget is None or costs is None or budget.limits is None:
+        return []
+    share = float(np.median(share_by_retention(budget, costs, hyper, links)))
+    if share >= LITTLE:
+        return []
+    return [
+        f"retention alone can change {share:.1%} of a round's simulated time at most (of the median agent): it buys "
+        f"next to no time here, unlike --controller period or depth, or --device-sparse for devices that skip what is "
+        f"not kept"
+    ]

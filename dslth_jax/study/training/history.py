@@ -21,7 +21,7 @@ from dslth_jax.study.config.mortality import may_die
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
-from dslth_jax.study.training.budget import least_seconds
+from dslth_jax.study.training.budget import least_seconds, little_bought
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -105,7 +105,9 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared)]
+        links = np.asarray(prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
+        little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
+        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared), *little]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began

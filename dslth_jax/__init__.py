@@ -34,6 +34,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     exchange        sparse mixing matrix times stacked messages -> heard
     population      the driver: one round of everyone
     budgets         controllers that set retentions by simulated time
+    depth_budgets   one that sets how many residual blocks agents have
     evaluation      per-agent accuracy on its own test samples
     compaction      a mask -> a smaller network with the same answers
     sharding        agents over devices

@@ -10,7 +10,8 @@ masks never jump. They get an agent's time τ and the deadline from the clock.
     prunefl    each layer keeps as many entries as serve it best, by squared gradient a second
     period     r stays, and an agent whose τ is p times the deadline sends in every p-th exchange only
 
-To add one, write its factory here and name it in `study.config.spellings.CONTROLLERS`.
+One that sets residual blocks stands in `depth_budgets`. To add one, write its factory here and name it in
+`study.config.spellings.CONTROLLERS`.
 """
 
 from collections.abc import Callable, Mapping

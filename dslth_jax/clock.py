@@ -4,10 +4,11 @@
 
 An agent works, then sends its message over one link after the other at the bandwidth that its device has at that time.
 Bits are an estimate that a compiled program can make: of a layer of n entries n · H2(p), where p is the share of bits
-that differ from those sent last, in the first message, or where listeners may lack that one, the share of ones; the
-ledger counts real messages. A round ends when the slowest is done, or at the deadline: who is not done by then is late,
-and neighbours hear what it sent before. What it sends now they hear in the next round. Nothing here is measured:
-simulated time is a function of the seed, the round and the settings.
+that differ from those sent last; in a key frame, or where listeners may lack what was sent last, the share of ones.
+Key frames are the first message and as many more as the ledger has. The ledger counts real messages. A round ends when
+the slowest is done, or at the deadline: who is not done by then is late, and neighbours hear what it sent before. What
+it sends now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the round
+and the settings.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Clock(NamedTuple):
     deadline: Float[Array, ""]
     # Whether listeners have what was sent before, so that a message says what has changed since then; else it says all.
     remembered: bool | Bool[Array, ""] = True
+    key_every: int = 0  # exchanges from one key frame to the next, which says all; 0 for none but the first
 
 
 class Times(NamedTuple):
@@ -65,6 +67,19 @@ def begin(clock: Clock) -> Times:
     """Before the first round."""
     deadline = jnp.asarray(clock.deadline, jnp.result_type(clock.deadline))
     return Times(jnp.zeros_like(deadline), jnp.where(deadline > 0, deadline, jnp.inf), jnp.int32(0))
+
+
+def told_before(clock: Clock, times: Times, start_known: bool) -> Bool[Array, ""]:
+    """Whether a message of the next exchange says only what has changed: it is no key frame, by the ledger's rule, and
+    listeners have the one before, which is at first the one that `start_known` says they know.
+
+    >>> [bool(told_before(Clock(None, None, None, key_every=2), Times(0, 0, n), True)) for n in range(4)]
+    [False, True, False, True]
+    """
+    key_frame = (
+        times.exchanges % clock.key_every == 0 if clock.key_every else (times.exchanges == 0) & (not start_known)
+    )
+    return clock.remembered & jnp.logical_not(key_frame)
 
 
 def lap(

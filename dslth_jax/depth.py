@@ -28,12 +28,31 @@ def absent(stages: Stages, depth: int) -> tuple[str, ...]:
     >>> absent([["a1", "a2", "a3"], ["b1", "b2"]], 3)
     ('b2', 'a3')
     """
-    further = [block for turn in zip_longest(*(stage[1:] for stage in stages)) for block in turn if block is not None]
+    further = further_blocks(stages)
     if not stages:
         raise ValueError("depth is a number of residual blocks, and the network has none: name another network")
     if not len(stages) <= depth <= len(stages) + len(further):
         raise ValueError(f"depth must be in {len(stages)}..{len(stages) + len(further)} residual blocks, got {depth}")
     return tuple(further[depth - len(stages) :])
+
+
+def further_blocks(stages: Stages) -> list[str]:
+    """The blocks that an agent may lack, in the order in which they come.
+
+    >>> further_blocks([["a1", "a2", "a3"], ["b1", "b2"]])
+    ['a2', 'b2', 'a3']
+    """
+    return [block for turn in zip_longest(*(stage[1:] for stage in stages)) for block in turn if block is not None]
+
+
+def depths_of_layers(stages: Stages, names: Collection[str]) -> dict[str, int]:
+    """From which depth on an agent has each of these layers, of those that it may lack.
+
+    >>> depths_of_layers([["a1", "a2", "a3"], ["b1", "b2"]], ["a1/kernel", "a3/kernel", "b2/kernel", "head"])
+    {'b2/kernel': 4, 'a3/kernel': 5}
+    """
+    further = enumerate(further_blocks(stages), len(stages) + 1)
+    return {name: depth for depth, block in further for name in names if belongs_to(name, block)}
 
 
 def kept_without(kept: PyTree[int | Int[Array, "..."]], blocks: Collection[str]) -> PyTree[int | Int[Array, "..."]]:

@@ -64,7 +64,8 @@ def held(message: Message, name: str, counts: Array) -> Array:
 def message_bits(message: Message, before: Message, sizes: Mapping[str, int], known: Any) -> Float[Array, "agents"]:
     """How many bits each agent's message takes, about.
 
-    A mask's by the entropy of what differs from the one `before`, or of itself where no other is `known` to listeners;
+    A mask's by the entropy of what differs from the one `before`, or of itself where no other is `known` to listeners,
+    or the one before lacks any of the layers (as after a block has come to an agent: such a message stands alone);
     a plane of signs that has a scale one an entry, and 32 for the scale; values 32 each, of those that bits keep where
     a name has bits. `sizes` says how many entries each name has.
 
@@ -73,6 +74,9 @@ def message_bits(message: Message, before: Message, sizes: Mapping[str, int], kn
     [4.0, 0.0]
     """
     total: Any = jnp.zeros(count_of(message))
+    if message.has is not None and before.has is not None:
+        lacked = [message.has[name] & ~before.has[name] for name in message.masks]
+        known = known & ~reduce(jnp.logical_or, lacked, jnp.zeros(total.shape, bool))
     for name in {**message.masks, **message.values}:
         bits: Any = jnp.zeros_like(total)
         if name in message.masks:

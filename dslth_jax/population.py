@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
-from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of
+from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of, told_before
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.keys import expect_key, reproducible
@@ -263,8 +263,7 @@ def timed_lap(
     if holds_anything(message):
         entries = unpacked(jax.tree.map(lambda leaf: leaf[0], message), world)
         sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}
-        known = clock.remembered & (start_known | (state.clock.exchanges > 0))
-        bits = message_bits(message, state.sent, sizes, known)
+        bits = message_bits(message, state.sent, sizes, told_before(clock, state.clock, start_known))
     sending = jnp.full(links.shape, holds_anything(message)) if speaking is None else speaking
     return lap(clock, state.clock, hyper, bits, links, sending, due, lambda own: from_all_devices(own, axis))
 

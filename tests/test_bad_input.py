@@ -494,7 +494,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--bandwidth constant:1 --algorithm score-gossip"),
     ],
     "controller": [
-        ("bandits", "--controller must be one of deadline, balance, bandit, prunefl, period, got 'bandits'", ""),
+        ("bandits", "--controller must be one of deadline, balance, bandit, prunefl, period, depth, got 'bandits'", ""),
         ("deadline", "--controller needs --bandwidth", ""),
         ("bandit", "--controller bandit sets retentions of masks of scores, with --algorithm mce-pl, score-gossip",
          "--bandwidth constant:1 --algorithm dsgd"),
@@ -504,6 +504,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--bandwidth constant:1 --retention-policy global"),
         ("prunefl", "follows no schedule of --retention, got 0.5@cosine:0.2: leave out what",
          "--bandwidth constant:1 --retention 0.5@cosine:0.2"),
+        ("depth", "--controller depth sets how many residual blocks agents have, and --model small has none that they "
+         "may lack: name another, such as resnet20", "--bandwidth constant:1 --model small"),
+        ("depth", "--controller depth needs --algorithm mce-pl, independent", "--bandwidth constant:1 "
+         "--algorithm dsgd"),
         ("period", "--controller period needs messages, and --algorithm independent sends none",
          "--bandwidth constant:1 --algorithm independent"),
         ("period", "--controller period lets messages come late, and --algorithm score-gossip adds up",
@@ -844,7 +848,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "device_speed": ("1e10 1e9:1e10", "0 1e30 fast"),
     "device_sparse": ("", "True"),
     "deadline": ("1 0.001 None", "0 -1 nan"),
-    "controller": ("None deadline balance bandit prunefl period", "bandits none"),
+    "controller": ("None deadline balance bandit prunefl period", "bandits none depth"),
     "controller_gain": ("0.5 1", "0 2"),
     "retention_bounds": ("0.05:0.9 0.3:0.3", "0:1 0.9:0.1 0.5"),
     "retention_jump": ("0.05 1", "0 2"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,10 +12,16 @@ from test_sweep import assert_alone_as_together, members
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
 from dslth_jax.bandwidth import constant
+from dslth_jax.budgets import Limits
 from dslth_jax.clock import Devices
 from dslth_jax.study.sweeping.grid import Sweep, groups_of
-from dslth_jax.study.training.budget import Budget, Costs, cost_of_entries
+from dslth_jax.study.training.budget import Budget, Costs, cost_of_entries, little_bought, share_by_retention
 from experiments import cifar, sweep
+
+
+class Hyper(NamedTuple):
+    kept: dict
+
 
 BASE = {"dataset": "digits", "model": "tiny", "agents": 4, "rounds": 6, "eval_every": 3, "preset": "tuned"}
 FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", "8", "--eval-every", "3"]
@@ -43,6 +50,22 @@ def test_what_entries_cost_is_what_the_round_took_however_many_multiply_adds_it_
     seconds = np.float32([152.0, 151.0])  # of which 150.5 to compute
     of_entry = cost_of_entries(budget, costs)(kept, seconds)
     np.testing.assert_allclose(sum(of_entry[name] * kept[name] for name in kept), seconds, rtol=1e-5)
+
+
+def test_where_retention_buys_no_time_a_run_says_so():
+    """By hand: 1000 entries of which a tenth to a half are kept; 1 s of computing where all are, 1000 bits in 1 ms."""
+    hyper, entries = Hyper({"a": np.full(2, 300, np.int32)}), {"a": 1000}
+    limits = Limits(*(np.full(2, own, np.float32) for own in (0.3, 0.1, 0.5)), np.float32(1), np.float32(1))
+    devices = Devices(np.full(2, 1e6, np.float32), constant(2, 1.0))
+    budget = Budget(devices, np.float32(np.inf), limits)
+    dense, sparse = (Costs({"a": 1000}, entries, entries, own, masked=True) for own in (False, True))
+    links = np.array([0, 1])
+    entropy = -(0.1 * np.log2(0.1) + 0.9 * np.log2(0.9))
+    expected = [0, (1 - entropy) * 1e-3 / (1 + 1e-3)]
+    np.testing.assert_allclose(share_by_retention(budget, dense, hyper, links), expected, rtol=1e-3)
+    np.testing.assert_allclose(share_by_retention(budget, sparse, hyper, links), 0.8, rtol=1e-5)
+    assert "buys next to no time" in " ".join(little_bought(budget, dense, hyper, links))
+    assert little_bought(budget, sparse, hyper, links) == little_bought(None, None, hyper, links) == []
 
 
 def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):

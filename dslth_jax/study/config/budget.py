@@ -11,7 +11,8 @@ from dslth_jax.study.config.numbers import numbers_in
 from dslth_jax.study.config.setting import described, flag, within
 from dslth_jax.study.config.settings import Budget, Settings
 
-GO_BY_DEADLINE = ("deadline", "period")  # controllers
+GO_BY_DEADLINE = ("deadline", "period", "depth")  # controllers
+NOT_OF_RETENTIONS = (None, "period", "depth")
 OF_CONTROLLERS = ("controller_gain", "retention_bounds", "retention_jump")
 
 
@@ -23,7 +24,7 @@ def check_budget(settings: Settings) -> None:
             raise ValueError(f"{flag(name)} needs --bandwidth, such as constant:10: say it, or leave {flag(name)} out")
         return
     row = ALGORITHMS[settings.algorithm]
-    retains = controller not in (None, "period")
+    retains = controller not in NOT_OF_RETENTIONS
     for name in (name for name in OF_CONTROLLERS if name in given and not retains):
         raise ValueError(
             f"{flag(name)} needs a --controller that sets retentions, got {controller}: say one, such as deadline, or "
@@ -35,6 +36,9 @@ def check_budget(settings: Settings) -> None:
             f"--controller {controller} sets retentions of masks of scores, with --algorithm {having}, got "
             f"{settings.algorithm}: leave it out"
         )
+    if controller == "depth" and "depth" not in row.further:
+        having = ", ".join(name for name, one in ALGORITHMS.items() if "depth" in one.further and one.bits != "changes")
+        raise ValueError(f"--controller depth needs --algorithm {having}, got {settings.algorithm}: take another")
     if controller == "prunefl" and not row.tells_squares:
         having = " or ".join(name for name, one in ALGORITHMS.items() if one.tells_squares)
         raise ValueError(f"--controller prunefl needs --algorithm {having}, got {settings.algorithm}: take another")

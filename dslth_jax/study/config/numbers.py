@@ -125,7 +125,10 @@ def population_hyper(settings: Settings, network: Network) -> tuple[Any, Any]:
     if "kept" in kind._fields:
         by_scores = ALGORITHMS[settings.algorithm].by_scores
         policy = settings.retention_policy if by_scores else None
-        values["kept"], schedules["kept"] = population_kept(numbers, network, policy, lacking(settings, network))
+        blocks = lacking(settings, network)
+        if settings.controller == "depth":  # which begins with all of them
+            blocks = [()] * settings.agents
+        values["kept"], schedules["kept"] = population_kept(numbers, network, policy, blocks)
     if settings.group_lasso_strength == "relative" and "group_lasso" in schedules:
         schedules["group_lasso"] = product(schedules["group_lasso"], schedules["lr"])
     return kind(*(values[name] for name in kind._fields)), kind(*(schedules[name] for name in kind._fields))

@@ -291,6 +291,6 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     if settings.head_order == "head-first":
         switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
-    if settings.depth is not None and row.sends != "nothing":
+    if (settings.depth is not None or settings.controller == "depth") and row.sends != "nothing":
         algorithm = with_layers_had(algorithm)
     return with_personal_layers(algorithm, personal)

@@ -237,8 +237,9 @@ class Budget:
     controller goes by a deadline, takes 0.8 times the median time of the first exchange."""
     controller: str | None = None
     """What sets budgets after each exchange: deadline (retention by time over deadline), balance (equal times at
-    the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) or
-    period (slow agents send less often); None is nothing."""
+    the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) period
+    (slow agents send less often) or depth (residual blocks by time over deadline, --depth of them at least); None is
+    nothing."""
     controller_gain: float = setting(0.5, bounds="(0, 1]", traced=True)
     """Exponent with which deadline and balance correct retentions."""
     retention_bounds: str = setting("0.05:0.9", traced=True)

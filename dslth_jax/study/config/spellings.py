@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from dslth_jax import augment, bandwidth, budgets, graphs, partition, schedules, skew
+from dslth_jax import augment, bandwidth, budgets, depth_budgets, graphs, partition, schedules, skew
 from dslth_jax.algorithm import belongs_to
 from dslth_jax.augment import Augment
 from dslth_jax.bandwidth import Trace
@@ -47,7 +47,7 @@ SCHEDULES = {"constant": lambda: schedules.constant} | by_name(schedules.cosine,
 
 BANDWIDTHS = by_name(bandwidth.constant, bandwidth.lognormal, bandwidth.markov, bandwidth.collapse)
 CONTROLLERS: dict[str, Callable[..., Controller]] = by_name(
-    budgets.deadline, budgets.balance, budgets.bandit, budgets.prunefl, budgets.period
+    budgets.deadline, budgets.balance, budgets.bandit, budgets.prunefl, budgets.period, depth_budgets.depth
 )
 
 

@@ -1,27 +1,32 @@
 """From settings to a simulated clock and a controller: their traced numbers, and what they are built of."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dslth_jax import control
 from dslth_jax.algorithm import by_name
 from dslth_jax.budgets import Cost, Limits, prunefl, with_retention
 from dslth_jax.clock import Clock, Devices
 from dslth_jax.control import Controller
+from dslth_jax.depth import depths_of_layers, further_blocks
+from dslth_jax.depth_budgets import with_depths
 from dslth_jax.keys import key_of
+from dslth_jax.message_sizes import binary_entropy
 from dslth_jax.networks.cost import positions_of, sizes_of
 from dslth_jax.networks.network import Network
 from dslth_jax.sharding import EVERYWHERE, SPREAD
-from dslth_jax.study.config.budget import GO_BY_DEADLINE, bounds_of, speeds_of
-from dslth_jax.study.config.numbers import numbers_of
+from dslth_jax.study.config.budget import GO_BY_DEADLINE, NOT_OF_RETENTIONS, bounds_of, speeds_of
+from dslth_jax.study.config.numbers import depths_of, numbers_of
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import CONTROLLERS, bandwidth_of
 
+LITTLE = 0.1  # a share of a round's time that is hardly worth a controller
 TRAINING = 3  # forward passes that a training step takes as long as
 
 
@@ -31,6 +36,7 @@ class Budget(NamedTuple):
     devices: Devices
     deadline: Any  # seconds, as `Clock` has it
     limits: Limits | None  # None where nothing sets retentions
+    fewest: Int[np.ndarray, "agents"] | None = None  # residual blocks of an agent, where something sets depths
 
 
 def places_of(budget: Budget | None) -> Any:
@@ -38,7 +44,7 @@ def places_of(budget: Budget | None) -> Any:
     spread: Any = SPREAD
     common: Any = EVERYWHERE
     limits = Limits(spread, spread, spread, common, common)
-    return budget and Budget(spread, common, budget.limits and limits)
+    return budget and Budget(spread, common, budget.limits and limits, None if budget.fewest is None else spread)
 
 
 def with_steps(budget: Budget, steps: int) -> Budget:
@@ -57,6 +63,7 @@ class Costs(NamedTuple):
     movable: dict[str, int]  # entries of the layers that are not always kept whole
     sparse: bool  # whether entries that are not kept take no time
     masked: bool  # whether agents say how many they keep
+    needs: Mapping[str, int] = MappingProxyType({})  # from which depth on agents have layers that they may lack
 
 
 def costs_of(settings: Settings, network: Network, image_shape: tuple[int, int, int], batch_size: int) -> Costs:
@@ -70,10 +77,11 @@ def costs_of(settings: Settings, network: Network, image_shape: tuple[int, int, 
     passes = {name: TRAINING * batch_size * steps * number for name, number in positions.items()}
     entries = sizes_of(masked)
     movable = {name: size for name, size in entries.items() if network.roles[name] != "depthwise"}
-    return Costs(passes, entries, movable, settings.device_sparse, bool(numbers_of(settings).get("retention")))
+    needs = depths_of_layers(network.stages, entries)
+    return Costs(passes, entries, movable, settings.device_sparse, bool(numbers_of(settings).get("retention")), needs)
 
 
-def budget_of(settings: Settings) -> Budget | None:
+def budget_of(settings: Settings, network: Network) -> Budget | None:
     """The traced numbers of resolved settings; None where no time is simulated. A ValueError on bad input."""
     if settings.bandwidth is None:
         return None
@@ -82,12 +90,25 @@ def budget_of(settings: Settings) -> Budget | None:
     devices = Devices(speeds_of(settings).astype(np.float32), trace)
     needed = 0.0 if settings.controller in GO_BY_DEADLINE else np.inf
     deadline = np.float32(needed if settings.deadline is None else settings.deadline)
-    if settings.controller in (None, "period") or own is None:
+    if settings.controller == "depth":
+        return Budget(devices, deadline, None, fewest_blocks(settings, network))
+    if settings.controller in NOT_OF_RETENTIONS or own is None:
         return Budget(devices, deadline, None)
     low, high = bounds_of(settings)
     several = [own.values, np.full(agents, low), np.full(agents, high), settings.retention_jump]
     limits = Limits(*(np.array(one, np.float32) for one in [*several, settings.controller_gain]))
     return Budget(devices, deadline, limits)
+
+
+def fewest_blocks(settings: Settings, network: Network) -> Int[np.ndarray, "agents"]:
+    """How many residual blocks each agent has at least under the controller of depths; a ValueError if the network has
+    none that an agent may lack."""
+    if not further_blocks(network.stages):
+        raise ValueError(
+            f"--controller depth sets how many residual blocks agents have, and --model {settings.model} has none that "
+            f"they may lack: name another, such as resnet20, or leave the controller out"
+        )
+    return np.array(depths_of(settings) or [len(network.stages)] * settings.agents, np.int32)
 
 
 def work_of(costs: Costs, kept: Mapping[str, Any]) -> Any:
@@ -117,6 +138,8 @@ def controller_of(name: str | None, schedules: Any, budget: Budget | None, costs
     if name is None or budget is None or costs is None:
         return scheduled
     makes: Any = CONTROLLERS[name]
+    if budget.fewest is not None:
+        return control.chain(scheduled, makes(budget.fewest, costs.needs))
     if budget.limits is None:
         return control.chain(scheduled, makes())
     given: dict[str, Any] = {"limits": budget.limits, "entries": costs.movable}
@@ -142,6 +165,48 @@ def cost_of_entries(budget: Budget, costs: Costs) -> Cost:
 def least_seconds(budget: Budget, costs: Costs, hyper: Any) -> Float[np.ndarray, "agents"]:
     """What each agent's device computes for in a round at the least, whatever it sends; `hyper` are the run's own
     settings. Host side."""
+    if budget.fewest is not None:
+        hyper = with_depths(hyper, jnp.asarray(budget.fewest), costs.needs)
     if costs.sparse and budget.limits is not None:
         hyper = with_retention(hyper, jnp.asarray(budget.limits.low), budget.limits, costs.movable)
     return np.asarray(clock_of(budget, costs).work(hyper)) / np.asarray(budget.devices.speed)
+
+
+def share_by_retention(
+    budget: Budget, costs: Costs, hyper: Any, links: Int[np.ndarray, "agents"]
+) -> Float[np.ndarray, "agents"]:
+    """The largest share of τ that its retention can change, of each agent, within a controller's limits. Host side.
+
+    τ is what it computes, and a message over its `links` at its mean bandwidth; of a message it is known that it takes
+    between nothing and a mask's whole entropy, and of these two the one counts in which retention changes more.
+    """
+    assert budget.limits is not None, "a controller of retentions has limits"
+    limits, trace = budget.limits, budget.devices.bandwidth
+    lasting = np.diff(np.asarray(trace.ends, np.float64), axis=1, prepend=0)
+    rate = 1e6 * np.sum(lasting * trace.rates, axis=1) / np.sum(lasting, axis=1)
+    computing, sending = [], []
+    for of_range in np.linspace(0, 1, 9):
+        retention = jnp.asarray(limits.low + of_range * (limits.high - limits.low), np.float32)
+        own = with_retention(hyper, retention, limits, costs.movable)
+        kept = by_name(own.kept)
+        bits = sum(size * binary_entropy(kept[name] / size) for name, size in costs.movable.items())
+        computing.append(np.asarray(clock_of(budget, costs).work(own)) / np.asarray(budget.devices.speed))
+        sending.append(np.asarray(bits) * links / rate)
+    both = [np.array(computing), np.array(computing) + np.array(sending)]
+    return np.max([np.ptp(seconds, axis=0) / np.max(seconds, axis=0) for seconds in both], axis=0)
+
+
+def little_bought(
+    budget: Budget | None, costs: Costs | None, hyper: Any, links: Int[np.ndarray, "agents"]
+) -> list[str]:
+    """A sentence if a controller is to set retentions, and for most agents these change next to no time."""
+    if budget is None or costs is None or budget.limits is None:
+        return []
+    share = float(np.median(share_by_retention(budget, costs, hyper, links)))
+    if share >= LITTLE:
+        return []
+    return [
+        f"retention alone can change {share:.1%} of a round's simulated time at most (of the median agent): it buys "
+        f"next to no time here, unlike --controller period or depth, or --device-sparse for devices that skip what is "
+        f"not kept"
+    ]

@@ -21,7 +21,7 @@ from dslth_jax.study.config.mortality import may_die
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
-from dslth_jax.study.training.budget import least_seconds
+from dslth_jax.study.training.budget import least_seconds, little_bought
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -105,7 +105,9 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared)]
+        links = np.asarray(prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
+        little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
+        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared), *little]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began
@@ -167,6 +169,15 @@ class History:
         entries = sum(self.prepared.costs.entries[name] for name in of_role)
         return np.sum([np.asarray(own, np.float64) for own in of_role.values()], axis=0) / entries
 
+    def depths(self) -> list[int] | None:
+        """How many residual blocks each agent had in the last round; None where all have all."""
+        budget, costs = self.prepared.budget, self.prepared.costs
+        if budget is None or costs is None or budget.fewest is None:
+            return depths_of(self.prepared.settings)
+        kept = by_name(self.wanted if self.wanted is not None else self.prepared.hyper.kept)
+        had = [np.where(np.asarray(kept[name]) > 0, depth, 0) for name, depth in costs.needs.items()]
+        return np.max([np.full(self.prepared.agents, min(costs.needs.values()) - 1), *had], axis=0).tolist()
+
     def shares_alive(self) -> Shares:
         """The share of its channels that live in each agent's last model, where a rule can kill any."""
         prepared = self.prepared
@@ -224,7 +235,7 @@ class History:
         prepared, evaluation, work = self.prepared, self.evaluation, self.multiply_adds()
         neighbours, held = prepared.last_adjacency.sum(axis=1), self.held
         balanced = balanced_accuracy(np.asarray(evaluation.right), self.tested)
-        depths, alive = depths_of(prepared.settings), self.shares_alive()
+        depths, alive = self.depths(), self.shares_alive()
         return [
             {
                 "agent": agent,

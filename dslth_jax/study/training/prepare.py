@@ -105,7 +105,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         algorithm=algorithm,
         hyper=hyper,
         schedules=schedules,
-        budget=(budget := budget_of(settings)),
+        budget=(budget := budget_of(settings, network)),
         costs=costs_of(settings, network, image_shape, batch_size) if budget else None,
         targets=targets_of(settings),
         aiming=aiming_of(settings, network),

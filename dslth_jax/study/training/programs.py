@@ -83,7 +83,8 @@ def compile_programs(plan: Plan) -> Programs:
         clock = clock_of(own.budget, first.costs) if own.budget and first.costs else None
         if clock is not None:  # as the ledger counts
             lasting = first.topology.redraw is None
-            clock = clock._replace(remembered=lasting & (jnp.asarray(own.link_drop) == 0))
+            surely = lasting & (jnp.asarray(own.link_drop) == 0)
+            clock = clock._replace(remembered=surely, key_every=first.course.key_every)
         controller = controller_of(first.settings.controller, first.schedules, own.budget, first.costs)
         if own.targets is not None and first.aiming is not None:
             controller = control.chain(controller, first.aiming(jnp.asarray(own.targets)))

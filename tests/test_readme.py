@@ -107,7 +107,8 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "clock",
+    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "class_lists",
+    "clock",
     "codec.messages", "codec.entropy", "compaction", "control", "exchange", "graphs", "group_lasso", "keys",
     "masks", "message_sizes", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
     "networks.wiring", "over_agents", "partition", "retention", "schedules", "skew", "subset_sums",

@@ -536,8 +536,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
-        ("alexnte", "must be one of alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, "
-            "vit-tiny, got 'alexnte'; did you mean alexnet?", ""),
+        ("alexnte", "must be one of alexnet, small, conv3, plain2, plain4, plain5, plain6, plain7, plain8, conv4, "
+            "conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, vit-tiny, got 'alexnte'; did you mean alexnet?", ""),
         ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
     ],
     "width": [

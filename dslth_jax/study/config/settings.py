@@ -190,8 +190,9 @@ class Method:
     clamp: float = setting(0.01, bounds="[1e-06, 0.5)", traced=True)
     """How close to 0 and 1 fedpm's mean masks may be."""
     model: str | None = None
-    """Network: alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2 or vit-tiny; None is
-    alexnet for images of 21 pixels a side or more, else small."""
+    """Network: alexnet, small, conv3, plain2, plain4 to plain8 (conv3 of so many convolutions), conv4, conv6, vgg11,
+    mlp, resnet18, resnet20, mobilenetv2 or vit-tiny; None is alexnet for images of 21 pixels a side or more, else
+    small."""
     width: float = setting(1.0, bounds="(0, 16]")
     """Factor on the channels of all layers but the last, and on the features of linear ones."""
     exits: Literal["last", "each-stage", "distilled"] = "last"

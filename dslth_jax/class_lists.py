@@ -21,7 +21,7 @@ def window_classes(
     agents together go round the classes a whole number of times, as those of 20 agents do with 10 classes. Raises a
     ValueError if the window would not move by whole classes, or would meet its own other end.
 
-    >>> window_classes(3, classes=10, per_agent=4, overlap=1, rng=np.random.default_rng(0))[0]
+    >>> window_classes(3, classes=10, per_agent=4, overlap=1.0, rng=np.random.default_rng(0))[0]
     [2, 4, 6, 7]
     >>> held = window_classes(20, classes=10, per_agent=4, overlap=0.25, rng=np.random.default_rng(0))
     >>> {len({*own} & {*other}) for own, other in zip(held, held[1:] + held[:1])}

@@ -121,7 +121,7 @@ def draw_lines(axes: "Axes", lines: Lines, panel: Panel, bands: int | None = Non
         axes.axhline(0, color=FAINT, linestyle=":", zorder=1)
     axes.set(xlabel=words_of(across, lines), ylabel=(WORDS | AXES)[up])
     axes.locator_params(nbins=6)
-    axes.locator_params("x", integer=across == "round")
+    axes.locator_params("x", integer=across in ("round", "depth"))
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")

@@ -224,14 +224,15 @@ def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
     over = [f"less {baseline}, points"] if any(gained.values()) else []
     behind = [*(MODELS if models else {}), *([] if seconds is None else [f"accuracy after {seconds:,.4g} s, %"])]
     ranked = f" Arms stand {best}." if "validation, %" in columns else ""
-    paired = " With 95 % intervals (Student's t) of differences paired by seed. " if over else ""
+    losing = gains.below(gained, baseline)
+    paired = f" Differences are paired by seed, their 95 % intervals Student's t. {losing}" if losing else ""
     first, *others = columns
     lines = [
         f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}{gains.below(gained, baseline)}\n",
+        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}\n",
         f"| arm | {' | '.join([first, *over, *others, *behind])} |",
         "|---" * (1 + len(columns) + len(over) + len(behind)) + "|",
     ]

@@ -9,6 +9,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     subset_sums     which of n numbers add up nearest to a target, exactly: what strong lottery tickets stand on
     tickets         a target network as a masked random one of twice the depth, by the theorem's construction
     schedules       factors on traced settings as functions of the traced round
+    class_lists     which classes each agent holds
     partition       labels -> which samples each agent holds
     tested_on       which samples each agent is tested on, and holds back to be validated on
     label_shares    what came of it: counts of classes, overlap of two agents, how unlike agents are

@@ -1,6 +1,7 @@
 """Partitions: labels to the samples each agent holds. Host side, numpy; the population's world.
 
     classes      a few classes an agent, drawn at random; `of_classes` where they are given
+    overlapping  a few classes an agent, so many of them the next agent's too
     dirichlet    labels skewed
     quantity     sizes skewed
     iid          neither
@@ -22,11 +23,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int32, Shaped
 
+from dslth_jax.class_lists import draw_classes, window_classes
 from dslth_jax.tested_on import Indices, Labels, Ranks, hold_back, rank_in_class, tests_by_class, tests_in_proportion
 
 __all__ = [
     "Indices", "Labels", "Owners", "Partition", "classes", "dirichlet", "draw_classes", "hold_back", "iid",
-    "of_classes", "owned", "owners", "quantity", "split_by_class", "stack", "tests_by_class", "tests_in_proportion",
+    "of_classes", "overlapping", "owned", "owners", "quantity", "split_by_class", "stack", "tests_by_class",
+    "tests_in_proportion", "window_classes",
 ]  # fmt: skip
 
 Owners = Shaped[np.ndarray, "_"]  # of samples: whole numbers, or words
@@ -77,13 +80,40 @@ def of_classes(
     *,
     test_labels: Labels | None = None,
     fraction: float = 1.0,
+    parts: int | None = None,
 ) -> Partition:
     """Each class split evenly among the agents that hold it; everybody is tested on all samples of its classes.
 
-    The authors' way. `classes_of` lists every agent's classes.
+    The authors' way. `classes_of` lists every agent's classes; `parts` as in `split_by_class`.
     """
-    train = split_by_class(labels, classes_of, np.random.default_rng(seed), fraction)
+    train = split_by_class(labels, classes_of, np.random.default_rng(seed), fraction, parts)
     return Partition(train, *([], []) if test_labels is None else tests_by_class(test_labels, classes_of))
+
+
+def overlapping(
+    labels: Labels,
+    agents: int,
+    overlap: float = 0.5,
+    per_agent: int = 4,
+    seed: Any = 0,
+    *,
+    test_labels: Labels | None = None,
+    fraction: float = 1.0,
+    among: int | None = None,
+) -> Partition:
+    """`per_agent` classes an agent, of which it shares `overlap` with the next agent on a ring: see `window_classes`.
+
+    Each class is split into as many parts as there are agents, and whoever holds it has one part. So agents have as
+    many samples whatever they share, and only what they share differs. `among` as in `classes`.
+    """
+    _expect_request(agents, fraction)
+    among = _count_of(labels) if among is None else among
+    # Refuse millions of agents before listing their classes one by one.
+    if agents > len(labels):
+        _expect_enough(len(labels), agents, fraction)
+    rng = np.random.default_rng(seed)
+    classes_of = window_classes(agents, among, per_agent, overlap, rng)
+    return of_classes(labels, classes_of, rng, test_labels=test_labels, fraction=fraction, parts=agents)
 
 
 def dirichlet(
@@ -202,17 +232,17 @@ def owned(
     return Partition(train, tests, ranks)
 
 
-def draw_classes(agents: int, classes: int, classes_per_agent: int, rng: np.random.Generator) -> list[list[int]]:
-    """`classes_per_agent` different classes for every agent, uniformly at random."""
-    return [sorted(rng.choice(classes, classes_per_agent, replace=False).tolist()) for _ in range(agents)]
-
-
 def split_by_class(
-    labels: Labels, classes_of: Sequence[Sequence[int]], rng: np.random.Generator, fraction: float = 1.0
+    labels: Labels,
+    classes_of: Sequence[Sequence[int]],
+    rng: np.random.Generator,
+    fraction: float = 1.0,
+    parts: int | None = None,
 ) -> list[Indices]:
     """Each class's samples, shuffled, split evenly among the agents that hold it; `fraction` of each share is used.
 
-    Every agent gets at least one sample of each of its classes.
+    With `parts` it is split into so many, at least as many as hold it, and the parts that are left are nobody's. Every
+    agent gets at least one sample of each of its classes.
     """
     _expect_request(len(classes_of), fraction)
     for agent, row in enumerate(classes_of):
@@ -225,8 +255,9 @@ def split_by_class(
         if not samples.size:
             some = f"agents {', '.join(map(str, holders[:5]))}{' and others' * (len(holders) > 5)} hold it"
             raise ValueError(f"class {label} has no training samples, and {some}: name other classes, or more data")
-        _expect_enough(len(samples), len(holders), fraction, f"class {label}: ")
-        for agent, share in zip(holders, np.array_split(samples, len(holders)), strict=True):
+        into = parts or len(holders)
+        _expect_enough(len(samples), into, fraction, f"class {label}: ")
+        for agent, share in zip(holders, np.array_split(samples, into)[: len(holders)], strict=True):
             own[agent].append(_part(share, fraction))
     return [np.concatenate(shares) for shares in own]
 

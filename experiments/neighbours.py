@@ -12,7 +12,7 @@ See experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +28,15 @@ class Neighbours(Proxy):
     def arms(self) -> Arms:
         """Alone and pooled; the force and the gossip; the paper's fusion; weights, and weights with a personal head."""
         first, *others = dict.fromkeys(listed("every", self.every, int))
-        masks, head = {"algorithm": "mce-pl"}, {"personal_layers": "last"}
-        force = {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own"}
+        known = ways(first)
         return {
-            "alone": {"algorithm": "independent"},
-            "pooled": {"algorithm": "independent", "images": "pooled"},
-            **{f"force, every {rounds}": {**force, "exchange_every": rounds} for rounds in (first, *others)},
-            "gossip, every round": {"algorithm": "score-gossip", **head},
-            f"aggregation tensor, every {first}": {
-                **masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none", "exchange_every": first,
-            },
-            "weights": {"algorithm": "dsgd"},
-            "weights, personal head": {"algorithm": "dsgd", **head},
-        }  # fmt: skip
+            "alone": known["alone"],
+            "pooled": {**known["alone"], "images": "pooled"},
+            **{f"force, every {rounds}": ways(rounds)["force"] for rounds in (first, *others)},
+            "gossip, every round": known["gossip"],
+            f"aggregation tensor, every {first}": known["aggregation tensor"],
+            **{name: known[name] for name in ("weights", "weights, personal head")},
+        }
 
 
 main = partial(compare, "experiments.neighbours", Neighbours)

@@ -176,7 +176,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("1e-9", "--validation: a share of 1e-09 would hold back 0 of the ", ""),
     ],
     "partition": [
-        ("clases:3", "--partition must be one of classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid", ""),
+        ("clases:3", "--partition must be one of classes[:PER_AGENT], overlapping[:OVERLAP[:PER_AGENT]], dirichl", ""),
         ("classes:some", "--partition classes takes a whole number for PER_AGENT, got 'some'", ""),
         ("classes:0", "--partition classes:0: per_agent must lie in 1..10, the classes that there are, got 0", ""),
         ("dirichlet:0", "--partition dirichlet:0: alpha must lie in 1e-06..1e+06, got 0", ""),
@@ -221,6 +221,16 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("-1", "--partition dirichlet:-1.0: alpha must lie in 1e-06..1e+06, got -1", ""),
         ("nan", "--partition dirichlet takes a number for ALPHA, got 'nan'", ""),
         ("1", "--dirichlet-alpha and --classes-per-agent contradict each other", "--classes-per-agent 2"),
+    ],
+    "class_overlap": [
+        ("half", "--class-overlap must be a number, got 'half'", ""),
+        ("1.5", "--class-overlap must be in [0, 1], got 1.5", ""),
+        ("0.3", "overlap must be a share of the 4 classes, one of 0, 0.25, 0.5, 0.75, 1, got 0.3", ""),
+        ("0", "overlap must be at least 0.3333, as two agents of 6 classes each share", "--classes-per-agent 6"),
+        ("0.5", "per_agent must lie in 1..10, the classes that there are, got 11", "--classes-per-agent 11"),
+        ("0.5", "--class-overlap and --partition contradict each other", "--partition iid"),
+        ("0.5", "--class-overlap and --dirichlet-alpha contradict each other", "--dirichlet-alpha 1"),
+        ("0.5", "--class-overlap and --class-file contradict each other", "--class-file {three.txt}"),
     ],
     "feature_skew": [
         ("rotate:3", "--feature-skew must be one of none, rotation:DEGREES, noise:LEVELS, got 'rotate:3'; ", ""),
@@ -534,8 +544,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [
-        ("alexnte", "must be one of alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, "
-            "vit-tiny, got 'alexnte'; did you mean alexnet?", ""),
+        ("alexnte", "must be one of alexnet, small, conv3, plain2, plain4, plain5, plain6, plain7, plain8, conv4, "
+            "conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2, vit-tiny, got 'alexnte'; did you mean alexnet?", ""),
         ("alexnet", "the model alexnet needs images of at least 21 pixels a side, got 8x8: choose another model", ""),
     ],
     "width": [
@@ -833,11 +843,13 @@ POOLS: dict[str, tuple[str, str]] = {
     "data_fraction": ("1 0.5 0.05 1e-2", "0 1.5 -1 1e-9 1e-300"),
     "validation": ("0 0.2 0.5", "1 -0.1 nan 1e-9"),
     "partition": (
-        "iid classes:1 classes:2 classes:3 classes dirichlet:0.5 dirichlet:1e6 quantity:2 None",
+        "iid classes:1 classes:2 classes:3 classes overlapping overlapping:1:3 dirichlet:0.5 dirichlet:1e6 "
+        "quantity:2 None",
         "classes:0 classes:11 classes:nan clases:2 classes:1:2 dirichlet:0 dirichlet:1e-6 quantity: iid:3 :",
     ),
     "classes_per_agent": ("1 2 3 10", "0 11 -4 2.0"),
     "dirichlet_alpha": ("0.3 5 1e6 None", "0 -1 1e-6 1e9"),
+    "class_overlap": ("0.5 1 0 None", "0.3 -1 2 nan"),
     "feature_skew": ("none rotation:90 rotation:0 noise:40", "rotation noise:256 noise:-1 rotations:3 none:1"),
     "augment": ("none crop flip-crop None", "flip by-data"),
     "images": ("own", "pooled mine"),

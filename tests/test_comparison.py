@@ -1,6 +1,7 @@
 """The paper's experiments at the smallest size: every arm on equal terms, in one table and one figure."""
 
 import csv
+import dataclasses
 
 import pytest
 from fakes import use_fakes
@@ -8,21 +9,25 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny import use_tiny_network
 
+from dslth_jax.study import commands
 from dslth_jax.study.config import command
-from dslth_jax.study.results import pictures
-from dslth_jax.study.results.plots import numbers_of_seeds
+from dslth_jax.study.results import gains, pictures, points
+from dslth_jax.study.results.plots import Panel, numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
 from experiments import (
     ablation,
     architectures,
+    boundary,
     budgets,
     communication,
+    crossed,
     depths,
     neighbours,
     thousandfold,
     unlike,
     validation,
+    width,
 )
 
 TINY = ["--dataset", "digits", "--model", "tiny", "--agents", "3", "--topology", "ring", "--rounds", "4"]
@@ -55,6 +60,14 @@ def tiny_network(monkeypatch):
         ),
         pytest.param(unlike, ["--every", "2", "--dealt", "0.2,0.6"], 12, marks=pytest.mark.slow),
         pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
+        pytest.param(
+            boundary,
+            ["--model", "small", "--every", "2", "--overlaps", "0,0.5", "--alphas", "1"],
+            21,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(width, ["--widths", "0.25", "--depths", "2"], 6, marks=pytest.mark.slow),
+        pytest.param(crossed, ["--model", "small", "--every", "2", "--classes", "2,3"], 16, marks=pytest.mark.slow),
     ],
     ids=[
         "validation",
@@ -68,6 +81,9 @@ def tiny_network(monkeypatch):
         "budgets",
         "unlike",
         "depths",
+        "boundary",
+        "width",
+        "crossed",
     ],
 )
 def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags, arms, tmp_path, capsys, monkeypatch):
@@ -76,7 +92,8 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         use_fakes(monkeypatch)
     if experiment is ablation:
         monkeypatch.setattr(pictures, "save", save)
-    given = TINY if experiment is not architectures else [word for word in TINY if word not in ("--model", "tiny")]
+    own = experiment in (architectures, width)  # networks
+    given = [word for word in TINY if word not in ("--model", "tiny")] if own else TINY
     assert experiment.main([*given, *flags, "--out", str(out)]) == 0
     table = (out / "table.md").read_text().splitlines()
     assert table[2].startswith("Seeds 0, 1.")
@@ -87,6 +104,8 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert len(rows) == arms
     assert all(row["status"] == "done" for row in rows.values())
+    grouped = {boundary: 18, crossed: 14, neighbours: 6, unlike: 9, width: 5}  # whose table says what arms gain
+    assert sum("±" in line and " to " in line for line in table) == grouped.get(experiment, 0)
     if experiment is validation:
         assert [rows[f"{what}, alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
         # An entry of a mask is a bit, an entry of weights 32; the layer with biases is personal.
@@ -221,6 +240,11 @@ def test_a_table_says_what_images_arms_learn_from():
     heads = arms | {"masks": {"algorithm": "mce-pl"}, "all": {"algorithm": "mce-pl", "personal_layers": "none"}}
     own |= {"augment": "none", "personal_layers": None}
     assert said({}, heads) == "Personal layers: last (masks). "
+    # Of arms in groups the rule alone, where all groups have it so.
+    groups = {f"{group}: {rule}": how for group in ("ring", "star") for rule, how in heads.items()}
+    assert said({"augment": "none"}, groups) == ("Personal layers: last (masks). ")
+    groups["ring: masks"] = heads["all"]
+    assert said({"augment": "none"}, groups) == "Personal layers: last (star: masks). "
     # Version 0.4 had none.
     assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 
@@ -241,3 +265,75 @@ def test_bad_retentions_are_one_line(capsys, tmp_path):
         assert communication.main([*flags, words]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_is_compared_with_the_one_alone_of_its_own_group():
+    """And with a certain one, where that is called the baseline."""
+    levels = {"overlap 0: alone": 0.5, "overlap 0: force": 0.4, "overlap 1: alone": 0.6, "overlap 1: force": 0.75}
+    points = [point_of(arm, [rows_of(0.1, level), rows_of(0.1, level + 0.1)]) for arm, level in levels.items()]
+    config = {"command": "python -m x", "seeds": [0, 1]}
+    found = Sweep("x", None, config, {}, points, [], [])
+    lines = comparison.table_of(found).splitlines()
+    assert lines[2].endswith(" Below alone by their whole interval: force at overlap 0.")
+    assert lines[4].startswith("| arm | accuracy, % | less alone, points | worst agent, % |")
+    cells = {line.split(" | ")[0]: line.split(" | ")[2] for line in lines[6:]}
+    assert cells == {
+        "| overlap 0: alone": "", "| overlap 0: force": "-10.0 (-10.0 to -10.0)",
+        "| overlap 1: alone": "", "| overlap 1: force": "+15.0 (+15.0 to +15.0)",
+    }  # fmt: skip
+    panels = (Panel("overlap", "gain"), Panel("alpha", "gain"))
+    drawn, of_these = comparison.lines_of(found, panels, "alone")
+    assert [*of_these] == [*panels[:1]]
+    assert list(drawn) == ["force"]
+    assert drawn["force"][["overlap", "gain"]].round(9).to_numpy().tolist() == [[0.0, -10.0], [1.0, 15.0]]
+    lines = comparison.table_of(found, "overlap 1: alone").splitlines()
+    assert "| overlap 0: force | 50.0 ± 10.0 | -20.0 (-20.0 to -20.0) |" in "\n".join(lines)
+
+
+def test_models_of_unlike_networks_have_columns():
+    """What is said of them in config.json; their points are dots over the sizes."""
+    levels = {"width 1: weights": 0.5, "width 2: masks": 0.6}
+    points = [point_of(arm, [rows_of(0.1, level)]) for arm, level in levels.items()]
+    models = {arm: {"model_bits": 2e6, "multiply_adds": 1.5e6} for arm in levels}
+    models["width 2: masks"]["multiply_adds"] = None
+    config = {"command": "python -m x", "seeds": [0], "models": models}
+    found = Sweep("x", None, config, {}, points, [], [])
+    lines = comparison.table_of(found, "width 1: weights").splitlines()
+    assert lines[2].endswith(" as bitmaps or floats.")  # of one seed there is no interval
+    assert lines[4].endswith("| model, kbit | multiply-adds, millions |")
+    assert lines[-1].startswith("| width 2: masks | 50.0 ± 10.0 | +10.0 | ")
+    assert [line.split(" | ")[-2:] for line in lines[-2:]] == [["2,000", "1.5 |"], ["2,000", " |"]]
+    drawn, _ = comparison.lines_of(found, width.Width.panels, width.Width.baseline)
+    assert drawn["masks"][["width", "accuracy", "model_bits"]].to_numpy().tolist() == [[2.0, 60.0, 2e6]]
+
+
+def test_flags_that_arms_take_up_themselves_may_be_said():
+    _, arms = own_of(crossed.Crossed, crossed, "--classes", "2,3", "--topology", "star")
+    assert len(arms) == 2 * 2 * 8
+    assert {arm["topology"] for arm in arms.values()} == {"star", "ring"}
+    assert arms["3 classes, ring: alone"]["classes_per_agent"] == 3
+    _, arms = own_of(crossed.Crossed, crossed, "--class-files", "a/four.txt,five.txt")
+    assert arms["four, ring: force"]["class_file"] == "a/four.txt"
+    with pytest.raises(ValueError, match=r"^--mixing is set by the experiment itself"):
+        own_of(boundary.Boundary, boundary, "--mixing", "metropolis")
+    with pytest.raises(ValueError, match=r"^--overlaps and --alphas leave no point to compare at"):
+        own_of(boundary.Boundary, boundary, "--overlaps", "None", "--alphas", "None")
+    flags = [word for word in TINY if word not in ("--model", "tiny")]
+    settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
+    with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):
+        settings.arms()
+
+
+@pytest.mark.slow
+def test_weights_of_neighbours_without_a_class_in_common_are_worth_less_than_of_those_with_the_same(tmp_path):
+    """On digits, for all of three seeds: what is shared by all layers is dear where neighbours hold other classes."""
+    settings = command.parse(
+        ["--dataset", "digits", "--model", "tiny", "--resize", "8", "--agents", "10", "--rounds", "40", "--batch-size",
+         "16", "--eval-every", "40", "--overlaps", "0,1", "--alphas", "None", "--out", str(tmp_path / "out")],
+        boundary.Boundary, "experiments.test",
+    )  # fmt: skip
+    arms = {name: own for name, own in settings.arms().items() if own["algorithm"] in ("independent", "dsgd")}
+    settings = dataclasses.replace(settings, lr=None)
+    commands.sweep(*comparison.shared_and_own(settings, arms))
+    gained = gains.over(points.read(tmp_path / "out", "out").points)
+    assert gained["overlap 1: weights"].mean > gained["overlap 0: weights"].mean + 0.05

@@ -17,12 +17,14 @@ from dslth_jax.retention import kept_by_layer
 
 SHAPES = [(32, 32, 3), (28, 28, 1), (21, 40, 2), (8, 8, 1), (4, 5, 3), (1, 1, 1)]
 SMALLEST = {"alexnet": 21, "small": 1, "conv3": 8, "conv4": 4, "conv6": 8, "vgg11": 32, "mlp": 1}
+SMALLEST |= {"plain2": 4, **{f"plain{depth}": 8 for depth in range(4, 9)}}
 SMALLEST |= {"resnet18": 8, "resnet20": 4, "mobilenetv2": 8, "vit-tiny": 8}
 
 
 def seldom(name, shape):
-    """Marks of a network that takes seconds to trace, but for one shape."""
+    """Marks of a network that takes seconds to trace, but for one shape, and of a family but for one of it."""
     is_slow = name in ("resnet18", "resnet20", "mobilenetv2") and min(shape[:2]) >= 4 and shape != (21, 40, 2)
+    is_slow |= name.startswith("plain") and (name, shape) != ("plain7", (8, 8, 1))
     return [pytest.mark.slow] * is_slow
 
 
@@ -58,6 +60,8 @@ def test_networks_fit_the_image_or_say_why_not(name, shape):
     [
         ("alexnet", (32, 32, 3), 10, 1_227_328),
         ("conv3", (16, 16, 3), 10, 159_840),
+        ("plain2", (16, 16, 3), 10, 9 * (3 * 32 + 32 * 64) + 4 * 4 * 64 * 128 + 1280),
+        ("plain8", (16, 16, 3), 10, 9 * (96 + 1024 + 2048 + 2 * 4096 + 8192 + 2 * 16384) + 512 * 128 + 1280),
         ("conv4", (32, 32, 3), 10, 2_425_024),
         ("mlp", (28, 28, 1), 10, 266_200),
     ],

@@ -557,6 +557,38 @@ def test_drawn_classes_differ_within_an_agent(classes_per_agent):
     assert {label for row in drawn for label in row} == set(range(10))
 
 
+@pytest.mark.parametrize(("per_agent", "shared"), [(4, 0), (4, 1), (4, 2), (4, 3), (4, 4), (5, 1), (1, 0), (6, 2)])
+def test_the_next_agent_holds_as_many_of_ones_classes_as_was_asked_for(per_agent, shared):
+    """On a ring of 20 agents each two neighbours, the last and the first too; and everybody has as many samples, and
+    the same ones of a class whoever else holds it."""
+    held = partition.window_classes(20, 10, per_agent, shared / per_agent, np.random.default_rng(0))
+    assert {len(set(row)) for row in held} == {per_agent}
+    assert {len({*own} & {*other}) for own, other in zip(held, held[1:] + held[:1], strict=True)} == {shared}
+    labels = shuffled([60] * 10)
+    given = {"test_labels": shuffled([3] * 10), "fraction": 0.7}
+    made = partition.overlapping(labels, 20, shared / per_agent, per_agent, 0, **given)
+    assert {len(own) for own in made.train} == {2 * per_agent}  # 0.7 of a twentieth of 60, a class
+    assert len(np.unique(np.concatenate(made.train))) == 20 * 2 * per_agent
+    classes_of = [sorted(set(labels[own].tolist())) for own in made.train]
+    assert classes_of == held
+    assert [sorted(set(given["test_labels"][own].tolist())) for own in made.tests] == held
+
+
+def test_windows_differ_by_the_seed_and_are_refused_where_they_cannot_be():
+    drawn = [partition.window_classes(3, 10, 4, 1.0, np.random.default_rng(seed))[0] for seed in range(4)]
+    assert len({tuple(row) for row in drawn}) == 4
+    for per_agent, overlap, said in (
+        (4, 0.3, "overlap must be a share of the 4 classes, one of 0, 0.25, 0.5, 0.75, 1, got 0.3"),
+        (4, float("nan"), "overlap must be a share of the 4 classes, one of 0, 0.25, 0.5, 0.75, 1, got nan"),
+        (6, 0.0, "overlap must be at least 0.3333, as two agents of 6 classes each share that of 10 in any case"),
+        (11, 0.0, "per_agent must lie in 1..10, the classes that there are, got 11"),
+    ):
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+            partition.window_classes(3, 10, per_agent, overlap, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"^class \d: 5 training samples for 6 agents .* too few"):
+        partition.overlapping(shuffled([5] * 10), 6, 1.0)
+
+
 def test_classes_are_read_line_by_line(tmp_path):
     path = tmp_path / "classes.txt"
     path.write_text("6 9 4\n\n 0\t1  # two alone\n02\n# and one more\n3,7, 5\n")

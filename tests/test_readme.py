@@ -24,7 +24,18 @@ from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
 from dslth_jax.study.theorem import page
-from experiments import ablation, budgets, communication, neighbours, thousandfold, unlike, validation
+from experiments import (
+    ablation,
+    boundary,
+    budgets,
+    communication,
+    crossed,
+    neighbours,
+    thousandfold,
+    unlike,
+    validation,
+    width,
+)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -37,12 +48,15 @@ DOCUMENTS = {
 README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 COMPARISONS = {
     "ablation": (ablation, ablation.Ablation),
+    "boundary": (boundary, boundary.Boundary),
     "budgets": (budgets, budgets.Budgets),
     "communication": (communication, communication.Communication),
+    "crossed": (crossed, crossed.Crossed),
     "neighbours": (neighbours, neighbours.Neighbours),
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "unlike": (unlike, unlike.Unlike),
     "validation": (validation, validation.Validation),
+    "width": (width, width.Width),
 }
 KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
 KINDS += (predict.Predict, export.Export, page.Theorem, All)
@@ -110,11 +124,13 @@ def test_commands_parse(program, words):
 
 
 MODULES = [
-    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "clock",
+    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "class_lists",
+    "clock",
     "codec.messages", "codec.entropy", "compaction", "control", "exchange", "graphs", "group_lasso", "keys",
     "masks", "message_sizes", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
-    "networks.wiring", "over_agents", "partition", "retention", "schedules", "skew", "subset_sums",
+    "networks.wiring", "networks.zoo", "over_agents", "partition", "retention", "schedules", "skew", "subset_sums",
     "study.config.command", "study.config.numbers", "study.config.setting", "study.config.spellings",
+    "study.results.gains",
     "study.theorem.networks", "study.training.agreement", "study.training.loop",
 ]  # fmt: skip
 

@@ -128,11 +128,16 @@ def test_a_list_of_retentions_is_taken():
         ({}, "classes:4"),
         ({"classes_per_agent": 2}, "classes:2"),
         ({"dirichlet_alpha": 0.3}, "dirichlet:0.3"),
+        ({"class_overlap": 0.5}, "overlapping:0.5:4"),
+        ({"class_overlap": 0.5, "classes_per_agent": 2}, "overlapping:0.5:2"),
+        ({"owner_file": "owners.csv"}, "owner"),
         ({"partition": "iid"}, "iid"),
     ],
 )
 def test_every_way_to_ask_for_a_partition(flags, spelling):
-    assert resolve(Settings(**flags)).partition == spelling
+    resolved = resolve(Settings(**flags))
+    assert resolved.partition == spelling
+    assert resolve(resolved) == resolved
 
 
 def hyper_of(**settings):

@@ -4,11 +4,13 @@ import functools
 import inspect
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from tiny import use_tiny_network
 
 from dslth_jax.algorithm import World
@@ -16,9 +18,14 @@ from dslth_jax.algorithms.fedpm import fedpm
 from dslth_jax.algorithms.masked import MaskRule, personal_masks, personal_model
 from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.networks.layers import scaled
-from dslth_jax.networks.network import Network, draw_like, draw_weights, map_layers, uniform_by_fan_in
+from dslth_jax.networks.network import Conv, Linear, Network, draw_like, draw_weights, map_layers, uniform_by_fan_in
+from dslth_jax.networks.network import network_of as make_network
+from dslth_jax.networks.operations import elu, max_pool_pairs
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.retention import kept_by_layer
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.training.prepare import prepare
+from dslth_jax.study.training.sizes import models_of
 from experiments import cifar
 
 NEW = ("resnet18", "resnet20", "vgg11", "conv6", "mobilenetv2", "vit-tiny")
@@ -266,3 +273,45 @@ def test_the_command_refuses_a_width_that_its_network_has_not(monkeypatch, tmp_p
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "width must be 1 for the model tiny, whose class has no field `width: float`, got 0.5" in said[0]
+
+
+class ThreeConvolutions(nn.Module):
+    """Written out, what `conv3` is."""
+
+    classes: int
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, values):
+        for number, features in enumerate((32, 64, 128), 1):
+            values = Conv(scaled(features, self.width), side=3, padding=1, name=f"conv{number}")(values)
+            values = max_pool_pairs(elu(values))
+        values = elu(Linear(scaled(128, self.width), name="linear1")(values.reshape(values.shape[0], -1)))
+        return Linear(self.classes, name="linear2")(values)
+
+
+def test_conv3_is_one_of_a_family_and_stays_what_it_was_bit_for_bit():
+    shape = (8, 8, 3)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, *shape)), jnp.uint8)
+    networks = (network_by_name("conv3", shape, 5, width=0.25), make_network(ThreeConvolutions(5, 0.25), shape))
+    ours, written_out = (network.init(jax.random.key(3)) for network in networks)
+    chex.assert_trees_all_equal(ours, written_out)
+    assert networks[0].roles == networks[1].roles
+    variables = {"params": ours[0], "frozen": ours[1]}
+    logits = [jax.jit(network.apply)(variables, images) for network in networks]
+    np.testing.assert_array_equal(*logits)
+    chain_of_all = MODULES["plain4"](classes=5).wiring
+    assert [*chain_of_all.layers] == ["conv1", "conv2", "conv3", "conv4", "linear1", "linear2"]
+
+
+def test_models_of_members_are_as_large_as_counted_by_hand():
+    """A mask has a bit an entry, weights have 32; multiply-adds are of kept entries where masks are learned."""
+    flags = {"dataset": "digits", "agents": 2, "topology": "ring", "model": "conv3", "width": 0.25, "rounds": 2}
+    flags |= {"retention": 0.5, "linear_retention": 0.5, "preset": "tuned"}
+    sizes = [(9 * 8, 64), (9 * 8 * 16, 16), (9 * 16 * 32, 4), (32 * 32, 1), (32 * 10, 1)]  # entries and positions
+    algorithms = {"independent": flags, "local": {k: v for k, v in flags.items() if "retention" not in k}}
+    members = [prepare(Settings(**own, algorithm=name)) for name, own in algorithms.items()]
+    masks, weights = models_of(members)
+    entries = sum(size for size, _ in sizes)
+    assert masks == {"model_bits": entries, "multiply_adds": sum(size // 2 * times for size, times in sizes)}
+    assert weights == {"model_bits": 32 * entries, "multiply_adds": sum(size * times for size, times in sizes)}

@@ -63,22 +63,46 @@ class SmallNet(nn.Module):
 
 
 class Conv3(nn.Module):
-    """For studies that are to be cheap, at 16x16 pixels: three 3x3 convolutions and two linear layers. Ours."""
+    """For studies that are to be cheap, at 16x16 pixels: three 3x3 convolutions and two linear layers. Ours.
+
+    `plain` makes it deeper or shallower: convolutions stand in up to three stages of 32, 64 and 128 channels, those of
+    the last stages one more where they do not come out even, and a stage ends in a 2x2 pooling.
+    """
 
     classes: int
     width: float = 1.0
+    convolutions: ClassVar[tuple[int, ...]] = (1, 1, 1)  # of each stage
     smallest_side: ClassVar[int] = 8
-    wiring: ClassVar[Wiring] = chain(("conv1", "conv2", "conv3", "linear1", "linear2"), elu)
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
-        for number, features in enumerate((32, 64, 128), 1):
-            values = max_pool_pairs(
-                elu(Conv(scaled(features, self.width), side=3, padding=1, name=f"conv{number}")(values))
-            )
+        number = 0
+        for features, times in zip((32, 64, 128), self.convolutions, strict=False):
+            for _ in range(times):
+                number += 1
+                values = elu(Conv(scaled(features, self.width), side=3, padding=1, name=f"conv{number}")(values))
+            values = max_pool_pairs(values)
         values = values.reshape(values.shape[0], -1)
         values = elu(Linear(scaled(128, self.width), name="linear1")(values))
         return Linear(self.classes, name="linear2")(values)
+
+    @property
+    def wiring(self) -> Wiring:
+        """Each layer reads the one before."""
+        return chain((*(f"conv{number}" for number in range(1, 1 + sum(self.convolutions))), "linear1", "linear2"), elu)
+
+
+def plain(convolutions: int) -> type[Conv3]:
+    """The network like `Conv3` of so many 3x3 convolutions, at least two.
+
+    >>> [plain(depth).convolutions for depth in (2, 4, 8)]
+    [(1, 1), (1, 1, 2), (2, 3, 3)]
+    """
+    stages = min(convolutions, 3)
+    even, further = divmod(convolutions, stages)
+    counts = tuple(even + (stage >= stages - further) for stage in range(stages))
+    fields = {"convolutions": counts, "smallest_side": 2**stages, "__module__": __name__}
+    return type(f"Plain{convolutions}", (Conv3,), fields)
 
 
 class Conv4(nn.Module):
@@ -156,6 +180,7 @@ MODULES: dict[str, Callable[..., nn.Module]] = {
     "alexnet": AlexNet,
     "small": SmallNet,
     "conv3": Conv3,
+    **{f"plain{convolutions}": plain(convolutions) for convolutions in (2, 4, 5, 6, 7, 8)},
     "conv4": Conv4,
     "conv6": Conv6,
     "vgg11": VGG11,

@@ -13,7 +13,7 @@ from dslth_jax.study.config.resolve import check_each, check_folder
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster, comparison
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of, ways
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
 from dslth_jax.study.system.stopping import NotFiniteError, Stop
@@ -23,7 +23,7 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping"]
+__all__ += ["compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping", "ways"]
 
 
 def run(settings: Settings) -> Result:
@@ -83,13 +83,13 @@ def compare(
         settings = parse(arguments, kind, program)
         return ready(sweep_of(*shared_and_own(settings, settings.arms()), settings))
 
-    return conduct(program, begin, partial(train_some, panels=kind.panels), stop)
+    return conduct(program, begin, partial(train_some, kind=kind), stop)
 
 
-def train_some(study: Study, stop: Stop, panels: Sequence[Panel] | None = None) -> None:
-    """Train a sweep, and leave what a comparison with such panels does; a NotFiniteError if no point stays finite."""
+def train_some(study: Study, stop: Stop, kind: type[Experiment] | None = None) -> None:
+    """Train a sweep, and leave what a comparison of some `kind` does; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
-    if panels is not None:
-        study.keep(comparison.leave, panels)
+    if kind is not None:
+        study.keep(comparison.leave, kind.panels, kind.baseline)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

@@ -62,12 +62,7 @@ def filled_in(settings: Settings) -> Settings:
             filled[name] = idle(own, given[name])
     same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
     filled |= {name: with_preset[other] for name, other in same if (given | filled)[name] == "same"}
-    if settings.dirichlet_alpha is not None:
-        filled["partition"] = f"dirichlet:{settings.dirichlet_alpha}"
-    elif settings.owner_file is not None:
-        filled["partition"] = "owner"
-    elif settings.class_file is None:
-        filled["partition"] = settings.partition or f"classes:{settings.classes_per_agent or 4}"
+    filled["partition"] = settings.partition or partition_meant(settings)
     resolved = dataclasses.replace(settings, **filled)
     check_switches(resolved)
     check_optimizer(settings, resolved)
@@ -78,6 +73,18 @@ def filled_in(settings: Settings) -> Settings:
     numbers_of(resolved)
     depths_of(resolved)
     return resolved
+
+
+def partition_meant(settings: Settings) -> str | None:
+    """The spelling of the partition that other flags mean; None where they are a file's."""
+    per_agent = settings.classes_per_agent or 4
+    if settings.dirichlet_alpha is not None:
+        return f"dirichlet:{settings.dirichlet_alpha}"
+    if settings.class_overlap is not None:
+        return f"overlapping:{settings.class_overlap}:{per_agent}"
+    if settings.owner_file is not None:
+        return "owner"
+    return f"classes:{per_agent}" if settings.class_file is None else None
 
 
 def idle(known: Setting, given: Any) -> Any:
@@ -140,10 +147,10 @@ def obstacle_to_folder(path: Path, resume: bool) -> str | None:
 
 def check_together(settings: Settings) -> None:
     """Raise a ValueError if flags contradict each other. A flag at its default counts as not given."""
-    known, given, values = settings.known, settings.given, vars(settings)
+    known, given = settings.known, settings.given
     for one, other in [(name, other) for name in given for other in known[name].against if other in given]:
         # A partition may be spelled twice, as long as both mean the same, such as classes:3 and --classes-per-agent 3.
-        if one != "partition" or settings.partition != f"{other.partition('_')[0]}:{values[other]}":
+        if "partition" not in (one, other) or settings.partition != partition_meant(settings):
             raise ValueError(f"{flag(one)} and {flag(other)} contradict each other: leave one of them out")
     for name in [name for name in given if name in foreign_to(settings.algorithm)]:
         only = f"only to {', '.join(owners_of(name))}"

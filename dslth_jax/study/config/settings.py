@@ -37,8 +37,9 @@ class Data:
     """Share of each agent's training samples that nobody trains on: accuracies on them are reported as validation, and
     sweeps and searches rank by these."""
     partition: str | None = setting(None, traced=True, against=("dirichlet_alpha", "classes_per_agent"))
-    """Who holds what: classes:NUMBER, dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed), iid, or owner (as
-    the data says); None is owner where the data has some, else classes:CLASSES_PER_AGENT."""
+    """Who holds what: classes:NUMBER, overlapping:OVERLAP[:NUMBER] (of so many classes, shared with the next agent),
+    dirichlet:ALPHA (labels skewed), quantity:ALPHA (sizes skewed), iid, or owner (as the data says); None is owner
+    where the data has some, else classes:CLASSES_PER_AGENT."""
     classes_per_agent: int | None = setting(None, bounds=COUNT, unit="classes", traced=True)
     """How many classes each agent has, drawn at random; None is 4."""
     class_file: Path | None = setting(None, traced=True, against=("partition", "dirichlet_alpha", "classes_per_agent"))
@@ -49,6 +50,11 @@ class Data:
     """Whose each training sample is: a .npy of owners, or a CSV of them, or of samples and their owners."""
     dirichlet_alpha: float | None = setting(None, traced=True, against=("classes_per_agent",))
     """Concentration of Dirichlet label shares, the same as --partition dirichlet:ALPHA."""
+    class_overlap: float | None = setting(
+        None, bounds="[0, 1]", traced=True, against=("partition", "dirichlet_alpha", "class_file", "owner_file")
+    )
+    """Share of its classes that an agent has in common with the next one on a ring, the same as --partition
+    overlapping:OVERLAP:CLASSES_PER_AGENT. Whatever it is, agents have as many samples."""
     feature_skew: str = setting("none", traced=True)
     """How agents see all images: none, rotation:DEGREES (agent i turned by i times that), or noise:LEVELS (of 255)."""
     augment: str | None = None
@@ -185,8 +191,9 @@ class Method:
     clamp: float = setting(0.01, bounds="[1e-06, 0.5)", traced=True)
     """How close to 0 and 1 fedpm's mean masks may be."""
     model: str | None = None
-    """Network: alexnet, small, conv3, conv4, conv6, vgg11, mlp, resnet18, resnet20, mobilenetv2 or vit-tiny; None is
-    alexnet for images of 21 pixels a side or more, else small."""
+    """Network: alexnet, small, conv3, plain2, plain4 to plain8 (conv3 of so many convolutions), conv4, conv6, vgg11,
+    mlp, resnet18, resnet20, mobilenetv2 or vit-tiny; None is alexnet for images of 21 pixels a side or more, else
+    small."""
     width: float = setting(1.0, bounds="(0, 16]")
     """Factor on the channels of all layers but the last, and on the features of linear ones."""
     exits: Literal["last", "each-stage", "distilled"] = "last"

@@ -39,7 +39,7 @@ GRAPHS = by_name(
     graphs.erdos_renyi, graphs.ring, graphs.torus, graphs.star, graphs.complete, graphs.regular, graphs.small_world,
     graphs.changing_erdos_renyi, graphs.changing_regular,
 )  # fmt: skip
-PARTITIONS = by_name(partition.classes, partition.dirichlet, partition.quantity, partition.iid)
+PARTITIONS = by_name(partition.classes, partition.overlapping, partition.dirichlet, partition.quantity, partition.iid)
 PARTITIONS["owner"] = partition.owned
 SKEWS = {"none": lambda: Skew()} | by_name(skew.rotation, skew.noise)
 AUGMENTATIONS: dict[str, Augment | None] = {"none": None} | by_name(augment.crop, augment.flip_crop)

@@ -54,12 +54,23 @@ WORDS = {
     "megabytes": "sent over all links, MB",
     "simulated": "simulated time, s",
 }
+# Those of lines that join points of an axis, in place of rounds; a gain is over learning alone.
+AXES = {
+    "overlap": "share of an agent's classes that its neighbours hold",
+    "alpha": "concentration of Dirichlet label shares",
+    "width": "factor on all channels",
+    "depth": "convolutions",
+    "model_bits": "bits of a model",
+    "multiply_adds": "multiply-adds of a sample",
+    "gain": "gain over learning alone, points",
+}
+SIZES_OF_MODELS = ("model_bits", "multiply_adds")  # where points of several axes lie: they are not joined
 Lines = Mapping[str, pd.DataFrame]  # numbers of runs, or of points of a sweep, by their names, best first
 Dots = Sequence[tuple[str, float]]  # the value of an axis, and an accuracy
 
 
 class Panel(NamedTuple):
-    """Which numbers of lines are drawn against each other: names of `WORDS`."""
+    """Which numbers of lines are drawn against each other: names of `WORDS`, or of `AXES`."""
 
     across: str
     up: str
@@ -101,15 +112,18 @@ def draw_lines(axes: "Axes", lines: Lines, panel: Panel, bands: int | None = Non
         # A logarithmic axis has no place for 0.
         rows = rows[rows[across] > 0] if logarithmic else rows
         look, few = look_of(place, len(lines)), len(rows) == 1 or (len(rows) <= 30 and len(lines) <= BANDS)
-        dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if few else {}
+        dots: dict[str, Any] = {"marker": "o", "markersize": 3.2} if few or across in AXES else {}
+        look |= {"linestyle": "none"} if across in SIZES_OF_MODELS else {}
         axes.plot(rows[across], rows[up], label=name, **look, **dots)
-        if f"{up}_low" in rows and (bands is None or place < bands):
+        if f"{up}_low" in rows and across not in SIZES_OF_MODELS and (bands is None or place < bands):
             faint = 0.16 if len(lines) == 1 or bands == 1 else 0.09
             low, high = rows[f"{up}_low"], rows[f"{up}_high"]
             axes.fill_between(rows[across], low, high, linewidth=0, zorder=1, color=look["color"], alpha=faint)
-    axes.set(xlabel=words_of(across, lines), ylabel=WORDS[up])
+    if up == "gain":
+        axes.axhline(0, color=FAINT, linestyle=":", zorder=1)
+    axes.set(xlabel=words_of(across, lines), ylabel=(WORDS | AXES)[up])
     axes.locator_params(nbins=6)
-    axes.locator_params("x", integer=across == "round")
+    axes.locator_params("x", integer=across in ("round", "depth"))
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
@@ -121,7 +135,7 @@ def words_of(across: str, lines: Lines) -> str:
     if len(coded) == 2:
         return "sent, MB (masks coded, weights float32)"
     how = {True: ", entropy-coded,", False: ", float32,"}[coded.pop()] if coded else ","
-    return WORDS[across].replace(",", how)
+    return (WORDS | AXES)[across].replace(",", how)
 
 
 def look_of(place: int, lines: int) -> dict[str, Any]:

@@ -7,13 +7,13 @@ An experiment is a class that names its arms and the panels of its figure. Its f
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some, with_own_settings
 from dslth_jax.study.config.setting import described, flag
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results import folders, pictures, points
-from dslth_jax.study.results.plots import Panel, numbers_of_seeds
+from dslth_jax.study.results import folders, gains, pictures, points
+from dslth_jax.study.results.plots import AXES, Lines, Panel, numbers_of_seeds
 from dslth_jax.study.results.points import DONE, mean_of
 from dslth_jax.study.sweeping.grid import Arms, Sweep
 
@@ -36,7 +36,9 @@ class Experiment(Settings):
     run_folders: bool = False
     """Leave a run folder for every member, as a single run does, with each agent's accuracy."""
 
-    panels = BY_BITS  # of its figure
+    panels = BY_BITS  # of its figure: all of them over rounds, or all over points of axes
+    baseline = gains.ALONE  # the arm, or the one of each group, over which the table says what others gain
+    reads: ClassVar[tuple[str, ...]] = ()  # flags that `arms` takes up itself, so that they may be said
 
     def arms(self) -> Arms:
         """The settings that each arm has of its own, by its name."""
@@ -66,7 +68,7 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     differing = {"algorithm"}.union(*arms.values())
     known = described(with_own_settings(Settings))
     said = {name: getattr(settings, name) for name in known if getattr(settings, name) != known[name].default}
-    for name in said.keys() & differing:
+    for name in said.keys() & differing - {*settings.reads}:
         raise ValueError(f"{flag(name)} is set by the experiment itself: leave it out")
     steps = steps_of(settings.lr, {arm["algorithm"] for arm in arms.values()})
     shared = {name: value for name, value in said.items() if name in of_some() - {"lr"}}
@@ -79,6 +81,23 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
         own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
     common = {name: value for name, value in said.items() if name not in of_some()}
     return Sweep(**common, seeds=settings.seeds, run_folders=settings.run_folders), own
+
+
+def ways(every: int) -> dict[str, dict[str, Any]]:
+    """How agents may learn from neighbours, as comparisons have it: alone, by masks heard every so many rounds (the
+    consensus force, the paper's fusion by its aggregation tensor, FedPM), and by what is heard in every round (the
+    gossip of scores, weights, Dis-PFL). The paper's fusion and FedPM share all layers."""
+    masks, head = {"algorithm": "mce-pl", "exchange_every": every}, {"personal_layers": "last"}
+    return {
+        "alone": {"algorithm": "independent"},
+        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own"},
+        "aggregation tensor": {**masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"},
+        "gossip": {"algorithm": "score-gossip", **head},
+        "weights": {"algorithm": "dsgd"},
+        "weights, personal head": {"algorithm": "dsgd", **head},
+        "dis-pfl": {"algorithm": "dis-pfl"},
+        "fedpm": {"algorithm": "fedpm", "exchange_every": every},
+    }
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
@@ -107,14 +126,24 @@ def steps_of(
     return steps
 
 
-def leave(path: Path, panels: Sequence[Panel]) -> None:
+def leave(path: Path, panels: Sequence[Panel], baseline: str = gains.ALONE) -> None:
     """table.md and figure.png, of a sweep's folder."""
     found = points.read(path, path.name)
     assert isinstance(found, points.Sweep)
-    folders.replace(path / "table.md", table_of(found))
-    lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}
+    folders.replace(path / "table.md", table_of(found, baseline))
+    lines, panels = lines_of(found, panels, baseline)
     pictures.lines_picture(path / "figure.png", lines, panels)
     print(f"table and figure: {path / 'table.md'}, {path / 'figure.png'}")
+
+
+def lines_of(found: points.Sweep, panels: Sequence[Panel], baseline: str) -> tuple[Lines, Sequence[Panel]]:
+    """The lines of a figure, and those of its panels that have any: a line for each arm over rounds, or for each rule
+    over the points of an axis."""
+    if not any(panel.across in AXES for panel in panels):
+        return {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}, panels
+    every = gains.along_axes(found.points, found.config.get("models", {}), baseline)
+    drawn = [panel for panel in panels if any(own[panel.across].notna().any() for own in every.values())]
+    return {rule: own for rule, own in every.items() if any(own[panel.up].notna().any() for panel in drawn)}, drawn
 
 
 def said_of_data(config: folders.Row) -> str:
@@ -132,10 +161,17 @@ def said_of_data(config: folders.Row) -> str:
             images.setdefault(what, []).append(arm)
         if (layers := chosen.get("personal_layers") or "none") != "none":
             personal.setdefault(layers, []).append(arm)
-    everybody = len(config.get("arms", {}))
+    everybody = [*config.get("arms", {})]
+
+    def named(arms: Sequence[str]) -> str:
+        """Arms in words: a rule alone that all groups have so."""
+        rules = [gains.group_and_rule(arm)[1] for arm in everybody]
+        of = {arm: rule for arm, rule in zip(everybody, rules, strict=True) if arm in arms}
+        whole = {rule for rule in of.values() if [*of.values()].count(rule) == rules.count(rule)}
+        return ", ".join(dict.fromkeys(rule if rule in whole else arm for arm, rule in of.items()))
 
     def sentence(subject: str, said: dict[str, list[str]]) -> str:
-        parts = [one if len(arms) == everybody else f"{one} ({', '.join(arms)})" for one, arms in said.items()]
+        parts = [one if len(arms) == len(everybody) else f"{one} ({named(arms)})" for one, arms in said.items()]
         return f"{subject}: {'; '.join(parts)}. " if parts else ""
 
     return sentence("Images", images) + sentence("Personal layers", personal)
@@ -153,6 +189,11 @@ OF_TIME = {  # further ones, where time is simulated
     "simulated, s": ("simulated_seconds", 1, ",.4g"),
     "idle, s": ("idle_seconds", 1, ",.4g"),
     "retention": ("retention_mean", 1, ".3f"),
+}
+
+MODELS = {  # further ones, where networks differ
+    "model, kbit": ("model_bits", 1e-3, ",.0f"),
+    "multiply-adds, millions": ("multiply_adds", 1e-6, ",.4g"),
 }
 
 
@@ -174,20 +215,26 @@ def shortest(found: points.Sweep) -> float | None:
     return min(ends, default=None)
 
 
-def table_of(found: points.Sweep) -> str:
-    """The table of an experiment in Markdown, arms best first, and what its numbers are."""
+def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
+    """The table of an experiment in Markdown, arms best first, and what its numbers are. Where an arm, or one of each
+    group, is called `baseline`, a column says what the others gain over it."""
     columns, best = columns_of(found), points.best(point.result for point in found.points)
-    seconds = shortest(found)
-    of_time = [] if seconds is None else [f"accuracy after {seconds:,.4g} s, %"]
+    seconds, models = shortest(found), found.config.get("models", {})
+    gained = gains.over(found.points, baseline)
+    over = [f"less {baseline}, points"] if any(gained.values()) else []
+    behind = [*(MODELS if models else {}), *([] if seconds is None else [f"accuracy after {seconds:,.4g} s, %"])]
     ranked = f" Arms stand {best}." if "validation, %" in columns else ""
+    losing = gains.below(gained, baseline)
+    paired = f" Differences are paired by seed, their 95 % intervals Student's t. {losing}" if losing else ""
+    first, *others = columns
     lines = [
         f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        f"those of the busiest agent as bitmaps or floats.{ranked}\n",
-        f"| arm | {' | '.join([*columns, *of_time])} |",
-        "|---" * (1 + len(columns) + len(of_time)) + "|",
+        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}\n",
+        f"| arm | {' | '.join([first, *over, *others, *behind])} |",
+        "|---" * (1 + len(columns) + len(over) + len(behind)) + "|",
     ]
     for point in found.points:
         cells = []
@@ -196,6 +243,11 @@ def table_of(found: points.Sweep) -> str:
             cells.append("" if value is None else f"{factor * value:{form}}")
         if (deviation := point.result["accuracy_std"]) is not None:
             cells[0] += f" \u00b1 {100 * deviation:.1f}"
+        if over:
+            cells.insert(1, gains.written(gained[point.values["arm"]]))
+        for key, factor, form in MODELS.values() if models else ():
+            value = models[point.values["arm"]][key]
+            cells.append("" if value is None else f"{factor * value:{form}}")
         if seconds is not None:
             reached = points.mean_at(point.members, seconds)
             cells.append("" if reached is None else f"{100 * reached:.1f}")

@@ -40,7 +40,7 @@ from dslth_jax.study.training.plan import Prepared, in_words
 from dslth_jax.target_channels import target_channels
 
 TEST_SAMPLES_WHILE_RUNNING = 200
-SPLITS = ("partition", "dirichlet_alpha", "classes_per_agent", "class_file")  # flags that say who holds what
+SPLITS = ("partition", "dirichlet_alpha", "class_overlap", "classes_per_agent", "class_file")  # who holds what
 DYING = 0.05, 0.35  # the part of all rounds between which channels die, where there is a target of how many are left
 BATCHES = 16  # a batch smaller than asked for is a multiple of this
 

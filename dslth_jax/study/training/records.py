@@ -1,5 +1,6 @@
 """What a study leaves in its folder, and when: a run folder of a single run, a sweep's folder of many members."""
 
+import functools
 import json
 import shutil
 import uuid
@@ -22,6 +23,7 @@ from dslth_jax.study.training.history import History, Outcome
 from dslth_jax.study.training.loop import Study
 from dslth_jax.study.training.plan import Plan, Prepared, in_words
 from dslth_jax.study.training.prepare import members_of, prepare
+from dslth_jax.study.training.sizes import models_of
 
 
 class Result(NamedTuple):
@@ -204,12 +206,21 @@ class Sweep(Study):
             "given": self.points.said if earlier is None else earlier.get("given"),
             "axes": self.tried() if self.ask else self.points.axes,
             **({"arms": self.arms} if self.arms else {}),
+            **({"models": self.models} if self.models else {}),
             "seeds": [seed + offset for offset in range(self.seeds)],
             "members": [{**member.point, "seed": member.seed} for member in self.members],
             "done": {number: outcome.failure for number, outcome in sorted(self.outcomes.items())},
             **(folders.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
         }
         folders.save_config(self.path, {**(earlier or {}), **config})
+
+    @functools.cached_property
+    def models(self) -> dict[str, Any]:
+        """How large the models of each arm of a comparison are, where networks differ."""
+        firsts = self.members[:: self.seeds] if self.arms else []
+        if len({id(member.network) for member in firsts}) < 2:
+            return {}
+        return {member.point["arm"]: own for member, own in zip(firsts, models_of(firsts), strict=True)}
 
     def tried(self) -> dict[str, list[Any]]:
         """Of a search, the values that each axis has had, in order."""

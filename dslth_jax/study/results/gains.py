@@ -1,0 +1,136 @@
+"""What an arm of a comparison gains over another: differences paired by seed, with an interval.
+
+An arm is named "RULE", or "GROUP: RULE" where arms come in groups; a group that is a point of an axis is named as
+"width 0.5". Arms are compared with the one of their own group that is called as `ALONE`, or with one by its whole name.
+"""
+
+import math
+import re
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from dslth_jax.study.results.folders import Row
+from dslth_jax.study.results.plots import AXES
+from dslth_jax.study.results.points import Point, last_of
+
+ALONE = "alone"
+CERTAIN = 0.95  # of intervals
+
+
+class Gain(NamedTuple):
+    """How far one arm is above another: shares of 1, or of 100 where they are written."""
+
+    mean: float
+    low: float  # and the ends of the interval; -inf and inf where a single seed is known
+    high: float
+
+
+def gain(members: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]]) -> Gain | None:
+    """The gain in accuracy of one arm over another at their last rows, paired by seed, with the 95 % interval of
+    Student's t; None where no seed of both stayed finite. Both are lists of a seed's rows, in the order of seeds.
+
+    >>> one, other = ([[{"accuracy_mean": value}] for value in own] for own in ((0.5, 0.75), (0.25, 0.5)))
+    >>> gain(one, other)
+    Gain(mean=0.25, low=0.25, high=0.25)
+    """
+    pairs = [[last_of([own], "accuracy_mean") for own in both] for both in zip(members, others, strict=False)]
+    differences = [one[0] - other[0] for one, other in pairs if one and other]
+    if not differences:
+        return None
+    mean, seeds = statistics.fmean(differences), len(differences)
+    if seeds == 1:
+        return Gain(mean, -math.inf, math.inf)
+    half = float(student.ppf((1 + CERTAIN) / 2, seeds - 1)) * statistics.stdev(differences) / math.sqrt(seeds)
+    return Gain(mean, mean - half, mean + half)
+
+
+def written(own: Gain | None) -> str:
+    """A gain in percentage points, with its interval; empty where there is none.
+
+    >>> written(Gain(0.021, 0.0035, 0.0385)), written(Gain(-0.021, -math.inf, math.inf)), written(None)
+    ('+2.1 (+0.4 to +3.9)', '-2.1', '')
+    """
+    if own is None:
+        return ""
+    mean, low, high = (f"{100 * number:+.1f}" for number in own)
+    return f"{mean} ({low} to {high})" if math.isfinite(own.low) else mean
+
+
+def group_and_rule(arm: str) -> tuple[str, str]:
+    """The group that an arm is of, empty if it is of none, and the rule that it follows.
+
+    >>> group_and_rule("overlap 0.5: force, every 10"), group_and_rule("force, every 10")
+    (('overlap 0.5', 'force, every 10'), ('', 'force, every 10'))
+    """
+    group, colon, rule = arm.partition(": ")
+    return (group, rule) if colon else ("", arm)
+
+
+def place_on_axis(group: str) -> tuple[str, float] | None:
+    """The axis and the number on it that a group is named by; None where it is no point of an axis.
+
+    >>> place_on_axis("overlap 0.5"), place_on_axis("4 classes, ring")
+    (('overlap', 0.5), None)
+    """
+    found = re.fullmatch(r"([a-z]+) (\d[\d.]*(?:e[+-]?\d+)?)", group)
+    return (found[1], float(found[2])) if found else None
+
+
+def over(points: Sequence[Point], baseline: str = ALONE) -> dict[str, Gain | None]:
+    """The gain of every arm, by its name, over the arm that is called `baseline`, or over that of its own group; None
+    for arms that are compared with none, and for these themselves."""
+    arms = {point.values["arm"]: point.members for point in points}
+    gains: dict[str, Gain | None] = {}
+    for arm, members in arms.items():
+        group, _ = group_and_rule(arm)
+        own = baseline if baseline in arms else f"{group}: {baseline}"
+        gains[arm] = gain(members, arms[own]) if own in arms and own != arm else None
+    return gains
+
+
+def below(gains: dict[str, Gain | None], baseline: str = ALONE) -> str:
+    """One sentence on the arms whose whole interval lies below 0, group by group along axes, from large to small: where
+    they begin to lose. Empty where no arm has an interval."""
+    known = {arm: own for arm, own in gains.items() if own is not None and math.isfinite(own.low)}
+    if not known:
+        return ""
+    losing: dict[str, list[str]] = {}
+    for arm in sorted((arm for arm, own in known.items() if own.high < 0), key=order_of):
+        group, rule = group_and_rule(arm)
+        losing.setdefault(rule, []).append(group)
+    said = [rule + (f" at {', '.join(groups)}" if any(groups) else "") for rule, groups in losing.items()]
+    return f"Below {baseline} by their whole interval: {'; '.join(said) or 'none'}."
+
+
+def order_of(arm: str) -> tuple[str, float]:
+    """Where an arm stands among those of its axis, those of the largest numbers first."""
+    place = place_on_axis(group_and_rule(arm)[0])
+    return (place[0], -place[1]) if place else ("", 0.0)
+
+
+def along_axes(points: Sequence[Point], models: dict[str, Row], baseline: str = ALONE) -> dict[str, pd.DataFrame]:
+    """A table for each rule, of a row for each group that is a point of an axis, in the order of these: its place on
+    the axis, accuracy (with the lowest and the highest of seeds) and gain (with its interval) in percent, and what
+    `models` says of its model. What is not known is nan."""
+    gains, rows = over(points, baseline), dict[str, list[Row]]()
+    for point in sorted(points, key=lambda point: order_of(point.values["arm"]), reverse=True):
+        arm = point.values["arm"]
+        group, rule = group_and_rule(arm)
+        place, accuracies = place_on_axis(group), last_of(point.members, "accuracy_mean")
+        if place is None or not accuracies:
+            continue
+        own = gains[arm]
+        bounds = [] if own is None else [100 * end if math.isfinite(end) else 100 * own.mean for end in own[1:]]
+        row: Row = {place[0]: place[1], "accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
+        row |= {"accuracy_low": 100 * min(accuracies), "accuracy_high": 100 * max(accuracies)}
+        row |= dict(
+            zip(("gain", "gain_low", "gain_high"), [100 * own.mean, *bounds] if own else [np.nan] * 3, strict=True)
+        )
+        rows.setdefault(rule, []).append(row)
+    columns = [*dict.fromkeys(("gain", *AXES, *(key for own in rows.values() for row in own for key in row)))]
+    return {rule: pd.DataFrame(own).reindex(columns=columns) for rule, own in rows.items()}

@@ -24,6 +24,8 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
 from dslth_jax.study.system.machine import numerics
 
+AT_ONCE = 2**22  # entries of masks that are unpacked at once
+
 
 def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
     """masks.npz: for each layer `numpy.packbits` of its flattened masks, (agents, bytes), and its shape.
@@ -35,8 +37,10 @@ def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
     for name, packed in by_name(bits).items():
         shape = shapes[layer_of(name)]
         # Users of the file expect numpy's order of bits, not the fast one of the exchange.
-        unpacked = (masks.unpack(jnp.asarray(row), shape) for row in packed)
-        arrays[name] = np.stack([np.packbits(np.asarray(mask)) for mask in unpacked])
+        unpack, many = jax.vmap(lambda row, shape=shape: masks.unpack(row, shape)), max(AT_ONCE // math.prod(shape), 1)
+        parts = (unpack(jnp.asarray(packed[first : first + many])) for first in range(0, len(packed), many))
+        rows = [np.packbits(np.asarray(part).reshape(len(part), -1), axis=1) for part in parts]
+        arrays[name] = np.concatenate(rows)
         arrays[f"{name}.shape"] = np.array(shape)
     np.savez(folder / "masks.npz", **arrays)
 

@@ -26,21 +26,25 @@ from dslth_jax.study.system.stopping import Stop
 from experiments import (
     ablation,
     architectures,
+    boundary,
     budgets,
     communication,
+    crossed,
     depths,
     neighbours,
     theorem,
     thousandfold,
     unlike,
     validation,
+    width,
 )
 from experiments import all as claims
 
 KINDS = {
-    "ablation": ablation.Ablation, "architectures": architectures.Architectures, "budgets": budgets.Budgets,
-    "communication": communication.Communication, "depths": depths.Depths, "neighbours": neighbours.Neighbours,
-    "thousandfold": thousandfold.Thousandfold, "unlike": unlike.Unlike, "validation": validation.Validation,
+    "ablation": ablation.Ablation, "architectures": architectures.Architectures, "boundary": boundary.Boundary,
+    "budgets": budgets.Budgets, "communication": communication.Communication, "crossed": crossed.Crossed,
+    "depths": depths.Depths, "neighbours": neighbours.Neighbours, "thousandfold": thousandfold.Thousandfold,
+    "unlike": unlike.Unlike, "validation": validation.Validation, "width": width.Width,
 }  # fmt: skip
 DATA = dict.fromkeys(table.WHOLE_DATA)
 PYTHON = (sys.executable, "-c")

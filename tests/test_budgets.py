@@ -16,6 +16,7 @@ from dslth_jax.budgets import Limits
 from dslth_jax.clock import Devices
 from dslth_jax.study.sweeping.grid import Sweep, groups_of
 from dslth_jax.study.training.budget import Budget, Costs, cost_of_entries, little_bought, share_by_retention
+from dslth_jax.study.training.history import History, shapes_of
 from experiments import cifar, sweep
 
 
@@ -66,6 +67,12 @@ def test_where_retention_buys_no_time_a_run_says_so():
     np.testing.assert_allclose(share_by_retention(budget, sparse, hyper, links), 0.8, rtol=1e-5)
     assert "buys next to no time" in " ".join(little_bought(budget, dense, hyper, links))
     assert little_bought(budget, sparse, hyper, links) == little_bought(None, None, hyper, links) == []
+
+
+def test_a_run_says_so_before_its_first_round():
+    """Of agents with as many links as the graph has: a controller of retentions on slow devices."""
+    (own,) = members(**BASE, bandwidth="constant:10", device_speed=1e6, controller="deadline")
+    assert "buys next to no time here" in " ".join(History(own, shapes_of(own)).warnings)
 
 
 def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):

@@ -105,7 +105,7 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        links = np.asarray(prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
+        links = (prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
         little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
         self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared), *little]
         self.rows: list[dict[str, Any]] = []

@@ -518,6 +518,11 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "may lack: name another, such as resnet20", "--bandwidth constant:1 --model small"),
         ("depth", "--controller depth needs --algorithm mce-pl, independent", "--bandwidth constant:1 "
          "--algorithm dsgd"),
+        ("depth", "--controller depth gives agents blocks back, and --group-lasso 0.001 shrinks meanwhile what they "
+         "lack, down to scores of 0, which are dead: take --group-lasso 0, or leave the controller out",
+         "--bandwidth constant:1 --model resnet20 --group-lasso 1e-3"),
+        ("depth", "and --target-channels shrinks meanwhile what they lack, down to scores of 0, which are dead: leave "
+         "one of them out", "--bandwidth constant:1 --model resnet20 --target-channels 0.5"),
         ("period", "--controller period needs messages, and --algorithm independent sends none",
          "--bandwidth constant:1 --algorithm independent"),
         ("period", "--controller period lets messages come late, and --algorithm score-gossip adds up",

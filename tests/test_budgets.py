@@ -4,19 +4,43 @@ import csv
 import json
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import draw_nothing, use_fakes
+from fakes import StopAfter, draw_nothing, use_fakes
+from test_depth import TwoStages
 from test_resume import stop_after
 from test_sweep import assert_alone_as_together, members
 from tiny import assert_same_numbers, rows_of, use_tiny_network
 
+from dslth_jax.algorithm import by_name
+from dslth_jax.algorithms.descent import BINS
 from dslth_jax.bandwidth import constant
 from dslth_jax.budgets import Limits
 from dslth_jax.clock import Devices
-from dslth_jax.study.sweeping.grid import Sweep, groups_of
-from dslth_jax.study.training.budget import Budget, Costs, cost_of_entries, little_bought, share_by_retention
+from dslth_jax.depth import depths_of_layers
+from dslth_jax.depth_budgets import with_depths
+from dslth_jax.networks.network import network_of
+from dslth_jax.networks.zoo import MODULES
+from dslth_jax.study.config.budget import NOT_OF_RETENTIONS
+from dslth_jax.study.config.numbers import population_hyper
+from dslth_jax.study.config.resolve import resolve
+from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.spellings import CONTROLLERS
+from dslth_jax.study.sweeping.grid import Sweep, groups_of, programs_of
+from dslth_jax.study.training.budget import (
+    Budget,
+    Costs,
+    controller_of,
+    cost_of_entries,
+    little_bought,
+    share_by_retention,
+)
+from dslth_jax.study.training.foreseen import said_of_time
 from dslth_jax.study.training.history import History, shapes_of
+from dslth_jax.study.training.plan import plan
+from dslth_jax.study.training.records import write_config
 from experiments import cifar, sweep
 
 
@@ -29,10 +53,21 @@ FLAGS = ["--dataset", "digits", "--model", "tiny", "--agents", "4", "--rounds", 
 TIMED = ["--preset", "tuned", "--lr", "0.01", "--bandwidth", "lognormal:0.01:0.5", "--device-speed", "1e6:1e7"]
 
 
+DEEP = ["--dataset", "digits", "--model", "two-stages", "--agents", "4", "--rounds", "6", "--eval-every", "3"]
+BY_DEPTH = ["--preset", "tuned", "--lr", "0.01", "--bandwidth", "constant:10", "--device-speed", "2e6:2e7"]
+
+
 @pytest.fixture(autouse=True)
 def tiny_network(monkeypatch):
     use_tiny_network(monkeypatch)
+    monkeypatch.setitem(MODULES, "two-stages", TwoStages)
     draw_nothing(monkeypatch)
+
+
+def depths_in(folder):
+    """Of each agent of a run in the last round."""
+    with (folder / "agents.csv").open() as file:
+        return [int(row["depth"]) for row in csv.DictReader(file)]
 
 
 def recorded(folder):
@@ -73,6 +108,57 @@ def test_a_run_says_so_before_its_first_round():
     """Of agents with as many links as the graph has: a controller of retentions on slow devices."""
     (own,) = members(**BASE, bandwidth="constant:10", device_speed=1e6, controller="deadline")
     assert "buys next to no time here" in " ".join(History(own, shapes_of(own)).warnings)
+
+
+def whatever(rounds, agents=3):
+    """Of each round, what controllers are told, at random; nothing of a silent one may move anybody."""
+    rng = np.random.default_rng(0)
+    shares, tides = rng.dirichlet(np.ones(BINS)), 2 * np.sin(np.arange(rounds)[:, None] / 20 + np.arange(agents))
+    counts = {name: rng.multinomial(size, shares, (rounds, agents)) for name, size in SIZES.items()}
+    powers = 2.0 ** np.arange(1 - BINS, 1)
+    common = {"exchanged": rng.random(rounds) < 0.8, "deadline": np.where(rng.random(rounds) < 0.1, np.inf, 1.0)}
+    return {
+        "seconds": np.exp(tides + rng.normal(0, 0.3, (rounds, agents))).astype(np.float32),
+        "loss": rng.random((rounds, agents)).astype(np.float32),
+        "squares": {name: np.stack([own, own * powers], axis=2).astype(np.float32) for name, own in counts.items()},
+        **{name: np.repeat(own[:, None], agents, axis=1) for name, own in common.items()},
+    }
+
+
+SIZES = {"stem": 2000, "block3": 900, "block4": 800, "linear": 300}
+OWN, LOW, HIGH, JUMP, BLOCKS = np.float32([0.3, 0.1, 0.8]), 0.05, 0.85, 0.07, {"block3": 3, "block4": 4}
+
+
+@pytest.mark.parametrize("name", CONTROLLERS)
+def test_no_controller_changes_more_in_a_round_than_it_may(name):
+    """Whatever rounds take and losses are: counts move by the set share at most, or by one block, and stay within
+    bounds; in silent rounds nothing moves. Who sets neither retentions nor blocks moves nothing."""
+    kept = {layer: np.int32(np.round(size * OWN * (0.9 if layer == "linear" else 1))) for layer, size in SIZES.items()}
+    bounds = Limits(OWN, *(np.full(3, own, np.float32) for own in (LOW, HIGH)), np.float32(JUMP), np.float32(1))
+    devices = Devices(np.full(3, 1e4, np.float32), constant(3, 1.0))
+    fewest = np.full(3, 2, np.int32) if name == "depth" else None
+    budget = Budget(devices, np.float32(1), None if name in NOT_OF_RETENTIONS else bounds, fewest)
+    controller = controller_of(name, None, budget, Costs(dict.fromkeys(SIZES, 1), SIZES, SIZES, True, True, BLOCKS))
+    told, hyper = whatever(300), Hyper(jax.tree.map(jnp.asarray, kept))
+
+    def step(carry, given):
+        t, info = given
+        return controller.update(carry[0], hyper, t, info, info["seconds"], None), carry[1].kept
+
+    found = jax.jit(lambda: jax.lax.scan(step, controller.init(hyper), (jnp.arange(300), told))[1])()
+    counts = {layer: np.asarray(own, np.int64) for layer, own in found.items()}
+    moved = {layer: np.abs(np.diff(own, axis=0)) for layer, own in counts.items()}
+    assert not any(own[~told["exchanged"][:-1]].any() for own in moved.values())
+    assert any(own.any() for own in moved.values()) == (name != "period")
+    if name in NOT_OF_RETENTIONS:
+        assert all(((own == kept[layer]) | ((own == 0) & (layer in BLOCKS))).all() for layer, own in counts.items())
+        steps = np.diff(sum((counts[layer] > 0).astype(int) for layer in BLOCKS), axis=0)
+        assert {*np.unique(steps)} == ({-1, 0, 1} if name == "depth" else {0})
+        return
+    for layer, size in SIZES.items():
+        of_share = size if name == "prunefl" else kept[layer] / OWN  # how many entries a retention of 1 would keep
+        assert (moved[layer] <= JUMP * of_share + 1.01).all()
+        assert (np.clip(counts[layer], LOW * of_share - 0.51, HIGH * of_share + 0.51) == counts[layer]).all()
 
 
 def test_members_of_a_sweep_over_time_are_one_program_and_runs_of_their_own(tmp_path):
@@ -117,6 +203,68 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(controller, tmp_path)
         np.testing.assert_allclose(ends, rows[0]["retention_mean"], atol=1e-5)
     elif controller != "bandit":  # which stays for some exchanges where it begins
         assert 0 < np.abs(ends - 0.3).max() <= 7 * 0.02 + 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["fixed-linear", "global"])
+def test_a_run_of_depths_that_was_stopped_ends_as_if_it_had_not_been(policy, tmp_path):
+    """Stopped behind the round in which slow agents have lost their first block, and before they lose another."""
+    own = [*DEEP, *BY_DEPTH, "--controller", "depth", "--retention-policy", policy]
+    assert cifar.main([*own, "--out", str(tmp_path / "whole")]) == 0
+    assert cifar.main([*own, "--out", str(tmp_path / "cut")], StopAfter(2)) == 143
+    assert cifar.main([*own, "--out", str(tmp_path / "cut"), "--resume"]) == 0
+    assert_same_numbers(tmp_path / "whole", tmp_path / "cut")
+    assert depths_in(tmp_path / "whole") == [2, 2, 4, 4]
+
+
+def depths_of_a_sweep(**more):
+    return {**BASE, "model": "two-stages", "lr": 0.01, "bandwidth": "constant:10", "device_speed": "2e6:2e7", **more}
+
+
+@pytest.mark.parametrize("policy", ["fixed-linear", "uniform", "erk", "global"])
+def test_agents_that_came_to_a_depth_keep_what_those_of_this_depth_keep(policy):
+    """By every policy, that of one threshold for all layers too: what masks are cut by is the same, layer by layer."""
+    network = network_of(TwoStages(10), (8, 8, 1))
+    settings = {"dataset": "digits", "model": "two-stages", "agents": 4, "preset": "tuned", "retention": "0.2:0.5"}
+    settings |= {"retention_policy": policy, "bandwidth": "constant:1"}
+    (always, _), (begun, _) = (
+        population_hyper(resolve(Settings(**settings, **own)), network)
+        for own in ({"depth": "2,3,4,3"}, {"controller": "depth"})
+    )
+    needs = depths_of_layers(network.stages, by_name(begun.kept))
+    came = with_depths(begun, jnp.array([2, 3, 4, 3]), needs)
+    for name, own in by_name(came.kept).items():
+        np.testing.assert_array_equal(own, by_name(always.kept)[name])
+
+
+def test_fewest_blocks_are_traced():
+    """Unlike numbers of them are one program, with the controller also where they are left out; without it what has
+    all blocks is another program, whose messages say nothing of layers."""
+    for controller, programs in (("depth", 1), (None, 2)):
+        every = members(**depths_of_a_sweep(controller=controller, grid=("depth=None,3,2:4",)))
+        assert len(programs_of(every, range(len(every)))) == programs
+
+
+@pytest.mark.slow
+def test_members_of_a_sweep_over_fewest_blocks_are_runs_of_their_own(tmp_path):
+    """Whose slow agents go down to as many as they are to have at least."""
+    grid = ("depth=None,3,2:4",)
+    sweep.sweep(Sweep(**depths_of_a_sweep(controller="depth", grid=grid), run_folders=True, out=tmp_path / "all"))
+    assert_alone_as_together(2, tmp_path / "all", tmp_path / "alone")
+    found = [depths_in(own) for own in sorted((tmp_path / "all" / "runs").iterdir())]
+    assert found == [[2, 2, 4, 4], [3, 3, 4, 4], [2, 3, 4, 4]]
+
+
+def test_what_is_known_of_time_at_the_start_stands_in_the_run_folder(tmp_path):
+    """Before a round has run, for the page of a report to say; of a run in no simulated time nothing."""
+    for bandwidth, said in (("constant:10", 1), (None, None)):
+        timed = {"bandwidth": bandwidth, "controller": bandwidth and "deadline"}
+        timed |= {"device_speed": 1e6} if bandwidth else {}
+        (own,) = members(**BASE, **timed)
+        write_config(tmp_path, plan([own]), own)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config.get("simulated_time") == (said and said_of_time(own))
+        assert said is None or "buys next to no time here" in config["simulated_time"][0]
 
 
 def test_without_bandwidth_no_time_is_simulated(tmp_path, monkeypatch):

@@ -16,9 +16,10 @@ from test_population import ADJACENCY, AGENTS, BATCH, NETWORK, RETENTION, agent_
 from test_population import setting as population_of
 
 from dslth_jax import bandwidth, budgets, control, population
-from dslth_jax.algorithm import Message, World, by_name
+from dslth_jax.algorithm import Message, World, by_name, with_personal_layers
 from dslth_jax.algorithms.descent import spectrum
 from dslth_jax.algorithms.mce_pl import mce_pl
+from dslth_jax.algorithms.score_gossip import signs
 from dslth_jax.clock import Clock, Devices, begin, lap
 from dslth_jax.message_sizes import message_bits
 from dslth_jax.mixing import Graph
@@ -157,6 +158,90 @@ def test_a_round_waits_for_the_slowest_or_for_the_deadline(x64):
     times, own = lap(clock, times, None, bits, links, all_send, jnp.array(True))
     assert (float(times.now), float(times.deadline)) == (2.5, pytest.approx(0.8 * 1.25))
     assert lap(clock, times, None, bits, links, all_send, jnp.array(True))[1].late.tolist() == [True, False]
+
+
+BOTH = Graph(np.array([0, 1]), np.array([1, 0]), np.ones(2, np.uint8), np.ones(2, np.float32))
+
+
+def timed(clock, message, *, before=None, graph=BOTH, times=None, due=True):
+    """The times and the lap of a round in which two agents send such messages after `before`, which nobody knows to be
+    a start message."""
+    times = begin(clock) if times is None else times
+    sent = jax.tree.map(jnp.zeros_like, message) if before is None else before
+    state = population.State(jnp.zeros(2), None, sent, None, None, jnp.int32(0), times)
+    world = World({"a": jnp.zeros(40), "b": jnp.zeros(24)}, {}, None, jnp.int32(0), jnp.int32(9))
+    return population.timed_lap(clock, state, None, message, None, graph, world, False, jnp.array(due), None)
+
+
+def packed_of(rows):
+    return jnp.asarray(np.packbits(np.array(rows, bool), axis=1, bitorder="little"))
+
+
+def entropy_of(count, size):
+    share = np.array([count, size - count]) / size
+    return -size * np.sum(share * np.log2(share, where=share > 0, out=np.zeros(2)))
+
+
+def test_layers_that_stay_with_an_agent_take_no_time(x64):
+    """By hand: 40 entries of which 10 are kept; the personal layer's 24 are in no message."""
+    masks = {"a": packed_of([[1] * 10 + [0] * 30] * 2), "b": packed_of([[1] * 12 + [0] * 12] * 2)}
+    whole = mce_pl(NETWORK)._replace(init=lambda key, world, hyper: (None, Message(masks)))
+    world = World({}, {}, jax.random.key(0), jnp.int32(0), jnp.int32(9))
+    seconds = []
+    for personal in (["b"], ["a", "b"]):
+        _, message = with_personal_layers(whole, personal).init(jax.random.key(0), world, None)
+        seconds.append(timed(clock_at(jnp.inf), message)[1].seconds)
+    bits = entropy_of(10, 40)
+    np.testing.assert_allclose(seconds, [[1 + bits / 8e6, 0.5 + bits / 4e6], [1, 0.5]], rtol=1e-12)
+
+
+def test_gossip_takes_a_bit_an_entry_and_a_float_a_layer(x64):
+    """Whatever its bits are, and whatever they were before: 40 + 24 and twice 32, as the ledger counts."""
+    drawn = np.random.default_rng(0).normal(size=(3, 2, 64))
+    first, second = (
+        jax.vmap(signs)({"a": own[:, :40], "b": own[:, 40:]}, {"a": zero[:, :40], "b": zero[:, 40:]}, steps)
+        for own, zero, steps in ((now, np.zeros((2, 64)), {"a": np.ones(2), "b": np.ones(2)}) for now in drawn[:2])
+    )
+    for message, before in ((first, None), (second, first), (first, first)):
+        own = timed(clock_at(jnp.inf), message, before=before)[1]
+        np.testing.assert_allclose(own.seconds, [1 + 128 / 8e6, 0.5 + 128 / 4e6], rtol=1e-12)
+
+
+def test_agents_whom_nobody_hears_send_for_no_time(x64):
+    """Not even while their bandwidth is 0; an absent edge is no link. Who is heard waits for bandwidth."""
+    message = Message({"a": packed_of([[1] * 10 + [0] * 30] * 2)})
+    falling = bandwidth.Trace(jnp.array([[0.25, 5.0]] * 2), jnp.array([[0.0, 8.0]] * 2), jnp.array([4.1, 4.6]))
+    clock = clock_at(jnp.inf)._replace(devices=Devices(jnp.array([1e6, 2e6]), falling))
+    lonely = BOTH._replace(weights=np.array([0, 1], np.uint8))
+    none = Graph(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.uint8), np.ones(2, np.float32))
+    np.testing.assert_array_equal(timed(clock, message, graph=none)[1].seconds, [1, 0.5])
+    own = timed(clock, message, graph=lonely)[1]
+    np.testing.assert_allclose(own.seconds, [1, 0.5 + 0.15 + entropy_of(10, 40) / 8e6], rtol=1e-12)
+
+
+def test_silent_rounds_take_what_computing_takes(x64):
+    """Ten rounds of which every fifth exchanges: ten times computing, a whole mask, and what two entries changed."""
+    clock = clock_at(jnp.inf, rates=(1e-4, 1e-4), speed=(1e6, 1e6))
+    first, later = (Message({"a": packed_of([[0] * lost + [1] * 10 + [0] * (30 - lost)] * 2)}) for lost in (0, 1))
+    times, sent, seconds = begin(clock), first, []
+    for round in range(10):
+        due, message = (round + 1) % 5 == 0, later if round > 4 else first
+        times, own = timed(clock, message, before=sent, times=times, due=due)
+        sent = message if due else sent
+        seconds.append(float(own.seconds[0]))
+    sending = {4: entropy_of(10, 40) / 100, 9: entropy_of(2, 40) / 100}
+    np.testing.assert_allclose(seconds, [1 + sending.get(round, 0) for round in range(10)], rtol=1e-12)
+    assert float(times.now) == pytest.approx(10 + sum(sending.values()), rel=1e-12)
+    assert int(times.exchanges) == 2
+
+
+def test_nobody_is_late_in_a_silent_round(x64):
+    """One that takes longer than the deadline ends there all the same; to be late takes something to send."""
+    clock, message = clock_at(0.75), Message({"a": packed_of([[1] * 10 + [0] * 30] * 2)})
+    times, silent = timed(clock, message, due=False)
+    assert (silent.late.tolist(), silent.idle.tolist(), float(times.now)) == ([False, False], [0, 0.25], 0.75)
+    assert timed(clock, message)[1].late.tolist() == [True, False]
+    assert timed(clock, Message({}))[1].late.tolist() == [False, False]
 
 
 # Controllers ---------------------------------------------------------------------------------------------------------

@@ -193,6 +193,18 @@ def sweep_folder(out: Path, axes: dict, **more) -> Path:
     return out
 
 
+def test_what_a_run_said_of_simulated_time_is_on_its_page(copy, tmp_path):
+    """Beside the bandwidth and the controller; where no time is simulated, nothing."""
+    timed = copy("timed", bandwidth="constant:10", controller="deadline")
+    config = json.loads((timed / "config.json").read_text())
+    sentence = "retention alone can change 0.2% of a round's simulated time at most: it buys next to no time here"
+    (timed / "config.json").write_text(json.dumps(config | {"simulated_time": [sentence]}))
+    page = shown(timed, out=tmp_path / "page.html")
+    assert f"simulated time bandwidth constant:10, controller deadline, {sentence}" in page.words
+    page = shown(copy("untimed"), out=tmp_path / "page.html")
+    assert "simulated time bandwidth" not in page.words
+
+
 def test_a_run_is_shown_with_all_it_has_the_same_every_time(folder, tmp_path, whole_charts):
     page = shown(folder, out=tmp_path / "page.html")
     shown(folder, out=tmp_path / "again.html")

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dslth_jax.study.config.algorithms import ALGORITHMS
-from dslth_jax.study.config.mortality import dies_for_good
+from dslth_jax.study.config.mortality import dies_for_good, shrinks
 from dslth_jax.study.config.numbers import numbers_in
 from dslth_jax.study.config.setting import described, flag, within
 from dslth_jax.study.config.settings import Budget, Settings
@@ -76,6 +76,19 @@ def check_counts(resolved: Settings) -> None:
             f"--device-sparse counts what retentions say that a layer keeps, and with {elsewhere} masks alone say it: "
             f"leave one of them out"
         )
+
+
+def check_absent(resolved: Settings) -> None:
+    """Raise a ValueError if blocks are to come back to agents, and what they lack dies meanwhile."""
+    if resolved.controller != "depth" or not shrinks(resolved):
+        return
+    aims = resolved.target_channels is not None
+    what = "--target-channels" if aims else f"--group-lasso {resolved.group_lasso}"
+    instead = "leave one of them out" if aims else "take --group-lasso 0, or leave the controller out"
+    raise ValueError(
+        f"--controller depth gives agents blocks back, and {what} shrinks meanwhile what they lack, down to scores of "
+        f"0, which are dead: {instead}"
+    )
 
 
 def bounds_of(settings: Settings) -> tuple[float, float]:

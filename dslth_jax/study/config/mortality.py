@@ -62,8 +62,13 @@ def dies_for_good(resolved: Settings) -> bool:
 
 def may_die(resolved: Settings) -> bool:
     """Whether a rule can leave channels without any kept entry."""
+    return resolved.filter_rule is not None or shrinks(resolved)
+
+
+def shrinks(resolved: Settings) -> bool:
+    """Whether a group lasso makes scores smaller."""
     lasso = 0 if "group_lasso" in foreign_to(resolved.algorithm) else resolved.group_lasso or 0
-    return resolved.filter_rule is not None or spelled(lasso).partition("@")[0] != "0"
+    return spelled(lasso).partition("@")[0] != "0"
 
 
 def channels_that_die(settings: Settings, network: Network) -> dict[str, Any]:

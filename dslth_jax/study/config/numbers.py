@@ -160,6 +160,11 @@ def depths_of(settings: Settings) -> list[int] | None:
     return depths.astype(int).tolist()
 
 
+def may_lack_layers(settings: Settings) -> bool:
+    """Whether agents may lack residual blocks, at the start or later."""
+    return settings.depth is not None or settings.controller == "depth"
+
+
 def lacking(settings: Settings, network: Network) -> list[tuple[str, ...]]:
     """The residual blocks that each agent lacks; a ValueError if the network has none, or not so many."""
     try:

@@ -17,9 +17,9 @@ from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import MODULES, network_by_name
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, foreign_to, owners_of
-from dslth_jax.study.config.budget import check_budget, check_counts
+from dslth_jax.study.config.budget import check_absent, check_budget, check_counts
 from dslth_jax.study.config.mortality import channels_that_die, check_channels, dies_for_good, strength_of
-from dslth_jax.study.config.numbers import depths_of, numbers_of
+from dslth_jax.study.config.numbers import depths_of, may_lack_layers, numbers_of
 from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.data.datasets import READERS
@@ -70,6 +70,7 @@ def filled_in(settings: Settings) -> Settings:
     check_scale(resolved)
     check_channels(resolved)
     check_counts(resolved)
+    check_absent(resolved)
     numbers_of(resolved)
     depths_of(resolved)
     return resolved
@@ -298,6 +299,6 @@ def algorithm_of(settings: Settings, network: Network) -> Algorithm:
     if settings.head_order == "head-first":
         switches["head_first"] = personal
     algorithm = row.factory(network, **switches, optimizer=optimizers[str(settings.optimizer)])
-    if (settings.depth is not None or settings.controller == "depth") and row.sends != "nothing":
+    if may_lack_layers(settings) and row.sends != "nothing":
         algorithm = with_layers_had(algorithm)
     return with_personal_layers(algorithm, personal)

@@ -97,7 +97,7 @@ class Population:
     retention_policy: Policy = "fixed-linear"
     """How a retention becomes shares of layers: linear ones have their own (fixed-linear), all the same (uniform),
     small layers more (erk), or one threshold for all scores times the root of the fan-in (global)."""
-    depth: int | str | None = setting(None, bounds=COUNT, unit="blocks")
+    depth: int | str | None = setting(None, bounds=COUNT, unit="blocks", traced=True)
     """How many of the network's residual blocks an agent has: a number, or one an agent as for --retention (3,3,8,
     3:8, dealt:3,8). It has the first of every stage, and of further ones first the second of each; None is all."""
 

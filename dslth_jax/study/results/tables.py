@@ -272,6 +272,8 @@ def facts(config: Row) -> list[tuple[str, str]]:
     policy = None if get("retention_policy") in (None, "fixed-linear") else f"policy {get('retention_policy')}"
     unusual = {"width": (None, 1.0), "depth": (None,), "exits": (None, "last")}
     network = [get("model"), *(said(f"{key} ", get(key)) for key, usual in unusual.items() if get(key) not in usual)]
+    of_time = own if isinstance(own := config.get("simulated_time"), list) else []
+    of_time = [said("bandwidth ", get("bandwidth")), said("controller ", get("controller")), *of_time]
     ternary = "ternary masks" if get("mask") == "ternary" else None
     told: list[tuple[str, list[Any]]] = [
         ("data", [get("data_file") or get("dataset"), get("class_file") or get("partition"), *seen]),
@@ -280,6 +282,7 @@ def facts(config: Row) -> list[tuple[str, str]]:
         ("algorithm", [get("algorithm"), said("preset ", get("preset")), ternary]),
         ("network", network),
         ("step sizes", [get("lr"), said("fine-tuning ", get("fine_tune_lr")), said("by ", get("optimizer"))]),
+        ("simulated time", of_time),
         ("rounds", [get("rounds"), said("seed ", get("seed"))]),
         ("device", of_device if device else [config.get("device")]),
         ("versions", [config.get("versions")]),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dslth_jax.naming import nearest
-from dslth_jax.study.config.numbers import DEALT
+from dslth_jax.study.config.numbers import DEALT, may_lack_layers
 from dslth_jax.study.config.setting import Setting, flag, parts, read, setting
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
@@ -123,7 +123,7 @@ def statics_of(prepared: Prepared) -> str:
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     weighing = (str(graph.weights.dtype), settings.mixing == "similarity")
     simulated = prepared.budget is not None, prepared.targets is not None
-    programs = prepared.batch_size, prepared.validation is not None, *simulated
+    programs = prepared.batch_size, prepared.validation is not None, may_lack_layers(settings), *simulated
     parts = (fixed, schedules, changing, weighing, skew, *programs)
     return json.dumps(parts, default=str)
 

@@ -21,8 +21,8 @@ from dslth_jax.study.config.mortality import may_die
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
-from dslth_jax.study.training.budget import least_seconds, little_bought
 from dslth_jax.study.training.diagnostics import Seen, Symptoms
+from dslth_jax.study.training.foreseen import said_of_time
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
 from dslth_jax.study.training.survival import Shares, shares_alive
@@ -105,9 +105,7 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        links = (prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
-        little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
-        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared), *little]
+        self.warnings = [*self.symptoms.at_start, *said_of_time(prepared)]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began
@@ -286,21 +284,6 @@ class History:
             return {}
         accuracy = round(float(self.validation[agent]), 6)
         return {"validation_samples": int(held.sizes[agent]), "validation_accuracy": accuracy}
-
-
-def out_of_reach(prepared: Prepared) -> list[str]:
-    """A sentence if some agents cannot make the deadline, whatever they send; none where that is not known."""
-    budget, costs = prepared.budget, prepared.costs
-    if budget is None or costs is None or not 0 < budget.deadline < math.inf:
-        return []
-    seconds = least_seconds(budget, costs, prepared.hyper)
-    slowest, over = int(np.argmax(seconds)), int(np.sum(seconds > budget.deadline))
-    if not over:
-        return []
-    return [
-        f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round, and {over} of "
-        f"{prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}: retention buys no time there"
-    ]
 
 
 def balanced_accuracy(

@@ -19,6 +19,7 @@ from dslth_jax.study.system.console import counted
 from dslth_jax.study.system.stopping import NotFiniteError
 from dslth_jax.study.training import memory
 from dslth_jax.study.training.checkpoint import Found
+from dslth_jax.study.training.foreseen import said_of_time
 from dslth_jax.study.training.history import History, Outcome
 from dslth_jax.study.training.loop import Study
 from dslth_jax.study.training.plan import Plan, Prepared, in_words
@@ -99,6 +100,7 @@ def write_config(folder: Path, planned: Plan, prepared: Prepared, found: Found |
     images |= {"classes": prepared.classes, "labels": prepared.labels, "owners": prepared.owners}
     skew = label_skew(prepared.held(prepared.train))
     about = {"graph": graph, "images": images, "label_skew": skew, "given": prepared.said}
+    about |= {"simulated_time": said_of_time(prepared)} if prepared.budget else {}
     folders.write_config(folder, prepared.settings, about, since, **chosen)
 
 

@@ -345,7 +345,7 @@ def test_a_single_agent_has_everything(spelling):
     np.testing.assert_array_equal(np.sort(made.tests[0]), np.arange(20 * CLASSES))
 
 
-KNOWN = "classes[:PER_AGENT], dirichlet[:ALPHA], quantity[:ALPHA], iid, owner"
+KNOWN = "classes[:PER_AGENT], overlapping[:OVERLAP[:PER_AGENT]], dirichlet[:ALPHA], quantity[:ALPHA], iid, owner"
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,13 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_class_files_of_one_name_are_refused(capsys, tmp_path):
+    """Else arms of one would stand for those of the other."""
+    flags = ["--class-files", "some/x.txt,others/x.txt", "--out", str(tmp_path / "out")]
+    assert crossed.main([*TINY, *flags]) == 2
+    assert "--class-files must be of different names, got some/x.txt,others/x.txt" in capsys.readouterr().err
+
+
 def rows_of(*accuracies, bits=8e6):
     keys = ("kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits")
     return [

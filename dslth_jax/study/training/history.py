@@ -22,7 +22,7 @@ from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
 from dslth_jax.study.training.budget import least_seconds, little_bought
-from dslth_jax.study.training.diagnostics import Seen, Symptoms
+from dslth_jax.study.training.diagnostics import Seen, Symptoms, at_the_seam
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
 from dslth_jax.study.training.survival import Shares, shares_alive
@@ -107,7 +107,8 @@ class History:
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
         links = np.asarray(prepared.adjacency != 0).sum(axis=0) * bool(self.ledger.entries)
         little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
-        self.warnings = [*self.symptoms.at_start, *out_of_reach(prepared), *little]
+        seam = at_the_seam(prepared.settings, self.held)
+        self.warnings = [*self.symptoms.at_start, *seam, *out_of_reach(prepared), *little]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began

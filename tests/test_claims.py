@@ -127,6 +127,7 @@ def test_a_time_is_read_as_it_is_written(number, unit):
         ("--dataset mnist", "--dataset must be one of cifar10, cifar100, svhn_cropped, digits, got 'mnist'"),
         ("--data-dir .", "--data-dir is for data sets that are downloaded, digits needs none: leave it out"),
         ("--class-file {full}/none.txt", "--class-file must be a file of each agent's classes, got "),
+        ("--topology rng", "or a graph's file that exists, got 'rng'"),
         ("--rounds 9", "--rounds must be in 10..1000000, got 9"),
         ("--seeds 0", "--seeds must be in 1..1000, got 0"),
         ("--resume", "--resume needs --out: say which folder is to go on"),

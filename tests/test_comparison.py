@@ -325,6 +325,9 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
         own_of(boundary.Boundary, boundary, "--mixing", "metropolis")
     with pytest.raises(ValueError, match=r"^--overlaps and --alphas leave no point to compare at"):
         own_of(boundary.Boundary, boundary, "--overlaps", "None", "--alphas", "None")
+    with pytest.raises(ValueError, match=r"^--overlaps are of neighbours on a ring: say --overlaps None, or leave"):
+        own_of(boundary.Boundary, boundary, "--topology", "star")
+    assert own_of(boundary.Boundary, boundary, "--topology", "star", "--overlaps", "None")
     flags = [word for word in TINY if word not in ("--model", "tiny")]
     settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
     with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):

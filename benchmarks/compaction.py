@@ -246,6 +246,13 @@ def share(word: str) -> float:
     return number
 
 
+def positive(word: str) -> int:
+    """A whole number above 0."""
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {word}")
+    return number
+
+
 def main() -> None:
     """Print conditions, the table and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -253,8 +260,8 @@ def main() -> None:
     parser.add_argument("--dead", type=share, default=0.5, help="share of each layer's channels")
     parser.add_argument("--retention", type=share, default=0.3, help="share of entries kept of a live channel")
     parser.add_argument("--round-to", type=int, default=1, help="channels of a layer are a multiple of this")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 128])
-    parser.add_argument("--repeats", type=int, default=80, help="forward passes; fewer of large batches")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, 128])
+    parser.add_argument("--repeats", type=positive, default=80, help="forward passes; fewer of large batches")
     parser.add_argument("--run", type=Path, help="the folder of a finished run, instead of random masks")
     parser.add_argument("--agent", type=int, default=0, help="of that run, counted from 0")
     parser.add_argument("--runtime", nargs="+", choices=[*RUNTIMES], help="all that are installed, unless said")

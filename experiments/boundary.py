@@ -38,6 +38,8 @@ class Boundary(Proxy):
     def arms(self) -> Arms:
         """At every point: alone, by the force, the paper's fusion, gossip, weights, weights with a personal head, and
         by the force among neighbours whose masks are alike."""
+        if self.overlaps and self.topology != "ring":
+            raise ValueError("--overlaps are of neighbours on a ring: say --overlaps None, or leave out --topology")
         known = ways(min(self.every, self.rounds))
         chosen = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head")
         rules: dict[str, dict[str, Any]] = {name: known[name] for name in chosen}

@@ -37,7 +37,10 @@ class Crossed(Proxy):
         drawn = listed("classes", self.classes, int)
         splits: dict[str, dict[str, Any]] = {f"{number} classes": {"classes_per_agent": number} for number in drawn}
         if self.class_files:
-            splits = {Path(file).stem: {"class_file": file} for file in self.class_files.split(",")}
+            files = list(dict.fromkeys(self.class_files.split(",")))
+            splits = {Path(file).stem: {"class_file": file} for file in files}
+            if len(splits) < len(files):
+                raise ValueError(f"--class-files must be of different names, got {self.class_files}: rename some")
         graphs = {Path(graph).name.replace(":", " "): {"topology": graph} for graph in (self.topology, "ring")}
         return {
             f"{split}, {graph}: {way}": {**own, **held, **heard}

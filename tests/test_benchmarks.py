@@ -300,6 +300,7 @@ def test_compaction_of_a_runs_agent(monkeypatch, capsys, tmp_path):
     [
         ("--dead 1.5", "argument --dead: must be a share from 0 to 1, got 1.5"),
         ("--run nowhere", "a run folder was expected"),
+        ("--batch 1 0", "argument --batch: must be at least 1, got 0"),
         ("--model mlp --round-to 0", "round_to must be a positive number of channels, got 0"),
     ],
 )

@@ -172,6 +172,13 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_class_files_of_one_name_are_refused(capsys, tmp_path):
+    """Else arms of one would stand for those of the other."""
+    flags = ["--class-files", "some/x.txt,others/x.txt", "--out", str(tmp_path / "out")]
+    assert crossed.main([*TINY, *flags]) == 2
+    assert "--class-files must be of different names, got some/x.txt,others/x.txt" in capsys.readouterr().err
+
+
 def rows_of(*accuracies, bits=8e6):
     keys = ("kept_bits", "bitmap_bits", "coded_bits", "float32_bits", "busiest_agent_bits")
     return [
@@ -318,6 +325,9 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
         own_of(boundary.Boundary, boundary, "--mixing", "metropolis")
     with pytest.raises(ValueError, match=r"^--overlaps and --alphas leave no point to compare at"):
         own_of(boundary.Boundary, boundary, "--overlaps", "None", "--alphas", "None")
+    with pytest.raises(ValueError, match=r"^--overlaps are of neighbours on a ring: say --overlaps None, or leave"):
+        own_of(boundary.Boundary, boundary, "--topology", "star")
+    assert own_of(boundary.Boundary, boundary, "--topology", "star", "--overlaps", "None")
     flags = [word for word in TINY if word not in ("--model", "tiny")]
     settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
     with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):

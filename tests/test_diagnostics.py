@@ -5,13 +5,14 @@ import pytest
 from fakes import use_fakes
 from tiny import use_tiny_network
 
+from dslth_jax.class_lists import window_classes
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.graph_report import report
 from dslth_jax.graphs import adjacency_of
 from dslth_jax.study.config.resolve import network_of, resolve
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import topology_of
-from dslth_jax.study.training.diagnostics import PATIENCE, STRETCHES, WINDOW, Symptoms
+from dslth_jax.study.training.diagnostics import PATIENCE, STRETCHES, WINDOW, Symptoms, at_the_seam
 from experiments import cifar
 
 AGENTS = 4
@@ -169,6 +170,27 @@ def test_a_step_of_fine_tuning_that_does_not_follow_is_said():
         {"preset": "tuned", "lr": 0.01},
     ):
         assert list(watch(**follows).at_start) == []
+
+
+def test_windows_that_do_not_close_on_a_ring_are_said():
+    """Of five agents that move by two of ten classes the last and the first share what all others do; of four none."""
+    for agents, topology, said in (
+        (5, "ring", []),
+        (1, "ring", []),
+        (4, "complete", []),
+        (
+            4,
+            "ring",
+            [
+                "the last agent and the first share 0 classes, all other neighbours on the ring 2: take a multiple of "
+                "5 agents, with which the classes go round"
+            ],
+        ),
+    ):
+        windows = window_classes(agents, 10, 4, 0.5, np.random.default_rng(0))
+        held = np.array([[3 * (label in own) for label in range(10)] for own in windows])
+        settings = resolve(Settings(dataset="digits", agents=agents, topology=topology, class_overlap=0.5))
+        assert at_the_seam(settings, held) == said
 
 
 def test_graphs_that_change_are_not_judged_by_their_first_round():

@@ -56,6 +56,8 @@ def test_rules_that_lose_are_named_with_the_groups_where_they_do():
         "Below alone by their whole interval: none."
     )
     assert below(over([point("alone", 0.5), point("all", 0.1)])) == ""
+    of_a_file = over([point("a: b: all", 0.75), point("a: b: alone", 0.5)])  # whose name has a colon
+    assert of_a_file["a: b: all"] == (0.25, -math.inf, math.inf)
     assert over([point("all", 0.5), point("others: alone", 0.5)]) == {"all": None, "others: alone": None}
 
 

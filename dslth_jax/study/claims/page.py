@@ -61,8 +61,8 @@ def of_compaction(rows: Mapping[str, Row]) -> Came:
 
 
 def of_arms(claim: Claim, found: points.Sweep) -> Came:
-    """The accuracy of each arm, with the megabytes that it sends, and the difference of two. Where time is simulated,
-    accuracies are those when the first arm has done its rounds."""
+    """The accuracy of each arm, with the megabytes that it sends, and the difference of two that are done. Where time
+    is simulated, accuracies are those when the first arm has done its rounds."""
     seconds, accuracies, said = shortest(found), dict[str, float](), []
     for point in found.points:
         name, result = ", ".join(point.values.values()), point.result
@@ -71,7 +71,8 @@ def of_arms(claim: Claim, found: points.Sweep) -> Came:
         if accuracy is None:
             said.append(f"{name}: {result['status']}")
             continue
-        accuracies[name] = accuracy
+        if result["status"] == points.DONE:  # of fewer rounds, or of other seeds, a difference says nothing
+            accuracies[name] = accuracy
         spread = f" ± {100 * result['accuracy_std']:.1f}" if result["accuracy_std"] and seconds is None else ""
         said.append(f"{name}: {100 * accuracy:.1f}{spread} %{more_of(claim, result)}")
     when = "" if seconds is None else f"After {seconds:,.4g} simulated seconds: "

@@ -21,6 +21,7 @@ from dslth_jax.study.claims.table import CLAIMS
 from dslth_jax.study.config import command
 from dslth_jax.study.config.resolve import obstacle_to_folder
 from dslth_jax.study.config.setting import flag, setting
+from dslth_jax.study.config.spellings import GRAPHS
 from dslth_jax.study.results.folders import Row, now, replace, spelled_command
 from dslth_jax.study.system import machine
 from dslth_jax.study.system.console import Stream, counted
@@ -172,6 +173,9 @@ def check(settings: All) -> None:
         raise ValueError("--data-dir is for data sets that are downloaded, digits needs none: leave it out")
     if settings.class_file is not None and not settings.class_file.is_file():
         raise ValueError(f"--class-file must be a file of each agent's classes, got {settings.class_file}")
+    graph = settings.topology
+    if graph is not None and graph.partition(":")[0] not in GRAPHS and not os.path.isfile(graph):  # noqa: PTH113
+        raise ValueError(f"--topology must be one of {', '.join(GRAPHS)} or a graph's file that exists, got {graph!r}")
     for name, least, most in (("rounds", 10, MOST_ROUNDS), ("seeds", 1, MOST_SEEDS)):
         if (value := getattr(settings, name)) is not None and not least <= value <= most:
             raise ValueError(f"{flag(name)} must be in {least}..{most}, got {value}")

@@ -67,7 +67,7 @@ def group_and_rule(arm: str) -> tuple[str, str]:
     >>> group_and_rule("overlap 0.5: force, every 10"), group_and_rule("force, every 10")
     (('overlap 0.5', 'force, every 10'), ('', 'force, every 10'))
     """
-    group, colon, rule = arm.partition(": ")
+    group, colon, rule = arm.rpartition(": ")
     return (group, rule) if colon else ("", arm)
 
 

@@ -1,10 +1,12 @@
 """Failure signatures of a run. Each is reported once, when it first shows, in one line."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from dslth_jax.algorithm import by_name
 from dslth_jax.evaluation import Evaluation
@@ -154,6 +156,26 @@ def without_effect(settings: Settings, roles: Mapping[str, Role]) -> Signs:
                 f"say --linear-retention, which is {shares[1]}"
             ),
         )
+
+
+def at_the_seam(settings: Settings, held: Int[np.ndarray, "agents classes"]) -> list[str]:
+    """A sentence if windows of classes do not close on a ring: if the last agent and the first, who hear each other,
+    share another number of classes than all other neighbours do. `held` are everybody's samples of each class.
+
+    >>> at_the_seam(Settings(partition="overlapping:0.5:2", topology="ring"), np.array([[1, 1, 0], [0, 1, 1]]))
+    []
+    """
+    if not str(settings.partition).startswith("overlapping") or settings.topology != "ring":
+        return []
+    holds = held > 0
+    shared = np.sum(holds & np.roll(holds, -1, axis=0), axis=1)  # of each with the next one, the first behind the last
+    if shared[-1] == shared[0]:
+        return []
+    classes, move = held.shape[1], int(holds[0].sum() - shared[0])
+    return [
+        f"the last agent and the first share {shared[-1]} classes, all other neighbours on the ring {shared[0]}: take "
+        f"a multiple of {classes // math.gcd(move, classes)} agents, with which the classes go round"
+    ]
 
 
 def expected(settings: Settings, graph: GraphReport | None) -> Signs:

@@ -21,7 +21,7 @@ from dslth_jax.study.config.mortality import may_die
 from dslth_jax.study.config.numbers import depths_of
 from dslth_jax.study.results.devices import multiply_adds_of_agents
 from dslth_jax.study.training.agreement import agreement_row, pairs_of, spread_row
-from dslth_jax.study.training.diagnostics import Seen, Symptoms
+from dslth_jax.study.training.diagnostics import Seen, Symptoms, at_the_seam
 from dslth_jax.study.training.foreseen import said_of_time
 from dslth_jax.study.training.ledger import Ledger, lengths_of
 from dslth_jax.study.training.plan import Prepared
@@ -105,7 +105,8 @@ class History:
         lasting = None if self.redrawn else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
-        self.warnings = [*self.symptoms.at_start, *said_of_time(prepared)]
+        seam = at_the_seam(prepared.settings, self.held)
+        self.warnings = [*self.symptoms.at_start, *seam, *said_of_time(prepared)]
         self.rows: list[dict[str, Any]] = []
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began

@@ -24,7 +24,7 @@ class Ablation(Proxy):
     panels = (Panel("round", "density"), Panel("round", "loss"), Panel("round", "accuracy"))
 
     def arms(self) -> Arms:
-        """The aggregation tensor, a majority as either of two readings has it, and none.
+        """The aggregation tensor, a majority as either of two readings has it, and alone.
 
         Majorities that are sent on start from unlike masks, because from like ones nothing would ever change. All share
         all layers, as the paper does.
@@ -35,7 +35,7 @@ class Ablation(Proxy):
             "aggregation tensor": tensor,
             "majority of own masks": majority,
             "majority, sent on": {**majority, "mask_sent": "majority", "start_scores": "personal"},
-            "none": {"algorithm": "independent"},
+            "alone": {"algorithm": "independent"},
         }
 
 

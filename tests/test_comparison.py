@@ -104,7 +104,14 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         rows = {row["arm"]: row for row in csv.DictReader(file)}
     assert len(rows) == arms
     assert all(row["status"] == "done" for row in rows.values())
-    grouped = {boundary: 18, crossed: 14, neighbours: 6, unlike: 9, width: 5}  # whose table says what arms gain
+    grouped = {
+        ablation: 3,
+        boundary: 18,
+        crossed: 14,
+        neighbours: 6,
+        unlike: 9,
+        width: 5,
+    }  # whose table says what arms gain
     assert sum("±" in line and " to " in line for line in table) == grouped.get(experiment, 0)
     if experiment is validation:
         assert [rows[f"{what}, alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
@@ -114,7 +121,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     if real:
         # Thresholds keep what was asked for, majorities what they find.
         density = {name: float(row["density"]) for name, row in rows.items()}
-        assert density["none"] == density["aggregation tensor"] > density["majority, sent on"]
+        assert density["alone"] == density["aggregation tensor"] > density["majority, sent on"]
     capsys.readouterr()
     assert experiment.main([*given, *flags, "--out", str(out), "--resume"]) == 0
     assert capsys.readouterr().out.strip().endswith("nothing is left to do")
@@ -149,7 +156,7 @@ def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
     _, arms = own_of(ablation.Ablation, ablation)
     of_all = {"linear_retention": "same", "code_every": 1}
     assert arms["majority of own masks"] == {"algorithm": "mask-mean", "personal_layers": "none", **of_all}
-    assert arms["none"] == {"algorithm": "independent", "linear_retention": "same"}
+    assert arms["alone"] == {"algorithm": "independent", "linear_retention": "same"}
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,14 @@ def parts_of(prepared: Prepared) -> Parts:
     each = prepared.train.indices.shape[1]
 
     def on_each(agents: int, devices: int) -> int:
-        indices, sizes = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((agents, each), (agents,)))
+        shapes = {"indices": (agents, each), "sizes": (agents,)}
+        shares: dict[str, Any] = {name: jax.ShapeDtypeStruct(shape, np.int32) for name, shape in shapes.items()}
         found = memory.footprint(
             prepared.network,
             prepared.algorithm,
             jax.tree.map(lambda leaf: leaf[0], prepared.hyper),
             prepared.topology.graph,
-            prepared.train._replace(indices=indices, sizes=sizes),
+            prepared.train._replace(**shares),
             agents=agents,
             batch_size=prepared.batch_size,
             chunk=AT_ONCE,

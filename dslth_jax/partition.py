@@ -61,13 +61,9 @@ def classes(
 
     `among` says how many classes there are; None counts up to the largest of `labels`.
     """
-    _expect_request(agents, fraction)
-    among = _count_of(labels) if among is None else among
+    among = _expect_a_few_classes(labels, agents, fraction, among)
     if per_agent not in range(1, among + 1):
         raise ValueError(f"per_agent must lie in 1..{among}, the classes that there are, got {per_agent}")
-    # Refuse millions of agents before drawing their classes one by one.
-    if agents > len(labels):
-        _expect_enough(len(labels), agents, fraction)
     rng = np.random.default_rng(seed)
     classes_of = draw_classes(agents, among, per_agent, rng)
     return of_classes(labels, classes_of, rng, test_labels=test_labels, fraction=fraction)
@@ -106,11 +102,7 @@ def overlapping(
     Each class is split into as many parts as there are agents, and whoever holds it has one part. So agents have as
     many samples whatever they share, and only what they share differs. `among` as in `classes`.
     """
-    _expect_request(agents, fraction)
-    among = _count_of(labels) if among is None else among
-    # Refuse millions of agents before listing their classes one by one.
-    if agents > len(labels):
-        _expect_enough(len(labels), agents, fraction)
+    among = _expect_a_few_classes(labels, agents, fraction, among)
     rng = np.random.default_rng(seed)
     classes_of = window_classes(agents, among, per_agent, overlap, rng)
     return of_classes(labels, classes_of, rng, test_labels=test_labels, fraction=fraction, parts=agents)
@@ -276,6 +268,15 @@ def _expect_request(agents: int, fraction: float) -> None:
         raise ValueError(f"agents must be at least 1, got {agents}")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must lie in (0, 1], got {fraction}")
+
+
+def _expect_a_few_classes(labels: Labels, agents: int, fraction: float, among: int | None) -> int:
+    """How many classes there are, of which every agent is to hold a few. Millions of agents are refused here, before
+    their classes are listed one by one."""
+    _expect_request(agents, fraction)
+    if agents > len(labels):
+        _expect_enough(len(labels), agents, fraction)
+    return _count_of(labels) if among is None else among
 
 
 def owners(owner: Owners, agents: int) -> list[Any]:

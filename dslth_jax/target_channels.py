@@ -79,9 +79,8 @@ def target_channels(
         del seconds, axis
         found, factors, begun = dict[str, Any](), dict[str, Any](), round + 1 >= begin
         for own in channels:
-            behind = (info["alive"][own.name] - spared(own, round + 1)) / jnp.maximum(
-                own.size - left_of(target, own.size), 1
-            )
+            to_go = jnp.maximum(own.size - left_of(target, own.size), 1)
+            behind = (info["alive"][own.name] - spared(own, round + 1)) / to_go
             x = jnp.where(begun, jnp.clip(memory.x[own.name] + GAIN * behind - EASE, -LIMIT, LIMIT), 0)
             found[own.name] = x.astype(target.dtype)
             factors[own.name] = jnp.where(begun, jnp.exp(x), 0)

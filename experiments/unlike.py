@@ -13,9 +13,8 @@ experiments/RESULTS.md.
 
 import dataclasses
 from functools import partial
-from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +30,14 @@ class Unlike(Proxy):
 
     def arms(self) -> Arms:
         """Unlike agents, all at 0.4, and all at 0.3: alone, by the paper's fusion, the force and gossip."""
-        masks, head = {"algorithm": "mce-pl", "exchange_every": self.every}, {"personal_layers": "last"}
-        ways: dict[str, dict[str, Any]] = {
-            "alone": {"algorithm": "independent"},
-            "aggregation tensor": {**masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"},
-            "force": {**masks, **head, "fusion": "force", "mask_sent": "own"},
-            "gossip": {"algorithm": "score-gossip", **head},
-        }
+        known = ways(self.every)
+        rules = {name: known[name] for name in ("alone", "aggregation tensor", "force", "gossip")}
+        del rules["force"]["force_momentum"]  # left to the flag
         kept = {"unlike": f"dealt:{self.dealt}", "all 0.4": 0.4, "all 0.3": 0.3}
         return {
             f"{agents}: {way}": {**own, "retention": retention, "linear_retention": "same"}
             for agents, retention in kept.items()
-            for way, own in ways.items()
+            for way, own in rules.items()
         }
 
 

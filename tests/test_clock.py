@@ -348,6 +348,17 @@ def test_the_counts_of_prunefl_are_the_best_of_all(entries, rest):
 # In the loop ---------------------------------------------------------------------------------------------------------
 
 SPEED, RATES, DEADLINE = np.array([2e5, 1e5, 4e4, 2e5, 1.5e5]), np.array([1e-2, 2e-3, 1e-2, 1e-2, 4e-3]), 0.03
+PASSES = {"conv/kernel": 64.0, "linear/kernel": 1.0}  # multiply-adds of a kept entry in a round
+
+
+def clock_of(speed):
+    """The clock of a population of these devices, whose compute falls with what they keep, at `RATES` by `DEADLINE`."""
+
+    def work(hyper):
+        return sum(PASSES[name] * kept for name, kept in by_name(hyper.kept).items()).astype(float)
+
+    trace = bandwidth.Trace(jnp.ones((AGENTS, 1)), jnp.asarray(RATES)[:, None], jnp.zeros(AGENTS))
+    return Clock(work, Devices(jnp.asarray(speed), trace), jnp.asarray(DEADLINE))
 
 
 class Timed(reference.Population):
@@ -374,15 +385,10 @@ class Timed(reference.Population):
 
 def test_rounds_by_a_deadline_equal_the_numpy_loops(x64):
     """Compute that falls with retention, late messages, the deadline's controller behind a schedule; one program."""
-    s, rounds, passes = population_of(), 5, {"conv/kernel": 64.0, "linear/kernel": 1.0}
+    s, rounds = population_of(), 5
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
     entries = {name: leaf.size for name, leaf in by_name(world.weights).items()}
-    trace = bandwidth.Trace(jnp.ones((AGENTS, 1)), jnp.asarray(RATES)[:, None], jnp.zeros(AGENTS))
-
-    def work(hyper):
-        return sum(passes[name] * kept for name, kept in by_name(hyper.kept).items()).astype(float)
-
-    clock = Clock(work, Devices(jnp.asarray(SPEED), trace), jnp.asarray(DEADLINE))
+    clock = clock_of(SPEED)
     own = limits(RETENTION, low=0.05, high=1.0, jump=0.1)
     halved = jax.tree.map(lambda _: lambda round: 1.0, s.hyper)._replace(lr=lambda round: 0.5**round)
     controller = control.chain(control.scheduled(halved), budgets.deadline(own, entries))
@@ -414,7 +420,7 @@ def test_rounds_by_a_deadline_equal_the_numpy_loops(x64):
             counts.append({layer: int(np.clip(np.round(k * factor), 1, size[layer])) for layer, k in of_agent.items()})
         oracle.before, oracle.work = (
             oracle.sent,
-            sum(passes[f"{layer}/kernel"] * np.array([own[layer] for own in counts], float) for layer in counts[0]),
+            sum(PASSES[f"{layer}/kernel"] * np.array([own[layer] for own in counts], float) for layer in counts[0]),
         )
         traced = [
             {name: float(getattr(hyper, name)[i]) for name in hyper._fields[1:]} | {"counts": counts[i]}

@@ -6,9 +6,9 @@ An agent works, then sends its message over one link after the other at the band
 Bits are an estimate that a compiled program can make: of a layer of n entries n · H2(p), where p is the share of bits
 that differ from those sent last; in a key frame, or where listeners may lack what was sent last, the share of ones.
 Key frames are the first message and as many more as the ledger has. The ledger counts real messages. A round ends when
-the slowest is done, or at the deadline: who is not done by then is late, and neighbours hear what it sent before. What
-it sends now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the round
-and the settings.
+all messages are sent, or at the deadline, but not before everybody has computed, because all take the next step
+together. Who is still sending then is late: neighbours hear what it sent before, and what it sends now they hear in the
+next round. Nothing here is measured: simulated time is a function of the seed, the round and the settings.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Clock(NamedTuple):
 
     work: Callable[[Any], Float[Array, "agents"]]  # multiply-adds of a round, by the settings of that round
     devices: Devices
-    # Seconds that a round may take; infinite for none, 0 for `OF_MEDIAN` of the median τ of the first exchange.
+    # Seconds for which a round waits for messages; infinite: for all, 0: `OF_MEDIAN` of the first exchange's median τ.
     deadline: Float[Array, ""]
     # Whether listeners have what was sent before, so that a message says what has changed since then; else it says all.
     remembered: bool | Bool[Array, ""] = True
@@ -109,13 +109,14 @@ def lap(
     sent = jnp.where(sending, bits * links, 0).astype(times.now.dtype)
     seconds = computing + jax.vmap(seconds_to_send)(clock.devices.bandwidth, times.now + computing, sent)
     everybody = gather(seconds)
-    length = jnp.minimum(jnp.max(everybody), times.deadline)
+    computed = jnp.max(gather(computing))
+    length = jnp.clip(times.deadline, computed, jnp.max(everybody))
     known = (clock.deadline > 0) | ~exchanging | (times.exchanges > 0)
     deadline = jnp.where(known, times.deadline, OF_MEDIAN * jnp.median(everybody))
     own = Lap(
         seconds,
         jnp.maximum(length - seconds, 0),
-        sending & (seconds > times.deadline),
+        sending & (seconds > length),
         *(jnp.broadcast_to(common, seconds.shape) for common in (exchanging, times.deadline, length)),
     )
     return Times(times.now + length, deadline, times.exchanges + exchanging), own

@@ -4,17 +4,17 @@
     python -m experiments.communication --data-dir FOLDER  # CIFAR-10 at 16 x 16 pixels, 20 agents, 300 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
-weights with the bitmap of their mask. A retention is that of all layers. FedPM exchanges every ten rounds, because it
-learns nothing where it exchanges after every step. See experiments/RESULTS.md.
+weights with the bitmap of their mask. A retention is that of all layers. Masks are exchanged every ten rounds; FedPM,
+for one, learns nothing where it exchanges after every step. See experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
-SPARSE = ("mce-pl", "mask-mean", "dis-pfl", "independent")  # what has a retention
+SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")  # ways that have a retention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,18 @@ class Communication(Proxy):
 
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
+    every: int = 10
+    """Rounds from one exchange of masks to the next; weights, and their signs, are exchanged in every round."""
 
     def arms(self) -> Arms:
         """Every method, those with a retention at each."""
-        arms: dict[str, dict[str, Any]] = {name: {"algorithm": name} for name in ("dsgd", "local")}
-        arms["fedpm"] = {"algorithm": "fedpm", "exchange_every": min(10, self.rounds)}
+        known = ways(min(self.every, self.rounds))
+        arms: dict[str, dict[str, Any]] = {name: known[name] for name in ("weights", "fedpm")}
+        arms |= {"fedmrn": {"algorithm": "fedmrn"}, "weights, alone": {"algorithm": "local"}}
         for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:
                 everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
-                arms[f"{name}, {retention:g}"] = {"algorithm": name, "retention": retention, **everywhere}
+                arms[f"retention {retention:g}: {name}"] = known[name] | {"retention": retention} | everywhere
         return arms
 
 

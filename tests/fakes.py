@@ -46,7 +46,8 @@ class FakePrograms:
         self.settings, self.number = first.settings, len(plan.members)
         maskable, message = shapes_of(first)
         weights, _ = jax.eval_shape(first.network.init, jax.random.key(0))
-        self.sizes = {layer: leaf.size for layer, leaf in by_name(weights if maskable is None else maskable).items()}
+        layers = maskable if maskable is not None else message.masks or weights
+        self.sizes = {layer: leaf.size for layer, leaf in by_name(layers).items()}
         self.floats = sum(leaf.size for leaf in message.values.values())
         self.keeps_masks = self.settings.algorithm not in ("dsgd", "local")
         self.steps = self.of_each(lambda member: np.float32(member.hyper.lr))[..., None]
@@ -124,7 +125,7 @@ class FakePrograms:
         accuracy, density = (np.float32(np.mean(own, axis=0)) for own in (right, density))
         tested = np.stack([member.held(member.tests) for member in self.plan.members])
         right = np.floor(accuracy[..., None] * tested).astype(np.int32)
-        if self.keeps_masks:
+        if self.keeps_masks and self.settings.algorithm != "fedmrn":  # whose bits are no masks in use
             return Evaluation(accuracy, density, self.sent(state).masks, right=right)
         return Evaluation(accuracy, None, None, right=right)
 

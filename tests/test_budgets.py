@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from typing import NamedTuple
 
 import jax
@@ -277,13 +278,16 @@ def test_without_bandwidth_no_time_is_simulated(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_agents_who_never_make_the_deadline_are_late_each_time_and_said_so(tmp_path, capsys):
-    """Compute alone takes longer: retention buys no time, which is said; all are heard a round late."""
+def test_rounds_wait_for_agents_whose_computing_exceeds_the_deadline_which_is_said(tmp_path, capsys):
+    """And no longer than for that: late is who has something to send then, which nobody has whose mask stays."""
     slow = [*FLAGS, *TIMED, "--device-speed", "1e4", "--controller", "deadline", "--deadline", "0.5"]
     assert cifar.main([*slow, "--out", str(tmp_path)]) == 0
     with (tmp_path / "agents.csv").open() as file:
-        assert [int(row["late"]) for row in csv.DictReader(file)] == [8] * 4
-    assert rows_of(tmp_path)[-1]["simulated_seconds"] == pytest.approx(8 * 0.5)
+        assert all(0 < int(row["late"]) <= 8 for row in csv.DictReader(file))
     said = capsys.readouterr()
-    assert "retention buys no time" in said.out + said.err
+    said = " ".join((said.out + said.err).split())
+    computing = float(re.search(r"computing alone takes agent \d ([\d.]+) simulated seconds a round", said)[1])
+    assert computing > 0.5
+    assert "no retention brings them below it" in said
+    assert rows_of(tmp_path)[-1]["simulated_seconds"] == pytest.approx(8 * computing, rel=0.01)
     assert json.loads((tmp_path / "config.json").read_text())["settings"]["deadline"] == 0.5

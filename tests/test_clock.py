@@ -141,7 +141,7 @@ def clock_at(deadline, rates=(8.0, 4.0), speed=(1e6, 2e6), work=1e6):
     return Clock(lambda hyper: jnp.full(2, work), Devices(jnp.asarray(speed), trace), jnp.asarray(deadline))
 
 
-def test_a_round_waits_for_the_slowest_or_for_the_deadline(x64):
+def test_a_round_waits_for_all_who_compute_and_for_messages_until_the_deadline(x64):
     """By hand: 1 and 0.5 s of work; 2 Mbit over 2 links at 8 Mbit/s and over 1 at 4."""
     bits, links, all_send = jnp.full(2, 2e6), jnp.array([2, 1]), jnp.array([True, True])
     clock = clock_at(jnp.inf)
@@ -152,6 +152,10 @@ def test_a_round_waits_for_the_slowest_or_for_the_deadline(x64):
     clock = clock_at(1.2)
     times, own = lap(clock, begin(clock), None, bits, links, all_send, jnp.array(True))
     assert (float(times.now), own.late.tolist()) == (1.2, [True, False])
+    clock = clock_at(0.6)  # before the first has computed: the second, done by then, is in time
+    times, own = lap(clock, begin(clock), None, bits, links, all_send, jnp.array(True))
+    assert (float(times.now), own.late.tolist(), own.idle.tolist()) == (1.0, [True, False], [0.0, 0.0])
+    assert float(own.deadline[0]) == 0.6  # by which controllers still go
     clock = clock_at(0.0)  # left out: nobody is late in the first exchange, which says what it is
     times, own = lap(clock, begin(clock), None, bits, links, all_send, jnp.array(False))  # a silent round says nothing
     assert (float(times.now), float(times.deadline), own.seconds.tolist()) == (1.0, np.inf, [1.0, 0.5])
@@ -236,10 +240,10 @@ def test_silent_rounds_take_what_computing_takes(x64):
 
 
 def test_nobody_is_late_in_a_silent_round(x64):
-    """One that takes longer than the deadline ends there all the same; to be late takes something to send."""
+    """Where computing takes longer than the deadline, it waits for that alone; to be late takes something to send."""
     clock, message = clock_at(0.75), Message({"a": packed_of([[1] * 10 + [0] * 30] * 2)})
     times, silent = timed(clock, message, due=False)
-    assert (silent.late.tolist(), silent.idle.tolist(), float(times.now)) == ([False, False], [0, 0.25], 0.75)
+    assert (silent.late.tolist(), silent.idle.tolist(), float(times.now)) == ([False, False], [0, 0.5], 1.0)
     assert timed(clock, message)[1].late.tolist() == [True, False]
     assert timed(clock, Message({}))[1].late.tolist() == [False, False]
 
@@ -376,8 +380,10 @@ class Timed(reference.Population):
                 share = (mask != old[layer]).mean() if self.exchanges else mask.mean()
                 terms = [p * np.log2(p) for p in (share, 1 - share) if p > 0]
                 bits[agent] -= mask.size * sum(terms)
-        self.seconds = self.work / SPEED + bits * links / 1e6 / RATES
-        self.late, self.exchanges = self.seconds > DEADLINE, self.exchanges + 1
+        computing = self.work / SPEED
+        self.seconds = computing + bits * links / 1e6 / RATES
+        self.length = min(max(DEADLINE, computing.max()), self.seconds.max())
+        self.late, self.exchanges = self.seconds > self.length, self.exchanges + 1
         self.sent = [self.before[i] if self.late[i] else sent[i] for i in range(AGENTS)]
         super().hear(mixing)
         self.sent = sent
@@ -433,7 +439,7 @@ def test_rounds_by_a_deadline_equal_the_numpy_loops(x64):
         state, info = step(state)
         np.testing.assert_allclose(info["seconds"], oracle.seconds, rtol=1e-10)
         assert info["late"].tolist() == oracle.late.tolist()
-        late, now = late + oracle.late.sum(), now + min(oracle.seconds.max(), DEADLINE)
+        late, now = late + oracle.late.sum(), now + oracle.length
         for i in range(AGENTS):
             for layer, z in layers(agent_of(jax.device_get(state.agents.scores), i)).items():
                 np.testing.assert_allclose(z, oracle.scores[i][layer], rtol=0, atol=1e-10 * np.abs(z).max())

@@ -45,8 +45,8 @@ def tiny_network(monkeypatch):
         (validation, [], 4),
         (ablation, [], 4),
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.3"], 7, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.2,0.4"], 11, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 8, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.2,0.4"], 12, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 7, marks=pytest.mark.slow),
         pytest.param(
@@ -112,7 +112,8 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         unlike: 9,
         width: 5,
     }  # whose table says what arms gain
-    assert sum("±" in line and " to " in line for line in table) == grouped.get(experiment, 0)
+    gaining = 3 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
+    assert sum("±" in line and " to " in line for line in table) == gaining
     if experiment is validation:
         assert [rows[f"{what}, alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
         # An entry of a mask is a bit, an entry of weights 32; the layer with biases is personal.
@@ -141,15 +142,15 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     shared, arms = own_of(communication.Communication, communication, "--retentions", "0.3", *flags)
     assert (shared.lr, shared.amplitude, shared.weight_decay, shared.code_every) == (None, 1.0, None, None)
     assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
-    assert arms["dsgd"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
-    assert arms["local"] == {"algorithm": "local", "weight_decay": 0.1}
+    assert arms["weights"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
+    assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1}
     assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4}
-    assert arms["dis-pfl, 0.3"] == {"algorithm": "dis-pfl", "weight_decay": 0.1, "retention": 0.3}
+    assert arms["retention 0.3: dis-pfl"] == {"algorithm": "dis-pfl", "weight_decay": 0.1, "retention": 0.3}
     masks = {"retention": 0.3, "linear_retention": "same", "weight_decay": 0.1}
-    assert arms["mce-pl, 0.3"] == {
-        "algorithm": "mce-pl", "lr": "0.001", "amplitude": 0.5, "code_every": 7, **masks
-    }  # fmt: skip
-    assert arms["independent, 0.3"] == {"algorithm": "independent", **masks}
+    heard = {"algorithm": "mce-pl", "lr": "0.001", "code_every": 7, "exchange_every": 4, **masks}
+    tensor = {"fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
+    assert arms["retention 0.3: aggregation tensor"] == {"amplitude": 0.5, **tensor, **heard}
+    assert arms["retention 0.3: alone"] == {"algorithm": "independent", **masks}
 
 
 def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():

@@ -240,8 +240,9 @@ class Budget:
     """Count multiply-adds of kept entries only, as on a device that skips all others; else those of the dense
     network."""
     deadline: float | None = setting(None, bounds="(0, 1e+09]", unit="seconds", traced=True)
-    """Seconds after which a round ends: who is not done is heard a round late. None waits for the slowest, or where the
-    controller goes by a deadline, takes 0.8 times the median time of the first exchange."""
+    """Seconds for which a round waits for messages, longer where somebody is still computing: who is still sending then
+    is heard a round late. None waits for all, or where the controller goes by a deadline, takes 0.8 times the median
+    time of the first exchange."""
     controller: str | None = None
     """What sets budgets after each exchange: deadline (retention by time over deadline), balance (equal times at
     the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) period

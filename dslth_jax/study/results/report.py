@@ -119,7 +119,7 @@ def curves(lines: Lines, band: str) -> list[Chart]:
         (
             Panel("simulated", "accuracy"),
             "Accuracy over simulated time",
-            "A round ends when the slowest is done, or at the deadline.",
+            "A round ends when all is sent, or at the deadline, but not before all have computed.",
         ),
     ]
     return [

@@ -27,7 +27,9 @@ def out_of_reach(prepared: Prepared) -> list[str]:
     slowest, over = int(np.argmax(seconds)), int(np.sum(seconds > budget.deadline))
     if not over:
         return []
+    what = "no number of blocks" if prepared.settings.controller == "depth" else "no retention"
     return [
         f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round, and {over} of "
-        f"{prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}: retention buys no time there"
+        f"{prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}: {what} brings them below "
+        f"it, and rounds wait for them"
     ]

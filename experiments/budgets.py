@@ -20,7 +20,7 @@ from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed
 class Budgets(Proxy):
     """Compare controllers of retention with retentions that stay, in simulated time."""
 
-    lr: float | str | None = "mce-pl=0.001"
+    lr: float | str | None = "mce-pl=0.001,independent=0.001"
     scenario: Literal["steady", "one-slow", "collapse", "traces"] = "steady"
     """What devices and links do: the same for all at all times (steady), the first agent's device ten times slower
     (one-slow), a fifth of the bandwidth after --half seconds (collapse), or bandwidths as recorded (traces)."""
@@ -41,7 +41,8 @@ class Budgets(Proxy):
     panels = (Panel("simulated", "accuracy"), Panel("round", "accuracy"))
 
     def arms(self) -> Arms:
-        """Retentions that stay; the five controllers from 0.3 on."""
+        """Retentions that stay; the five controllers from 0.3 on; agents alone at 0.3, whose rounds take what computing
+        takes."""
         if (self.scenario == "traces") != (self.traces is not None):
             raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
         slow = self.scenario == "one-slow"
@@ -51,15 +52,13 @@ class Budgets(Proxy):
             "bandwidth": bandwidth,
             "device_speed": f"1e8,1e9*{self.agents - 1}" if slow else 1e9,
             "device_sparse": self.compute == "sparse",
-            "algorithm": "mce-pl",
-            "fusion": "force",
-            "mask_sent": "own",
-            "exchange_every": self.every,
         }
+        heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
         retentions = listed("retentions", self.retentions, float)
         own: dict[str, dict[str, Any]] = {f"{retention:g}": {"retention": retention} for retention in retentions}
         own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
-        return {name: {**devices, **arm} for name, arm in own.items()}
+        heard_by_arm = {name: {**devices, **heard, **arm} for name, arm in own.items()}
+        return {**heard_by_arm, "alone": {**devices, "algorithm": "independent"}}
 
 
 main = partial(compare, "experiments.budgets", Budgets)

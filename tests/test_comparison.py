@@ -56,7 +56,7 @@ def tiny_network(monkeypatch):
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            budgets, ["--scenario", "one-slow", "--retentions", "0.3", "--every", "2"], 6, marks=pytest.mark.slow
+            budgets, ["--scenario", "one-slow", "--retentions", "0.3", "--every", "2"], 7, marks=pytest.mark.slow
         ),
         pytest.param(unlike, ["--every", "2", "--dealt", "0.2,0.6"], 12, marks=pytest.mark.slow),
         pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
@@ -107,6 +107,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     grouped = {
         ablation: 3,
         boundary: 18,
+        budgets: 6,
         crossed: 14,
         neighbours: 6,
         unlike: 9,

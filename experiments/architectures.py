@@ -33,10 +33,10 @@ class Architectures(Experiment):
     those left out the algorithm's default."""
 
     def arms(self) -> Arms:
-        """Of every network: weights alone, masks alone, masks heard every so many rounds."""
+        """Of every network: weights that are trained alone, masks learned alone, masks heard every so many rounds."""
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
-        kinds: dict[str, Any] = {"weights": {"algorithm": "local"}, "masks": {"algorithm": "independent"}}
-        kinds |= {f"masks, every {self.every}": heard}
+        kinds: dict[str, Any] = {"weights": {"algorithm": "local"}, "alone": {"algorithm": "independent"}}
+        kinds |= {f"force, every {self.every}": heard}
         networks = self.networks.split(",")
         each = [(network, kind) for network in networks for kind in kinds]
         names = {f"{network}/{kinds[kind]['algorithm']}": (network, kind) for network, kind in each}

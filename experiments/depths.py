@@ -4,7 +4,7 @@
     python -m experiments.depths --data-dir FOLDER --topology ADJACENCY --class-file CLASSES    # CIFAR-10, 16 x 16
 
 "all deep" is an upper bound: its shallow devices would have to compute what they cannot. "mixed" deals both depths by
-the seed to equally many agents, and `agents.csv` says how each did; "mixed, alone" is what these learn by themselves.
+the seed to equally many agents, and `agents.csv` says how each did; "mixed: alone" is what these learn by themselves.
 See experiments/RESULTS.md.
 """
 
@@ -29,12 +29,13 @@ class Depths(Proxy):
     """Rounds from one exchange to the next."""
 
     def arms(self) -> Arms:
-        """By the consensus force: all shallow, all deep, mixed. Alone: the same."""
+        """All shallow, mixed, all deep: alone, and by the consensus force."""
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
         depths = {"all shallow": self.shallow, "mixed": f"dealt:{self.shallow},{self.deep}", "all deep": self.deep}
         return {
-            **{name: {**heard, "depth": depth} for name, depth in depths.items()},
-            **{f"{name}, alone": {"algorithm": "independent", "depth": depth} for name, depth in depths.items()},
+            f"{agents}: {name}": {**way, "depth": depth}
+            for agents, depth in depths.items()
+            for name, way in {"alone": {"algorithm": "independent"}, "force": heard}.items()
         }
 
 

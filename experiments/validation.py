@@ -28,10 +28,10 @@ class Validation(Proxy):
     def arms(self) -> Arms:
         """Weights and masks, alone and among neighbours, to whom the last layer is not told."""
         return {
-            "weights, alone": {"algorithm": "local"},
-            "masks, alone": {"algorithm": "independent"},
-            "weights, among neighbours": {"algorithm": "dsgd", "personal_layers": "last"},
-            "masks, among neighbours": {"algorithm": "mce-pl", "personal_layers": "last"},
+            "weights: alone": {"algorithm": "local"},
+            "masks: alone": {"algorithm": "independent"},
+            "weights: among neighbours": {"algorithm": "dsgd", "personal_layers": "last"},
+            "masks: among neighbours": {"algorithm": "mce-pl", "personal_layers": "last"},
         }
 
 

@@ -106,20 +106,23 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     assert all(row["status"] == "done" for row in rows.values())
     grouped = {
         ablation: 3,
+        architectures: 4,
         boundary: 18,
         budgets: 6,
         crossed: 14,
+        depths: 3,
         neighbours: 6,
         unlike: 9,
+        validation: 2,
         width: 5,
     }  # whose table says what arms gain
     gaining = 3 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
     assert sum("±" in line and " to " in line for line in table) == gaining
     if experiment is validation:
-        assert [rows[f"{what}, alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
+        assert [rows[f"{what}: alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
         # An entry of a mask is a bit, an entry of weights 32; the layer with biases is personal.
-        floats = float(rows["weights, among neighbours"]["float32_mb"])
-        assert floats == pytest.approx(32 * float(rows["masks, among neighbours"]["bitmap_mb"]))
+        floats = float(rows["weights: among neighbours"]["float32_mb"])
+        assert floats == pytest.approx(32 * float(rows["masks: among neighbours"]["bitmap_mb"]))
     if real:
         # Thresholds keep what was asked for, majorities what they find.
         density = {name: float(row["density"]) for name, row in rows.items()}

@@ -95,7 +95,8 @@ def difference_of(claim: Claim, accuracies: Mapping[str, float]) -> str:
     """The accuracy of the claim's first arm less that of its second, in words; of an axis of architectures, of masks
     less weights in each."""
     pairs = [claim.difference] if claim.difference else []
-    pairs += [(f"{kind[: -len(': weights')]}: masks", kind) for kind in accuracies if kind.endswith(": weights")]
+    trained = [kind.removesuffix("weights") for kind in accuracies if kind.endswith(": weights")]
+    pairs += [(f"{group}{way}", f"{group}weights") for group in trained for way in ("masks", "alone")]
     said = [
         f"{one} less {other}: {100 * (accuracies[one] - accuracies[other]):+.1f} points"
         for one, other in pairs

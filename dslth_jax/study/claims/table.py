@@ -71,7 +71,7 @@ CLAIMS: dict[str, Claim] = {
         on_digits=1.0,
         by=OF_THE_PROXY,
         rounds=150,
-        difference=("masks, alone", "weights, alone"),
+        difference=("masks: alone", "weights: alone"),
     ),
     "neighbours": Claim(
         says="masks take 32 times fewer bits than weights, at no less accuracy",
@@ -183,7 +183,7 @@ CLAIMS: dict[str, Claim] = {
         rounds=60,
         sizes="--test-samples 100",
         small="--resize 8 --agents 4 --batch-size 32 --width 0.25",
-        difference=("mixed", "mixed, alone"),
+        difference=("mixed: force", "mixed: alone"),
     ),
     "budgets": Claim(
         says="open question 3: retentions that follow devices and links pay",

@@ -38,9 +38,9 @@ def test_a_gain_is_that_of_a_paired_t_test(pairs):
 def test_seeds_are_paired_and_lost_ones_left_out():
     """A seed that either arm has lost tells nothing, and the others keep their partners."""
     found = gain(members(0.5, None, 0.75), members(0.25, 0.9, 0.5))
-    assert found == (0.25, 0.25, 0.25)
+    assert found == (0.25, 0.25, 0.25, 1)
     assert gain(members(0.5, None), members(None, 0.5)) is None
-    assert gain(members(0.5), members(0.25)) == (0.25, -math.inf, math.inf)
+    assert gain(members(0.5), members(0.25)) == (0.25, -math.inf, math.inf, 0)
 
 
 def test_rules_that_lose_are_named_with_the_groups_where_they_do():
@@ -57,7 +57,7 @@ def test_rules_that_lose_are_named_with_the_groups_where_they_do():
     )
     assert below(over([point("alone", 0.5), point("all", 0.1)])) == ""
     of_a_file = over([point("a: b: all", 0.75), point("a: b: alone", 0.5)])  # whose name has a colon
-    assert of_a_file["a: b: all"] == (0.25, -math.inf, math.inf)
+    assert of_a_file["a: b: all"] == (0.25, -math.inf, math.inf, 0)
     assert over([point("all", 0.5), point("others: alone", 0.5)]) == {"all": None, "others: alone": None}
 
 

@@ -28,6 +28,7 @@ class Gain(NamedTuple):
     mean: float
     low: float  # and the ends of the interval; -inf and inf where a single seed is known
     high: float
+    lost: int = 0  # seeds without a pair, because one of the two did not stay finite
 
 
 def gain(members: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]]) -> Gain | None:
@@ -36,29 +37,31 @@ def gain(members: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]]) -> G
 
     >>> one, other = ([[{"accuracy_mean": value}] for value in own] for own in ((0.5, 0.75), (0.25, 0.5)))
     >>> gain(one, other)
-    Gain(mean=0.25, low=0.25, high=0.25)
+    Gain(mean=0.25, low=0.25, high=0.25, lost=0)
     """
     pairs = [[last_of([own], "accuracy_mean") for own in both] for both in zip(members, others, strict=False)]
     differences = [one[0] - other[0] for one, other in pairs if one and other]
     if not differences:
         return None
     mean, seeds = statistics.fmean(differences), len(differences)
+    lost = len(pairs) - seeds
     if seeds == 1:
-        return Gain(mean, -math.inf, math.inf)
+        return Gain(mean, -math.inf, math.inf, lost)
     half = float(student.ppf((1 + CERTAIN) / 2, seeds - 1)) * statistics.stdev(differences) / math.sqrt(seeds)
-    return Gain(mean, mean - half, mean + half)
+    return Gain(mean, mean - half, mean + half, lost)
 
 
 def written(own: Gain | None) -> str:
-    """A gain in percentage points, with its interval; empty where there is none.
+    """A gain in percentage points, with its interval and the seeds that are not in it; empty where there is none.
 
-    >>> written(Gain(0.021, 0.0035, 0.0385)), written(Gain(-0.021, -math.inf, math.inf)), written(None)
-    ('+2.1 (+0.4 to +3.9)', '-2.1', '')
+    >>> written(Gain(0.021, 0.0035, 0.0385)), written(Gain(-0.021, -math.inf, math.inf, 2)), written(None)
+    ('+2.1 (+0.4 to +3.9)', '-2.1, 2 lost', '')
     """
     if own is None:
         return ""
-    mean, low, high = (f"{100 * number:+.1f}" for number in own)
-    return f"{mean} ({low} to {high})" if math.isfinite(own.low) else mean
+    mean, low, high = (f"{100 * number:+.1f}" for number in own[:3])
+    said = f"{mean} ({low} to {high})" if math.isfinite(own.low) else mean
+    return f"{said}, {own.lost} lost" if own.lost else said
 
 
 def group_and_rule(arm: str) -> tuple[str, str]:
@@ -125,7 +128,7 @@ def along_axes(points: Sequence[Point], models: dict[str, Row], baseline: str = 
         if place is None or not accuracies:
             continue
         own = gains[arm]
-        bounds = [] if own is None else [100 * end if math.isfinite(end) else 100 * own.mean for end in own[1:]]
+        bounds = [100 * (end if math.isfinite(end) else own.mean) for end in (own.low, own.high)] if own else []
         row: Row = {place[0]: place[1], "accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
         row |= {"accuracy_low": 100 * min(accuracies), "accuracy_high": 100 * max(accuracies)}
         row |= dict(

@@ -25,7 +25,7 @@ class Budgets(Proxy):
     """What devices and links do: the same for all at all times (steady), the first agent's device ten times slower
     (one-slow), a fifth of the bandwidth after --half seconds (collapse), or bandwidths as recorded (traces)."""
     traces: str | None = None
-    """Recorded bandwidths, a file or a folder, for the scenario traces."""
+    """Recorded bandwidths, a file or a folder, for that scenario."""
     megabits: float = 2.0
     """Bandwidth in Mbit/s, for the others."""
     half: float = 40.0
@@ -41,24 +41,19 @@ class Budgets(Proxy):
     panels = (Panel("simulated", "accuracy"), Panel("round", "accuracy"))
 
     def arms(self) -> Arms:
-        """Retentions that stay; the five controllers from 0.3 on; agents alone at 0.3, whose rounds take what computing
-        takes."""
+        """Retentions that stay; the five controllers from 0.3 on; agents alone at 0.3, who only compute."""
         if (self.scenario == "traces") != (self.traces is not None):
             raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
-        slow = self.scenario == "one-slow"
         fall = f"collapse:{self.megabits}:{self.half}:{self.megabits / 5}"
         bandwidth = {"collapse": fall, "traces": self.traces}.get(self.scenario, f"constant:{self.megabits}")
-        devices = {
-            "bandwidth": bandwidth,
-            "device_speed": f"1e8,1e9*{self.agents - 1}" if slow else 1e9,
-            "device_sparse": self.compute == "sparse",
-        }
+        speed = f"1e8,1e9*{self.agents - 1}" if self.scenario == "one-slow" else 1e9
+        devices = {"bandwidth": bandwidth, "device_speed": speed, "device_sparse": self.compute == "sparse"}
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
         retentions = listed("retentions", self.retentions, float)
         own: dict[str, dict[str, Any]] = {f"{retention:g}": {"retention": retention} for retention in retentions}
         own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
-        heard_by_arm = {name: {**devices, **heard, **arm} for name, arm in own.items()}
-        return {**heard_by_arm, "alone": {**devices, "algorithm": "independent"}}
+        arms = {name: heard | arm for name, arm in own.items()} | {"alone": {"algorithm": "independent"}}
+        return {name: devices | arm for name, arm in arms.items()}
 
 
 main = partial(compare, "experiments.budgets", Budgets)

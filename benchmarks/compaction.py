@@ -16,7 +16,6 @@ that scikit-learn brings.
 import argparse
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_sample_images
 
-from benchmarks.measure import conditions, matmul_rate
+from benchmarks.measure import conditions, matmul_rate, threads
 from dslth_jax.algorithm import by_name, with_names
 from dslth_jax.compaction import compact
 from dslth_jax.export.programs import CLOSE, as_onnx, expect_extra
@@ -97,11 +96,6 @@ def in_onnxruntime(form: Form) -> Ready:
 
 
 RUNTIMES = {"JAX": Runtime(in_jax), "onnxruntime": Runtime(in_onnxruntime, ("jax2onnx", "onnxruntime"))}
-
-
-def threads() -> int:
-    """How many threads this process may use at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def chosen(asked: Sequence[str] | None) -> dict[str, Runtime]:

@@ -1,15 +1,19 @@
 """The convolution against other forms of it, mapped over agents, each layer of the AlexNet, forward and with gradients;
-and what other networks are made of (strides, depthwise kernels, norms, attention) against `vmap` of the stock one.
+and what other networks are made of (strides, groups, depthwise kernels, pooling, norms, attention) against `vmap` of
+the stock operation and against PyTorch.
 
     python -m benchmarks.convolution [--agents 4] [--batch 128] [--precision float32 bfloat16] [--repeats 5]
                                     [--patience 20]
 
 Precision is that of the operands, and of the matrix product that rates are compared with. Gradients of a form that
-would run for more than `--patience` seconds, by its rate in the layer before, are left out. The second table is of
-milliseconds, of all agents.
+would run for more than `--patience` seconds are left out: by its rate in the layer before, and in the second table by
+a sixteenth of the batch. That table is of milliseconds of all agents, and its last column says how many times ours a
+form takes with gradients. PyTorch's forms (`operations_in_torch`), one agent after another unless they say "one call",
+stand in it where PyTorch is installed (`pip install -e '.[rivals]'`) and JAX runs on the CPU.
 """
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,11 +26,12 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import conditions, matmul_rate, timed
+from benchmarks.measure import Timing, conditions, matmul_rate, timed
+from dslth_jax.export.programs import expect_extra
 from dslth_jax.networks.attention import attention
 from dslth_jax.networks.convolution import convolve
 from dslth_jax.networks.norms import group_norm, layer_norm
-from dslth_jax.networks.operations import product
+from dslth_jax.networks.operations import average_pool, global_average_pool, product
 
 LAYERS = {"conv1": (32, 3, 64), "conv2": (14, 64, 128), "conv3": (5, 128, 256)}  # side, inputs, outputs
 KERNEL, PADDING = 5, 1
@@ -126,11 +131,12 @@ def measure(
 
 
 class Rivals(NamedTuple):
-    """An operation of the library, the stock one, and the shapes of what one agent hands to them."""
+    """An operation of the library, the stock one, the shapes of what one agent hands to them, and PyTorch's forms."""
 
     ours: Callable[..., Any]
-    stock: Callable[..., Any]
+    stock: Callable[..., Any] | None  # None: ours is the stock one
     shapes: tuple[tuple[int, ...], ...]
+    in_torch: Callable[[Any], Any]  # those that the module `operations_in_torch`, which is given to it, has
 
 
 def windows(side: int, inputs: int, outputs: int, *, stride: int = 1, groups: int = 1) -> Callable[[int], Rivals]:
@@ -148,7 +154,8 @@ def windows(side: int, inputs: int, outputs: int, *, stride: int = 1, groups: in
 
     def of_batch(batch: int) -> Rivals:
         shapes = ((batch, side, side, inputs), (3, 3, inputs // groups, outputs))
-        return Rivals(lambda images, kernel: convolve(images, kernel, 1, stride, groups), plain, shapes)
+        ours = functools.partial(convolve, padding=1, stride=stride, groups=groups)
+        return Rivals(ours, plain, shapes, lambda module: module.window(stride, groups))
 
     return of_batch
 
@@ -165,21 +172,39 @@ def stock_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
 
 OTHERS: dict[str, Callable[[int], Rivals]] = {
     "3x3, stride 2": windows(32, 64, 128, stride=2),
+    "3x3, 8 groups": windows(16, 128, 128, groups=8),
     "depthwise": windows(16, 384, 384, groups=384),
     "depthwise, stride 2": windows(32, 144, 144, stride=2, groups=144),
-    "1x1": lambda batch: Rivals(product, jnp.matmul, ((batch, 16, 16, 64), (64, 384))),
+    "1x1": lambda batch: Rivals(product, jnp.matmul, ((batch, 16, 16, 64), (64, 384)), lambda module: module.product()),
+    "average pooling, 2x2": lambda batch: Rivals(
+        lambda images: average_pool(images, 2),
+        lambda images: nn.avg_pool(images, (2, 2), (2, 2)),
+        ((batch, 16, 16, 128),),
+        lambda module: module.average_pool(2),
+    ),
+    "global average pooling": lambda batch: Rivals(
+        global_average_pool,
+        None,
+        ((batch, 16, 16, 128),),
+        lambda module: module.global_average_pool(),
+    ),
     "group norm": lambda batch: Rivals(
         lambda images: group_norm(images, 32),
         lambda images: nn.GroupNorm(32, epsilon=1e-5, use_bias=False, use_scale=False).apply({}, images),
         ((batch, 16, 16, 128),),
+        lambda module: module.group_norm(32),
     ),
     "layer norm": lambda batch: Rivals(
         layer_norm,
         lambda tokens: nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False).apply({}, tokens),
         ((batch, 64, 192),),
+        lambda module: module.layer_norm(),
     ),
     "attention": lambda batch: Rivals(
-        lambda query, key, value: attention(query, key, value, 3), stock_attention, ((batch, 64, 192),) * 3
+        lambda query, key, value: attention(query, key, value, 3),
+        stock_attention,
+        ((batch, 64, 192),) * 3,
+        lambda module: module.attention(3),
     ),
 }
 
@@ -193,28 +218,90 @@ def with_gradients(operation: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: jax.vmap(jax.grad(loss, tuple(range(len(arguments)))))(*arguments)
 
 
+def handed(rivals: Rivals, agents: int, precision: str) -> list[jax.Array]:
+    """What all agents hand to an operation, drawn alike each time."""
+    keys = jax.random.split(jax.random.key(0), len(rivals.shapes))
+    return [jax.random.normal(key, (agents, *shape), precision) for key, shape in zip(keys, rivals.shapes, strict=True)]
+
+
+def in_torch() -> Any:
+    """The module of PyTorch's operations. None, after a line that says why, where nothing can be compared with it."""
+    try:
+        expect_extra("rivals", "torch")
+    except ImportError as error:
+        print(f"PyTorch is left out: {error}")
+        return None
+    if jax.default_backend() != "cpu":
+        print(f"PyTorch is left out: it would run on the CPU, and JAX runs on {jax.default_backend()}")
+        return None
+    from benchmarks import operations_in_torch
+
+    print(operations_in_torch.conditions())
+    return operations_in_torch
+
+
+class Timings(NamedTuple):
+    """Of all agents."""
+
+    forward: Timing
+    with_gradients: Timing | float  # seconds a run, expected, where it is left out
+
+
+def timings_of(
+    of_batch: Callable[[int], Rivals],
+    agents: int,
+    batch: int,
+    precision: str,
+    repeats: int,
+    patience: float,
+    module: Any = None,
+) -> dict[str, Timings]:
+    """Every form of an operation: ours, the stock one if there is one, and PyTorch's if its `module` is given."""
+    rivals = of_batch(batch)
+    arrays = handed(rivals, agents, precision)
+
+    def timings(operation: Callable[..., Any], expected: float = 0.0) -> Timings:
+        once = timed(jax.vmap(operation), *arrays, repeats=repeats)
+        left_out = expected > patience
+        return Timings(once, expected if left_out else timed(with_gradients(operation), *arrays, repeats=repeats))
+
+    found = {"ours": timings(rivals.ours)}
+    if rivals.stock is not None:
+        expected = 0.0
+        if few := batch // 16:
+            less = handed(of_batch(few), agents, precision)
+            expected = batch / few * timed(with_gradients(rivals.stock), *less, repeats=1).fastest
+        found["vmapped stock"] = timings(rivals.stock, expected)
+    for name, form in rivals.in_torch(module).items() if module else ():
+        found[name] = Timings(*module.timings(form, arrays, repeats))
+    return found
+
+
 def measure_others(
-    agents: int = 4, batch: int = 128, precisions: Sequence[str] = PRECISIONS, repeats: int = 5
+    agents: int = 4,
+    batch: int = 128,
+    precisions: Sequence[str] = PRECISIONS,
+    repeats: int = 5,
+    patience: float = 20.0,
 ) -> tuple[Table, dict[str, Any]]:
-    """The table, and milliseconds with gradients, of ours and of the stock operation."""
-    table = Table(
-        "precision", "operation", "ours: forward", "with gradients", "vmapped stock: forward", "with gradients"
-    )
+    """The table, and median milliseconds of each operation and form, forward and with gradients (None: left out)."""
+    columns = ("forward: median, fastest", "with gradients: median, fastest")
+    table = Table("precision", "operation", "form", *columns, "times ours")
     result: dict[str, Any] = {}
+    module = in_torch()
     for precision in precisions:
         for name, of_batch in OTHERS.items():
-            rivals = of_batch(batch)
-            keys = jax.random.split(jax.random.key(0), len(rivals.shapes))
-            arguments = [
-                jax.random.normal(key, (agents, *shape), precision)
-                for key, shape in zip(keys, rivals.shapes, strict=True)
-            ]
-            row: list[float] = []
-            for operation in rivals[:2]:
-                for function in (jax.vmap(operation), with_gradients(operation)):
-                    row.append(1e3 * timed(function, *arguments, repeats=repeats).median)
-            table.add_row(precision, name, *(f"{milliseconds:.1f}" for milliseconds in row))
-            result[f"{precision}/{name}"] = {"ours": row[1], "vmapped stock": row[3]}
+            found = timings_of(of_batch, agents, batch, precision, repeats, patience, module)
+            own = result[f"{precision}/{name}"] = {}
+            for form, (once, both) in found.items():
+                own[form] = {"forward": 1e3 * once.median, "with_gradients": None}
+                row = (precision, name, form, f"{1e3 * once.median:.4g}, {1e3 * once.fastest:.4g}")
+                if not isinstance(both, Timing):
+                    table.add_row(*row, f"left out: {both:.0f} s a run")
+                    continue
+                own[form]["with_gradients"] = 1e3 * both.median
+                times = own[form]["with_gradients"] / own["ours"]["with_gradients"]
+                table.add_row(*row, f"{1e3 * both.median:.4g}, {1e3 * both.fastest:.4g}", f"{times:.2f}")
     return table, result
 
 
@@ -229,7 +316,7 @@ def main() -> None:
     flags = parser.parse_args()
     print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}")
     table, result = measure(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
-    others, milliseconds = measure_others(flags.agents, flags.batch, flags.precision, flags.repeats)
+    others, milliseconds = measure_others(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
     Console().print(table)
     Console().print(others)
     print(json.dumps(result | {"milliseconds": milliseconds}))

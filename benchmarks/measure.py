@@ -24,13 +24,23 @@ def timed(function: Callable[..., Any], *arguments: Any, repeats: int = 5) -> Ti
     began = time.perf_counter()
     compiled = jax.jit(function).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
-    jax.block_until_ready(compiled(*arguments))
+    timing = timed_calls(lambda: jax.block_until_ready(compiled(*arguments)), repeats)
+    return timing._replace(compile=compile_seconds)
+
+
+def timed_calls(call: Callable[[], Any], repeats: int = 5, warm_up: int = 1) -> Timing:
+    """Call what compiles nothing and waits for its end: `warm_up` times apart, then `repeats` times.
+
+    The time in which a result's memory is given back counts, for it is dropped before the clock is read.
+    """
+    for _ in range(warm_up):
+        call()
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
+        call()
         seconds.append(time.perf_counter() - began)
-    return Timing(compile_seconds, statistics.median(seconds), min(seconds))
+    return Timing(0.0, statistics.median(seconds), min(seconds))
 
 
 def timed_in_place(function: Callable[[Any], Any], state: Any, repeats: int = 5) -> Timing:
@@ -56,6 +66,11 @@ def copy_rate(megabytes: int = 256) -> float:
     """Bytes a second that are read and written, of an array beyond all caches and changed in its place."""
     array = jnp.ones(megabytes * 250_000)
     return 2 * array.nbytes / timed_in_place(lambda a: a + 1, array, repeats=9).median
+
+
+def threads() -> int:
+    """How many threads this process may use at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def conditions() -> str:

@@ -193,17 +193,38 @@ def test_the_convolution_says_what_it_measured(monkeypatch, capsys):
     monkeypatch.setattr(convolution, "matmul_rate", lambda dtype: 1e9)
     said = last_line(convolution, "--agents 2 --batch 2 --repeats 1", monkeypatch, capsys)
     assert said["matmul_gflops"] == dict.fromkeys(convolution.PRECISIONS, 1)
+    torch = ["PyTorch", "PyTorch, one call"] * (importlib.util.find_spec("torch") is not None)
     for precision in convolution.PRECISIONS:
         assert all(said[f"{precision}/conv1/{form}"] > 0 for form in convolution.FORMS)
-        assert min(said["milliseconds"][f"{precision}/strided"].values()) > 0
+        found = said["milliseconds"][f"{precision}/strided"]
+        assert [*found] == ["ours", "vmapped stock", *torch]
+        assert all(min(ways.values()) > 0 for ways in found.values())
+
+
+def test_operations_do_without_pytorch_and_without_what_would_take_long(monkeypatch, capsys):
+    monkeypatch.setattr(convolution, "OTHERS", {"1x1": convolution.OTHERS["1x1"]})
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    _, said = convolution.measure_others(1, 16, ["float32"], repeats=1, patience=0)
+    assert [*said["float32/1x1"]] == ["ours", "vmapped stock"]
+    assert said["float32/1x1"]["ours"]["with_gradients"] > 0
+    assert said["float32/1x1"]["vmapped stock"]["with_gradients"] is None
+    missing = "torch must be installed first: pip install 'dslth-jax[rivals]'"
+    assert capsys.readouterr().out == f"PyTorch is left out: {missing}\n"
+
+
+def test_operations_do_without_pytorch_beside_an_accelerator(monkeypatch, capsys):
+    monkeypatch.setattr(convolution, "expect_extra", lambda extra, module: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert convolution.in_torch() is None
+    assert capsys.readouterr().out == "PyTorch is left out: it would run on the CPU, and JAX runs on gpu\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", convolution.OTHERS)
+@pytest.mark.parametrize("name", [name for name, of_batch in convolution.OTHERS.items() if of_batch(1).stock])
 def test_our_operations_are_the_stock_ones(name):
     rivals = convolution.OTHERS[name](2)
-    keys = jax.random.split(jax.random.key(0), len(rivals.shapes))
-    arguments = [jax.random.normal(key, shape) for key, shape in zip(keys, rivals.shapes, strict=True)]
+    arguments = [array[0] for array in convolution.handed(rivals, 1, "float32")]
     ours, stock = (jax.jit(operation)(*arguments) for operation in rivals[:2])
     np.testing.assert_allclose(ours, stock, rtol=0, atol=2e-5 * np.abs(stock).max())
 

@@ -1,4 +1,4 @@
-"""The PyTorch loops that the benchmarks compare with compute what the library computes."""
+"""The loops and operations of PyTorch that the benchmarks compare with compute what the library computes."""
 
 import functools
 
@@ -17,7 +17,7 @@ from dslth_jax.retention import kept_by_layer
 
 torch = pytest.importorskip("torch", reason="PyTorch is needed only for what the library is compared with")
 
-from benchmarks import rivals  # noqa: E402
+from benchmarks import convolution, operations_in_torch, rivals  # noqa: E402
 
 ROUNDS, AGENTS, BATCH = 2, 4, 8
 # Unequal degrees, one link that goes one way, and agent 3 has no neighbours.
@@ -96,3 +96,36 @@ def test_layouts_come_back(layer):
     shape = {"conv2": (5, 5, 64, 128), "linear1": (1024, 192)}.get(layer, (3, 4))
     array = np.random.default_rng(0).random(shape)
     np.testing.assert_array_equal(rivals.from_torch(layer, rivals.to_torch(layer, array)), array)
+
+
+@pytest.mark.parametrize("name", convolution.OTHERS)
+def test_an_operation_of_pytorch_is_the_librarys(x64, name):
+    """Every form, forward and its gradients, of two agents whose arrays differ, in float64."""
+    own = convolution.OTHERS[name](2)
+    arrays = convolution.handed(own, 2, "float64")
+    both = jax.jit(lambda *arrays: (jax.vmap(own.ours)(*arrays), convolution.with_gradients(own.ours)(*arrays)))
+    outputs, gradients = both(*arrays)
+    for form in own.in_torch(operations_in_torch).values():
+        stacked = [operations_in_torch.to_torch(*pair) for pair in zip(arrays, form.takes, strict=True)]
+        came, by_arguments = operations_in_torch.forward(form, *stacked), operations_in_torch.gradients(form, *stacked)
+        if not form.together:
+            came, by_arguments = torch.stack(came), [torch.stack(parts) for parts in zip(*by_arguments, strict=True)]
+        expect_close(came, form.gives, outputs)
+        for actual, layout, desired in zip(by_arguments, form.takes, gradients, strict=True):
+            expect_close(actual, layout, desired)
+
+
+def expect_close(actual, layout, desired):
+    actual = operations_in_torch.from_torch(actual, layout).numpy()
+    np.testing.assert_allclose(actual, desired, rtol=0, atol=1e-9 * np.abs(desired).max(), strict=True)
+
+
+@pytest.mark.parametrize("precision", convolution.PRECISIONS)
+def test_arrays_reach_pytorch_in_their_precision_and_as_they_shall_lie(precision):
+    arrays = [jax.random.normal(jax.random.key(0), shape, precision) for shape in [(2, 3, 5, 5, 4), (2, 3, 3, 4, 6)]]
+    layouts = operations_in_torch.CHANNELS_LAST, operations_in_torch.KERNEL
+    for array, layout, shape in zip(arrays, layouts, [(3, 4, 5, 5), (6, 4, 3, 3)], strict=True):
+        tensor = operations_in_torch.to_torch(array, layout)
+        assert tensor.dtype == getattr(torch, precision)
+        assert all(own.shape == shape and own.is_contiguous(memory_format=torch.channels_last) for own in tensor)
+        np.testing.assert_array_equal(operations_in_torch.from_torch(tensor, layout).float(), array.astype("float32"))

@@ -3,10 +3,9 @@
     python -m experiments.budgets --dataset digits --model small --resize 8 --agents 4 --rounds 60
     python -m experiments.budgets --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --scenario one-slow
 
-The consensus force in the proxy setting, its step constant, so that runs may be compared before they end: the last
-column of the table is the accuracy when the first arm has done its rounds. Devices multiply a billion entries a
-second, and compute and send for about equally long where they multiply only what they keep. A fifth of the images is
-held back, by which to choose the best retention that stays. See experiments/RESULTS.md.
+The consensus force in the proxy setting, its step constant, so that runs may be compared before they end: the table's
+last column is accuracy when the first arm is done. Devices multiply a billion entries a second: if only those they
+keep, they compute and send for about equally long. Validation chooses the best retention. See experiments/RESULTS.md.
 """
 
 import dataclasses
@@ -49,8 +48,9 @@ class Budgets(Proxy):
         speed = f"1e8,1e9*{self.agents - 1}" if self.scenario == "one-slow" else 1e9
         devices = {"bandwidth": bandwidth, "device_speed": speed, "device_sparse": self.compute == "sparse"}
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
-        retentions = listed("retentions", self.retentions, float)
-        own: dict[str, dict[str, Any]] = {f"{retention:g}": {"retention": retention} for retention in retentions}
+        own: dict[str, dict[str, Any]] = {
+            f"{r:g}": {"retention": r} for r in listed("retentions", self.retentions, float)
+        }
         own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
         arms = {name: heard | arm for name, arm in own.items()} | {"alone": {"algorithm": "independent"}}
         return {name: devices | arm for name, arm in arms.items()}

@@ -10,6 +10,7 @@ See experiments/RESULTS.md.
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave
 
@@ -30,12 +31,13 @@ class Depths(Proxy):
 
     def arms(self) -> Arms:
         """All shallow, mixed, all deep: alone, and by the consensus force."""
-        heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
+        heard: dict[str, Any] = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own"}
+        ways = {"alone": {"algorithm": "independent"}, "force": heard | {"exchange_every": self.every}}
         depths = {"all shallow": self.shallow, "mixed": f"dealt:{self.shallow},{self.deep}", "all deep": self.deep}
         return {
             f"{agents}: {name}": {**way, "depth": depth}
             for agents, depth in depths.items()
-            for name, way in {"alone": {"algorithm": "independent"}, "force": heard}.items()
+            for name, way in ways.items()
         }
 
 

@@ -18,6 +18,8 @@ from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
 class Ablation(Proxy):
     """Compare ways to join neighbours' masks: density, loss and accuracy over rounds."""
 
+    lr: float | str | None = "mask-mean=0.0005@cosine,independent=0.002@cosine,mce-pl=0.001@cosine"
+    """Step sizes by algorithm, mask-mean=0.0005@cosine for example; of those left out their default."""
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""

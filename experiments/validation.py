@@ -18,6 +18,8 @@ from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
 class Validation(Proxy):
     """Compare the training of weights with that of masks over the same random weights."""
 
+    lr: float | str | None = "local=0.05@cosine,dsgd=0.1@cosine,independent=0.002@cosine,mce-pl=0.002@cosine"
+    """Step sizes by algorithm, local=0.05@cosine,mce-pl=0.002@cosine for example; of those left out their default."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"
     """Draw of the random weights, one for all arms. Signed constants suit both, at steps of their own; masks scale them
     by 1/√retention."""

@@ -148,6 +148,8 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
     assert arms["weights"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
     assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1}
+    heads = {"algorithm": "fedmrn", "personal_layers": "last", "weight_decay": 0.1, "code_every": 7}
+    assert arms["fedmrn, personal head"] == heads
     assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4}
     assert arms["retention 0.3: dis-pfl"] == {"algorithm": "dis-pfl", "weight_decay": 0.1, "retention": 0.3}
     masks = {"retention": 0.3, "linear_retention": "same", "weight_decay": 0.1}
@@ -159,9 +161,9 @@ def test_arms_get_the_flags_that_mean_something_to_them():
 
 def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
     _, arms = own_of(ablation.Ablation, ablation)
-    of_all = {"linear_retention": "same", "code_every": 1}
+    of_all = {"linear_retention": "same", "code_every": 1, "lr": "0.0005@cosine"}
     assert arms["majority of own masks"] == {"algorithm": "mask-mean", "personal_layers": "none", **of_all}
-    assert arms["alone"] == {"algorithm": "independent", "linear_retention": "same"}
+    assert arms["alone"] == {"algorithm": "independent", "linear_retention": "same", "lr": "0.002@cosine"}
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_p
 
 def test_bad_retentions_are_one_line(capsys, tmp_path):
     flags = [*TINY, "--out", str(tmp_path / "out"), "--retentions"]
-    for words, sentence in (("0.1,x", "--retentions must be numbers between commas"), ("0.1,2", "at arm=mce-pl, 2:")):
+    for words, sentence in (("0.1,x", "--retentions must be numbers between commas"), ("0.1,2", "at arm=retention 2: alone:")):
         assert communication.main([*flags, words]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -282,7 +282,8 @@ def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_p
 
 def test_bad_retentions_are_one_line(capsys, tmp_path):
     flags = [*TINY, "--out", str(tmp_path / "out"), "--retentions"]
-    for words, sentence in (("0.1,x", "--retentions must be numbers between commas"), ("0.1,2", "at arm=retention 2: alone:")):
+    said = {"0.1,x": "--retentions must be numbers between commas", "0.1,2": "at arm=retention 2: alone:"}
+    for words, sentence in said.items():
         assert communication.main([*flags, words]) == 2
         assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -26,10 +26,12 @@ from dslth_jax.study.sweeping.search import spaces_of
 from dslth_jax.study.theorem import page
 from experiments import (
     ablation,
+    architectures,
     boundary,
     budgets,
     communication,
     crossed,
+    depths,
     neighbours,
     thousandfold,
     unlike,
@@ -48,10 +50,12 @@ DOCUMENTS = {
 README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 COMPARISONS = {
     "ablation": (ablation, ablation.Ablation),
+    "architectures": (architectures, architectures.Architectures),
     "boundary": (boundary, boundary.Boundary),
     "budgets": (budgets, budgets.Budgets),
     "communication": (communication, communication.Communication),
     "crossed": (crossed, crossed.Crossed),
+    "depths": (depths, depths.Depths),
     "neighbours": (neighbours, neighbours.Neighbours),
     "thousandfold": (thousandfold, thousandfold.Thousandfold),
     "unlike": (unlike, unlike.Unlike),

@@ -101,7 +101,7 @@ def init(
     device.
     """
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(agents, axis)
-    memory, first = controller.init(hyper)
+    memory, first = controller.init(jax.tree.map(jnp.asarray, hyper))
 
     def start(number: Array, hyper: Any) -> tuple[Any, Message]:
         return algorithm.init(agent_key(world, number, INIT), world, hyper)

@@ -280,6 +280,37 @@ def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_p
     assert lines[-1] == "| held back | 50.0 ± 10.0 | 75.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
 
 
+def test_controllers_are_compared_with_the_best_retention_that_stays_when_the_first_arm_is_done(tmp_path):
+    """At equal simulated time, paired by seed, chosen by validation; agents alone, who are done first, do not count."""
+
+    def timed(each, *accuracies, validation):
+        return [
+            row | {"simulated_seconds": each * row["round"], "idle_seconds": 0.0, "validation_mean": validation}
+            for row in rows_of(*accuracies)
+        ]
+
+    seeds = {  # two seeds each, seconds of the only round after the start, accuracies before and after it
+        "alone": [timed(1.0, 0.1, 0.9, validation=0.9)] * 2,
+        "0.1": [timed(8.0, 0.1, 0.5, validation=0.3), timed(8.0, 0.1, 0.3, validation=0.3)],
+        "0.3": [timed(4.0, 0.1, 0.9, validation=0.2)] * 2,
+        "deadline": [timed(4.0, 0.1, 0.6, validation=0.1), timed(4.0, 0.1, 0.4, validation=0.1)],
+    }
+    points = [point_of(arm, members) for arm, members in seeds.items()]
+    points = [own._replace(result=own.result | {"validation_mean": 0.5, "validation_worst": 0.5}) for own in points]
+    arms = {arm: {"controller": arm} if arm == "deadline" else {} for arm in seeds}
+    config = {"command": "python -m x", "seeds": [0, 1], "settings": {}, "arms": {}}
+    found = Sweep("x", tmp_path, config | {"arms": arms}, {}, points, [], [])
+    assert comparison.shortest(found) == 4.0
+    columns, said = comparison.columns_of_a_time(found)
+    assert said == " Of those without a controller that hear neighbours 0.1 is the best then, by validation."
+    assert [column.head for column in columns] == ["accuracy after 4 s, %", "less 0.1 then, points"]
+    cells = {own.values["arm"]: tuple(column.cell(own) for column in columns) for own in points}
+    assert cells["0.1"] == ("25.0", "")  # half-way from 10 % to 50 and 30
+    assert cells["deadline"][0] == "50.0"
+    assert cells["deadline"][1].startswith("+25.0 (-38.5 to ")  # 30 and 20 points
+    assert cells["alone"][0] == "90.0"
+
+
 def test_bad_retentions_are_one_line(capsys, tmp_path):
     flags = [*TINY, "--out", str(tmp_path / "out"), "--retentions"]
     said = {"0.1,x": "--retentions must be numbers between commas", "0.1,2": "at arm=retention 2: alone:"}

@@ -7,7 +7,7 @@ An arm is named "RULE", or "GROUP: RULE" where arms come in groups; a group that
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.stats import t as student
 
 from dslth_jax.study.results.folders import Row
 from dslth_jax.study.results.plots import AXES
-from dslth_jax.study.results.points import Point, last_of
+from dslth_jax.study.results.points import Point, last_of, mean_at, ranked_by, reached
 
 ALONE = "alone"
 CERTAIN = 0.95  # of intervals
@@ -32,15 +32,29 @@ class Gain(NamedTuple):
 
 
 def gain(members: Sequence[Sequence[Row]], others: Sequence[Sequence[Row]]) -> Gain | None:
-    """The gain in accuracy of one arm over another at their last rows, paired by seed, with the 95 % interval of
-    Student's t; None where no seed of both stayed finite. Both are lists of a seed's rows, in the order of seeds.
+    """The gain in accuracy of one arm over another at their last rows. Both are lists of a seed's rows, in the order of
+    seeds.
 
     >>> one, other = ([[{"accuracy_mean": value}] for value in own] for own in ((0.5, 0.75), (0.25, 0.5)))
     >>> gain(one, other)
     Gain(mean=0.25, low=0.25, high=0.25, lost=0)
     """
-    pairs = [[last_of([own], "accuracy_mean") for own in both] for both in zip(members, others, strict=False)]
-    differences = [one[0] - other[0] for one, other in pairs if one and other]
+
+    def ends(runs: Sequence[Sequence[Row]]) -> list[float | None]:
+        return [next(iter(last_of([rows], "accuracy_mean")), None) for rows in runs]
+
+    return paired(ends(members), ends(others))
+
+
+def paired(ones: Sequence[float | None], others: Sequence[float | None]) -> Gain | None:
+    """The mean difference of numbers that are paired by seed, with the 95 % interval of Student's t; None where no seed
+    has both.
+
+    >>> paired([0.5, None], [0.25, 0.5])
+    Gain(mean=0.25, low=-inf, high=inf, lost=1)
+    """
+    pairs = [*zip(ones, others, strict=False)]
+    differences = [one - other for one, other in pairs if one is not None and other is not None]
     if not differences:
         return None
     mean, seeds = statistics.fmean(differences), len(differences)
@@ -94,6 +108,18 @@ def over(points: Sequence[Point], baseline: str = ALONE) -> dict[str, Gain | Non
         own = baseline if baseline in arms else f"{group}: {baseline}"
         gains[arm] = gain(members, arms[own]) if own in arms and own != arm else None
     return gains
+
+
+def over_the_best(
+    points: Sequence[Point], among: Collection[str], seconds: float
+) -> tuple[str, dict[str, Gain | None]]:
+    """The arm among those named that is best after so many simulated seconds, by validation where there is one, and the
+    gain of every other arm over it at that time."""
+    arms = {point.values["arm"]: point.members for point in points}
+    ranked = ranked_by(rows[-1] for members in arms.values() for rows in members if rows)
+    best = max(among, key=lambda arm: mean_at(arms[arm], seconds, ranked) or -math.inf)
+    accuracy = {arm: reached(members, seconds) for arm, members in arms.items()}
+    return best, {arm: paired(own, accuracy[best]) if arm != best else None for arm, own in accuracy.items()}
 
 
 def below(gains: dict[str, Gain | None], baseline: str = ALONE) -> str:

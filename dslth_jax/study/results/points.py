@@ -63,16 +63,22 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
     return statistics.fmean(known) / (8e6 if key.endswith("_bits") else 1) if known else None
 
 
-def mean_at(members: Sequence[Sequence[Row]], seconds: float) -> float | None:
-    """The mean over members of their accuracy after so many simulated seconds, between evaluations on a straight line;
-    None where none has simulated time."""
-    timed = [[row for row in rows if row.get("simulated_seconds") is not None] for rows in members]
-    each = [
-        np.interp(seconds, [row["simulated_seconds"] for row in rows], [row["accuracy_mean"] for row in rows])
-        for rows in timed
-        if rows
-    ]
-    return float(np.mean(each)) if each else None
+def reached(members: Sequence[Sequence[Row]], seconds: float, key: str = "accuracy_mean") -> list[float | None]:
+    """A number of each member after so many simulated seconds, between evaluations on a straight line; None of those
+    that have it not, or simulated no time."""
+
+    def of_member(rows: Sequence[Row]) -> float | None:
+        timed = [row for row in rows if row.get("simulated_seconds") is not None and row.get(key) is not None]
+        times = [row["simulated_seconds"] for row in timed]
+        return float(np.interp(seconds, times, [row[key] for row in timed])) if timed else None
+
+    return [of_member(rows) for rows in members]
+
+
+def mean_at(members: Sequence[Sequence[Row]], seconds: float, key: str = "accuracy_mean") -> float | None:
+    """The mean over those members that have such a number; None where none has."""
+    known = [number for number in reached(members, seconds, key) if number is not None]
+    return statistics.fmean(known) if known else None
 
 
 def summary(members: Sequence[Sequence[Row]], statuses: Sequence[str], validated: bool = False) -> Row:

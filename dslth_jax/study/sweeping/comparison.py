@@ -5,9 +5,9 @@ An experiment is a class that names its arms and the panels of its figure. Its f
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, defaults_of, of_some, with_own_settings
 from dslth_jax.study.config.setting import described, flag
@@ -178,6 +178,7 @@ def said_of_data(config: folders.Row) -> str:
 
 
 MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}
+VALIDATED = "validation, %"
 COLUMNS = {  # of the table: what each is of, a factor, and how it is written
     "accuracy, %": ("accuracy_mean", 100, ".1f"),
     "worst agent, %": ("accuracy_worst", 100, ".1f"),
@@ -197,60 +198,104 @@ MODELS = {  # further ones, where networks differ
 }
 
 
-def columns_of(found: points.Sweep) -> dict[str, tuple[str, float, str]]:
-    """The columns of an experiment's table, with that of validation where samples are held back, and those of time
-    where it is simulated."""
-    validated = any(point.result.get("validation_mean") is not None for point in found.points)
+class Column(NamedTuple):
+    """Of the table: its head, and what it says of an arm."""
+
+    head: str
+    cell: Callable[[points.Point], str]
+
+
+def columns_of(found: points.Sweep) -> list[Column]:
+    """Those of numbers, with that of validation where samples are held back, and those of time where it is
+    simulated."""
     timed = OF_TIME if shortest(found) is not None else {}
     first, *others = COLUMNS.items()
-    return dict(
-        [first, *([("validation, %", ("validation_mean", 100, ".1f"))] if validated else []), *others, *timed.items()]
-    )
+    further = [(VALIDATED, ("validation_mean", 100, ".1f"))] if is_validated(found) else []
+
+    def column(head: str, key: str, factor: float, form: str) -> Column:
+        def cell(point: points.Point) -> str:
+            value = point.result[key] if key in point.result else mean_of(point.members, key)
+            deviation = point.result["accuracy_std"] if key == "accuracy_mean" else None
+            said = "" if value is None else f"{factor * value:{form}}"
+            return said if deviation is None else f"{said} \u00b1 {100 * deviation:.1f}"
+
+        return Column(head, cell)
+
+    return [column(head, *what) for head, what in [first, *further, *others, *timed.items()]]
+
+
+def is_validated(found: points.Sweep) -> bool:
+    """Whether samples are held back."""
+    return any(point.result.get("validation_mean") is not None for point in found.points)
+
+
+def columns_of_models(found: points.Sweep) -> list[Column]:
+    """Those of networks, where arms have unlike ones."""
+    models = found.config.get("models", {})
+
+    def column(head: str, key: str, factor: float, form: str) -> Column:
+        def cell(point: points.Point) -> str:
+            value = models[point.values["arm"]][key]
+            return "" if value is None else f"{factor * value:{form}}"
+
+        return Column(head, cell)
+
+    return [column(head, *what) for head, what in MODELS.items()] if models else []
+
+
+def columns_of_a_time(found: points.Sweep) -> tuple[list[Column], str]:
+    """Where arms stand when the first of them is done, in simulated time; and where controllers set retentions, what
+    each has then won over the best arm that hears neighbours and has none, with a sentence that names it."""
+    if (seconds := shortest(found)) is None:
+        return [], ""
+
+    def reached(point: points.Point) -> str:
+        accuracy = points.mean_at(point.members, seconds)
+        return "" if accuracy is None else f"{100 * accuracy:.1f}"
+
+    columns = [Column(f"accuracy after {seconds:,.4g} s, %", reached)]
+    arms = {arm: own for arm, own in found.config.get("arms", {}).items() if arm != gains.ALONE}
+    staying = [arm for arm, own in arms.items() if "controller" not in own]
+    if not 0 < len(staying) < len(arms):
+        return columns, ""
+    rival, won = gains.over_the_best(found.points, staying, seconds)
+    columns.append(Column(f"less {rival} then, points", lambda point: gains.written(won[point.values["arm"]])))
+    by = ", by validation" if is_validated(found) else ""
+    return columns, f" Of those without a controller that hear neighbours {rival} is the best then{by}."
 
 
 def shortest(found: points.Sweep) -> float | None:
-    """The simulated seconds after which the first member of any arm has ended, which all have had; None without a
-    clock."""
-    ends = (end for point in found.points for end in points.last_of(point.members, "simulated_seconds"))
+    """The simulated seconds after which the first member of any arm has ended, which all others have had. Agents alone
+    do not count: they send nothing, are done first, and would go on learning. None without a clock."""
+    heard = [own for own in found.points if gains.group_and_rule(own.values.get("arm", ""))[1] != gains.ALONE]
+    ends = (end for point in heard or found.points for end in points.last_of(point.members, "simulated_seconds"))
     return min(ends, default=None)
 
 
 def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
     """The table of an experiment in Markdown, arms best first, and what its numbers are. Where an arm, or one of each
     group, is called `baseline`, a column says what the others gain over it."""
-    columns, best = columns_of(found), points.best(point.result for point in found.points)
-    seconds, models = shortest(found), found.config.get("models", {})
+    (first, *others), (then, rival) = columns_of(found), columns_of_a_time(found)
     gained = gains.over(found.points, baseline)
-    over = [f"less {baseline}, points"] if any(gained.values()) else []
-    behind = [*(MODELS if models else {}), *([] if seconds is None else [f"accuracy after {seconds:,.4g} s, %"])]
-    ranked = f" Arms stand {best}." if "validation, %" in columns else ""
-    losing = gains.below(gained, baseline)
+    over = Column(f"less {baseline}, points", lambda point: gains.written(gained[point.values["arm"]]))
+    columns = [first, *([over] if any(gained.values()) else []), *others, *columns_of_models(found), *then]
+    heads, losing = [column.head for column in columns], gains.below(gained, baseline)
+    best = points.best(point.result for point in found.points)
+    ranked = f" Arms stand {best}." if VALIDATED in heads else ""
     paired = f" Differences are paired by seed, their 95 % intervals Student's t. {losing}" if losing else ""
-    first, *others = columns
+
+    def name(point: points.Point) -> str:
+        status = point.result["status"]
+        return point.values["arm"] + ("" if status == DONE else f" ({status})")
+
     lines = [
         f"`{found.config['command']}`\n",
         f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}\n",
-        f"| arm | {' | '.join([first, *over, *others, *behind])} |",
-        "|---" * (1 + len(columns) + len(over) + len(behind)) + "|",
+        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}{rival}\n",
+        f"| arm | {' | '.join(heads)} |",
+        "|---" * (1 + len(heads)) + "|",
+        *(f"| {' | '.join((name(point), *(own.cell(point) for own in columns)))} |" for point in found.points),
     ]
-    for point in found.points:
-        cells = []
-        for key, factor, form in columns.values():
-            value = point.result[key] if key in point.result else mean_of(point.members, key)
-            cells.append("" if value is None else f"{factor * value:{form}}")
-        if (deviation := point.result["accuracy_std"]) is not None:
-            cells[0] += f" \u00b1 {100 * deviation:.1f}"
-        if over:
-            cells.insert(1, gains.written(gained[point.values["arm"]]))
-        for key, factor, form in MODELS.values() if models else ():
-            value = models[point.values["arm"]][key]
-            cells.append("" if value is None else f"{factor * value:{form}}")
-        if seconds is not None:
-            reached = points.mean_at(point.members, seconds)
-            cells.append("" if reached is None else f"{100 * reached:.1f}")
-        status = "" if point.result["status"] == DONE else f" ({point.result['status']})"
-        lines.append(f"| {' | '.join((point.values['arm'] + status, *cells))} |")
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ from derivatives import assert_same, drawn, value_and_gradients
 from jax import lax
 from tiny import slow_but
 
+from dslth_jax.networks import windows
 from dslth_jax.networks.convolution import convolve
 
 # Images, kernel, padding, stride, groups. Sides differ, so that mixing them up shows; some leave a remainder.
@@ -20,6 +21,8 @@ CASES = {
     "depthwise": ((2, 5, 6, 4), (3, 3, 1, 4), 1, 1, 4),
     "strided depthwise": ((2, 8, 7, 3), (3, 2, 1, 3), 1, 2, 3),
     "groups": ((2, 5, 6, 4), (3, 3, 2, 6), 1, 1, 2),
+    "colours, in which one channel more is put": ((2, 5, 4, 3), (3, 3, 3, 17), 1, 1, 1),
+    "strided colours, too": ((2, 6, 5, 3), (3, 3, 3, 17), 1, 2, 1),
     "strided groups": ((2, 5, 6, 4), (3, 3, 1, 8), 1, 2, 4),
     "all channels feed two each": ((2, 4, 3, 1), (3, 3, 1, 2), 1, 1, 1),
 }
@@ -40,6 +43,15 @@ def operations(case):
         )
 
     return lambda i, k: convolve(i, k, padding, stride, groups), stock, (images, kernel)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "more"), [(3, 17, 1), (3, 32, 1), (7, 24, 1), (3, 16, 0), (3, 33, 0), (4, 24, 0)]
+)
+def test_one_channel_more_where_that_is_faster(inputs, outputs, more):
+    images, kernel = jnp.ones((1, 4, 4, inputs)), jnp.ones((3, 3, inputs, outputs))
+    evened = windows.evened(images, kernel)
+    assert [own.shape for own in evened] == [(1, 4, 4, inputs + more), (3, 3, inputs + more, outputs)]
 
 
 def by_numpy(images, kernel, padding, stride, groups):

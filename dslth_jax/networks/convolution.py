@@ -87,8 +87,11 @@ def _differentiable(padding: int) -> Binary:
         # Let batch and channels change places, by transposes of their own: then it is a plain convolution.
         return output(images.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)).transpose(1, 2, 0, 3)
 
+    def cpu_output(images: Array, kernel: Array) -> Array:
+        return output(*windows.evened(images, kernel))
+
     return differentiable(
-        cpu=Forms(output, cpu_input_gradient, cpu_kernel_gradient),
+        cpu=Forms(cpu_output, cpu_input_gradient, cpu_kernel_gradient),
         default=Forms(output, stock_input_gradient, stock_kernel_gradient),
     )
 

@@ -4,7 +4,8 @@
     python -m experiments.budgets --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --scenario one-slow
 
 The consensus force in the proxy setting, its step constant, so that runs may be compared before they end: the table's
-last column is accuracy when the first arm is done. Devices multiply a billion entries a second: if only those they
+last columns are accuracy when the first arm that hears anybody is done, and what each has then won over the best
+retention that stays. Devices multiply a billion entries a second: if only those they
 keep, they compute and send for about equally long. Validation chooses the best retention. See experiments/RESULTS.md.
 """
 

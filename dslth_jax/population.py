@@ -182,7 +182,7 @@ def round(
     # Steps count from behind the last round that would have been an exchange.
     first = (exchange_from + exchange_every - 1) // exchange_every * exchange_every
     world = world._replace(exchanging=state.round + 1 > first - exchange_every)
-    now, shares = state.control.next, jax.tree.map(jnp.asarray, shares)
+    now, (hyper, shares) = state.control.next, jax.tree.map(jnp.asarray, (hyper, shares))
 
     # Both phases see the same minibatches, because the key is the same; what a phase does not use is never computed.
     def batches_of(number: Array, indices: Array, size: Array, skew: Skew) -> Batches:

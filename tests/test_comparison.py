@@ -297,18 +297,40 @@ def test_controllers_are_compared_with_the_best_retention_that_stays_when_the_fi
     }
     points = [point_of(arm, members) for arm, members in seeds.items()]
     points = [own._replace(result=own.result | {"validation_mean": 0.5, "validation_worst": 0.5}) for own in points]
-    arms = {arm: {"controller": arm} if arm == "deadline" else {} for arm in seeds}
-    config = {"command": "python -m x", "seeds": [0, 1], "settings": {}, "arms": {}}
+    arms: dict = {arm: {"algorithm": "independent"} for arm in seeds}
+    arms["deadline"]["controller"] = "deadline"
+    settings = {"preset": "tuned", "dataset": "digits", "augment": "none"}
+    config = {"command": "python -m x", "seeds": [0, 1], "settings": settings}
     found = Sweep("x", tmp_path, config | {"arms": arms}, {}, points, [], [])
     assert comparison.shortest(found) == 4.0
-    columns, said = comparison.columns_of_a_time(found)
-    assert said == " Of those without a controller that hear neighbours 0.1 is the best then, by validation."
-    assert [column.head for column in columns] == ["accuracy after 4 s, %", "less 0.1 then, points"]
-    cells = {own.values["arm"]: tuple(column.cell(own) for column in columns) for own in points}
-    assert cells["0.1"] == ("25.0", "")  # half-way from 10 % to 50 and 30
-    assert cells["deadline"][0] == "50.0"
-    assert cells["deadline"][1].startswith("+25.0 (-38.5 to ")  # 30 and 20 points
-    assert cells["alone"][0] == "90.0"
+    *_, said, _, head, _, alone, fixed, _, deadline = comparison.table_of(found).splitlines()
+    assert said.endswith(
+        " Differences are paired by seed, their 95 % intervals Student's t. Below alone by their whole interval: none. "
+        "Arms that end before keep their last. Of those without a controller that hear neighbours 0.1 is the best "
+        "then, by validation."
+    )
+    assert head.endswith(" | accuracy after 4 s, % | less 0.1 then, points |")
+    assert alone.split(" | ")[-2] == "90.0"
+    assert fixed.endswith(" | 25.0 |  |")  # half-way from 10 % to 50 and 30
+    assert deadline.split(" | ")[-2] == "50.0"
+    assert deadline.split(" | ")[-1].startswith("+25.0 (-38.5 to ")  # 30 and 20 points
+    # An arm that has lost a seed is no rival; without validation the test accuracy chooses.
+    torn = [points[0], points[1]._replace(members=[[], seeds["0.1"][1]]), *points[2:]]
+    assert (
+        "neighbours 0.3 is the best then, by validation" in comparison.columns_of_a_time(found._replace(points=torn))[1]
+    )
+    plain = [own._replace(members=[without_validation(rows) for rows in own.members]) for own in points]
+    assert "0.3 is the best then, by test accuracy" in comparison.columns_of_a_time(found._replace(points=plain))[1]
+    lost = [own if own.values["arm"] in ("alone", "deadline") else own._replace(members=[[], []]) for own in points]
+    columns, said = comparison.columns_of_a_time(found._replace(points=lost))
+    assert ([column.head for column in columns], said) == (
+        ["accuracy after 4 s, %"],
+        " Arms that end before keep their last.",
+    )
+
+
+def without_validation(rows):
+    return [{key: value for key, value in row.items() if key != "validation_mean"} for row in rows]
 
 
 def test_bad_retentions_are_one_line(capsys, tmp_path):

@@ -9,7 +9,6 @@ from derivatives import assert_same, drawn, value_and_gradients
 from jax import lax
 from tiny import slow_but
 
-from dslth_jax.networks import windows
 from dslth_jax.networks.convolution import convolve
 
 # Images, kernel, padding, stride, groups. Sides differ, so that mixing them up shows; some leave a remainder.
@@ -45,13 +44,14 @@ def operations(case):
     return lambda i, k: convolve(i, k, padding, stride, groups), stock, (images, kernel)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    ("inputs", "outputs", "more"), [(3, 17, 1), (3, 32, 1), (7, 24, 1), (3, 16, 0), (3, 33, 0), (4, 24, 0)]
+    ("inputs", "outputs", "taken"), [(3, 17, 4), (5, 32, 6), (7, 24, 8), (3, 16, 3), (3, 33, 3), (4, 24, 4)]
 )
-def test_one_channel_more_where_that_is_faster(inputs, outputs, more):
+def test_convolutions_take_one_channel_more_where_that_is_faster(inputs, outputs, taken, stride):
     images, kernel = jnp.ones((1, 4, 4, inputs)), jnp.ones((3, 3, inputs, outputs))
-    evened = windows.evened(images, kernel)
-    assert [own.shape for own in evened] == [(1, 4, 4, inputs + more), (3, 3, inputs + more, outputs)]
+    program = jax.jit(lambda i, k: convolve(i, k, 1, stride)).lower(images, kernel).as_text()
+    assert f"tensor<3x3x{taken}x{outputs}xf32>) -> tensor" in program
 
 
 def by_numpy(images, kernel, padding, stride, groups):

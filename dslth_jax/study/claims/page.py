@@ -75,7 +75,9 @@ def of_arms(claim: Claim, found: points.Sweep) -> Came:
             accuracies[name] = accuracy
         spread = f" ± {100 * result['accuracy_std']:.1f}" if result["accuracy_std"] and seconds is None else ""
         said.append(f"{name}: {100 * accuracy:.1f}{spread} %{more_of(claim, result)}")
-    when = "" if seconds is None else f"After {seconds:,.4g} simulated seconds: "
+    when = (
+        "" if seconds is None else f"After {seconds:,.4g} simulated seconds, or at the end of those that end before: "
+    )
     return Came(when + "; ".join(said), difference_of(claim, accuracies))
 
 

@@ -88,6 +88,11 @@ def group_and_rule(arm: str) -> tuple[str, str]:
     return (group, rule) if colon else ("", arm)
 
 
+def is_alone(arm: str) -> bool:
+    """Whether an arm is the one that others are compared with, or that of a group."""
+    return group_and_rule(arm)[1] == ALONE
+
+
 def place_on_axis(group: str) -> tuple[str, float] | None:
     """The axis and the number on it that a group is named by; None where it is no point of an axis.
 
@@ -112,14 +117,19 @@ def over(points: Sequence[Point], baseline: str = ALONE) -> dict[str, Gain | Non
 
 def over_the_best(
     points: Sequence[Point], among: Collection[str], seconds: float
-) -> tuple[str, dict[str, Gain | None]]:
-    """The arm among those named that is best after so many simulated seconds, by validation where there is one, and the
-    gain of every other arm over it at that time."""
+) -> tuple[str, str, dict[str, Gain | None]] | None:
+    """The arm among those named that is best after so many simulated seconds; the accuracy that says so, on what is
+    held back if all have it; and the gain of every other arm over it at that time. None where none of them has that
+    accuracy with every seed."""
     arms = {point.values["arm"]: point.members for point in points}
     ranked = ranked_by(rows[-1] for members in arms.values() for rows in members if rows)
-    best = max(among, key=lambda arm: mean_at(arms[arm], seconds, ranked) or -math.inf)
+    whole = [arm for arm in among if None not in reached(arms[arm], seconds, ranked) and arms[arm]]
+    if not whole:
+        return None
+    best = max(whole, key=lambda arm: mean_at(arms[arm], seconds, ranked) or 0.0)
     accuracy = {arm: reached(members, seconds) for arm, members in arms.items()}
-    return best, {arm: paired(own, accuracy[best]) if arm != best else None for arm, own in accuracy.items()}
+    gains = {arm: paired(own, accuracy[best]) if arm != best else None for arm, own in accuracy.items()}
+    return best, ranked, gains
 
 
 def below(gains: dict[str, Gain | None], baseline: str = ALONE) -> str:

@@ -64,8 +64,8 @@ def mean_of(members: Sequence[Sequence[Row]], key: str) -> float | None:
 
 
 def reached(members: Sequence[Sequence[Row]], seconds: float, key: str = "accuracy_mean") -> list[float | None]:
-    """A number of each member after so many simulated seconds, between evaluations on a straight line; None of those
-    that have it not, or simulated no time."""
+    """A number of each member after so many simulated seconds, between evaluations on a straight line; None where a
+    member has no such number, or simulated no time."""
 
     def of_member(rows: Sequence[Row]) -> float | None:
         timed = [row for row in rows if row.get("simulated_seconds") is not None and row.get(key) is not None]

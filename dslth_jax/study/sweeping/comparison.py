@@ -244,8 +244,8 @@ def columns_of_models(found: points.Sweep) -> list[Column]:
 
 
 def columns_of_a_time(found: points.Sweep) -> tuple[list[Column], str]:
-    """Where arms stand when the first of them is done, in simulated time; and where controllers set retentions, what
-    each has then won over the best arm that hears neighbours and has none, with a sentence that names it."""
+    """Where arms stand when the first that hears anybody is done, in simulated time; and where controllers set
+    retentions, what each has then won over the best arm that hears neighbours and has none. With a sentence on both."""
     if (seconds := shortest(found)) is None:
         return [], ""
 
@@ -253,23 +253,26 @@ def columns_of_a_time(found: points.Sweep) -> tuple[list[Column], str]:
         accuracy = points.mean_at(point.members, seconds)
         return "" if accuracy is None else f"{100 * accuracy:.1f}"
 
-    columns = [Column(f"accuracy after {seconds:,.4g} s, %", reached)]
-    arms = {arm: own for arm, own in found.config.get("arms", {}).items() if arm != gains.ALONE}
-    staying = [arm for arm, own in arms.items() if "controller" not in own]
-    if not 0 < len(staying) < len(arms):
-        return columns, ""
-    rival, won = gains.over_the_best(found.points, staying, seconds)
+    columns, said = [Column(f"accuracy after {seconds:,.4g} s, %", reached)], " Arms that end before keep their last."
+    arms = {arm: own.get("controller") for arm, own in found.config.get("arms", {}).items() if not gains.is_alone(arm)}
+    staying = [arm for arm, controller in arms.items() if controller is None]
+    best = gains.over_the_best(found.points, staying, seconds) if len(staying) < len(arms) else None
+    if best is None:
+        return columns, said
+    rival, ranked, won = best
     columns.append(Column(f"less {rival} then, points", lambda point: gains.written(won[point.values["arm"]])))
-    by = ", by validation" if is_validated(found) else ""
-    return columns, f" Of those without a controller that hear neighbours {rival} is the best then{by}."
+    by = "validation" if ranked == points.VALIDATION[0] else "test accuracy"
+    return columns, f"{said} Of those without a controller that hear neighbours {rival} is the best then, by {by}."
 
 
 def shortest(found: points.Sweep) -> float | None:
     """The simulated seconds after which the first member of any arm has ended, which all others have had. Agents alone
-    do not count: they send nothing, are done first, and would go on learning. None without a clock."""
-    heard = [own for own in found.points if gains.group_and_rule(own.values.get("arm", ""))[1] != gains.ALONE]
-    ends = (end for point in heard or found.points for end in points.last_of(point.members, "simulated_seconds"))
-    return min(ends, default=None)
+    do not count, unless there are no others: they send nothing, are done first, and would go on learning. None without
+    a clock."""
+    ends: dict[bool, list[float]] = {False: [], True: []}
+    for point in found.points:
+        ends[gains.is_alone(point.values.get("arm", ""))] += points.last_of(point.members, "simulated_seconds")
+    return min(ends[False] or ends[True], default=None)
 
 
 def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
@@ -282,7 +285,8 @@ def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
     heads, losing = [column.head for column in columns], gains.below(gained, baseline)
     best = points.best(point.result for point in found.points)
     ranked = f" Arms stand {best}." if VALIDATED in heads else ""
-    paired = f" Differences are paired by seed, their 95 % intervals Student's t. {losing}" if losing else ""
+    several = len(found.config["seeds"]) > 1 and any(head.startswith("less ") for head in heads)
+    paired = " Differences are paired by seed, their 95 % intervals Student's t." if several else ""
 
     def name(point: points.Point) -> str:
         status = point.result["status"]
@@ -293,7 +297,7 @@ def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
         f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
-        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}{rival}\n",
+        f"those of the busiest agent as bitmaps or floats.{ranked}{paired}{losing and f' {losing}'}{rival}\n",
         f"| arm | {' | '.join(heads)} |",
         "|---" * (1 + len(heads)) + "|",
         *(f"| {' | '.join((name(point), *(own.cell(point) for own in columns)))} |" for point in found.points),

@@ -115,7 +115,7 @@ def test_commands_parse(program, words):
     if program == "all":
         assert command.parse(shlex.split(words), All, program).budget == "2h"
     elif program == "cifar":
-        assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 16
+        assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 4
     elif program in COMPARISONS:
         _, kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)

@@ -3,9 +3,9 @@
     python -m experiments.budgets --dataset digits --model small --resize 8 --agents 4 --rounds 60
     python -m experiments.budgets --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --scenario one-slow
 
-The consensus force in the proxy setting at a constant step: the table's last columns say where arms stand when the first
-that hears anybody is done, and what each has won by then over the best retention that stays, chosen by validation.
-Devices that multiply only what they keep, a billion entries a second, compute and send for about equally long.
+The consensus force in the proxy setting at a constant step: the table's last columns say where arms stand when the
+first that hears anybody is done, and what each has won by then over the best retention that stays, chosen by
+validation. Devices that multiply only what they keep, a billion entries a second, compute about as long as they send.
 """
 
 import dataclasses

@@ -75,8 +75,9 @@ class Window(NamedTuple):
 
 
 def evened(images: Array, kernel: Array) -> tuple[Array, Array]:
-    """Images and kernel with one input channel of zeros more, where XLA's convolution on CPUs takes three to nine times
-    as long without: for 3, 5 or 7 of them, and 17 to 32 outputs. So have the colours of an image in many networks."""
+    """Images (batch, height, width, inputs) and kernel (rows, columns, inputs, outputs), each with one input channel of
+    zeros more if there are 3, 5 or 7 inputs, such as the colours of an image, and 17 to 32 outputs. The convolution
+    stays the same, and XLA's on CPUs takes half to a ninth of the time."""
     inputs, outputs = kernel.shape[2:]
     if inputs not in (3, 5, 7) or not 16 < outputs <= 32:
         return images, kernel

@@ -89,7 +89,7 @@ def group_and_rule(arm: str) -> tuple[str, str]:
 
 
 def is_alone(arm: str) -> bool:
-    """Whether an arm is the one that others are compared with, or that of a group."""
+    """Whether an arm, or the rule that it follows in its group, is called `ALONE`."""
     return group_and_rule(arm)[1] == ALONE
 
 

@@ -15,7 +15,7 @@ from dslth_jax.over_agents import over_agents
 from dslth_jax.population import Shares, State
 from dslth_jax.skew import Skew, see
 
-BATCH = 256  # test samples a forward pass
+BATCH = 64  # test samples an agent and forward pass: what one pass makes stays in the caches of a CPU
 SAMPLED = 1024  # scores of a layer by which agents are compared
 
 

@@ -208,6 +208,15 @@ def by_name(tree: PyTree) -> dict[str, Any]:
     return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def by_masked_name(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a pytree of masked parameters, or of all, by their names; a masked one has the same name in both.
+
+    >>> by_masked_name({"params": {"conv": {"kernel": 1}}, "frozen": {"conv": {"bias": 2}}})
+    {'frozen/conv/bias': 2, 'conv/kernel': 1}
+    """
+    return {name.removeprefix("params/"): leaf for name, leaf in by_name(tree).items()}
+
+
 def with_names(function: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """`function(name, leaf, ...)` of every leaf, as a pytree like `tree`."""
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: function(name_of(path), *leaves), tree, *rest)

@@ -40,7 +40,8 @@ def depth(
     fewest: Int[Array | np.ndarray, "agents"], needs: Mapping[str, int], *, band: float = BAND, wait: int = 3
 ) -> Controller:
     """A block less where τ is beyond the deadline by more than a `band`; a block more where τ · (d + 1) / d is not
-    beyond it, for `wait` exchanges. Whoever loses the block that it has just gained waits twice as long from then on.
+    beyond it, `wait` exchanges after the last change or later. Whoever loses the block that it has just gained waits
+    twice as long from then on.
 
     `needs` says of each layer that an agent may lack from which depth on it has it. All begin with all blocks, keep
     `fewest` at least, and change by one at most in an exchange. τ is that of the present depth alone, smoothed.

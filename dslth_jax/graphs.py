@@ -178,7 +178,10 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
         # Order all others by random numbers, oneself behind them, and take the first.
         drawn = jax.random.uniform(key, (agents, agents)) + 2 * jnp.eye(agents)
         _, others = jax.lax.top_k(-drawn, degree)
-        return graph._replace(senders=others.astype(jnp.int32).reshape(-1))
+        # Weights are those of a round: whoever weighs edges by their ends does so anew.
+        return graph._replace(
+            senders=others.astype(jnp.int32).reshape(-1), weights=jnp.ones(receivers.shape, jnp.uint8)
+        )
 
     @reproducible
     def pair_up(key: Key[Array, ""], graph: Graph) -> Graph:

@@ -50,8 +50,10 @@ def target_channels(
     """Press on each agent's channels, by `hyper.group_lasso`, until it is left with its `target` share of each layer's.
 
     Channels die between the rounds `begin` and `end`, counted from 0. The algorithm tells in its diagnostics how many
-    of each layer are `alive`: see `channels.survivors`.
+    of each layer are `alive`: see `channels.survivors`. A ValueError unless `begin` comes before `end`.
     """
+    if not begin < end:
+        raise ValueError(f"channels must begin to die before the last does, got begin {begin:g} and end {end:g}")
 
     def spared(own: Channels, round: Any) -> Int[Array, "agents"]:
         lost = (own.size - left_of(target, own.size)) * jnp.clip((round - begin) / (end - begin), 0, 1)

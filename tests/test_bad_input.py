@@ -364,6 +364,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "follow": [
         ("1", "--follow must be in [0, 1), got 1", "--algorithm score-gossip"),
+        ("0.5@cosine:4", "--follow must stay in [0, 1), and its schedule raises it to ", "--algorithm score-gossip"),
         ("0.2", "--follow means nothing to --algorithm mce-pl, only to score-gossip: leave it out", ""),
     ],
     "mixing_step": [
@@ -576,7 +577,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--rounds 8 --exchange-every 5"),
     ],
     "key_every": [("-1", "--key-every must be in 0..2147483647, got -1", "")],
-    "code_every": [("0", "--code-every must be in 1..2147483647, got 0", "")],
+    "code_every": [
+        ("0", "--code-every must be in 1..2147483647, got 0", ""),
+        ("4", "--controller period has every message encoded", "--bandwidth constant:1 --controller period"),
+    ],
     "rounds": [
         ("1e3", "--rounds must be a whole number, got '1e3'", ""),
         ("99999999999", "--rounds must be in 1..2147483647, got 99999999999", ""),

@@ -33,6 +33,7 @@ from dslth_jax.study.sweeping.grid import Sweep, groups_of, programs_of
 from dslth_jax.study.training.budget import (
     Budget,
     Costs,
+    clock_of,
     controller_of,
     cost_of_entries,
     little_bought,
@@ -40,8 +41,9 @@ from dslth_jax.study.training.budget import (
 )
 from dslth_jax.study.training.foreseen import said_of_time
 from dslth_jax.study.training.history import History, shapes_of
-from dslth_jax.study.training.plan import plan
+from dslth_jax.study.training.plan import fingerprints, plan
 from dslth_jax.study.training.records import write_config
+from dslth_jax.study.training.sizes import models_of
 from experiments import cifar, sweep
 
 
@@ -103,6 +105,35 @@ def test_where_retention_buys_no_time_a_run_says_so():
     np.testing.assert_allclose(share_by_retention(budget, sparse, hyper, links), 0.8, rtol=1e-5)
     assert "buys next to no time" in " ".join(little_bought(budget, dense, hyper, links))
     assert little_bought(budget, sparse, hyper, links) == little_bought(None, None, hyper, links) == []
+
+
+def test_weights_that_are_sparse_take_the_time_of_what_they_keep_and_of_gradients_that_grow_some():
+    """By hand: of every layer as many entries as are kept; the same at the end, and of what a model is said to cost."""
+    settings = {**BASE, "algorithm": "dis-pfl", "lr": 0.05, "retention": 0.2, "bandwidth": "constant:1"}
+    (dense,), (sparse, grown) = (
+        members(**settings),
+        members(**settings, device_sparse=True, grid=("regrow=random,gradient",)),
+    )
+    kept = {name: np.asarray(own) for name, own in by_name(sparse.hyper.kept["params"]).items()}
+
+    def work_of(member):
+        return np.asarray(clock_of(member.budget, member.costs).work(member.hyper))
+
+    def passes_of(entries):
+        return sum(sparse.costs.passes[name] * own for name, own in entries.items())
+
+    np.testing.assert_allclose(work_of(sparse), passes_of(kept), rtol=1e-6)
+    np.testing.assert_allclose(work_of(dense), passes_of(sparse.costs.entries), rtol=1e-6)
+    np.testing.assert_allclose(work_of(grown), 2 * work_of(sparse), rtol=1e-6)
+    convolution = kept["conv/kernel"] / sparse.costs.entries["conv/kernel"]
+    np.testing.assert_allclose(History(sparse, shapes_of(sparse)).retentions(), convolution)
+    batches, forward = 3 * sparse.batch_size, models_of([sparse])[0]["multiply_adds"]
+    assert forward == pytest.approx(passes_of(kept).mean() / batches)
+
+
+def test_recorded_bandwidths_are_among_what_a_run_may_not_change():
+    slow, fast = (fingerprints(members(**BASE, bandwidth=f"constant:{rate}"))[0] for rate in (1, 100))
+    assert [name for name, digest in slow.items() if digest != fast[name]] == ["the bandwidths"]
 
 
 def test_a_run_says_so_before_its_first_round():
@@ -200,7 +231,8 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(controller, tmp_path)
         agents = list(csv.DictReader(file))
     ends = np.array([float(row["retention_at_end"]) for row in agents])
     assert ends.mean() == pytest.approx(rows[-1]["retention_mean"], abs=1e-5)
-    if controller == "period":
+    if controller == "period":  # of what a silent agent would have sent, nothing is told of others
+        assert rows[-1]["coded_rounds"] == rows[-1]["exchanges"]
         np.testing.assert_allclose(ends, rows[0]["retention_mean"], atol=1e-5)
     elif controller != "bandit":  # which stays for some exchanges where it begins
         assert 0 < np.abs(ends - 0.3).max() <= 7 * 0.02 + 0.01

@@ -255,6 +255,11 @@ def controlled(rounds, dying):
     return [np.stack(own) for own in zip(*told, strict=True)]
 
 
+def test_channels_begin_to_die_before_the_last_does():
+    with pytest.raises(ValueError, match="got begin 3 and end 3"):
+        target_channels(jnp.array([0.5]), (Channels("a", ("a",), (), 8),), begin=3.0, end=3.0)
+
+
 def test_a_strength_that_kills_falls_and_one_that_does_not_grows():
     def willing(alive, spared, strength):
         return np.where(strength > 0, np.minimum(alive, spared), alive)

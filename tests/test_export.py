@@ -256,9 +256,12 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
             reader.read(bytes(content[:length]))
     with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8\)"):
         reader.logits(tmp_path / "agent_0000.dslth", np.zeros((1, 8, 8)))
+    np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))
+    (tmp_path / "empty.npy").touch()
+    no_images = [[str(tmp_path / "agent_0000.dslth"), str(tmp_path / name)] for name in ("images.npz", "empty.npy")]
     capsys.readouterr()
-    assert [reader.main(words) for words in ([], [str(tmp_path / "none")])] == [2, 2]
-    assert capsys.readouterr().err.count("\n") == 2
+    assert [reader.main(words) for words in ([], [str(tmp_path / "none")], *no_images)] == [2, 2, 2, 2]
+    assert capsys.readouterr().err.count("\n") == 4
 
 
 def test_masked_weights_as_safetensors(run, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from dslth_jax import graph_report, graphs
 from dslth_jax.graph_report import report, sparse_adjacency_of, sparse_mixing_of
 from dslth_jax.graphs import Topology, adjacency_of, graph_of, listeners, metropolis
+from dslth_jax.mixing import weighted
 from dslth_jax.partition import owners
 from dslth_jax.study.config.spellings import GRAPHS, topology_of
 from dslth_jax.study.data.graph_files import read_graph
@@ -656,6 +657,16 @@ def test_metropolis_weights_of_a_changing_graph_leave_absent_edges_out():
         expected = metropolis_by_definition(adjacency_of(drawn))
         np.testing.assert_allclose(mixing_of(weighted), expected, rtol=0, atol=3e-7)
     assert absent > 0
+
+
+def test_weights_of_a_changing_graph_are_those_of_the_edges_that_there_are():
+    """One that stays away before the first draw, and is worth nothing then, takes nobody's weight with it."""
+    table = np.ones((4, 4))
+    table[0, 1] = 0
+    start, redraw = weighted(graphs.changing_regular(4, 2, directed=True), table)
+    for key in jax.random.split(jax.random.key(0), 5):
+        start = redraw(key, start)
+        np.testing.assert_array_equal(start.weights, table[start.receivers, start.senders])
 
 
 def second_modulus(mixing):

@@ -176,9 +176,13 @@ def test_a_real_run_becomes_longer_with_all_that_it_holds(flags, tmp_path):
     [
         (["--lr", "10@cosine", "--checkpoint-every", "2"], "because --lr 10@cosine depends on --rounds"),
         (["--algorithm", "dis-pfl", "--lr", "0.05", "--checkpoint-every", "2"], "because --algorithm dis-pfl depends"),
+        (
+            ["--preset", "tuned", "--lr", "0.01", "--target-channels", "0.5", "--checkpoint-every", "2"],
+            "because --target-channels 0.5 depends on --rounds",
+        ),
         ([], "kept no checkpoint from which more rounds can go on, for it had no --checkpoint-every"),
     ],
-    ids=["a schedule", "an algorithm", "no checkpoint"],
+    ids=["a schedule", "an algorithm", "a target", "no checkpoint"],
 )
 def test_what_depends_on_the_number_of_rounds_cannot_become_longer(flags, said, tmp_path, capsys, fakes):
     out = ["--out", str(tmp_path / "run")]

@@ -476,3 +476,16 @@ def test_what_was_said_is_kept_and_says_the_same_again(tmp_path, monkeypatch):
     repeated = json.loads((tmp_path / "second" / "config.json").read_text())
     assert repeated["given"] == config["given"]
     assert {**repeated["settings"], "out": None} == {**config["settings"], "out": None}
+
+
+def test_what_is_said_by_a_path_is_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("ring", "traces"):
+        (tmp_path / folder).mkdir()
+    said = Settings(topology="ring", bandwidth="traces", class_file="classes").as_given()
+    assert said == {"topology": "ring", "bandwidth": str(tmp_path / "traces"), "class_file": str(tmp_path / "classes")}
+
+
+def test_agents_that_send_rarely_have_every_message_encoded():
+    period = Settings(bandwidth="constant:1", controller="period")
+    assert (resolve(period).code_every, resolve(Settings()).code_every) == (1, None)

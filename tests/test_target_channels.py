@@ -35,12 +35,16 @@ def run(out, stop=None, **settings):
     return cifar.main([*map(str, flags), "--out", str(out)], **({} if stop is None else {"stop": stop}))
 
 
-GOING_ON = [pytest.param(name, True, marks=pytest.mark.slow) for name in ("independent", "mce-pl", "score-gossip")]
+FUSED = {"algorithm": "mce-pl", "fusion": "tensor"}  # whose fine-tuning has a direction from before channels die
+GOING_ON = [
+    pytest.param(name, True, marks=pytest.mark.slow)
+    for name in ({"algorithm": "independent"}, {"algorithm": "mce-pl"}, {"algorithm": "score-gossip"}, FUSED)
+]
 
 
-@pytest.mark.parametrize(("algorithm", "cut"), [("independent", False), *GOING_ON])
-def test_a_run_is_left_with_its_target_and_goes_on_bit_for_bit(algorithm, cut, tmp_path):
-    assert run(tmp_path / "whole", algorithm=algorithm, **DYING) == 0
+@pytest.mark.parametrize(("rule", "cut"), [(FUSED, False), *GOING_ON], ids=str)
+def test_a_run_is_left_with_its_target_and_goes_on_bit_for_bit(rule, cut, tmp_path):
+    assert run(tmp_path / "whole", **rule, **DYING) == 0
     with (tmp_path / "whole" / "agents.csv").open() as file:
         agents = list(csv.DictReader(file))
     # Nobody loses a channel because neighbours lose it whose target is lower.
@@ -62,7 +66,7 @@ def test_a_run_is_left_with_its_target_and_goes_on_bit_for_bit(algorithm, cut, t
         assert float(row["multiply_adds"]) == 64 * conv.sum() + linear.sum()
 
     if cut:
-        assert run(tmp_path / "cut", StopAfter(6), algorithm=algorithm, **DYING) == 143
+        assert run(tmp_path / "cut", StopAfter(6), **rule, **DYING) == 143
         assert (
             cifar.main(["--config", str(tmp_path / "cut" / "config.json"), "--out", str(tmp_path / "cut"), "--resume"])
             == 0

@@ -212,7 +212,11 @@ def mce_pl(
             anybody = heard_anybody(heard)
             state = jax.tree.map(lambda new, old: jnp.where(anybody, new, old), moved, agent.optimizer)
             agent = agent._replace(optimizer=state)
-        return agent._replace(scores=fine_tune(hyper, agent.scores, step, heard, fine_tune_weight))
+        return still_dead(agent, agent._replace(scores=fine_tune(hyper, agent.scores, step, heard, fine_tune_weight)))
+
+    def still_dead(before: Agent, agent: Agent) -> Agent:
+        """The agent without what has come to life since, where channels that die stay dead."""
+        return agent if mortal is None else agent._replace(scores=channels.held_dead(agent.scores, before.scores))
 
     @reproducible
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
@@ -256,9 +260,7 @@ def mce_pl(
     ) -> tuple[Agent, dict[str, Array]]:
         del key
         if by_force:
-            before = agent.scores
-            agent = pulled(hyper, agent, carry, heard, force_momentum, mask_rule)
-            agent = agent if mortal is None else agent._replace(scores=channels.held_dead(agent.scores, before))
+            agent = still_dead(agent, pulled(hyper, agent, carry, heard, force_momentum, mask_rule))
         elif order == "code":
             agent = fine_tuned(world, hyper, agent, carry, heard, batches)
         # Masks hide scores that have run away: the loss stays finite, this does not.

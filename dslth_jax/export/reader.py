@@ -228,9 +228,12 @@ def main(words: list[str]) -> int:
         model = load(words[0])
         print(described(model))
         if len(words) == 2:
-            found = logits(model, np.load(words[1]))
+            images = np.load(words[1])
+            if not isinstance(images, np.ndarray):
+                raise ValueError(f"{words[1]} must hold one array, as numpy.save writes it")
+            found = logits(model, images)
             print(*(model.about["labels"][best] for best in found.argmax(-1)), sep="\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

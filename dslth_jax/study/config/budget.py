@@ -62,6 +62,11 @@ def check_budget(settings: Settings) -> None:
         )
     if controller == "period" and row.sends == "nothing":
         raise ValueError(f"--controller period needs messages, and --algorithm {settings.algorithm} sends none")
+    if controller == "period" and settings.code_every not in (None, 1):
+        raise ValueError(
+            f"--controller period has every message encoded, since the length of one cannot be told from rounds in "
+            f"which its sender is silent, got --code-every {settings.code_every}: leave it out"
+        )
     bounds_of(settings)
     speeds_of(settings)
 

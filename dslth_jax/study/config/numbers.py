@@ -55,10 +55,11 @@ def number_of(settings: Settings, name: str) -> Number:
         schedule = spellings.schedule_of(spelling, settings.rounds)
     except ValueError as error:
         raise ValueError(f"{flag(name)}: {error}") from None
-    if bounds.endswith("1]") and schedule is not constant:
+    if bounds.endswith(("1]", "1)")) and schedule is not constant:
         # A schedule may raise it: look at a thousand rounds.
         rounds = jnp.asarray(np.linspace(0, settings.rounds - 1, 1000).astype(np.int32))
-        if (peak := values.max() * float(jnp.max(jax.vmap(schedule)(rounds)))) > 1 + 1e-6:
+        peak = values.max() * float(jnp.max(jax.vmap(schedule)(rounds)))
+        if peak > 1 + 1e-6 or (peak >= 1 and bounds.endswith(")")):
             raise ValueError(f"{flag(name)} must stay in {bounds}, and its schedule raises it to {peak:.3g}")
     return Number(values, schedule)
 

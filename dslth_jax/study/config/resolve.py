@@ -62,6 +62,8 @@ def filled_in(settings: Settings) -> Settings:
             filled[name] = idle(own, given[name])
     same = (("fine_tune_lr", "lr"), ("linear_retention", "retention"))
     filled |= {name: with_preset[other] for name, other in same if (given | filled)[name] == "same"}
+    if settings.controller == "period" and "code_every" not in foreign_to(settings.algorithm):
+        filled["code_every"] = 1
     filled["partition"] = settings.partition or partition_meant(settings)
     resolved = dataclasses.replace(settings, **filled)
     check_switches(resolved)

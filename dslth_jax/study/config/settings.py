@@ -222,7 +222,7 @@ class Method:
     """Exchanges from one key frame to the next where coded messages are counted; 0 is a single one at the start."""
     code_every: int | None = setting(None, bounds=COUNT, unit="exchanges")
     """Encode the messages of every so many exchanges, beside the 1st, 2nd, 4th, 8th... and the last before each
-    evaluation, which always are; the lengths of others are interpolated."""
+    evaluation, which always are; the lengths of others are interpolated. With --controller period all are encoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,8 +328,9 @@ class Settings(Run, Budget, Method, Population, Data):
         every, known = self.as_json(), self.known
         said = {name: every[name] for name in self.given if name not in OF_ONE_COMMAND}
         paths = [name for name in said if Path in parts(known[name].hint)]
-        with contextlib.suppress(OSError):  # a name too long for a file
-            paths += ["topology"] if "topology" in said and Path(said["topology"]).is_file() else []
+        for name, is_there in (("topology", Path.is_file), ("bandwidth", Path.exists)):
+            with contextlib.suppress(OSError):  # a name too long for a file
+                paths += [name] if name in said and is_there(Path(said[name])) else []
         return said | {name: str(Path.cwd() / said[name]) for name in paths if said[name] is not None}
 
     def as_json(self) -> dict[str, Any]:

@@ -156,6 +156,8 @@ def by_rounds(settings: Settings) -> str:
     """What of resolved settings depends on how many rounds there are to be, in words; empty if nothing does."""
     if ALGORITHMS[settings.algorithm].by_rounds:
         return f"--algorithm {settings.algorithm}"
+    if settings.target_channels is not None:
+        return f"--target-channels {settings.target_channels}"
     known, values = settings.known, vars(settings)
     scheduled = [name for name in known if known[name].scheduled and asks_for_rounds(str(values[name]))]
     return ", ".join(f"{flag(name)} {values[name]}" for name in scheduled)

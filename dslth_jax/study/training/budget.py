@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from dslth_jax import control
-from dslth_jax.algorithm import by_name
+from dslth_jax.algorithm import by_masked_name, by_name
 from dslth_jax.budgets import Cost, Limits, prunefl, with_retention
 from dslth_jax.clock import Clock, Devices
 from dslth_jax.control import Controller
@@ -73,7 +73,8 @@ def costs_of(settings: Settings, network: Network, image_shape: tuple[int, int, 
     except ValueError as error:
         raise ValueError(f"--bandwidth simulates what devices compute, and {error}: leave it out") from None
     masked, _ = jax.eval_shape(network.init, key_of(0))
-    steps = settings.local_steps + (settings.fine_tune_gradient == "recomputed")
+    grows = settings.algorithm == "dis-pfl" and settings.regrow == "gradient"
+    steps = settings.local_steps + (settings.fine_tune_gradient == "recomputed" or grows)
     passes = {name: TRAINING * batch_size * steps * number for name, number in positions.items()}
     entries = sizes_of(masked)
     movable = {name: size for name, size in entries.items() if network.roles[name] != "depthwise"}
@@ -127,7 +128,9 @@ def clock_of(budget: Budget, costs: Costs) -> Clock:
     """The clock of one run. Inside a compiled program, with the budget's numbers traced."""
 
     def work(hyper: Any) -> Float[Array, "agents"]:
-        return jnp.zeros(budget.devices.speed.shape) + work_of(costs, by_name(hyper.kept) if costs.masked else {})
+        return jnp.zeros(budget.devices.speed.shape) + work_of(
+            costs, by_masked_name(hyper.kept) if costs.masked else {}
+        )
 
     return Clock(work, budget.devices, jnp.asarray(budget.deadline))
 

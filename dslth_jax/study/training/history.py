@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from dslth_jax.algorithm import Message, by_name
+from dslth_jax.algorithm import Message, by_masked_name, by_name
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
@@ -161,7 +161,7 @@ class History:
         the run's own settings; of all layers where there are none. Of an algorithm without retentions it is 1."""
         kept = self.wanted if self.wanted is not None else getattr(self.prepared.hyper, "kept", None)
         roles = self.prepared.network.roles
-        counts = {name: own for name, own in by_name(kept).items() if name in roles} if kept is not None else {}
+        counts = {name: own for name, own in by_masked_name(kept).items() if name in roles} if kept is not None else {}
         of_role = {name: own for name, own in counts.items() if roles[name] == "convolution"} or counts
         if not of_role or self.prepared.costs is None:
             return np.ones(self.prepared.agents)

@@ -176,6 +176,7 @@ def fingerprints(members: Sequence[Prepared]) -> list[dict[str, str]]:
             "the test samples": digest_of(member.tests[2:]),
             "the validation samples": digest_of(member.validation and member.validation[2:]),
             "the graph": digest_of(member.topology.graph),
+            "the bandwidths": digest_of(member.budget and member.budget.devices.bandwidth),
         }
         for member in members
     ]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dslth_jax.algorithm import by_name
+from dslth_jax.algorithm import by_masked_name
 from dslth_jax.keys import key_of
 from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
 from dslth_jax.study.training.plan import Prepared
@@ -30,7 +30,7 @@ def models_of(members: Sequence[Prepared]) -> list[dict[str, Any]]:
         sizes, own = sizes_of(masked), id(member.network)
         if own not in positions:
             positions[own] = seen(member)
-        kept = sizes | by_name(getattr(member.hyper, "kept", {}))
+        kept = sizes | by_masked_name(getattr(member.hyper, "kept", {}))
         of_mask = 2 if member.settings.mask == "ternary" else 1
         found = positions[own]
         return {

@@ -30,7 +30,9 @@ def absent(stages: Stages, depth: int) -> tuple[str, ...]:
     """
     further = further_blocks(stages)
     if not stages:
-        raise ValueError("depth is a number of residual blocks, and the network has none: name another network")
+        raise ValueError(
+            "depth is a number of residual blocks, and the network has none: name another, such as resnet20"
+        )
     if not len(stages) <= depth <= len(stages) + len(further):
         raise ValueError(f"depth must be in {len(stages)}..{len(stages) + len(further)} residual blocks, got {depth}")
     return tuple(further[depth - len(stages) :])

@@ -77,7 +77,9 @@ def of_matrix(matrix: Shaped[np.ndarray, "..."], *, directed: bool = False) -> T
     fits = np.isfinite(matrix) & (matrix >= 0)
     if not fits.all():
         i, j = np.argwhere(~fits)[0].tolist()
-        raise ValueError(f"weights must be finite and at least 0, got {matrix[i, j]:g} in row {i}, column {j}, from 0")
+        raise ValueError(
+            f"weights must be finite and at least 0, got {matrix[i, j]:g} in row {i}, column {j} (counted from 0)"
+        )
     own, heard = matrix.diagonal(), (matrix != 0) & ~np.eye(len(matrix), dtype=bool)
     if not directed and (heard != heard.T).any():
         i, j = np.argwhere(heard != heard.T)[0]

@@ -617,6 +617,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "out": [
         ("{file}", "--out {file} must be a new or empty folder, and it is a file: name another", ""),
         ("{full}", "--out {full} must be a new or empty folder, and it holds something: name another", ""),
+        ("", "--out must be a path, got ''", ""),
         ("{file}/run", "must be a new or empty folder, and it cannot be one (Not a directory): name another", ""),
         (LONG, "must be a new or empty folder, and it cannot be one (File name too long): name another", ""),
         # Its folders would be made before the last one fails.

@@ -254,7 +254,7 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
     for length in (0, 8, 12, 15, 100, len(content) - 1):
         with pytest.raises(ValueError, match=r"is damaged|must be a \.dslth file"):
             reader.read(bytes(content[:length]))
-    with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8, 1\)"):
         reader.logits(tmp_path / "agent_0000.dslth", np.zeros((1, 8, 8)))
     np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))
     (tmp_path / "empty.npy").touch()
@@ -397,6 +397,10 @@ def absent(patch, *names):
         (["--as", "dslth,onnx"], "for --as onnx jax2onnx, onnxruntime must be installed first: pip install "
          "'dslth-jax[onnx]'"),
         (["--as", "jax"], "for --as jax flatbuffers must be installed first: pip install 'dslth-jax[export]'"),
+        (["--round-to", "0"], "--round-to must be in 1..1024, got 0"),
+        (["--round-to", "8"], "--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them "
+         "out"),
+        (["--to", ""], "--to must be a path, got ''"),
         (["--to", "{file}"], "--to {file} must be a folder, and is a file: name another"),
     ],
 )  # fmt: skip

@@ -1032,8 +1032,8 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
     ("content", "message"),
     [
         ("0 one\n1 0", f"{BAD_WORD} 'one' in line 1"),
-        ("0 nan\nnan 0", "weights must be finite and at least 0, got nan in row 0, column 1, from 0: mend it"),
-        ("0 1\n-1 0", "weights must be finite and at least 0, got -1 in row 1, column 0, from 0: mend it"),
+        ("0 nan\nnan 0", "weights must be finite and at least 0, got nan in row 0, column 1 (counted from 0): mend it"),
+        ("0 1\n-1 0", "weights must be finite and at least 0, got -1 in row 1, column 0 (counted from 0): mend it"),
         (b"\xff\xfe\x00", "must hold rows of numbers, or edges, and cannot be read: it is no text"),
         ("", "must hold rows of numbers, or edges, and is empty"),
         (" \n# nothing\n", "must hold rows of numbers, or edges, and is empty"),
@@ -1051,7 +1051,15 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
             "1 0\n0 1",
             "may be a matrix of 2 agents, or 2 edges: give edges a first line that says 2, or a matrix as .npy",
         ),
-        ("0 1e300\n1e300 0", "weights must be finite and at least 0, got inf in row 0, column 1, from 0: mend it"),
+        (
+            "0 1 0\n1 0 1\n0 1",
+            "must give edges weights above 0, got 0 in line 1 (read as edges, for a matrix would have 3 numbers in every "
+            "line)",
+        ),
+        (
+            "0 1e300\n1e300 0",
+            "weights must be finite and at least 0, got inf in row 0, column 1 (counted from 0): mend it",
+        ),
         ("0 1\n0 0.5", "must be symmetric, and rows 0 and 1 (from 0) disagree: mend it, or say --directed"),
     ],
 )

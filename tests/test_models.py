@@ -170,6 +170,8 @@ def test_a_run_speaks_the_datas_own_labels(folder_of, tmp_path, capsys):
     np.save(images, data.test_images[:20])
     out = tmp_path / "labels.csv"
     assert predict.main("dslth predict", [str(folder), "--agent", "1", "--images", str(images), "--out", str(out)]) == 0
+    nowhere = ["--images", str(images), "--out", str(tmp_path / "none" / "labels.csv")]
+    assert predict.main("dslth predict", [str(folder), *nowhere]) == 2
     assert [row["label"] for row in table_of(out)] == found.tolist()
     assert read_run(folder, "own", read_config(folder)).agents[0]["classes"][0] in names
 

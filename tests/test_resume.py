@@ -217,7 +217,7 @@ def test_other_settings_and_other_data_are_refused_by_name(tmp_path, capsys, mon
         assert cifar.main([*FLAGS, "--out", str(out), "--resume", "--lr", "3"]) == 2
     assert "--lr was 10.0 and is 3" in capsys.readouterr().err
     assert cifar.main([*FLAGS, "--out", str(out)]) == 2
-    capsys.readouterr()
+    assert "it holds something: say --resume to go on with that run, or name another" in capsys.readouterr().err
     # The same settings, but what is behind a name has changed.
     load = datasets.named
     monkeypatch.setattr(datasets, "named", lambda *source: turned(load(*source)))

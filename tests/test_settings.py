@@ -450,8 +450,8 @@ def test_what_the_command_says_takes_the_place_of_what_the_file_says(tmp_path):
         ),
         ("torn.json", "{", "and cannot be read (Expecting property name"),
         ("old.json", '{"settings": {}}', "was written by a version before 0.5, which kept no flags as they were said"),
-        ("unknown.yaml", "agnets: 4", "there is no flag --agnets; did you mean --agents?"),
-        ("wrong.yaml", "agents: many", "--agents must be a whole number, got 'many'"),
+        ("unknown.yaml", "agnets: 4", "unknown.yaml: there is no flag --agnets; did you mean --agents?"),
+        ("wrong.yaml", "agents: many", "wrong.yaml: --agents must be a whole number, got 'many'"),
     ],
 )
 def test_a_file_of_flags_that_is_none_is_one_sentence(name, text, said, tmp_path):

@@ -143,14 +143,13 @@ def kept(layer: dict[str, Any], mask: np.ndarray) -> np.ndarray:
 
 
 def logits(model: Model | str | Path, images: np.ndarray) -> np.ndarray:
-    """The logits (images, classes) of uint8 images (images, height, width, channels), float32.
-
-    Raises a ValueError if they are of another dtype or shape, or if the network is none of `NETWORKS`.
-    """
+    """The logits (images, classes), float32, of uint8 images (images, height, width, channels), grey ones perhaps
+    without channels. Raises a ValueError if they are others, or if the network is none of `NETWORKS`."""
     model = model if isinstance(model, Model) else load(model)
     network, shape = model.about["network"], tuple(model.about["image_shape"])
     if network not in NETWORKS:
         raise ValueError(f"this reader computes {', '.join(NETWORKS)}; of {network} it gives the weights alone")
+    images = images[..., None] if images.ndim == 3 and shape[-1:] == (1,) else images
     if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise ValueError(f"images must be uint8 of (images, {str(shape)[1:]}, got {images.dtype} of {images.shape}")
     parts = [images[start : start + 64] for start in range(0, max(len(images), 1), 64)]
@@ -219,6 +218,17 @@ def described(model: Model) -> str:
     return "\n".join(lines)
 
 
+def read_images(path: str | Path) -> np.ndarray:
+    """The array of a .npy file; an OSError or a ValueError where there is none."""
+    try:
+        images = np.load(path)
+    except (EOFError, ValueError):
+        images = None
+    if not isinstance(images, np.ndarray):
+        raise ValueError(f"{path} must hold one array, as numpy.save writes it")
+    return images
+
+
 def main(words: list[str]) -> int:
     """What the file does as a program; returns its exit code."""
     if len(words) not in (1, 2):
@@ -226,14 +236,10 @@ def main(words: list[str]) -> int:
         return 2
     try:
         model = load(words[0])
-        print(described(model))
-        if len(words) == 2:
-            images = np.load(words[1])
-            if not isinstance(images, np.ndarray):
-                raise ValueError(f"{words[1]} must hold one array, as numpy.save writes it")
-            found = logits(model, images)
-            print(*(model.about["labels"][best] for best in found.argmax(-1)), sep="\n")
-    except (OSError, ValueError, EOFError) as error:
+        given = [read_images(path) for path in words[1:]]
+        labels = [model.about["labels"][best] for images in given for best in logits(model, images).argmax(-1)]
+        print(described(model), *labels, sep="\n")
+    except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -12,13 +12,14 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 from dslth_jax.naming import nearest
 from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, owners_of, with_own_settings
 from dslth_jax.study.config.given import CONFIG, DOES, HELP, with_config
-from dslth_jax.study.config.resolve import NAMES
+from dslth_jax.study.config.resolve import NAMES, check_each
 from dslth_jax.study.config.setting import Setting, choices, described, flag, kinds, parts, read
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.system.console import Stream, guard
@@ -102,9 +103,15 @@ def act(
     stop: Stop | None = None,
 ) -> int:
     """Run a command that trains nothing: `do` takes its flags, and returns what is said at its end."""
+
+    def begin() -> SimpleNamespace:
+        settings = parse(arguments, kind, program)
+        check_each(settings)
+        return SimpleNamespace(settings=settings, finished="", path=None)
+
     return conduct(
         program,
-        lambda: SimpleNamespace(settings=parse(arguments, kind, program), finished="", path=None),
+        begin,
         lambda begun, stop: print(do(begun.settings), file=Stream(sys.stdout, stop)),
         stop,
     )
@@ -133,11 +140,32 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
     """
     kind = with_own_settings(kind) if issubclass(kind, Settings) else kind
     known, words = described(kind), list(sys.argv[1:] if arguments is None else arguments)
-    words = with_config(words, known) if issubclass(kind, Settings) else words
+    of_file, words, file = with_config(words, known) if issubclass(kind, Settings) else ([], words, "")
     needed = [name for name, own in known.items() if own.default is dataclasses.MISSING]
-    positional = next((name for name in needed if known[name].several), None)
+    positional = next(filter(stands_alone(kind), known), None)
+    try:
+        values = values_of(of_file, kind, program, positional)
+    except ValueError as error:
+        raise ValueError(f"{CONFIG} {file}: {error}") from None
+    values |= values_of(words, kind, program, positional)
+    if missing := [name for name in needed if name not in values]:
+        wanted = kinds(known[missing[0]].hint)
+        if missing[0] == positional:
+            raise ValueError(f"{wanted} was expected behind the command, got none: name one; --help says more")
+        raise ValueError(f"{flag(missing[0])} must be said, {wanted}; --help says more")
+    return kind(**values)
+
+
+def stands_alone(kind: type) -> Callable[[str], bool]:
+    """Of a kind, whether a field is of several values that must be said, which stand without a flag."""
+    known = described(kind)
+    return lambda name: known[name].several and known[name].default is dataclasses.MISSING
+
+
+def values_of(words: Sequence[str], kind: type, program: str, positional: str | None) -> dict[str, Any]:
+    """The values that words say of the fields of a kind, of which `positional` needs no flag; see `parse`."""
+    known, words, values = described(kind), [*words], dict[str, Any]()
     switches = [name for name, own in known.items() if bool in parts(own.hint)]
-    values: dict[str, Any] = {}
     while words:
         word = words.pop(0)
         if word in HELP:
@@ -170,10 +198,7 @@ def parse(arguments: Sequence[str] | None, kind: type[Kind], program: str) -> Ki
         else:
             one = read(name, value, known[name].hint)
             values[name] = (*values.get(name, ()), one) if known[name].several else one
-    if missing := [name for name in needed if name not in values]:
-        said = missing[0] if missing[0] == positional else flag(missing[0])
-        raise ValueError(f"{said} must be said, {kinds(known[missing[0]].hint)}; --help says more")
-    return kind(**values)
+    return values
 
 
 def here(name: str) -> str:
@@ -188,10 +213,15 @@ def here(name: str) -> str:
 def short_help_of(kind: type, program: str) -> str:
     """What -h says: every flag with its default, a paragraph a group."""
     groups: dict[str, list[str]] = {}
+    alone = stands_alone(kind)
     for name, known in described(kind).items():
-        said = isinstance(known.default, str | int | float) and not isinstance(known.default, bool)
+        said = isinstance(known.default, str | int | float | Path) and not isinstance(known.default, bool)
         default = f" {known.default}" if said else ""
-        groups.setdefault(known.group, []).append(f"{flag(name)}{default}".replace(" ", "\0"))
+        needed = f" {metavar_of(known)}" if known.default is dataclasses.MISSING else ""
+        word = f"{metavar_of(known)} ..." if alone(name) else f"{flag(name)}{default or needed}"
+        groups.setdefault(known.group, []).append(word.replace(" ", "\0"))
+    if issubclass(kind, Settings):
+        next(iter(groups.values())).append(f"{CONFIG}\0PATH")
     wrap = functools.partial(textwrap.fill, width=80, initial_indent="  ", subsequent_indent="  ")
     shown = [f"{group}\n{wrap(', '.join(flags), break_on_hyphens=False)}" for group, flags in groups.items()]
     first = textwrap.fill((inspect.getdoc(kind) or "").partition("\n\n")[0], width=80)
@@ -201,9 +231,11 @@ def short_help_of(kind: type, program: str) -> str:
 
 def help_of(kind: type, program: str) -> str:
     """What --help says: every flag in its group, with default, unit and bounds, and whose it is."""
+    alone = stands_alone(kind)
+    first = [f"{metavar_of(known)} ... " for name, known in described(kind).items() if alone(name)]
     parser = argparse.ArgumentParser(
         program if " " in program else f"python -m {program}",
-        "%(prog)s [--FLAG VALUE ...]",
+        f"%(prog)s {''.join(first)}[--FLAG VALUE ...]",
         inspect.getdoc(kind),
         add_help=False,
     )
@@ -211,13 +243,16 @@ def help_of(kind: type, program: str) -> str:
         parser.add_argument(CONFIG, metavar="PATH", help=DOES)
     documents, group_of = documents_of(kind), functools.cache(parser.add_argument_group)
     for name, known in described(kind).items():
-        among = choices(known.hint) or list(NAMES.get(name, ()))
-        value = "{" + ",".join(among) + "}" if among else (known.unit or kinds(known.hint).split()[-1]).upper()
         text = f"{documents.get(name, '')} {said_of(known)}".replace("%", "%%")
-        more: dict[str, Any] = {"action": "store_true"} if bool in parts(known.hint) else {"metavar": value}
-        alone = known.several and known.default is dataclasses.MISSING  # values that stand without a flag
-        group_of(known.group).add_argument(name if alone else flag(name), help=text, **more)
+        more: dict[str, Any] = {"action": "store_true"} if bool in parts(known.hint) else {"metavar": metavar_of(known)}
+        group_of(known.group).add_argument(name if alone(name) else flag(name), help=text, **more)
     return parser.format_help()
+
+
+def metavar_of(known: Setting) -> str:
+    """What stands for the value of a flag."""
+    among = choices(known.hint) or list(NAMES.get(known.name, ()))
+    return "{" + ",".join(among) + "}" if among else (known.unit or kinds(known.hint).split()[-1]).upper()
 
 
 def said_of(known: Setting) -> str:

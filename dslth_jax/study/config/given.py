@@ -15,27 +15,29 @@ DOES = "Take the flags of a run's config.json as they were said, or of a YAML fi
 OF_ONE_COMMAND = ("out", "resume", "coordinator", "processes", "process")  # they mean nothing to another command
 
 
-def with_config(words: list[str], known: Mapping[str, Setting]) -> list[str]:
-    """The words of a command, with the flags that a file behind --config says in front of them; where both say the
-    same flag, that of the file is left out. A ValueError if the file cannot be read."""
+def with_config(words: list[str], known: Mapping[str, Setting]) -> tuple[list[str], list[str], str]:
+    """The flags that a file behind --config says, without those that the command says too; the other words of the
+    command; and the file's name, empty if there is none. A ValueError if the file cannot be read."""
     places = [place for place, word in enumerate(words) if word.partition("=")[0] == CONFIG]
     if not places:
-        return words
+        return [], words, ""
     if asked := HELP & {*words}:  # whatever the file says
-        return [*asked]
+        return [], [*asked], ""
     if len(places) > 1:
         raise ValueError(f"{CONFIG} must be said once, got {len(places)} of them")
     _, equals, path = words[places[0]].partition("=")
     behind = words[places[0] + 1 : places[0] + 2]
-    if not equals and (not behind or behind[0].startswith("--")):
+    path = path if equals else "".join(behind)
+    if not path or (not equals and path.startswith("--")):
         raise ValueError(f"{CONFIG} needs a value behind it: a path")
     rest = words[: places[0]] + words[places[0] + (1 if equals else 2) :]
     said = {named(word, known) for word in rest if word.startswith("--")}
     # A flag of the command takes the place of others of the file that mean the same otherwise.
     said |= {other for name in said & known.keys() for other in known[name].against}
     said |= {name for name, own in known.items() if said & {*own.against}}
-    found = read_flags(Path(path if equals else behind[0]))
-    return [word for name, value in found.items() if name not in said for word in spelled(name, value, known)] + rest
+    found = read_flags(Path(path))
+    own = [word for name, value in found.items() if name not in said for word in spelled(name, value, known)]
+    return own, rest, path
 
 
 def named(word: str, known: Mapping[str, Setting]) -> str:

@@ -20,7 +20,7 @@ from dslth_jax.study.config.algorithms import ALGORITHMS, PRESETS, defaults_of, 
 from dslth_jax.study.config.budget import check_absent, check_budget, check_counts
 from dslth_jax.study.config.mortality import channels_that_die, check_channels, dies_for_good, strength_of
 from dslth_jax.study.config.numbers import depths_of, may_lack_layers, numbers_of
-from dslth_jax.study.config.setting import Setting, choices, flag, is_of, kinds, parts, refusal, within
+from dslth_jax.study.config.setting import Setting, choices, described, flag, is_of, kinds, parts, refusal, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.data.datasets import READERS
 
@@ -106,10 +106,11 @@ def check(settings: Settings) -> None:
         check_some(settings)
 
 
-def check_each(settings: Settings) -> None:
-    """Raise a ValueError if a field is of another type than it says, or beyond what it can be."""
+def check_each(settings: Any) -> None:
+    """Raise a ValueError if a field of a command's settings is of another type than it says, or beyond what it can
+    be."""
     values = vars(settings)
-    for name, known in settings.known.items():
+    for name, known in described(type(settings)).items():
         value = values[name]
         for one in value if known.several and isinstance(value, tuple) else (value,):
             if not is_of(one, known.hint):
@@ -126,7 +127,9 @@ def check_each(settings: Settings) -> None:
 def check_folder(settings: Settings) -> None:
     """Raise a ValueError if --out can be no run folder, or is missing."""
     if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, settings.resume)):
-        raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
+        goes_on = not settings.resume and obstacle_to_folder(settings.out, resume=True) is None
+        again = "say --resume to go on with that run, or " if goes_on else ""
+        raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: {again}name another")
     if settings.resume and settings.out is None:
         raise ValueError("--resume needs --out, the run folder to go on in: say it, or leave --resume out")
 

@@ -98,7 +98,7 @@ def read(name: str, word: str, hint: Any) -> Any:
     taken, constants = parts(hint), {"None": None, "True": True, "False": False}
     if word in constants and type(constants[word]) in taken:
         return constants[word]
-    for kind in (kind for kind in (int, float, Path, str) if kind in taken):
+    for kind in (kind for kind in (int, float, Path, str) if kind in taken and (word or kind is not Path)):
         with contextlib.suppress(ValueError):
             return kind(word)
     if word in choices(hint):

@@ -88,7 +88,7 @@ class Population:
     with graphs that change, as what an agent lacks of another is sent when they meet again."""
     retention: float | str = setting(0.3, bounds="(0, 1]", scheduled=True)
     """Share of a convolution's weights that masks keep (dis-pfl: of all parameters), in (0, 1]: a number, one an agent
-    (0.1,0.3,... or 0.1*5,0.3*15), low:high, or dealt:0.1,0.3,... by the seed to equally many agents each. Depthwise
+    (0.1,0.3,... or 0.1*5,0.3*15), low:high, or dealt:0.1,0.3,... by the seed, each to about as many agents. Depthwise
     kernels are kept whole."""
     linear_retention: float | str | None = setting(
         None, bounds="(0, 1]", scheduled=True, needs=("retention_policy", "fixed-linear")
@@ -245,9 +245,9 @@ class Budget:
     time of the first exchange."""
     controller: str | None = None
     """What sets budgets after each exchange: deadline (retention by time over deadline), balance (equal times at
-    the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second) period
-    (slow agents send less often) or depth (residual blocks by time over deadline, --depth of them at least); None is
-    nothing."""
+    the same mean retention), bandit (the best of eight intervals), prunefl (layers by squared gradient a second),
+    period (slow agents send less often) or depth (residual blocks by time over deadline, --depth of them at least);
+    None is nothing."""
     controller_gain: float = setting(0.5, bounds="(0, 1]", traced=True)
     """Exponent with which deadline and balance correct retentions."""
     retention_bounds: str = setting("0.05:0.9", traced=True)

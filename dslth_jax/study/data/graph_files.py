@@ -76,7 +76,12 @@ def of_text(path: Path, file: str, agents: int, directed: bool) -> np.ndarray:
     if not {len(row) for _, row in rows} <= {2, 3}:
         got = f"got {len(widths)} rows of {sorted({*widths})} columns"
         raise ValueError(f"{file} must be square, or hold edges of two agents and perhaps a weight, {got}")
-    return of_edges(rows, file, agents, directed)
+    try:
+        return of_edges(rows, file, agents, directed)
+    except ValueError as error:
+        nearly_square = len({*widths}) > 1 and max(widths) == len(widths) and widths[0] > 1
+        also = f" (read as edges, for a matrix would have {len(widths)} numbers in every line)" if nearly_square else ""
+        raise ValueError(f"{error}{also}") from None
 
 
 def of_square(rows: Sequence[Line], file: str, agents: int, directed: bool) -> np.ndarray:

@@ -190,9 +190,11 @@ def read(name: str, form: Form, files: Sequence[Path]) -> Dataset:
         return Dataset(*train, *test, classes)
     except Exception as error:  # of many kinds, one for each thing that files can lack
         where = files[0] if len(files) == 1 else files[0].parent
+        # What tar files may be compressed by is all said where one is none.
+        reason = "it is no tar file" if isinstance(error, tarfile.ReadError) else " ".join(str(error).split())
         raise ValueError(
             f"{name} in {where} must be as its makers give it away, and cannot be read "
-            f"({' '.join(str(error).split()) or type(error).__name__}): remove it, or mend it"
+            f"({reason or type(error).__name__}): remove it, or mend it"
         ) from error
 
 

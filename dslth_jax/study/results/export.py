@@ -134,9 +134,12 @@ def write(settings: Export) -> str:
     forms = {name: form_of(name) for name in settings.as_.split(",")}
     if settings.to.is_file():
         raise ValueError(f"--to {settings.to} must be a folder, and is a file: name another")
+    cuts = {*forms} != {"dslth"}
+    if not cuts and (settings.compact or settings.round_to > 1):
+        raise ValueError("--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them out")
     models = load(settings.folders[0])
     numbers = range(models.agents) if settings.agent == "all" else [settings.agent]
-    sizes, cuts = dict.fromkeys(forms, 0), {*forms} != {"dslth"}
+    sizes = dict.fromkeys(forms, 0)
     for number in numbers:
         model = models.agent(number)
         own = Exported(models, number, model, form_of_agent(models, model, settings) if cuts else (models.network, {}))

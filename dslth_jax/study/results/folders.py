@@ -50,7 +50,8 @@ VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
 SIZE_OF_AGENTS = ("depth", "multiply_adds", "sent_bits")  # since 0.7; depth where it is said
 ALIVE = "alive"  # the share of channels that live, and with a layer behind it "alive/conv1"; where any may die
 OF_CLASSES = ("agents", "samples", "test_samples", "accuracy")
-WHAT_TO_DO = "name a folder that dslth run, or experiments.cifar, has written"
+RUN_EXPECTED = "name a folder that dslth run, or experiments.cifar, has written"
+WHAT_TO_DO = "put back what dslth run, or experiments.cifar, had written there, or name another run folder"
 
 Row = dict[str, Any]
 
@@ -245,7 +246,7 @@ class Run(NamedTuple):
 def read_run(folder: Path, name: str, config: Row) -> Run:
     """A run, whether it has come to its end or not."""
     if not (folder / "metrics.jsonl").is_file():
-        raise ValueError(f"a run folder was expected, and {folder} holds no metrics.jsonl: {WHAT_TO_DO}")
+        raise ValueError(f"a run folder was expected, and {folder} holds no metrics.jsonl: {RUN_EXPECTED}")
     rows, missing = read_metrics(folder / "metrics.jsonl")
     if not rows:
         missing.append("No round has been evaluated yet, so there are no curves.")

@@ -10,7 +10,7 @@ from dslth_jax.study.config import command
 from dslth_jax.study.config.setting import setting
 from dslth_jax.study.results.folders import write_table
 from dslth_jax.study.results.models import load
-from dslth_jax.study.system.machine import expect_file
+from dslth_jax.study.system.machine import expect_file, expect_place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +25,14 @@ class Predict:
     agent: int = setting(0, bounds="0..1000000")
     """Whose model it is, counted from 0."""
     out: Path = Path("labels.csv")
-    """Gets a row for each image: its number, and its label."""
+    """Gets a row for each image, its number and its label; what was in it is replaced."""
 
 
 def write(settings: Predict) -> str:
     """Write the labels; returns where they are, in words."""
     if len(settings.folders) != 1:
         raise ValueError(f"one run folder was expected, got {len(settings.folders)}: name one")
+    expect_place(settings.out)
     images = read_images(settings.images)
     labels = load(settings.folders[0]).agent(settings.agent).predict(images)
     rows = [{"image": number, "label": label} for number, label in enumerate(labels.tolist())]

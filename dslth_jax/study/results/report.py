@@ -20,6 +20,7 @@ from dslth_jax.study.results.points import Sweep, best, last_of, ranked_by, read
 from dslth_jax.study.results.tables import facts, last_row, table
 from dslth_jax.study.system import console
 from dslth_jax.study.system.console import counted, shown, written
+from dslth_jax.study.system.machine import expect_place
 
 BEST_POINTS = 5  # of a sweep, whose curves are drawn
 MOST_AGENTS = 256  # of a run that have a row each; of more, half as many at either end
@@ -44,8 +45,7 @@ def write(settings: Report) -> str:
     """Write the page; returns where it is, in words."""
     out = settings.out
     # Check before the work, so that a slip of the command overwrites no file of another kind.
-    if out.suffix.lower() not in (".html", ".htm") or not out.parent.is_dir() or out.is_dir():
-        raise ValueError(f"--out must be a file *.html in a folder that exists, got {out}: name another")
+    expect_place(out, (".html", ".htm"))
     found = read_all(settings.folders)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.loader = jinja2.FileSystemLoader(Path(__file__).parent)

@@ -68,6 +68,14 @@ def lock(path: Path, *, wait: bool = False) -> int | None:
     return opened
 
 
+def expect_place(path: Path, endings: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError where no file, of one of these endings if there are any, can be written by --out."""
+    wrong_kind = endings and path.suffix.lower() not in endings
+    if wrong_kind or not path.name or not path.parent.is_dir() or path.is_dir():
+        kind = f"a file *{endings[0]}" if endings else "a file"
+        raise ValueError(f"--out must be {kind} in a folder that exists, got {path}: name another")
+
+
 def expect_file(path: Path) -> None:
     """Raise an OSError unless `path` can be read to its end: pipes may keep a reader waiting, devices never end."""
     mode = path.stat().st_mode

@@ -237,7 +237,7 @@ def once(warned: Sequence[tuple[str, str]], told: set[str]) -> Iterator[str]:
 
     >>> told = set()
     >>> list(once([("lr=1", "a loss of 7: take less"), ("lr=2", "a loss of 80: take less"), ("", "no cache")], told))
-    ['lr=1: a loss of 7: take less (so it is in 1 more)', 'no cache']
+    ['lr=1: a loss of 7: take less (and 1 more like it)', 'no cache']
     >>> list(once([("lr=3", "a loss of 9: take less")], told))
     []
     """
@@ -246,7 +246,7 @@ def once(warned: Sequence[tuple[str, str]], told: set[str]) -> Iterator[str]:
         kinds.setdefault(re.sub(r"(?<![a-z_])\d[\d.,]*", "", line), []).append((name, line))
     for kind, [(name, line), *others] in kinds.items():
         if kind not in told:
-            yield (f"{name}: " if name else "") + line + (f" (so it is in {len(others)} more)" if others else "")
+            yield (f"{name}: " if name else "") + line + (f" (and {len(others)} more like it)" if others else "")
     told.update(kinds)
 
 

@@ -1053,8 +1053,8 @@ BAD_WORD = "must hold numbers, separated by blanks or commas, got"
         ),
         (
             "0 1 0\n1 0 1\n0 1",
-            "must give edges weights above 0, got 0 in line 1 (read as edges, for a matrix would have 3 numbers in every "
-            "line)",
+            "must give edges weights above 0, got 0 in line 1 (read as edges, for a matrix would have 3 numbers in "
+            "every line)",
         ),
         (
             "0 1e300\n1e300 0",

@@ -112,8 +112,7 @@ def products(program: Jaxpr, arguments: Sequence[Held | None]) -> tuple[Products
 def inside(step: Any, operands: list[Held | None]) -> tuple[Products | None, list[Held | None]]:
     """The products of a step that has programs of its own; None where it has none."""
     nothing: list[Held | None] = [None] * len(step.outvars)
-    name, parameters = step.primitive.name, jax.tree.leaves(step.params, is_leaf=is_program)
-    programs: list[Any] = [getattr(own, "jaxpr", own) for own in parameters if is_program(own)]
+    name, programs = step.primitive.name, programs_in(step)
     if not programs:
         return None, nothing
     if name == "while":  # nobody knows how often
@@ -134,6 +133,12 @@ def inside(step: Any, operands: list[Held | None]) -> tuple[Products | None, lis
     if len(programs) > 1 or len(programs[0].invars) != len(operands):
         return Products(Counter(), Counter()), nothing
     return products(programs[0], operands)
+
+
+def programs_in(step: Any) -> list[Any]:
+    """The programs that a step of a program has of its own."""
+    parameters = jax.tree.leaves(step.params, is_leaf=is_program)
+    return [getattr(own, "jaxpr", own) for own in parameters if is_program(own)]
 
 
 def is_program(parameter: Any) -> bool:

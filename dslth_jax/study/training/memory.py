@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,22 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches
 from dslth_jax.keys import key_of
 from dslth_jax.links import Link, perfect
 from dslth_jax.mixing import Graph
+from dslth_jax.networks.cost import programs_in
 from dslth_jax.networks.network import Network
 from dslth_jax.population import Shares, nothing_heard, world_of
 
-# What XLA's compiler holds at most while a CPU's programs are made, and how many of the largest activation the gradient
-# works with beside what the forward pass keeps for it (both as seen for the AlexNet, by benchmarks/scaling.py).
-COMPILER, WORKING_COPIES = {"cpu": 7 * 10**8}, 5
+
+class Compiler(NamedTuple):
+    """What XLA's compiler takes of a device's memory, most of which it never gives back; bytes."""
+
+    least: int
+    of_equation: int  # of a network's forward pass, with what it keeps for the gradient
+    copies: int  # of a network's weights
+
+
+# As seen with networks of all kinds, and how many of the largest activation the gradient works with beside what the
+# forward pass keeps for it, as seen with the AlexNet: by benchmarks/scaling.py.
+COMPILERS, WORKING_COPIES = {"cpu": Compiler(7 * 10**8, 550_000, 8)}, 5
 # Of an address space, what threads that compile and compute reserve and hardly use.
 RESERVED = 5 * 10**8
 # Of either version of the kernel's interface to control groups: their folder, what says their limit and their usage,
@@ -46,15 +56,16 @@ def footprint(
     local_steps: int = 1,
     chunk: int = 1,
     devices: int = 1,
+    platform: str = "",
 ) -> dict[str, int]:
     """Bytes of a round, and of an evaluation, on each device, by what they are for.
 
     What every agent holds (its fields by name; what it carries over the exchange, `gradient`; what it sends, `bits` of
     masks and `values`; what it has of others, `counts` and `sums`; without `values` and `sums` where none are sent)
     times the device's agents, what `chunk` agents compute with (`activations`), and what all have in common (`weights`,
-    `data`, and what a `link` remembers, `backlog`). `hyper` are the settings of one agent, `shares` training samples,
-    as arrays or shapes, and `agents` how many there are in all, a multiple of `devices`; an evaluation predicts
-    `test_batch` samples at once.
+    `data`, what a `link` remembers, `backlog`, and `compiler` where a `platform` compiles in the memory of a device).
+    `hyper` are the settings of one agent, `shares` training samples, as arrays or shapes, and `agents` how many there
+    are in all, a multiple of `devices`; an evaluation predicts `test_batch` samples at once.
     """
     image_shape, link = shares.images.shape[1:], link or perfect()
 
@@ -73,19 +84,21 @@ def footprint(
         return world, agent, carry, message, heard, backlog
 
     world, agent, carry, message, heard, backlog = jax.eval_shape(before_the_exchange, hyper)
-    own = agents // devices
+    own, passed = agents // devices, forward_pass(network, world, batch_size, image_shape)
     held = {name: part for name, part in agent._asdict().items() if part is not None} | {"gradient": carry}
     # What was sent last and what is sent now; on several devices also what all the others send.
     copies = 2 * own + (agents if devices > 1 else 0)
     some = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
-    some["backlog"] = bytes_of(backlog)
+    some["backlog"], weights = bytes_of(backlog), bytes_of((world.weights, world.frozen))
+    if compiler := COMPILERS.get(platform):
+        some["compiler"] = compiler.least + compiler.of_equation * passed.equations + compiler.copies * weights
     return {
-        "weights": bytes_of((world.weights, world.frozen)),
+        "weights": weights,
         **{name: own * bytes_of(part) for name, part in held.items()},
         "counts": own * bytes_of(heard._replace(values={})),
         "bits": copies * bytes_of((message.masks, message.has)),
         **{name: size for name, size in some.items() if size},
-        "activations": chunk * activations(network, world, batch_size, test_batch, image_shape),
+        "activations": chunk * passed.activations(batch_size, test_batch),
         "data": bytes_of_samples(shares, devices),
     }
 
@@ -101,18 +114,39 @@ def bytes_of_owned(shares: Shares, devices: int = 1) -> int:
     return -(-bytes_of((shares.indices, shares.sizes, shares.skew)) // devices)
 
 
-def activations(network: Network, world: Any, batch_size: int, test_batch: int, image_shape: tuple[int, ...]) -> int:
-    """Bytes that one agent computes with at most: for a gradient what the forward pass keeps, and copies of the largest
-    of it; for an evaluation what goes into its largest layer and what comes out, of its own batch."""
+class Pass(NamedTuple):
+    """One agent's forward pass over a minibatch, before it is compiled."""
+
+    sizes: list[int]  # bytes of each array that it keeps for the gradient
+    equations: int  # of its program
+
+    def activations(self, batch_size: int, test_batch: int) -> int:
+        """Bytes that one agent computes with at most: for a gradient what the pass keeps, and copies of the largest of
+        it; for an evaluation what goes into its largest layer and what comes out, of its own batch."""
+        largest = max(self.sizes)
+        return max(sum(self.sizes) + WORKING_COPIES * largest, 2 * largest * test_batch // batch_size)
+
+
+def forward_pass(network: Network, world: Any, batch_size: int, image_shape: tuple[int, ...]) -> Pass:
+    """What is known of it by shapes alone."""
 
     def kept_for_the_gradient(weights: PyTree, frozen: PyTree, images: Any) -> Any:
         apply = lambda weights: network.apply({"params": weights, "frozen": frozen}, images)  # noqa: E731
         return jax.vjp(apply, weights)[1]
 
     images = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.uint8)
-    kept = jax.eval_shape(kept_for_the_gradient, world.weights, world.frozen, images)
-    sizes = [bytes_of(leaf) for leaf in jax.tree.leaves(kept)]
-    return max(sum(sizes) + WORKING_COPIES * max(sizes), 2 * max(sizes) * test_batch // batch_size)
+    traced = jax.make_jaxpr(kept_for_the_gradient, return_shape=True)
+    program, kept = traced(world.weights, world.frozen, images)
+    return Pass([bytes_of(leaf) for leaf in jax.tree.leaves(kept)], equations_of(program.jaxpr))
+
+
+def equations_of(program: Any) -> int:
+    """How many equations a program has, those of programs within it too.
+
+    >>> equations_of(jax.make_jaxpr(lambda x: jax.jit(jnp.sin)(x) + 1)(1.0).jaxpr)
+    3
+    """
+    return sum(1 + sum(map(equations_of, programs_in(step))) for step in program.eqns)
 
 
 def bytes_of(tree: Any) -> int:

@@ -63,7 +63,7 @@ class Prepared(NamedTuple):
     costs: Costs | None  # and what takes this time
     agent_chunk: int | None  # agents computed at once on each device, if that is asked for
     devices: int | None  # over which agents are spread, if that is asked for
-    footprint: Callable[[int], dict[str, int]]  # bytes on each of so many devices; traced once
+    footprint: Callable[[int, str], dict[str, int]]  # bytes on each of so many devices, of a platform; traced once
     targets: np.ndarray | None = None  # the share of its channels that each agent is to be left with
     aiming: Callable[..., Controller] | None = None  # what brings agents to such targets
     validation: Shares | None = None  # samples of the training images that are held back, if any are
@@ -121,16 +121,16 @@ def what_fits(
     ValueError where it is more than the `free` bytes; None is no limit."""
     devices, on_cpu = mesh.shape[sharding.AXIS], platform == "cpu"
     agents = one.agents // devices
-    parts = dict(one.footprint(devices))
+    parts = dict(one.footprint(devices, platform))
     # Test samples are held as training samples are, and only images and labels are the same for all members.
     parts["data"] += memory.bytes_of_samples(one.tests, devices)
     if one.validation:  # of images that count already
         parts["data"] += memory.bytes_of_owned(one.validation, devices)
     common = memory.bytes_of((one.train[:2], one.tests[:2]))
-    of_one = parts.pop("activations")
+    of_one, compiler = parts.pop("activations"), parts.pop("compiler", 0)
     parts = {name: size * members for name, size in parts.items()}
     parts["data"] -= common * (members - 1)
-    parts["compiler"] = memory.COMPILER.get(platform, 0)
+    parts["compiler"] = compiler
     # Leave a fifth to what the compiler's own kernels take on an accelerator.
     fitting = agents * members if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one, 1)
     chunk = min(one.agent_chunk or (1 if on_cpu else fitting), agents)

@@ -77,7 +77,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
     of_one, resolved = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
-    sizes = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
+    sizes: dict[str, Any] = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
     failing, fails, links = what_links_do(settings, network, topology)
     link = chain(*links, *([failing(settings.link_drop)] if fails else []))
     footprint = functools.partial(memory.footprint, network, algorithm, of_one, topology.graph, train, link, **sizes)
@@ -112,7 +112,9 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         failing=failing,
         fails=fails,
         links=links,
-        footprint=functools.cache(lambda devices: footprint(test_batch=BATCH, devices=devices)),
+        footprint=functools.cache(
+            lambda devices, platform: footprint(test_batch=BATCH, devices=devices, platform=platform)
+        ),
     )
 
 

@@ -9,8 +9,8 @@ are medians of many forward passes on the device and threads that are said. The 
 that a busy machine is as busy for all; runtimes go one after another, for threads of one wait actively for a while.
 
 ONNX Runtime is measured where the extra onnx is installed: on the CPU, in this process, with as many threads as JAX may
-use. Its logits must be JAX's to 1e-5, and the largest difference is printed, on real images: pieces of the photographs
-that scikit-learn brings.
+use. Its logits must be JAX's to 1e-5, or to four times what JAX rounds them by, on real images: pieces of photographs that
+scikit-learn brings. The largest difference is printed.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sklearn.datasets import load_sample_images
 from benchmarks.measure import conditions, matmul_rate, threads
 from dslth_jax.algorithm import by_name, with_names
 from dslth_jax.compaction import compact
-from dslth_jax.export.programs import CLOSE, as_onnx, expect_extra
+from dslth_jax.export.programs import as_onnx, expect_extra, farthest, may_be_off
 from dslth_jax.keys import key_of
 from dslth_jax.networks.cost import multiply_adds, positions_of, sizes_of
 from dslth_jax.networks.network import Network
@@ -89,9 +89,9 @@ def in_onnxruntime(form: Form) -> Ready:
 
     images = photographs(128, form.image_shape)
     wanted = np.asarray(jax.jit(form.network.apply)(form.variables, images))
-    off, largest = (float(np.abs(part).max()) for part in (logits_of(images) - wanted, wanted))
-    if not off <= CLOSE * max(1.0, largest):
-        raise ValueError(f"ONNX Runtime's logits must be JAX's to {CLOSE:g} of the largest, {largest:g}; {off:g} off")
+    off = farthest(logits_of(images), wanted)
+    if off > (allowed := may_be_off(form.network, form.variables, images, wanted, off)):
+        raise ValueError(f"ONNX Runtime's logits must be JAX's to {allowed:g}, and are {off:g} off")
     return Ready(lambda images: lambda: logits_of(images), off)
 
 

@@ -465,6 +465,17 @@ def test_a_converter_that_errs_is_found_out(monkeypatch):
         as_onnx(network, {"params": params, "frozen": frozen}, (4, 4, 1), {})
 
 
+def test_logits_may_be_as_far_off_as_float32_rounds_them():
+    network, variables, pixels = drawn("small")
+    images = np.asarray(pixels)
+    wanted = np.asarray(jax.jit(network.apply)(variables, images))
+    close = CLOSE * max(1, float(np.abs(wanted).max()))
+    assert programs.may_be_off(network, variables, images, wanted, close) == close
+    assert programs.may_be_off(network, variables, images, wanted, 1.0) == close  # of a network that rounds little
+    assert programs.may_be_off(network, variables, images, wanted + 1e-3, 1.0) == pytest.approx(4e-3, rel=1e-2)
+    assert programs.farthest(wanted * np.nan, wanted) == np.inf
+
+
 def test_stock_forms_compute_the_same():
     """The form that converters are given, and that it ends with its block."""
     network, variables, pixels = drawn("conv3")

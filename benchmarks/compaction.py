@@ -9,8 +9,8 @@ are medians of many forward passes on the device and threads that are said. The 
 that a busy machine is as busy for all; runtimes go one after another, for threads of one wait actively for a while.
 
 ONNX Runtime is measured where the extra onnx is installed: on the CPU, in this process, with as many threads as JAX may
-use. Its logits must be JAX's to 1e-5, or to four times what JAX rounds them by, on real images: pieces of photographs that
-scikit-learn brings. The largest difference is printed.
+use. Its logits must be JAX's to 1e-5, or to four times what JAX rounds them by, on real images: pieces of
+photographs that scikit-learn brings. The largest difference is printed.
 """
 
 import argparse

@@ -298,8 +298,9 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(tmp_path):
         patch.setattr(checkpoint, "FORMAT", 4)  # as version 0.6 had it
         save(tmp_path, 1, 2)
     path = tmp_path / "round_00000002"
-    sentence = f"the checkpoint {path} is of another version of dslth_jax (format 4, this one reads {checkpoint.FORMAT}): go on "
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}with that version, or start anew in another folder$"):
+    formats = f"format 4, this one reads {checkpoint.FORMAT}"
+    sentence = f"the checkpoint {path} is of another version of dslth_jax ({formats}): go on with that version, or "
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}start anew in another folder$"):
         checkpoint.latest(tmp_path)
 
 

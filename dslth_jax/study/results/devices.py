@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dslth_jax.algorithm import by_name, layer_of
+from dslth_jax.algorithm import by_masked_name, layer_of
 from dslth_jax.networks.cost import multiply_adds
 from dslth_jax.study.results.folders import Row
 from dslth_jax.study.system.console import shown
@@ -32,8 +32,8 @@ def multiply_adds_of_agents(positions: Mapping[str, int], masks: Any, sizes: Map
     if masks is None:
         return np.asarray(multiply_adds(positions, sizes))
     kept: Counter[str] = Counter()
-    for name, bits in by_name(masks).items():  # of a ternary mask two planes
-        kept[layer_of(name).removeprefix("params/")] += np.bitwise_count(np.asarray(bits)).sum(axis=1, dtype=np.int64)
+    for name, bits in by_masked_name(masks).items():  # of a ternary mask two planes
+        kept[layer_of(name)] += np.bitwise_count(np.asarray(bits)).sum(axis=1, dtype=np.int64)
     return np.asarray(multiply_adds(positions, kept))
 
 

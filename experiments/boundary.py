@@ -17,12 +17,13 @@ from typing import Any
 
 from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed, ways
 
+RULES = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head")
+
 
 @dataclasses.dataclass(frozen=True)
 class Boundary(Proxy):
     """Compare what rules gain over learning alone, the less alike neighbours are the further."""
 
-    lr: float | str | None = "mce-pl=0.002@cosine,score-gossip=0.002@cosine,independent=0.002@cosine,dsgd=0.05@cosine"
     topology: str = "ring"
     data_fraction: float = 0.5
     overlaps: str | None = "0,0.25,0.5,0.75,1"
@@ -40,10 +41,8 @@ class Boundary(Proxy):
         by the force among neighbours whose masks are alike."""
         if self.overlaps and self.topology != "ring":
             raise ValueError("--overlaps are of neighbours on a ring: say --overlaps None, or leave out --topology")
-        known = ways(min(self.every, self.rounds))
-        chosen = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head")
-        rules: dict[str, dict[str, Any]] = {name: known[name] for name in chosen}
-        rules["force by similarity"] = {**known["force"], "mixing": "similarity"}
+        rules = ways(min(self.every, self.rounds), *RULES)
+        rules["force by similarity"] = {**rules["force"], "mixing": "similarity"}
         points: dict[str, dict[str, Any]] = {}
         for axis, field, name in (("overlap", "overlaps", "class_overlap"), ("alpha", "alphas", "dirichlet_alpha")):
             values = getattr(self, field)

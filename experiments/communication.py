@@ -10,10 +10,10 @@ for one, learns nothing where it exchanges after every step. See experiments/RES
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
+ONCE = ("weights", "weights, alone", "fedpm", "fedmrn, personal head")  # ways that have no retention
 SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")  # ways that have a retention
 
 
@@ -21,11 +21,6 @@ SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")  # ways that have a
 class Communication(Proxy):
     """Compare what methods learn with what they send."""
 
-    lr: float | str | None = (
-        "mce-pl=0.002@cosine,independent=0.002@cosine,local=0.05@cosine,dsgd=0.05@cosine,dis-pfl=0.8@cosine,"
-        "fedpm=1.6@cosine,fedmrn=0.1@cosine"
-    )
-    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.002@cosine for example; of those left out their default."""
     retentions: str = "0.1,0.3,0.5"
     """Retentions of the methods that have one, separated by commas."""
     every: int = 10
@@ -34,9 +29,7 @@ class Communication(Proxy):
     def arms(self) -> Arms:
         """Every method, those with a retention at each."""
         known = ways(min(self.every, self.rounds))
-        arms: dict[str, dict[str, Any]] = {name: known[name] for name in ("weights", "fedpm")}
-        arms["fedmrn, personal head"] = {"algorithm": "fedmrn", "personal_layers": "last"}
-        arms["weights, alone"] = {"algorithm": "local"}
+        arms = {name: known[name] for name in ONCE}
         for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:
                 everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}

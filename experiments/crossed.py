@@ -17,12 +17,13 @@ from typing import Any
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
+METHODS = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head", "dis-pfl", "fedpm")
+
 
 @dataclasses.dataclass(frozen=True)
 class Crossed(Proxy):
     """Compare methods by how many classes an agent has, and by graph."""
 
-    lr: float | str | None = "mce-pl=0.002@cosine,score-gossip=0.002@cosine,independent=0.002@cosine,dsgd=0.05@cosine"
     classes: str = "4,5"
     """Classes an agent, drawn at random, separated by commas."""
     class_files: str | None = None
@@ -46,7 +47,7 @@ class Crossed(Proxy):
             f"{split}, {graph}: {way}": {**own, **held, **heard}
             for split, held in splits.items()
             for graph, heard in graphs.items()
-            for way, own in ways(min(self.every, self.rounds)).items()
+            for way, own in ways(min(self.every, self.rounds), *METHODS).items()
         }
 
 

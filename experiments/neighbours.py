@@ -19,14 +19,13 @@ from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 class Neighbours(Proxy):
     """Compare rules by which agents learn from neighbours with learning alone, at equal steps."""
 
-    lr: float | str | None = "mce-pl=0.002@cosine,score-gossip=0.002@cosine,independent=0.002@cosine,dsgd=0.05@cosine"
-    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.002@cosine for example; of those left out their default."""
     every: str = "10,20"
     """Rounds from one exchange of masks to the next, separated by commas: an arm of the force for each, and the paper's
     fusion at the first."""
 
     def arms(self) -> Arms:
-        """Alone and pooled; the force and the gossip; the paper's fusion; weights, and weights with a personal head."""
+        """Alone and pooled; the force; gossip, and gossip that follows; the paper's fusion; weights, with a personal
+        head or without."""
         first, *others = dict.fromkeys(listed("every", self.every, int))
         known = ways(first)
         return {
@@ -34,8 +33,9 @@ class Neighbours(Proxy):
             "pooled": {**known["alone"], "images": "pooled"},
             **{f"force, every {rounds}": ways(rounds)["force"] for rounds in (first, *others)},
             "gossip, every round": known["gossip"],
+            "gossip, following": known["gossip, following"],
             f"aggregation tensor, every {first}": known["aggregation tensor"],
-            **{name: known[name] for name in ("weights", "weights, personal head")},
+            **ways(first, "weights", "weights, personal head"),
         }
 
 

@@ -21,7 +21,6 @@ from dslth_jax.study.commands import Arms, Proxy, compare, leave, ways
 class Unlike(Proxy):
     """Compare agents of unlike retentions with agents of the same, by every way to hear neighbours, and alone."""
 
-    lr: float | str | None = "mce-pl=0.002@cosine,score-gossip=0.002@cosine,independent=0.002@cosine"
     seeds: int = 2
     dealt: str = "0.1,0.3,0.5,0.7"
     """Retentions that the seed deals, each to equally many agents."""
@@ -30,8 +29,7 @@ class Unlike(Proxy):
 
     def arms(self) -> Arms:
         """Unlike agents, all at 0.4, and all at 0.3: alone, by the paper's fusion, the force and gossip."""
-        known = ways(self.every)
-        rules = {name: known[name] for name in ("alone", "aggregation tensor", "force", "gossip")}
+        rules = ways(self.every, "alone", "aggregation tensor", "force", "gossip")
         del rules["force"]["force_momentum"]  # left to the flag
         kept = {"unlike": f"dealt:{self.dealt}", "all 0.4": 0.4, "all 0.3": 0.3}
         return {

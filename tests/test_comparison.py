@@ -147,16 +147,22 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     assert (shared.lr, shared.amplitude, shared.weight_decay, shared.code_every) == (None, 1.0, None, None)
     assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
     assert arms["weights"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
-    assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1}
+    assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1, "lr": "0.05@cosine"}  # searched for it
     heads = {"algorithm": "fedmrn", "personal_layers": "last", "weight_decay": 0.1, "code_every": 7}
+    heads |= {"lr": "0.1@cosine"}
     assert arms["fedmrn, personal head"] == heads
-    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4}
-    assert arms["retention 0.3: dis-pfl"] == {"algorithm": "dis-pfl", "weight_decay": 0.1, "retention": 0.3}
+    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4, "lr": "1.6@cosine"}
+    assert arms["retention 0.3: dis-pfl"] == {
+        "algorithm": "dis-pfl",
+        "weight_decay": 0.1,
+        "retention": 0.3,
+        "lr": "0.8@cosine",
+    }
     masks = {"retention": 0.3, "linear_retention": "same", "weight_decay": 0.1}
     heard = {"algorithm": "mce-pl", "lr": "0.001", "code_every": 7, "exchange_every": 4, **masks}
     tensor = {"fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
     assert arms["retention 0.3: aggregation tensor"] == {"amplitude": 0.5, **tensor, **heard}
-    assert arms["retention 0.3: alone"] == {"algorithm": "independent", **masks}
+    assert arms["retention 0.3: alone"] == {"algorithm": "independent", "lr": "0.002@cosine", **masks}
 
 
 def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():
@@ -241,13 +247,13 @@ def test_a_table_says_that_a_seed_was_lost_and_means_over_the_others(tmp_path):
     assert lines[-1] == "| torn (not finite (1 of 2 seeds)) | 50.0 ± 10.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
 
 
-def test_a_table_says_what_images_arms_learn_from():
+def test_a_table_says_what_images_arms_learn_from_what_they_keep_personal_and_their_steps():
     """Where they are not as they come: the preset's choice by the data set, and that of an arm by its name."""
     arms = {"alone": {"algorithm": "independent"}, "weights": {"algorithm": "dsgd"}}
     own = {"preset": "tuned", "dataset": "cifar10", "data_file": None, "augment": None}
 
     def said(changed, arms=arms):
-        return comparison.said_of_data({"settings": own | changed, "arms": arms})
+        return comparison.said_of_arms({"settings": own | changed, "arms": arms})
 
     assert said({}) == "Images: augmentation flip-crop. "
     assert said({"preset": "code"}) == said({"data_file": "own.npz"}) == said({"augment": "none"}) == ""
@@ -266,8 +272,12 @@ def test_a_table_says_what_images_arms_learn_from():
     assert said({"augment": "none"}, groups) == ("Personal layers: last (masks). ")
     groups["ring: masks"] = heads["all"]
     assert said({"augment": "none"}, groups) == "Personal layers: last (star: masks). "
+    # The step of an arm, or else its algorithm's own.
+    stepped = {"alone": arms["alone"], "weights": {"algorithm": "dsgd", "lr": "0.1@cosine"}}
+    own |= {"personal_layers": "none", "lr": None}
+    assert said({}, stepped) == "Step sizes: 0.0005@cosine (alone); 0.1@cosine (weights). "
     # Version 0.4 had none.
-    assert comparison.said_of_data({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
+    assert comparison.said_of_arms({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 
 
 def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_path):

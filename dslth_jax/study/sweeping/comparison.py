@@ -30,7 +30,8 @@ class Experiment(Settings):
     preset: Literal["code", "tuned"] = "tuned"
     """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
     lr: float | str | None = None
-    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example; of those left out their default."""
+    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example; of those left out those of the experiment,
+    searched for it, or else the algorithm's default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
     run_folders: bool = False
@@ -62,10 +63,10 @@ class Proxy(Experiment):
 
 
 def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
-    """The settings that all arms share, and those of each: its step size, the given flags that mean something to its
-    algorithm, and that every message of masks is really encoded unless a flag says otherwise. A ValueError if a flag
-    sets what arms differ in, or means nothing to any of them."""
-    differing = {"algorithm"}.union(*arms.values())
+    """The settings that all arms share, and those of each: its step size, which a flag may give anew, the given flags
+    that mean something to its algorithm, and that every message of masks is really encoded unless a flag says
+    otherwise. A ValueError if a flag sets what arms differ in, or means nothing to any of them."""
+    differing = {"algorithm"}.union(*arms.values()) - {"lr"}
     known = described(with_own_settings(Settings))
     said = {name: getattr(settings, name) for name in known if getattr(settings, name) != known[name].default}
     for name in said.keys() & differing - {*settings.reads}:
@@ -78,26 +79,38 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     for name, arm in arms.items():
         flags = ALGORITHMS[arm["algorithm"]].flags
         step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
-        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | step | {**arm}
+        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | {**arm} | step
     common = {name: value for name, value in said.items() if name not in of_some()}
     return Sweep(**common, seeds=settings.seeds, run_folders=settings.run_folders), own
 
 
-def ways(every: int) -> dict[str, dict[str, Any]]:
-    """How agents may learn from neighbours, as comparisons have it: alone, by masks heard every so many rounds (the
-    consensus force, the paper's fusion by its aggregation tensor, FedPM), and by what is heard in every round (the
-    gossip of scores, weights, Dis-PFL). The paper's fusion and FedPM share all layers."""
+def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
+    """How agents may learn, as comparisons have it, those of some names or all: alone; by masks heard every so many
+    rounds (the consensus force, the paper's fusion by its aggregation tensor, FedPM); by what is heard in every round
+    (the gossip of scores, weights, Dis-PFL, FedMRN). The paper's fusion, FedPM and what does not say otherwise share
+    all layers. Each has the step size that was searched for it on the proxy, by validation."""
     masks, head = {"algorithm": "mce-pl", "exchange_every": every}, {"personal_layers": "last"}
-    return {
-        "alone": {"algorithm": "independent"},
-        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own"},
-        "aggregation tensor": {**masks, "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"},
-        "gossip": {"algorithm": "score-gossip", **head},
-        "weights": {"algorithm": "dsgd"},
-        "weights, personal head": {"algorithm": "dsgd", **head},
-        "dis-pfl": {"algorithm": "dis-pfl"},
-        "fedpm": {"algorithm": "fedpm", "exchange_every": every},
+    gossip = {"algorithm": "score-gossip", **head}
+    known: dict[str, dict[str, Any]] = {
+        "alone": {"algorithm": "independent", "lr": "0.002@cosine"},
+        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own", "lr": "0.002@cosine"},
+        "aggregation tensor": {
+            **masks,
+            "fusion": "tensor",
+            "mask_sent": "fused",
+            "personal_layers": "none",
+            "lr": "0.001@cosine",
+        },
+        "gossip": {**gossip, "lr": "0.002@cosine"},
+        "gossip, following": {**gossip, "follow": 0.5, "lr": "0.002@cosine"},
+        "weights, alone": {"algorithm": "local", "lr": "0.05@cosine"},
+        "weights": {"algorithm": "dsgd", "lr": "0.05@cosine"},
+        "weights, personal head": {"algorithm": "dsgd", **head, "lr": "0.1@cosine"},
+        "dis-pfl": {"algorithm": "dis-pfl", "lr": "0.8@cosine"},
+        "fedpm": {"algorithm": "fedpm", "exchange_every": every, "lr": "1.6@cosine"},
+        "fedmrn, personal head": {"algorithm": "fedmrn", **head, "lr": "0.1@cosine"},
     }
+    return {name: known[name] for name in names or known}
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:
@@ -146,11 +159,12 @@ def lines_of(found: points.Sweep, panels: Sequence[Panel], baseline: str) -> tup
     return {rule: own for rule, own in every.items() if any(own[panel.up].notna().any() for panel in drawn)}, drawn
 
 
-def said_of_data(config: folders.Row) -> str:
-    """What a table says of the images that arms learn from, where they are not as they come, and of layers that arms
-    keep personal, where any are."""
+def said_of_arms(config: folders.Row) -> str:
+    """What a table says of the images that arms learn from, where they are not as they come, of layers that arms keep
+    personal, where any are, and of their step sizes."""
     images: dict[str, list[str]] = {}
     personal: dict[str, list[str]] = {}
+    steps: dict[str, list[str]] = {}
     for arm, own in config.get("arms", {}).items():
         chosen = {**config["settings"], **own}
         dataset = None if chosen.get("data_file") else chosen["dataset"]
@@ -161,6 +175,8 @@ def said_of_data(config: folders.Row) -> str:
             images.setdefault(what, []).append(arm)
         if (layers := chosen.get("personal_layers") or "none") != "none":
             personal.setdefault(layers, []).append(arm)
+        if (step := chosen.get("lr")) is not None:
+            steps.setdefault(str(step), []).append(arm)
     everybody = [*config.get("arms", {})]
 
     def named(arms: Sequence[str]) -> str:
@@ -174,7 +190,7 @@ def said_of_data(config: folders.Row) -> str:
         parts = [one if len(arms) == len(everybody) else f"{one} ({named(arms)})" for one, arms in said.items()]
         return f"{subject}: {'; '.join(parts)}. " if parts else ""
 
-    return sentence("Images", images) + sentence("Personal layers", personal)
+    return sentence("Images", images) + sentence("Personal layers", personal) + sentence("Step sizes", steps)
 
 
 MEGABYTES = {"kept": "kept entries", **points.SIZES, "busiest_agent": "busiest agent"}
@@ -294,7 +310,7 @@ def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
 
     lines = [
         f"`{found.config['command']}`\n",
-        f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_data(found.config)}"
+        f"Seeds {', '.join(map(str, found.config['seeds']))}. {said_of_arms(found.config)}"
         "Accuracy: mean of agents, mean ± standard deviation over "
         "seeds; the worst agent of any seed; of all else the mean over seeds. Megabytes: over all links and rounds, "
         f"those of the busiest agent as bitmaps or floats.{ranked}{paired}{losing and f' {losing}'}{rival}\n",

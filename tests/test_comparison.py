@@ -11,7 +11,7 @@ from tiny import use_tiny_network
 
 from dslth_jax.study import commands
 from dslth_jax.study.config import command
-from dslth_jax.study.results import gains, pictures, points
+from dslth_jax.study.results import compared, gains, pictures, points
 from dslth_jax.study.results.plots import Panel, numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
@@ -48,7 +48,7 @@ def tiny_network(monkeypatch):
         pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 8, marks=pytest.mark.slow),
         pytest.param(communication, ["--retentions", "0.2,0.4"], 12, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
-        pytest.param(neighbours, ["--model", "small", "--every", "2"], 7, marks=pytest.mark.slow),
+        pytest.param(neighbours, ["--model", "small", "--every", "2"], 8, marks=pytest.mark.slow),
         pytest.param(
             architectures,
             ["--networks", "small,mlp", "--every", "2", "--steps", "mlp/local=0.1"],
@@ -242,7 +242,7 @@ def test_a_table_says_that_a_seed_was_lost_and_means_over_the_others(tmp_path):
         point_of("torn", [[], rows_of(0.1, 0.2, bits=8e6)], "not finite (1 of 2 seeds)"),
     ]
     config = {"command": "python -m x", "seeds": [0, 1]}
-    lines = comparison.table_of(Sweep("x", tmp_path, config, {}, points, [], [])).splitlines()
+    lines = compared.table_of(Sweep("x", tmp_path, config, {}, points, [], [])).splitlines()
     assert lines[-2] == "| whole | 50.0 ± 10.0 | 25.0 | 1.000 |  | 2 | 2 | 2 | 2 | 2 |"
     assert lines[-1] == "| torn (not finite (1 of 2 seeds)) | 50.0 ± 10.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
 
@@ -253,7 +253,7 @@ def test_a_table_says_what_images_arms_learn_from_what_they_keep_personal_and_th
     own = {"preset": "tuned", "dataset": "cifar10", "data_file": None, "augment": None}
 
     def said(changed, arms=arms):
-        return comparison.said_of_arms({"settings": own | changed, "arms": arms})
+        return compared.said_of_arms({"settings": own | changed, "arms": arms})
 
     assert said({}) == "Images: augmentation flip-crop. "
     assert said({"preset": "code"}) == said({"data_file": "own.npz"}) == said({"augment": "none"}) == ""
@@ -277,14 +277,14 @@ def test_a_table_says_what_images_arms_learn_from_what_they_keep_personal_and_th
     own |= {"personal_layers": "none", "lr": None}
     assert said({}, stepped) == "Step sizes: 0.0005@cosine (alone); 0.1@cosine (weights). "
     # Version 0.4 had none.
-    assert comparison.said_of_arms({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
+    assert compared.said_of_arms({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 
 
 def test_a_table_has_a_column_of_what_is_held_back_where_it_ranks_the_arms(tmp_path):
     point = point_of("held back", [rows_of(0.1, 0.2)])
     point = point._replace(result=point.result | {"validation_mean": 0.75, "validation_worst": 0.5})
     config = {"command": "python -m x", "seeds": [0]}
-    lines = comparison.table_of(Sweep("x", tmp_path, config, {}, [point], [], [])).splitlines()
+    lines = compared.table_of(Sweep("x", tmp_path, config, {}, [point], [], [])).splitlines()
     assert lines[2].endswith("bitmaps or floats. Arms stand best first by validation accuracy.")
     assert lines[-3].startswith("| arm | accuracy, % | validation, % | worst agent, % |")
     assert lines[-1] == "| held back | 50.0 ± 10.0 | 75.0 | 25.0 | 1.000 |  | 1 | 1 | 1 | 1 | 1 |"
@@ -312,8 +312,8 @@ def test_controllers_are_compared_with_the_best_retention_that_stays_when_the_fi
     settings = {"preset": "tuned", "dataset": "digits", "augment": "none"}
     config = {"command": "python -m x", "seeds": [0, 1], "settings": settings}
     found = Sweep("x", tmp_path, config | {"arms": arms}, {}, points, [], [])
-    assert comparison.shortest(found) == 4.0
-    *_, said, _, head, _, alone, fixed, _, deadline = comparison.table_of(found).splitlines()
+    assert compared.shortest(found) == 4.0
+    *_, said, _, head, _, alone, fixed, _, deadline = compared.table_of(found).splitlines()
     assert said.endswith(
         " Differences are paired by seed, their 95 % intervals Student's t. Below alone by their whole interval: none. "
         "Arms that end before keep their last. Of those without a controller that hear neighbours 0.1 is the best "
@@ -327,12 +327,12 @@ def test_controllers_are_compared_with_the_best_retention_that_stays_when_the_fi
     # An arm that has lost a seed is no rival; without validation the test accuracy chooses.
     torn = [points[0], points[1]._replace(members=[[], seeds["0.1"][1]]), *points[2:]]
     assert (
-        "neighbours 0.3 is the best then, by validation" in comparison.columns_of_a_time(found._replace(points=torn))[1]
+        "neighbours 0.3 is the best then, by validation" in compared.columns_of_a_time(found._replace(points=torn))[1]
     )
     plain = [own._replace(members=[without_validation(rows) for rows in own.members]) for own in points]
-    assert "0.3 is the best then, by test accuracy" in comparison.columns_of_a_time(found._replace(points=plain))[1]
+    assert "0.3 is the best then, by test accuracy" in compared.columns_of_a_time(found._replace(points=plain))[1]
     lost = [own if own.values["arm"] in ("alone", "deadline") else own._replace(members=[[], []]) for own in points]
-    columns, said = comparison.columns_of_a_time(found._replace(points=lost))
+    columns, said = compared.columns_of_a_time(found._replace(points=lost))
     assert ([column.head for column in columns], said) == (
         ["accuracy after 4 s, %"],
         " Arms that end before keep their last.",
@@ -358,7 +358,7 @@ def test_an_arm_is_compared_with_the_one_alone_of_its_own_group():
     points = [point_of(arm, [rows_of(0.1, level), rows_of(0.1, level + 0.1)]) for arm, level in levels.items()]
     config = {"command": "python -m x", "seeds": [0, 1]}
     found = Sweep("x", None, config, {}, points, [], [])
-    lines = comparison.table_of(found).splitlines()
+    lines = compared.table_of(found).splitlines()
     assert lines[2].endswith(" Below alone by their whole interval: force at overlap 0.")
     assert lines[4].startswith("| arm | accuracy, % | less alone, points | worst agent, % |")
     cells = {line.split(" | ")[0]: line.split(" | ")[2] for line in lines[6:]}
@@ -367,11 +367,11 @@ def test_an_arm_is_compared_with_the_one_alone_of_its_own_group():
         "| overlap 1: alone": "", "| overlap 1: force": "+15.0 (+15.0 to +15.0)",
     }  # fmt: skip
     panels = (Panel("overlap", "gain"), Panel("alpha", "gain"))
-    drawn, of_these = comparison.lines_of(found, panels, "alone")
+    drawn, of_these = compared.lines_of(found, panels, "alone")
     assert [*of_these] == [*panels[:1]]
     assert list(drawn) == ["force"]
     assert drawn["force"][["overlap", "gain"]].round(9).to_numpy().tolist() == [[0.0, -10.0], [1.0, 15.0]]
-    lines = comparison.table_of(found, "overlap 1: alone").splitlines()
+    lines = compared.table_of(found, "overlap 1: alone").splitlines()
     assert "| overlap 0: force | 50.0 ± 10.0 | -20.0 (-20.0 to -20.0) |" in "\n".join(lines)
 
 
@@ -383,12 +383,12 @@ def test_models_of_unlike_networks_have_columns():
     models["width 2: masks"]["multiply_adds"] = None
     config = {"command": "python -m x", "seeds": [0], "models": models}
     found = Sweep("x", None, config, {}, points, [], [])
-    lines = comparison.table_of(found, "width 1: weights").splitlines()
+    lines = compared.table_of(found, "width 1: weights").splitlines()
     assert lines[2].endswith(" as bitmaps or floats.")  # of one seed there is no interval
     assert lines[4].endswith("| model, kbit | multiply-adds, millions |")
     assert lines[-1].startswith("| width 2: masks | 50.0 ± 10.0 | +10.0 | ")
     assert [line.split(" | ")[-2:] for line in lines[-2:]] == [["2,000", "1.5 |"], ["2,000", " |"]]
-    drawn, _ = comparison.lines_of(found, width.Width.panels, width.Width.baseline)
+    drawn, _ = compared.lines_of(found, width.Width.panels, width.Width.baseline)
     assert drawn["masks"][["width", "accuracy", "model_bits"]].to_numpy().tolist() == [[2.0, 60.0, 2e6]]
 
 

@@ -11,8 +11,9 @@ from typing import Any
 from dslth_jax.study.config.command import conduct, leave, parse
 from dslth_jax.study.config.resolve import check_each, check_folder
 from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.results import compared
 from dslth_jax.study.results.plots import Panel
-from dslth_jax.study.sweeping import cluster, comparison
+from dslth_jax.study.sweeping import cluster
 from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of, ways
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
@@ -90,6 +91,6 @@ def train_some(study: Study, stop: Stop, kind: type[Experiment] | None = None) -
     """Train a sweep, and leave what a comparison of some `kind` does; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
     if kind is not None:
-        study.keep(comparison.leave, kind.panels, kind.baseline)
+        study.keep(compared.leave, kind.panels, kind.baseline)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

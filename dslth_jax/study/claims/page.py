@@ -8,8 +8,8 @@ from typing import NamedTuple
 from dslth_jax.study.claims.children import last_line
 from dslth_jax.study.claims.table import Claim
 from dslth_jax.study.results import points
+from dslth_jax.study.results.compared import shortest
 from dslth_jax.study.results.folders import Row
-from dslth_jax.study.sweeping.comparison import shortest
 
 FIT = "n by least squares"  # how the theorem's page begins the line that says which constants fit
 HEAD = ("claim", "experiment", "what came out", "difference", "how it ended", "minutes")

@@ -3,19 +3,21 @@ and what other networks are made of (strides, groups, depthwise kernels, pooling
 the stock operation and against PyTorch.
 
     python -m benchmarks.convolution [--agents 4] [--batch 128] [--precision float32 bfloat16] [--repeats 5]
-                                    [--patience 20]
+                                    [--patience 20] [--only NAME ...]
 
 Precision is that of the operands, and of the matrix product that rates are compared with. Gradients of a form that
 would run for more than `--patience` seconds are left out: by its rate in the layer before, and in the second table by
 a sixteenth of the batch. That table is of milliseconds of all agents, and its last column says how many times ours a
 form takes with gradients. PyTorch's forms (`operations_in_torch`), one agent after another unless they say "one call",
-stand in it where PyTorch is installed (`pip install -e '.[rivals]'`) and JAX runs on the CPU.
+stand in it where PyTorch is installed (`pip install -e '.[rivals]'`) and JAX runs on the CPU. `--only` leaves out the
+first table, and of the second all operations but those named. What is being measured is said on standard error.
 """
 
 import argparse
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -94,6 +96,11 @@ def gradients(form: Form, wanted: tuple[int, ...]) -> Callable[..., tuple[jax.Ar
     return form.over(jax.grad(loss, wanted))
 
 
+def progress(precision: str, name: str) -> None:
+    """Say what is measured now."""
+    print(f"measuring {name}, {precision}", file=sys.stderr, flush=True)
+
+
 def measure(
     agents: int = 4,
     batch: int = 128,
@@ -110,6 +117,7 @@ def measure(
         result["matmul_gflops"][precision] = peak / 1e9
         table.add_row(precision, "", "matrix product", f"{peak / 1e9:.1f}")
         for layer, (side, inputs, outputs) in LAYERS.items():
+            progress(precision, layer)
             images = jax.random.normal(jax.random.key(0), (agents, batch, side, side, inputs), precision)
             kernels = jax.random.normal(jax.random.key(1), (agents, KERNEL, KERNEL, inputs, outputs), precision)
             new_side = side + 2 * PADDING - KERNEL + 1
@@ -283,6 +291,7 @@ def measure_others(
     precisions: Sequence[str] = PRECISIONS,
     repeats: int = 5,
     patience: float = 20.0,
+    only: Sequence[str] | None = None,
 ) -> tuple[Table, dict[str, Any]]:
     """The table, and median milliseconds of each operation and form, forward and with gradients (None: left out)."""
     columns = ("forward: median, fastest", "with gradients: median, fastest")
@@ -290,8 +299,9 @@ def measure_others(
     result: dict[str, Any] = {}
     module = in_torch()
     for precision in precisions:
-        for name, of_batch in OTHERS.items():
-            found = timings_of(of_batch, agents, batch, precision, repeats, patience, module)
+        for name in only or OTHERS:
+            progress(precision, name)
+            found = timings_of(OTHERS[name], agents, batch, precision, repeats, patience, module)
             own = result[f"{precision}/{name}"] = {}
             for form, (once, both) in found.items():
                 own[form] = {"forward": 1e3 * once.median, "with_gradients": None}
@@ -313,11 +323,15 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--patience", type=float, default=20.0)
+    parser.add_argument("--only", nargs="+", choices=OTHERS, metavar="NAME", help=", ".join(OTHERS))
     flags = parser.parse_args()
-    print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}")
-    table, result = measure(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
-    others, milliseconds = measure_others(flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
-    Console().print(table)
+    asked = (flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
+    print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}", flush=True)
+    result: dict[str, Any] = {}
+    if not flags.only:
+        table, result = measure(*asked)
+        Console().print(table)
+    others, milliseconds = measure_others(*asked, flags.only)
     Console().print(others)
     print(json.dumps(result | {"milliseconds": milliseconds}))
 

@@ -202,15 +202,16 @@ def test_the_convolution_says_what_it_measured(monkeypatch, capsys):
 
 
 def test_operations_do_without_pytorch_and_without_what_would_take_long(monkeypatch, capsys):
-    monkeypatch.setattr(convolution, "OTHERS", {"1x1": convolution.OTHERS["1x1"]})
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    _, said = convolution.measure_others(1, 16, ["float32"], repeats=1, patience=0)
+    _, said = convolution.measure_others(1, 16, ["float32"], repeats=1, patience=0, only=["1x1"])
     assert [*said["float32/1x1"]] == ["ours", "vmapped stock"]
     assert said["float32/1x1"]["ours"]["with_gradients"] > 0
     assert said["float32/1x1"]["vmapped stock"]["with_gradients"] is None
     missing = "torch must be installed first: pip install 'dslth-jax[rivals]'"
-    assert capsys.readouterr().out == f"PyTorch is left out: {missing}\n"
+    told = capsys.readouterr()
+    assert told.out == f"PyTorch is left out: {missing}\n"
+    assert told.err == "measuring 1x1, float32\n"
 
 
 def test_operations_do_without_pytorch_beside_an_accelerator(monkeypatch, capsys):

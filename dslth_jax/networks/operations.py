@@ -46,10 +46,14 @@ def max_pool_pairs(images: Array) -> Array:
 
 
 def average_pool(images: Images, side: int) -> Float[Array, "batch new_height new_width channels"]:
-    """The mean of each window of `side` x `side` pixels, side by side; a remainder is left out, as PyTorch does."""
-    rows, columns = (size // side for size in images.shape[1:3])
-    inner = images[:, : rows * side, : columns * side]
-    return jnp.mean(inner.reshape(images.shape[0], rows, side, columns, side, images.shape[3]), (2, 4))
+    """The mean of each window of `side` x `side` pixels, side by side; a remainder is left out, as PyTorch does.
+
+    A sum of slices, one for each place in a window: on CPUs its gradient takes half of what that of a mean over two
+    axes takes.
+    """
+    height, width = (size - size % side for size in images.shape[1:3])
+    inner = images[:, :height, :width]
+    return reduce(jnp.add, (inner[:, i::side, j::side] for i in range(side) for j in range(side))) / side**2
 
 
 def global_average_pool(images: Images) -> Float[Array, "batch channels"]:

@@ -92,7 +92,7 @@ def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
     gossip = {"algorithm": "score-gossip", **head}
     known: dict[str, dict[str, Any]] = {
         "alone": {"algorithm": "independent", "lr": "0.002@cosine"},
-        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own", "lr": "0.002@cosine"},
+        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own", "lr": "0.004@cosine"},
         "aggregation tensor": {
             **masks,
             "fusion": "tensor",

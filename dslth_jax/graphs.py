@@ -5,8 +5,9 @@
     of_matrix of_networkx                                        a graph of one's own, with weights where it has any
     metropolis                                                   the same graphs with Metropolis weights
     weighted                                                     the same graphs with weights of one's own
+    hearing_some                                                 a few of one's neighbours in each round
 
-The last four are of `mixing`, as are the types. `graph_report` says what a graph is like.
+The last five are of `mixing`, as are the types. `graph_report` says what a graph is like.
 """
 
 import random
@@ -25,6 +26,7 @@ from dslth_jax.mixing import (
     Topology,
     adjacency_of,
     graph_of,
+    hearing_some,
     listeners,
     metropolis,
     mixing_of,
@@ -35,8 +37,8 @@ from dslth_jax.mixing import (
 
 __all__ = [
     "Adjacency", "Graph", "Topology", "adjacency_of", "changing_erdos_renyi", "changing_regular", "complete",
-    "erdos_renyi", "graph_of", "listeners", "metropolis", "mixing_of", "of_matrix", "of_networkx", "regular", "ring",
-    "small_world", "star", "torus", "weighted",
+    "erdos_renyi", "graph_of", "hearing_some", "listeners", "metropolis", "mixing_of", "of_matrix", "of_networkx",
+    "regular", "ring", "small_world", "star", "torus", "weighted",
 ]  # fmt: skip
 
 MOST_NEIGHBOURS = 300  # of regular graphs that networkx draws: with more it tries again and again, for minutes

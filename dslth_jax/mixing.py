@@ -8,9 +8,12 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, Shaped, UInt8
+
+from dslth_jax.keys import reproducible
 
 Adjacency = Bool[np.ndarray, "agents agents"]
 
@@ -143,6 +146,7 @@ def metropolis(topology: Topology) -> Topology:
     Links must go both ways. An agent listens less to one with many neighbours. What the weights of an agent's
     neighbours leave of 1 is the weight of its own value.
 
+    >>> from dslth_jax.graphs import star
     >>> weighted = metropolis(star(4)).graph
     >>> weighted.weights.tolist(), weighted.own.tolist()
     ([0.25, 0.25, 0.25, 0.25, 0.25, 0.25], [0.25, 0.75, 0.75, 0.75])
@@ -153,6 +157,7 @@ def metropolis(topology: Topology) -> Topology:
 def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
     """The same graphs, in which agent i hears agent j with `weights[i, j]`, and not at all where that is 0.
 
+    >>> from dslth_jax.graphs import star
     >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
     [0.5, 0.0, 1.0, 1.0]
     """
@@ -162,6 +167,37 @@ def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) ->
         return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))
 
     return _weighed(topology, weigh)
+
+
+def hearing_some(topology: Topology, most: int) -> Topology:
+    """The same graphs, in which each agent hears at most `most` of its neighbours in a round, drawn anew each time, all
+    alike. Ours.
+
+    Links that are heard keep their weights, the others have 0 in that round. Who is drawn goes by the round's key and
+    by who sends to whom, never by an edge's place in the array. Raises a ValueError unless `most` is positive.
+
+    >>> from dslth_jax.graphs import complete
+    >>> everybody = hearing_some(complete(4), 1)
+    >>> np.asarray(everybody.redraw(jax.random.key(0), everybody.graph).weights).reshape(4, 3).sum(1).tolist()
+    [1, 1, 1, 1]
+    """
+    if most < 1:
+        raise ValueError(f"an agent must hear at least one of its neighbours, got {most}")
+
+    @reproducible
+    def draw(key: Key[Array, ""], graph: Graph) -> Graph:
+        whole = topology.redraw(key, graph) if topology.redraw else graph
+        senders, receivers, weights, _ = jax.tree.map(jnp.asarray, whole)
+        own_key = jax.random.fold_in(key, most)
+        of_links = jax.vmap(lambda *link: jax.random.fold_in(jax.random.fold_in(own_key, link[0]), link[1]))
+        drawn = jax.vmap(jax.random.uniform)(of_links(senders, receivers))
+        # Edges are sorted by receiver. Sort those of each by what was drawn, absent ones last, and take the first.
+        order = jnp.lexsort((jnp.where(weights != 0, drawn, 2), receivers))
+        place = jnp.arange(receivers.size) - jnp.searchsorted(receivers, receivers)
+        heard = jnp.zeros(receivers.size, bool).at[order].set(place < most)
+        return whole._replace(weights=jnp.where(heard, weights, jnp.zeros_like(weights)))
+
+    return Topology(topology.graph, draw)
 
 
 def _weighed(topology: Topology, weigh: Callable[[Graph], Graph]) -> Topology:

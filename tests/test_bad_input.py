@@ -295,6 +295,12 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
         ("0.1", "fedmrn adds up all that a neighbour has ever sent, at once, and --link-drop 0.1 loses some of it",
          "--algorithm fedmrn"),
     ],
+    "hear": [
+        ("0", "--hear must be in 1..2147483647, got 0", ""),
+        ("1", "fedmrn adds up all that a neighbour has ever sent, and --hear 1 hears others each time: leave it out",
+         "--algorithm fedmrn"),
+        ("1", "--hear 1 hears others each time: leave it out, or say --keep-neighbours", "--algorithm score-gossip"),
+    ],
     "keep_neighbours": [
         (None, "--keep-neighbours means nothing to --algorithm fedmrn, only to score-gossip: leave it out",
          "--algorithm fedmrn"),
@@ -882,6 +888,7 @@ POOLS: dict[str, tuple[str, str]] = {
     ),
     "directed": ("", "True 0"),
     "link_drop": ("0 0.2 1", "-0.1 2 nan"),
+    "hear": ("None 1 1000", "0 -1 1.5 some"),
     "keep_neighbours": ("", "True"),
     "mixing": ("uniform metropolis", "metro"),
     "retention": (

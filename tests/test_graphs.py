@@ -455,6 +455,49 @@ def test_a_changing_graph_has_the_same_number_of_edges_in_every_round(name, dire
             assert [leaf.dtype for leaf in graph] == [np.int32, np.int32, np.uint8, np.float32]
 
 
+@pytest.mark.parametrize("spelling", ["star", "regular:4", "changing-erdos-renyi:0.5"])
+def test_an_agent_hears_a_few_of_its_neighbours_and_each_as_often(spelling):
+    """As many as it may, or all that it has; in none of many rounds others, and each of them in its share of rounds."""
+    agents, most = 6, 2
+    whole = topology_of(spelling, agents, seed=0)
+    some = graphs.hearing_some(whole, most)
+    keys = jax.random.split(jax.random.key(1), 3000)
+    drawn = jax.device_get(jax.jit(jax.vmap(some.redraw, (0, None)))(keys, some.graph))
+    present = np.asarray(whole.graph.weights) * np.ones_like(drawn.weights)
+    if whole.redraw:
+        present = jax.device_get(jax.jit(jax.vmap(whole.redraw, (0, None)))(keys, whole.graph)).weights
+    of_agents = np.asarray(whole.graph.receivers) == np.arange(agents)[:, None]
+    degrees, heard = present @ of_agents.T, drawn.weights @ of_agents.T
+    np.testing.assert_array_equal(heard, np.minimum(degrees, most))
+    assert (drawn.weights <= present).all()
+    np.testing.assert_array_equal(drawn.receivers, np.broadcast_to(whole.graph.receivers, drawn.receivers.shape))
+    shares = (np.minimum(degrees, most) / np.maximum(degrees, 1)) @ of_agents * present
+    # Five standard deviations of a share of so many rounds.
+    np.testing.assert_allclose(drawn.weights.mean(0), shares.mean(0), atol=5 * 0.5 / len(keys) ** 0.5)
+
+
+def test_who_is_heard_goes_by_who_sends_to_whom_and_links_keep_their_weights():
+    """A graph of which edges are left out draws the same order of those that stay; and weights are what they were."""
+    table = np.arange(1.0, 26).reshape(5, 5) * (1 - np.eye(5))
+    all_links, key = weighted(graphs.complete(5), table), jax.random.key(3)
+    heard = graphs.hearing_some(all_links, 1)
+    once = heard.redraw(key, heard.graph)
+    first = np.zeros((5, 5))
+    first[once.receivers, once.senders] = once.weights
+    assert ((first == table) | (first == 0)).all()
+    assert ((first > 0).sum(1) == 1).all()
+    fewer = weighted(graphs.complete(5), np.where(first > 0, table, 0) + np.diag(table.diagonal()) + np.eye(5, k=1))
+    again = graphs.hearing_some(fewer, 1).redraw(key, fewer.graph)
+    second = np.zeros((5, 5))
+    second[again.receivers, again.senders] = again.weights
+    np.testing.assert_array_equal(second > 0, first > 0)
+
+
+def test_to_hear_nobody_is_refused():
+    with pytest.raises(ValueError, match="an agent must hear at least one of its neighbours, got 0"):
+        graphs.hearing_some(graphs.complete(3), 0)
+
+
 @pytest.mark.parametrize(("spelling", "edges"), [("changing-regular", 9 * 4), ("changing-erdos-renyi", 9 * 8)])
 def test_changing_graphs_have_defaults(spelling, edges):
     assert len(topology_of(spelling, 9, seed=0).graph.senders) == edges

@@ -69,7 +69,7 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
     assert row["density"] == evaluation.density.mean(dtype=np.float64)
 
 
-@pytest.mark.parametrize("links", [{"topology": "changing-regular:1"}, {"link_drop": 0.5}], ids=["change", "drop"])
+@pytest.mark.parametrize("links", [{"topology": "changing-regular:1"}, {"hear": 1}, {"link_drop": 0.5}], ids=str)
 def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links, tmp_path, monkeypatch):
     """Of fakes, whose messages are as good as any."""
     use_fakes(monkeypatch)

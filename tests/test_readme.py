@@ -127,21 +127,17 @@ def test_commands_parse(program, words):
         assert axes_of(settings) or spaces_of(settings)
 
 
+LIBRARY = Path(dslth_jax.__file__).parent
 MODULES = [
-    "algorithm", "algorithms.consensus", "algorithms.descent", "bandwidth", "budgets", "channels", "class_lists",
-    "clock",
-    "codec.messages", "codec.entropy", "compaction", "control", "exchange", "graphs", "group_lasso", "keys",
-    "masks", "message_sizes", "naming", "networks.cost", "networks.liveness", "networks.network", "networks.norms",
-    "networks.wiring", "networks.zoo", "over_agents", "partition", "retention", "schedules", "skew", "subset_sums",
-    "study.config.command", "study.config.numbers", "study.config.setting", "study.config.spellings",
-    "study.results.gains",
-    "study.theorem.networks", "study.training.agreement", "study.training.loop",
-]  # fmt: skip
+    ".".join(file.relative_to(LIBRARY.parent).with_suffix("").parts)
+    for file in sorted(LIBRARY.rglob("*.py"))
+    if ">>>" in file.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_in_docstrings(name):
-    failed, tried = doctest.testmod(importlib.import_module(f"dslth_jax.{name}"))
+    failed, tried = doctest.testmod(importlib.import_module(name))
     assert tried > 0
     assert failed == 0
 

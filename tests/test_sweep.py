@@ -135,6 +135,7 @@ def test_a_sweep_leaves_its_pictures(folder):
         (("order=code,paper", "lr=1,2"), 2),
         (("topology=ring,star,complete,erdos-renyi:0.5", "link_drop=0,0.2,1"), 1),
         (("topology=changing-erdos-renyi:0.5,changing-regular:2",), 2),
+        (("hear=None,1,2",), 3),
         (("retention=0.2:0.6@cosine,0.1@cosine", "lr=3,10"), 1),
         (("feature_skew=none,rotation:90,rotation:45",), 2),
         (("validation=0,0.2,0.4", "partition=classes:4,dirichlet:0.5"), 2),  # what holds nothing back validates nothing

@@ -179,10 +179,12 @@ def check_links(settings: Settings) -> None:
     row = ALGORITHMS[settings.algorithm]
     adds = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
     redrawn = settings.topology.startswith("changing-")
-    if row.bits.startswith("changes") and redrawn and not settings.keep_neighbours:
-        also = ", or say --keep-neighbours" if "keep_neighbours" in row.flags else ""
+    changing = f"--topology {settings.topology} changes neighbours: name a graph that stays" if redrawn else None
+    if settings.hear is not None:
+        changing = changing or f"--hear {settings.hear} hears others each time: leave it out"
+    if row.bits.startswith("changes") and changing and not settings.keep_neighbours:
         raise ValueError(
-            f"{adds}, and --topology {settings.topology} changes neighbours: name a graph that stays{also}"
+            f"{adds}, and {changing}{', or say --keep-neighbours' if 'keep_neighbours' in row.flags else ''}"
         )
     if row.bits == "changes of a round" and settings.link_drop:
         raise ValueError(f"{adds}, at once, and --link-drop {settings.link_drop:g} loses some of it: leave it out")

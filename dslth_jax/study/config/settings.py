@@ -78,6 +78,8 @@ class Population:
     round), or a file: a matrix (row i: whom agent i hears; text, CSV or .npy), edges, GML or GraphML."""
     directed: bool = setting(False, traced=True)
     """Whether an agent may hear another that does not hear it."""
+    hear: int | None = setting(None, bounds=COUNT, unit="neighbours")
+    """How many of its neighbours an agent hears at most in an exchange, drawn anew each time; None hears all."""
     mixing: Literal["uniform", "metropolis", "similarity", "overlap"] = setting("uniform", traced=True)
     """Weights of neighbours in a mean: alike, Metropolis weights, how much their masks agree with one's own in each
     round (similarity), or how much of the two agents' label shares is common, which no agent could know (overlap)."""

@@ -18,7 +18,7 @@ from dslth_jax.graph_report import GraphReport, report, sparse_adjacency_of, spa
 from dslth_jax.keys import key_of, reproducible
 from dslth_jax.label_shares import class_counts, overlap
 from dslth_jax.links import Link, added_up, by_similarity, chain, dropped, loses_for_good, resent
-from dslth_jax.mixing import Graph, Topology, weighted
+from dslth_jax.mixing import Graph, Topology, hearing_some, weighted
 from dslth_jax.networks.network import Network
 from dslth_jax.networks.zoo import largest_fitting
 from dslth_jax.pool import pool_of
@@ -231,10 +231,10 @@ def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partiti
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
-    if settings.mixing != "overlap":
-        return topology
-    counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
-    return weighted(topology, overlap(counts))
+    if settings.mixing == "overlap":
+        counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
+        topology = weighted(topology, overlap(counts))
+    return topology if settings.hear is None else hearing_some(topology, settings.hear)
 
 
 def report_of(first: sparse.csr_array, settings: Settings, topology: Topology) -> GraphReport:

@@ -38,7 +38,7 @@ SWITCHES = {
     "code": [],
     "adam": ["--optimizer", "adam", "--lr", "0.01@cosine", "--fine-tune-lr", "same"],
     "silent rounds": ["--exchange-every", "3", "--mixing", "metropolis"],
-    "changing links": ["--order", "paper", "--topology", "changing-erdos-renyi:0.5", "--local-steps", "2", "--hear", "2"],
+    "changing links": ["--order", "paper", "--topology", "changing-erdos-renyi:0.5", "--hear", "2", "--local-steps=2"],
 }
 
 

@@ -59,7 +59,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     rows.append(("label skew, total variation", f"{label_skew(prepared.held(prepared.train)):.2f}"))
     anew = "; of its first round:" if prepared.topology.redraw else ""
     name = Path(settings.topology).name + ", directed" * settings.directed
-    name += f", {settings.hear} neighbours heard at most" if settings.hear else ""
+    name += f", {counted(settings.hear, 'neighbour')} heard at most" if settings.hear else ""
     name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
     gap = "not found" if graph.spectral_gap is None else f"{graph.spectral_gap:.3f}"
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""

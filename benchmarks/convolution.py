@@ -323,11 +323,11 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--patience", type=float, default=20.0)
-    parser.add_argument("--only", nargs="+", choices=OTHERS, metavar="NAME", help=", ".join(OTHERS))
+    parser.add_argument("--only", nargs="+", choices=OTHERS, metavar="NAME", help="; ".join(OTHERS))
     flags = parser.parse_args()
     asked = (flags.agents, flags.batch, flags.precision, flags.repeats, flags.patience)
     print(f"{conditions()}; {flags.agents} agents, batch {flags.batch}", flush=True)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"agents": flags.agents, "batch": flags.batch}
     if not flags.only:
         table, result = measure(*asked)
         Console().print(table)

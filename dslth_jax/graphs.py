@@ -5,7 +5,7 @@
     of_matrix of_networkx                                        a graph of one's own, with weights where it has any
     metropolis                                                   the same graphs with Metropolis weights
     weighted                                                     the same graphs with weights of one's own
-    hearing_some                                                 a few of one's neighbours in each round
+    hearing_some                                                 the same graphs, few of one's neighbours in a round
 
 The last five are of `mixing`, as are the types. `graph_report` says what a graph is like.
 """

@@ -1,7 +1,8 @@
 """The sparse mixing matrix of a graph of agents, by its edges. The population's world.
 
 Every generator of `graphs` returns a `Topology`, whether its graph stays as it is or changes from round to round. Here
-is what makes one of a matrix, or of a graph of networkx, and what gives its edges other weights.
+is what makes one of a matrix, or of a graph of networkx, what gives its edges other weights, and what lets agents hear
+few of their neighbours at a time.
 """
 
 import re
@@ -16,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key, Shaped, UInt8
 from dslth_jax.keys import reproducible
 
 Adjacency = Bool[np.ndarray, "agents agents"]
+
+HEARING = 0x68656172  # folded into a round's key for who is heard, which no graph's own draw is
 
 
 class Graph(NamedTuple):
@@ -170,15 +173,17 @@ def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) ->
 
 
 def hearing_some(topology: Topology, most: int) -> Topology:
-    """The same graphs, in which each agent hears at most `most` of its neighbours in a round, drawn anew each time, all
-    alike. Ours.
+    """The same graphs, in which each agent hears at most `most` of its neighbours in a round. Ours.
 
-    Links that are heard keep their weights, the others have 0 in that round. Who is drawn goes by the round's key and
-    by who sends to whom, never by an edge's place in the array. Raises a ValueError unless `most` is positive.
+    They are drawn anew each time, each as likely as the others.
+
+    Links that are heard keep their weights, as own values do; the others have 0 in that round. Who is drawn goes by the
+    round's key and by who sends to whom, never by an edge's place in the array. Raises a ValueError unless `most` is
+    positive.
 
     >>> from dslth_jax.graphs import complete
-    >>> everybody = hearing_some(complete(4), 1)
-    >>> np.asarray(everybody.redraw(jax.random.key(0), everybody.graph).weights).reshape(4, 3).sum(1).tolist()
+    >>> topology = hearing_some(complete(4), 1)
+    >>> np.asarray(topology.redraw(jax.random.key(0), topology.graph).weights).reshape(4, 3).sum(1).tolist()
     [1, 1, 1, 1]
     """
     if most < 1:
@@ -188,7 +193,7 @@ def hearing_some(topology: Topology, most: int) -> Topology:
     def draw(key: Key[Array, ""], graph: Graph) -> Graph:
         whole = topology.redraw(key, graph) if topology.redraw else graph
         senders, receivers, weights, _ = jax.tree.map(jnp.asarray, whole)
-        own_key = jax.random.fold_in(key, most)
+        own_key = jax.random.fold_in(key, HEARING)
         of_links = jax.vmap(lambda *link: jax.random.fold_in(jax.random.fold_in(own_key, link[0]), link[1]))
         drawn = jax.vmap(jax.random.uniform)(of_links(senders, receivers))
         # Edges are sorted by receiver. Sort those of each by what was drawn, absent ones last, and take the first.

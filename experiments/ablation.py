@@ -11,15 +11,13 @@ the entry, and density then grows instead.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, ways
 
 
 @dataclasses.dataclass(frozen=True)
 class Ablation(Proxy):
     """Compare ways to join neighbours' masks: density, loss and accuracy over rounds."""
 
-    lr: float | str | None = "mask-mean=0.0005@cosine,independent=0.002@cosine,mce-pl=0.001@cosine"
-    """Step sizes by algorithm, mask-mean=0.0005@cosine for example; of those left out their default."""
     linear_retention: float | str | None = "same"
     """One number for all agents' linear layers, or same (each agent's own): below a half everywhere, a majority of
     unlike masks keeps less than any of them."""
@@ -31,13 +29,14 @@ class Ablation(Proxy):
         Majorities that are sent on start from unlike masks, because from like ones nothing would ever change. All share
         all layers, as the paper does.
         """
-        tensor = {"algorithm": "mce-pl", "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
-        majority = {"algorithm": "mask-mean", "personal_layers": "none"}
+        known = ways(1)
+        del known["aggregation tensor"]["exchange_every"]  # left to the flag
+        majority = {"algorithm": "mask-mean", "personal_layers": "none", "lr": "0.0005@cosine"}
         return {
-            "aggregation tensor": tensor,
+            "aggregation tensor": known["aggregation tensor"],
             "majority of own masks": majority,
             "majority, sent on": {**majority, "mask_sent": "majority", "start_scores": "personal"},
-            "alone": {"algorithm": "independent"},
+            "alone": known["alone"],
         }
 
 

@@ -37,6 +37,8 @@ class Architectures(Experiment):
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
         kinds: dict[str, Any] = {"weights": {"algorithm": "local"}, "alone": {"algorithm": "independent"}}
         kinds |= {f"force, every {self.every}": heard}
+        if self.lr and self.steps:
+            raise ValueError("--steps says more than --lr: leave one of the two out")
         networks = self.networks.split(",")
         each = [(network, kind) for network in networks for kind in kinds]
         names = {f"{network}/{kinds[kind]['algorithm']}": (network, kind) for network, kind in each}

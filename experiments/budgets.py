@@ -19,7 +19,6 @@ from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed
 class Budgets(Proxy):
     """Compare controllers of retention with retentions that stay, in simulated time."""
 
-    lr: float | str | None = "mce-pl=0.001,independent=0.001"
     scenario: Literal["steady", "one-slow", "collapse", "traces"] = "steady"
     """What devices and links do: the same for all at all times (steady), the first agent's device ten times slower
     (one-slow), a fifth of the bandwidth after --half seconds (collapse), or bandwidths as recorded (traces)."""
@@ -53,7 +52,7 @@ class Budgets(Proxy):
         }
         own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
         arms = {name: heard | arm for name, arm in own.items()} | {"alone": {"algorithm": "independent"}}
-        return {name: devices | arm for name, arm in arms.items()}
+        return {name: {"lr": 0.001} | devices | arm for name, arm in arms.items()}
 
 
 main = partial(compare, "experiments.budgets", Budgets)

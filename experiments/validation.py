@@ -11,15 +11,13 @@ import dataclasses
 from functools import partial
 from typing import Literal
 
-from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, ways
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation(Proxy):
     """Compare the training of weights with that of masks over the same random weights."""
 
-    lr: float | str | None = "local=0.05@cosine,dsgd=0.1@cosine,independent=0.002@cosine,mce-pl=0.002@cosine"
-    """Step sizes by algorithm, local=0.05@cosine,mce-pl=0.002@cosine for example; of those left out their default."""
     weights: Literal["uniform-by-fan-in", "signed-constant", "uniform"] | None = "signed-constant"
     """Draw of the random weights, one for all arms. Signed constants suit both, at steps of their own; masks scale them
     by 1/√retention."""
@@ -29,11 +27,12 @@ class Validation(Proxy):
 
     def arms(self) -> Arms:
         """Weights and masks, alone and among neighbours, to whom the last layer is not told."""
+        known = ways(1)
         return {
-            "weights: alone": {"algorithm": "local"},
-            "masks: alone": {"algorithm": "independent"},
-            "weights: among neighbours": {"algorithm": "dsgd", "personal_layers": "last"},
-            "masks: among neighbours": {"algorithm": "mce-pl", "personal_layers": "last"},
+            "weights: alone": known["weights, alone"],
+            "masks: alone": known["alone"],
+            "weights: among neighbours": known["weights, personal head"],
+            "masks: among neighbours": {"algorithm": "mce-pl", "personal_layers": "last", "lr": "0.002@cosine"},
         }
 
 

@@ -14,7 +14,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed, ways
 
 NETWORKS = {2: "plain2", 3: "conv3", **{depth: f"plain{depth}" for depth in range(4, 9)}}  # by convolutions
 
@@ -23,7 +23,6 @@ NETWORKS = {2: "plain2", 3: "conv3", **{depth: f"plain{depth}" for depth in rang
 class Width(Proxy):
     """Compare masks with trained weights, alone, at several widths and depths of one network."""
 
-    lr: float | str | None = "independent=0.002@cosine"
     model: str | None = None
     widths: str | None = "0.25,0.5,1,2"
     """Factors on all channels of the network of three convolutions, separated by commas; 1 is always among them. None
@@ -47,8 +46,9 @@ class Width(Proxy):
             raise ValueError(f"--depths must be among {', '.join(map(str, NETWORKS))}, got {wrong[0]}")
         sizes: dict[str, dict[str, Any]] = {f"width {x:g}": {"model": NETWORKS[3], "width": x} for x in sorted(widths)}
         sizes |= {f"depth {depth}": {"model": NETWORKS[depth], "width": 1.0} for depth in depths}
-        kinds = {"weights": "local", "masks": "independent"}
-        return {f"{size}: {kind}": {"algorithm": kinds[kind], **own} for size, own in sizes.items() for kind in kinds}
+        known = ways(1)
+        kinds = {"weights": known["weights, alone"], "masks": known["alone"]}
+        return {f"{size}: {kind}": {**kinds[kind], **own} for size, own in sizes.items() for kind in kinds}
 
 
 main = partial(compare, "experiments.width", Width)

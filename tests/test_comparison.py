@@ -192,6 +192,13 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_steps_of_networks_and_of_algorithms_do_not_go_together(capsys, tmp_path):
+    """Else one of the two would not be what was said."""
+    flags = ["--networks", "small", "--steps", "small/local=0.1", "--lr", "local=0.2", "--out", str(tmp_path / "out")]
+    assert architectures.main([*TINY, *flags]) == 2
+    assert "--steps says more than --lr: leave one of the two out" in capsys.readouterr().err
+
+
 def test_class_files_of_one_name_are_refused(capsys, tmp_path):
     """Else arms of one would stand for those of the other."""
     flags = ["--class-files", "some/x.txt,others/x.txt", "--out", str(tmp_path / "out")]

@@ -198,6 +198,13 @@ def test_everything_that_is_prepared_fits_together():
     assert prepared.graph_report.links == prepared.adjacency.sum() == prepared.topology.graph.senders.size
 
 
+def test_a_graph_of_which_agents_hear_a_part_is_described_as_a_whole():
+    """And what is heard of it in the first round is counted beside."""
+    prepared = prepare(Settings(dataset="digits", agents=6, topology="complete", hear=2))
+    assert (prepared.graph_report.links, prepared.graph_report.connected, prepared.changing) == (30, True, False)
+    assert np.asarray(prepared.adjacency.sum(axis=1)).ravel().tolist() == [2] * 6
+
+
 def test_images_are_resized_before_a_network_is_chosen_and_once_for_all_of_a_sweep(monkeypatch):
     rng, loaded = np.random.default_rng(0), []
     images, labels = rng.integers(0, 256, (400, 24, 24, 1), dtype=np.uint8), np.arange(400, dtype=np.int32) % 10

@@ -48,12 +48,13 @@ def max_pool_pairs(images: Array) -> Array:
 def average_pool(images: Images, side: int) -> Float[Array, "batch new_height new_width channels"]:
     """The mean of each window of `side` x `side` pixels, side by side; a remainder is left out, as PyTorch does.
 
-    A sum of slices, one for each place in a window: on CPUs its gradient takes half of what that of a mean over two
-    axes takes.
+    A sum of slices, one for each place in a window, in float32 at least: on CPUs its gradient takes six tenths of what
+    that of a mean over two axes takes.
     """
     height, width = (size - size % side for size in images.shape[1:3])
-    inner = images[:, :height, :width]
-    return reduce(jnp.add, (inner[:, i::side, j::side] for i in range(side) for j in range(side))) / side**2
+    inner = images[:, :height, :width].astype(jnp.promote_types(images.dtype, jnp.float32))
+    total = reduce(jnp.add, (inner[:, i::side, j::side] for i in range(side) for j in range(side)))
+    return (total / side**2).astype(images.dtype)
 
 
 def global_average_pool(images: Images) -> Float[Array, "batch channels"]:

@@ -57,7 +57,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     words = ", ".join(map(str, prepared.labels[:10])) + " ..." * bool(prepared.labels[10:])
     rows += [("classes by their labels", words)] if prepared.labels != tuple(range(prepared.classes)) else []
     rows.append(("label skew, total variation", f"{label_skew(prepared.held(prepared.train)):.2f}"))
-    anew = "; of its first round:" if prepared.topology.redraw else ""
+    anew = "; of its first round:" if prepared.changing else ""
     name = Path(settings.topology).name + ", directed" * settings.directed
     name += f", {counted(settings.hear, 'neighbour')} heard at most" if settings.hear else ""
     name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
@@ -266,6 +266,7 @@ def facts(config: Row) -> list[tuple[str, str]]:
 
     linked = {"True": "connected", "False": "not connected"}.get(str(graph.get("connected")))
     wires = [said("", graph.get("links"), " one-way links"), linked, said("spectral gap ", graph.get("spectral_gap"))]
+    wires = [said("neighbours heard at most ", get("hear")), *wires]
     of_device = [said(f"{shown(device.get('count'))} \u00d7 ", device.get("kind"))]
     of_device += [said("a machine of ", device.get("cpu_cores"), " cores"), device.get("machine")]
     varied, whose = said("augmentation ", get("augment")), "of all agents" if get("images") == "pooled" else None

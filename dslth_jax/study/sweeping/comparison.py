@@ -87,7 +87,8 @@ def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
     """How agents may learn, as comparisons have it, those of some names or all: alone; by masks heard every so many
     rounds (the consensus force, the paper's fusion by its aggregation tensor, FedPM); by what is heard in every round
     (the gossip of scores, weights, Dis-PFL, FedMRN). The paper's fusion, FedPM and what does not say otherwise share
-    all layers. Each has the step size that was searched for it on the proxy, by validation."""
+    all layers. Each has the step size that was best on the proxy, by validation; that of weights without a personal
+    head was not searched."""
     masks, head = {"algorithm": "mce-pl", "exchange_every": every}, {"personal_layers": "last"}
     gossip = {"algorithm": "score-gossip", **head}
     known: dict[str, dict[str, Any]] = {

@@ -119,7 +119,7 @@ def statics_of(prepared: Prepared) -> str:
     fixed = {name: value for name, value in said.items() if not (known[name].traced or known[name].machine)}
     # The spelling alone: before the @ may stand more than a number, such as a range of retentions.
     schedules = {name: str(value).partition("@")[2] for name, value in said.items() if known[name].scheduled}
-    changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.topology.redraw else None
+    changing = (settings.topology, settings.directed, len(graph.senders)) if prepared.changing else None
     skew = [name for name, value in prepared.train.skew._asdict().items() if value is not None]
     weighing = (str(graph.weights.dtype), settings.mixing == "similarity")
     simulated = prepared.budget is not None, prepared.targets is not None

@@ -102,7 +102,7 @@ class History:
         self.pairs = pairs_of(self.held)
         self.chance = float(np.mean(tested.max(axis=1) / tested.sum(axis=1)))  # of who names an agent's likeliest class
         self.redrawn = prepared.topology.redraw is not None
-        lasting = None if self.redrawn else prepared.graph_report
+        lasting = None if prepared.changing else prepared.graph_report
         roles = prepared.network.roles
         self.symptoms = Symptoms(prepared.settings, lasting, self.maskable, self.chance, roles)
         seam = at_the_seam(prepared.settings, self.held)

@@ -54,7 +54,8 @@ class Prepared(NamedTuple):
     topology: Topology
     adjacency: sparse.csr_array  # who hears whom in the first round
     last_adjacency: sparse.csr_array
-    graph_report: GraphReport  # on the first round
+    graph_report: GraphReport  # on the graph, of the first round where it changes, whoever of it is heard
+    changing: bool  # whether it is another graph in each round
     network: Network
     algorithm: Algorithm
     hyper: Any  # the algorithm's traced settings; leaves with an agents axis

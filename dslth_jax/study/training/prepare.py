@@ -59,10 +59,12 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     skew = spellings.skew_of(settings.feature_skew, settings.agents)
     held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
-    topology = who_hears_whom(settings, dataset, held)
+    graph = who_hears_whom(settings, dataset, held)
+    topology = graph if settings.hear is None else hearing_some(graph, settings.hear)
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
     first, last = adjacencies(network, topology, settings.seed, settings.rounds)
+    of_graph = first if settings.hear is None else adjacencies(network, graph, settings.seed, settings.rounds)[0]
     pooled = settings.images == "pooled"
     pool = pool_of(dataset.train_labels, held.train, dataset.classes) if pooled else None
     train = Shares(dataset.train_images, dataset.train_labels, *partition.stack(held.train), skew, pool)
@@ -100,7 +102,8 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
         topology=topology,
         adjacency=first,
         last_adjacency=last,
-        graph_report=report_of(first, settings, topology),
+        graph_report=report_of(of_graph, settings, graph),
+        changing=graph.redraw is not None,
         network=network,
         algorithm=algorithm,
         hyper=hyper,
@@ -234,7 +237,7 @@ def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partiti
     if settings.mixing == "overlap":
         counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
         topology = weighted(topology, overlap(counts))
-    return topology if settings.hear is None else hearing_some(topology, settings.hear)
+    return topology
 
 
 def report_of(first: sparse.csr_array, settings: Settings, topology: Topology) -> GraphReport:

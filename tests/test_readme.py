@@ -120,7 +120,8 @@ def test_commands_parse(program, words):
         _, kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)
         shared, arms = comparison.shared_and_own(own, own.arms())
-        assert shared.seeds == (1 if "--seeds 1 " in words else kind.seeds)
+        said = re.search(r"--seeds (\d+)", words)
+        assert shared.seeds == (int(said[1]) if said else kind.seeds)
         assert len(arms) > 1
     else:
         settings = command.parse(shlex.split(words), Sweep, program)

@@ -30,10 +30,11 @@ class Ablation(Proxy):
         all layers, as the paper does.
         """
         known = ways(1)
-        del known["aggregation tensor"]["exchange_every"]  # left to the flag
+        tensor = known["aggregation tensor"] | {"lr": "0.001@cosine"}  # as searched for masks in every round
+        del tensor["exchange_every"]  # left to the flag
         majority = {"algorithm": "mask-mean", "personal_layers": "none", "lr": "0.0005@cosine"}
         return {
-            "aggregation tensor": known["aggregation tensor"],
+            "aggregation tensor": tensor,
             "majority of own masks": majority,
             "majority, sent on": {**majority, "mask_sent": "majority", "start_scores": "personal"},
             "alone": known["alone"],

@@ -99,7 +99,7 @@ def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
             "fusion": "tensor",
             "mask_sent": "fused",
             "personal_layers": "none",
-            "lr": "0.001@cosine",
+            "lr": "0.002@cosine",
         },
         "gossip": {**gossip, "lr": "0.002@cosine"},
         "gossip, following": {**gossip, "follow": 0.5, "lr": "0.002@cosine"},

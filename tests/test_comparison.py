@@ -111,7 +111,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         budgets: 6,
         crossed: 14,
         depths: 3,
-        neighbours: 6,
+        neighbours: 7,
         unlike: 9,
         validation: 2,
         width: 5,

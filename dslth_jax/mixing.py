@@ -18,7 +18,7 @@ from dslth_jax.keys import reproducible
 
 Adjacency = Bool[np.ndarray, "agents agents"]
 
-HEARING = 0x68656172  # folded into a round's key for who is heard, which no graph's own draw is
+HEARING = 0x68656172  # folded into a round's key for who is heard, so that no graph's own draw decides that too
 
 
 class Graph(NamedTuple):
@@ -175,11 +175,9 @@ def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) ->
 def hearing_some(topology: Topology, most: int) -> Topology:
     """The same graphs, in which each agent hears at most `most` of its neighbours in a round. Ours.
 
-    They are drawn anew each time, each as likely as the others.
-
-    Links that are heard keep their weights, as own values do; the others have 0 in that round. Who is drawn goes by the
-    round's key and by who sends to whom, never by an edge's place in the array. Raises a ValueError unless `most` is
-    positive.
+    In every round each agent draws anew whom it hears, all of its neighbours being as likely. Links that are heard keep
+    their weights, as own values do; the others have 0 in that round. The draw goes by the round's key and by who sends
+    to whom, never by an edge's place in the array. Raises a ValueError unless `most` is positive.
 
     >>> from dslth_jax.graphs import complete
     >>> topology = hearing_some(complete(4), 1)

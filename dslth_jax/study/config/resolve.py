@@ -179,13 +179,11 @@ def check_links(settings: Settings) -> None:
     row = ALGORITHMS[settings.algorithm]
     adds = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
     redrawn = settings.topology.startswith("changing-")
-    changing = f"--topology {settings.topology} changes neighbours: name a graph that stays" if redrawn else None
-    if settings.hear is not None:
-        changing = changing or f"--hear {settings.hear} hears others each time: leave it out"
-    if row.bits.startswith("changes") and changing and not settings.keep_neighbours:
-        raise ValueError(
-            f"{adds}, and {changing}{', or say --keep-neighbours' if 'keep_neighbours' in row.flags else ''}"
-        )
+    if row.bits.startswith("changes") and (redrawn or settings.hear is not None) and not settings.keep_neighbours:
+        changes = f"--topology {settings.topology} changes neighbours: name a graph that stays"
+        others = f"--hear {settings.hear} hears others each time: leave it out"
+        also = ", or say --keep-neighbours" if "keep_neighbours" in row.flags else ""
+        raise ValueError(f"{adds}, and {changes if redrawn else others}{also}")
     if row.bits == "changes of a round" and settings.link_drop:
         raise ValueError(f"{adds}, at once, and --link-drop {settings.link_drop:g} loses some of it: leave it out")
     if settings.mixing == "overlap" and redrawn:

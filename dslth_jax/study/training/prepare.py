@@ -234,10 +234,10 @@ def who_hears_whom(settings: Settings, dataset: Dataset, held: partition.Partiti
     topology = spellings.topology_of(
         settings.topology, settings.agents, settings.seed, directed=settings.directed, mixing=settings.mixing
     )
-    if settings.mixing == "overlap":
-        counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
-        topology = weighted(topology, overlap(counts))
-    return topology
+    if settings.mixing != "overlap":
+        return topology
+    counts = class_counts(dataset.train_labels, *partition.stack(held.train), dataset.classes)
+    return weighted(topology, overlap(counts))
 
 
 def report_of(first: sparse.csr_array, settings: Settings, topology: Topology) -> GraphReport:

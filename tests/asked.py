@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dslth_jax import population
 from dslth_jax.algorithm import by_name, mask_of, planes_of
@@ -29,20 +28,20 @@ def drawn_batches(world, shares, local_steps, batch):
 
 
 def derivative_of(network, batch):
-    """The mean cross-entropy of samples of a data set, and its derivative by the variables. One program serves all
-    numbers of samples up to `batch`, because they are filled up."""
+    """The mean cross-entropy of samples of a data set to smoothed labels, and its derivative by the variables. One
+    program serves all numbers of samples up to `batch`, because they are filled up."""
 
     @jax.jit
     @jax.value_and_grad
-    def loss_and_derivative(variables, images, labels, real):
-        losses = optax.softmax_cross_entropy_with_integer_labels(network.apply(variables, images), labels)
+    def loss_and_derivative(variables, images, labels, real, smoothing):
+        likely = jax.nn.log_softmax(network.apply(variables, images))
+        losses = -(1 - smoothing) * likely[jnp.arange(batch), labels] - smoothing * jnp.mean(likely, axis=1)
         return jnp.sum(losses * real) / jnp.sum(real)
 
-    def of_samples(variables, shares, samples):
+    def of_samples(variables, shares, samples, smoothing):
         chosen, real = np.resize(samples, batch), np.arange(batch) < len(samples)
-        return loss_and_derivative(
-            variables, np.asarray(shares.images)[chosen], np.asarray(shares.labels)[chosen], real
-        )
+        images, labels = np.asarray(shares.images)[chosen], np.asarray(shares.labels)[chosen]
+        return loss_and_derivative(variables, images, labels, real, smoothing)
 
     return of_samples
 

@@ -1,8 +1,8 @@
 """The round as plain numpy loops over agents, written from the formulas: the oracle of the compiled population round.
 
-It knows no packing, no vmap, no driver and no optax. `gradient_fn(v, batch) -> (dv, loss)` is the derivative of a
-minibatch's mean cross-entropy with respect to v = w * m, layer by layer; everything else is here. Layers are dicts of
-arrays.
+It knows no packing, no vmap, no driver and no optax. `gradient_fn(v, batch, smoothing) -> (dv, loss)` is the derivative
+of a minibatch's mean cross-entropy to smoothed labels with respect to v = w * m, layer by layer; everything else is
+here. Layers are dicts of arrays.
 """
 
 import dataclasses
@@ -177,8 +177,8 @@ class Optimizer:
 class Population:
     """Everything of an agent is one entry of a list. `mixing[i][j]` is the weight with which i hears j.
 
-    An agent's settings of a round are a dict of lr, fine_tune_lr, weight_decay, group_lasso, amplitude and, layer by
-    layer, counts.
+    An agent's settings of a round are a dict of lr, fine_tune_lr, weight_decay, group_lasso, amplitude,
+    label_smoothing and, layer by layer, counts.
     """
 
     def __init__(self, weights, scores, start_masks, mixing, gradient_fn, switches):
@@ -251,7 +251,9 @@ class Population:
         """What the optimizer makes of the gradient on a batch, and the loss."""
         masks = self.masks(agent, settings, heard)
         weights = self.kept_weights(settings, masks)
-        dv, loss = self.gradient_fn({layer: w * masks[layer] for layer, w in weights.items()}, batch)
+        dv, loss = self.gradient_fn(
+            {layer: w * masks[layer] for layer, w in weights.items()}, batch, settings["label_smoothing"]
+        )
         gradient = {}
         for layer, z in self.scores[agent].items():
             alive = self.alive(z)

@@ -1,8 +1,9 @@
 """Rivals as plain numpy loops over agents, written from their formulas: oracles of the compiled rounds.
 
 They know no packing, no vmap, no driver and no optax. Parameters and masks are dicts of arrays, one a layer.
-`gradient_fn(parameters, batch) -> (gradients, loss)` is the derivative of a minibatch's mean cross-entropy; of mask
-methods by v = w * m. `own[i]` and `links[i][j]` are the weights of agent i itself and of what it hears of j.
+`gradient_fn(parameters, batch, smoothing) -> (gradients, loss)` is the derivative of a minibatch's mean cross-entropy
+to smoothed labels; of mask methods by v = w * m. `own[i]` and `links[i][j]` are the weights of agent i itself and of
+what it hears of j.
 """
 
 import math
@@ -46,7 +47,7 @@ def trains(leaf, head, step, steps):
 def local_training(x, settings, batches, gradient_fn, head=()):
     losses = []
     for step, batch in enumerate(batches[:-1]):
-        gradients, loss = gradient_fn(x, batch)
+        gradients, loss = gradient_fn(x, batch, settings["label_smoothing"])
         moved = descend(x, gradients, settings["lr"], settings["weight_decay"])
         x = {leaf: moved[leaf] if trains(leaf, head, step, len(batches) - 1) else own for leaf, own in x.items()}
         losses.append(loss)
@@ -116,7 +117,7 @@ def dis_pfl_round(ws, masks, settings, batches, own, links, gradient_fn, round, 
             averaged[layer] = mask[layer] * np.divide(total, have, out=np.zeros_like(total), where=have > 0)
         of_steps = []
         for step, batch in enumerate(batches[i][:-1]):
-            gradients, loss = gradient_fn(averaged, batch)
+            gradients, loss = gradient_fn(averaged, batch, s["label_smoothing"])
             trained = [layer for layer in w if trains(layer, personal, step, len(batches[i]) - 1)]
             gradients = clipped({layer: gradients[layer] for layer in trained}, clip)
             moved = descend({layer: averaged[layer] for layer in trained}, gradients, s["lr"], s["weight_decay"])
@@ -137,7 +138,9 @@ def independent_round(weights, zs, settings, batches, gradient_fn, ternary=False
             sign = np.ones_like if ternary else np.sign  # by which a step in a score moves what is kept
             kept = {layer: threshold(z[layer], s["counts"][layer]) for layer in weights}
             signed = {layer: mask * np.sign(z[layer]) if ternary else mask for layer, mask in kept.items()}
-            dv, loss = gradient_fn({layer: w * signed[layer] for layer, w in weights.items()}, batch)
+            dv, loss = gradient_fn(
+                {layer: w * signed[layer] for layer, w in weights.items()}, batch, s["label_smoothing"]
+            )
             step = {layer: sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
             z = descend(z, step, s["lr"], s["weight_decay"])
             of_steps.append(loss)
@@ -251,7 +254,9 @@ def mask_mean_round(weights, zs, sent, settings, batches, own, links, gradient_f
         of_steps = []
         for batch in batches[i][:-1]:
             in_use = majority(z, sent, i, s, own, links)
-            dv, loss = gradient_fn({layer: w * in_use[layer] for layer, w in weights.items()}, batch)
+            dv, loss = gradient_fn(
+                {layer: w * in_use[layer] for layer, w in weights.items()}, batch, s["label_smoothing"]
+            )
             step = {layer: np.sign(own) * weights[layer] * dv[layer] for layer, own in z.items()}
             z = descend(z, step, s["lr"], s["weight_decay"])
             of_steps.append(loss)
@@ -272,7 +277,8 @@ def fedpm_local(weights, s, settings, batches, uniforms, adam, gradient_fn):
     for batch, u in zip(batches[:-1], uniforms[:-1], strict=True):
         theta = {layer: sigmoid(own) for layer, own in s.items()}
         mask = {layer: (u[layer] < theta[layer]).astype(float) for layer in s}
-        dv, loss = gradient_fn({layer: w * mask[layer] for layer, w in weights.items()}, batch)
+        in_use = {layer: w * mask[layer] for layer, w in weights.items()}
+        dv, loss = gradient_fn(in_use, batch, settings["label_smoothing"])
         step = adam.direction({layer: weights[layer] * dv[layer] * p * (1 - p) for layer, p in theta.items()})
         s = descend(s, step, settings["lr"], 0.0)
         losses.append(loss)

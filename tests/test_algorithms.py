@@ -127,12 +127,13 @@ ALL = {
     ),
     "local": Rival(functools.partial(local.local, NETWORK), local.Hyper, {"lr": 0.3, "weight_decay": 5e-3}),
 }
+OF_ALL = {"label_smoothing": 0.2}  # settings of every algorithm
 WITH_COUNTS = [name for name, rival in ALL.items() if "kept" in rival.hyper._fields]
 
 
 def hyper_of(name: str, **changed):
     """Personal step sizes, so that a mix-up of agents' settings shows."""
-    settings = ALL[name].settings | changed
+    settings = OF_ALL | ALL[name].settings | changed
     factors = jnp.linspace(0.8, 1.2, AGENTS, dtype=jnp.result_type(float))
     traced = {key: value * factors for key, value in settings.items()}
     counts = {"kept": kept_of(name)} if name in WITH_COUNTS else {}
@@ -415,7 +416,7 @@ class Case:
         self.world = population.world_of(NETWORK, jax.random.key(0), 0, ROUNDS)
         self.weights, hyper = flat(self.world.weights), jax.device_get(self.hyper)
         self.settings = [
-            {key: float(getattr(hyper, key)[i]) for key in ALL[name].settings}
+            {key: float(getattr(hyper, key)[i]) for key in OF_ALL | ALL[name].settings}
             | ({"counts": {k: int(v) for k, v in flat(agent_of(hyper.kept, i)).items()}} if name in WITH_COUNTS else {})
             for i in range(AGENTS)
         ]
@@ -435,9 +436,9 @@ class Case:
         """The oracle's `gradient_fn` for parameters of the structure of `like`; `complete` makes variables of them, and
         `part` takes from a derivative by variables that by them."""
 
-        def gradient_fn(parameters, samples):
+        def gradient_fn(parameters, samples, smoothing):
             tree = jax.tree.unflatten(jax.tree.structure(like), map(jnp.asarray, parameters.values()))
-            loss, gradient = derivative(complete(tree), self.shares, samples)
+            loss, gradient = derivative(complete(tree), self.shares, samples, smoothing)
             return flat(part(gradient)), float(loss)
 
         return gradient_fn
@@ -529,7 +530,8 @@ def test_dis_pfl_is_its_formulas(regrow, weighted, personal, x64, monkeypatch):
         def growth_fn(agent, w, batch, uniform=uniform):
             if regrow == "random":
                 return uniform[agent][0]
-            return {layer: np.abs(g) for layer, g in gradient_fn(w, batch)[0].items()}
+            smoothing = case.settings[agent]["label_smoothing"]
+            return {layer: np.abs(g) for layer, g in gradient_fn(w, batch, smoothing)[0].items()}
 
         arguments = (case.settings, case.batches(round), case.own, case.links, gradient_fn)
         clip = dis_pfl.GRADIENT_NORM
@@ -729,7 +731,8 @@ def test_independent_masks_are_those_of_agents_without_links(programs):
     """Bit for bit MCE-PL where nobody is linked, and it sends nothing over links that there are."""
     shares, settings = shares_of(), ALL["mce-pl"].settings
     hyper = hyper_of("mce-pl", **settings)
-    fewer = independent.Hyper(hyper.kept, hyper.lr, hyper.weight_decay, hyper.group_lasso)
+    own = (hyper.lr, hyper.weight_decay, hyper.group_lasso, hyper.label_smoothing)
+    fewer = independent.Hyper(hyper.kept, *own)
     linked = graph_of(ADJACENCY)
     apart = linked._replace(weights=np.zeros_like(linked.weights))
     own, by_mce_pl = (

@@ -379,6 +379,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "modulation": [("delta", "must be one of step, adaptive, got 'delta'", "")],
     "regrow": [("gradients", "must be one of random, gradient, got 'gradients'; did you mean gradient?", "")],
+    "label_smoothing": [
+        ("1", "--label-smoothing must be in [0, 1), got 1", ""),
+        ("None", "--label-smoothing must be a number, or one with a schedule such as 10@cosine, got 'None'", ""),
+    ],
     "clamp": [
         ("0.5", "--clamp must be in [1e-06, 0.5), got 0.5", "--algorithm fedpm"),
         ("0.1", "--clamp means nothing to --algorithm dsgd, only to fedpm: leave it out", "--algorithm dsgd"),
@@ -913,6 +917,7 @@ POOLS: dict[str, tuple[str, str]] = {
     "head_order": ("together", "head-first head"),
     "noise": ("0.8", "0 1 -1"),
     "clamp": ("0.01", "0.1 0 0.5"),
+    "label_smoothing": ("0 0.1 0.2@cosine", "1 -0.1 None"),
     "preset": ("code paper tuned", "Code tune"),
     "order": ("code paper None", "papers"),
     "fine_tune_gradient": ("reused recomputed None", "reuse"),

@@ -60,7 +60,7 @@ def shapes_of(network: Network, agents: int, image_shape: tuple[int, int, int]) 
         jax.ShapeDtypeStruct((agents, CAPACITY), jnp.int32),
         count,
     )
-    return Hyper(jax.tree.map(lambda _: count, weights), *[number] * 6), shares
+    return Hyper(jax.tree.map(lambda _: count, weights), *[number] * 7), shares
 
 
 def footprint(network, agents, image_shape=(3, 3, 1), mixing="uniform", algorithm=None, **settings) -> dict[str, int]:

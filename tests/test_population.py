@@ -94,6 +94,7 @@ def setting(seed=0, adjacency=ADJACENCY, **hyper):
         "group_lasso": 0.0,
         "amplitude": 1.0,
         "force": 1.0,
+        "label_smoothing": 0.2,
     }
     defaults |= {"force": 1.0, **hyper}
     traced = {name: value * jnp.linspace(0.8, 1.2, AGENTS, dtype=dtype) for name, value in defaults.items()}
@@ -168,9 +169,9 @@ derivative = derivative_of(NETWORK, BATCH)
 def gradients_of(s, world):
     """The derivative that the oracle asks for: by the masked layers' kernels, on samples of the data set."""
 
-    def gradient_fn(v, samples):
+    def gradient_fn(v, samples, smoothing):
         nested = {layer: {"kernel": jnp.asarray(kernel)} for layer, kernel in v.items()}
-        loss, gradient = derivative({"params": nested, "frozen": world.frozen}, s.shares, samples)
+        loss, gradient = derivative({"params": nested, "frozen": world.frozen}, s.shares, samples, smoothing)
         return layers(gradient["params"]), float(loss)
 
     return gradient_fn
@@ -411,7 +412,12 @@ def test_who_lacks_a_layer_neither_sends_it_nor_counts_in_its_mean(fusion, x64):
 def scheduled(s):
     """A controller of another schedule for each setting, and what these make of them by name and round."""
     spelled = {"kept": "cosine:0.5", "lr": "warm-up:3", "fine_tune_lr": "step:2:0.1", "weight_decay": "cosine:2"}
-    spelled |= {"group_lasso": "warm-up:2@cosine", "amplitude": "step:1:0.5", "force": "constant"}
+    spelled |= {
+        "group_lasso": "warm-up:2@cosine",
+        "amplitude": "step:1:0.5",
+        "force": "constant",
+        "label_smoothing": "step:1:0.8",
+    }
 
     def factors(name, round):
         cosine = (1 + np.cos(np.pi * round / 10)) / 2
@@ -423,6 +429,7 @@ def scheduled(s):
             "group_lasso": min((round + 1) / 2, 1) * cosine,
             "amplitude": 0.5**round,
             "force": 1.0,
+            "label_smoothing": 0.8**round,
         }[name]
 
     factor = {name: schedule_of(spelling, 10) for name, spelling in spelled.items()}

@@ -316,6 +316,7 @@ def hyper_of(network: Network, agents: int) -> Hyper:
     weights, _ = jax.eval_shape(network.init, jax.random.key(0))
     kept = [kept_by_layer(weights, network.roles, retention) for retention in np.linspace(0.2, 0.8, agents)]
     values = {"lr": 2.0, "fine_tune_lr": 3.0, "weight_decay": 5e-3, "group_lasso": 0.0, "amplitude": 1.0, "force": 1.0}
+    values |= {"label_smoothing": 0.2}
     own = {name: value * np.linspace(0.8, 1.2, agents, dtype=np.float32) for name, value in values.items()}
     return Hyper(jax.tree.map(lambda *counts: np.array(counts, np.int32), *kept), **own)
 

@@ -18,15 +18,19 @@ Number: TypeAlias = float | Float[Array, ""]
 Loss: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
-def batch_loss(network: Network, variables: Any, batch: Batch) -> Float[Array, ""]:
+def batch_loss(network: Network, variables: Any, batch: Batch, label_smoothing: Number = 0.0) -> Float[Array, ""]:
     """Cross-entropy of one minibatch in nats, the mean over the samples that are present; of a network with exits the
-    mean over these, with what they learn from each other."""
-    if network.exits is None:
-        losses = optax.softmax_cross_entropy_with_integer_labels(network.apply(variables, batch.images), batch.labels)
-    else:
-        logits = network.exits(variables, batch.images)
-        own = jax.vmap(optax.softmax_cross_entropy_with_integer_labels, in_axes=(0, None))(logits, batch.labels)
-        losses = jnp.mean(own, axis=0) + (distillation(logits) if network.distils else 0)
+    mean over these, with what they learn from each other.
+
+    With `label_smoothing` ε (in [0, 1]) it is to labels that are (1 − ε) of the true class and ε of all classes alike
+    (Szegedy et al., CVPR 2016).
+    """
+    one_exit = network.exits is None
+    logits = network.apply(variables, batch.images) if one_exit else network.exits(variables, batch.images)
+    labels = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    losses = optax.softmax_cross_entropy(logits, labels)  # labels are the same for each exit
+    if not one_exit:
+        losses = jnp.mean(losses, axis=0) + (distillation(logits) if network.distils else 0)
     return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
 
 

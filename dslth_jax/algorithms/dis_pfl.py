@@ -18,6 +18,7 @@ links have weights of their own, sums are weighted, an agent's own part by its o
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ class Hyper(NamedTuple):
     lr: float | Float[Array, ""] = 0.1  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
     prune_rate: float | Float[Array, ""] = 0.5  # α
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 class Agent(NamedTuple):
@@ -71,8 +73,8 @@ def dis_pfl(
     expect_choice("regrow", regrow, ("random", "gradient"))
     rule = optax.chain(optax.clip_by_global_norm(GRADIENT_NORM), optimizer or optax.identity())
 
-    def loss_fn(variables: Any, batch: Batch) -> tuple[Array, Array]:
-        loss = batch_loss(network, variables, batch)
+    def loss_fn(hyper: Hyper, variables: Any, batch: Batch) -> tuple[Array, Array]:
+        loss = batch_loss(network, variables, batch, hyper.label_smoothing)
         return loss, loss
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
@@ -87,11 +89,13 @@ def dis_pfl(
         del key, world, hyper, heard, batches
         return agent, None, Message(by_name(agent.masks), by_name(agent.variables)), {}
 
-    def growth(key: Key[Array, ""], agent: Agent, batches: Batches) -> PyTree[Array]:
+    def growth(key: Key[Array, ""], hyper: Hyper, agent: Agent, batches: Batches) -> PyTree[Array]:
         """Numbers of which the largest say where entries grow."""
         if regrow == "random":
             return draw_like(key, agent.variables, jax.random.uniform)
-        gradient, *_ = direction(loss_fn, optax.identity(), agent.variables, optax.EmptyState(), batches.extra)
+        gradient, *_ = direction(
+            partial(loss_fn, hyper), optax.identity(), agent.variables, optax.EmptyState(), batches.extra
+        )
         return jax.tree.map(jnp.abs, gradient)
 
     def receive(
@@ -99,10 +103,10 @@ def dis_pfl(
     ) -> tuple[Agent, dict[str, Array]]:
         del carry
         trained = jax.tree.map(lambda bits, w: masks.unpack(bits, w.shape) != 0, agent.masks, agent.variables)
-        mask = pruned_and_regrown(world, hyper, agent.variables, trained, growth(key, agent, batches))
+        mask = pruned_and_regrown(world, hyper, agent.variables, trained, growth(key, hyper, agent, batches))
         averaged = where_kept(average(agent.variables, trained, heard), mask)
         variables, state, _, loss = local_steps(
-            loss_fn,
+            partial(loss_fn, hyper),
             rule,
             averaged,
             agent.optimizer,

@@ -49,6 +49,7 @@ class Hyper(NamedTuple):
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
     mixing_step: float | Float[Array, ""] = 0.5  # γ
     noise: float | Float[Array, ""] = 0.8  # ν
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 class Agent(NamedTuple):
@@ -125,7 +126,7 @@ def fedmrn(network: Network, *, optimizer: optax.GradientTransformation | None =
 
 def learning(hyper: Hyper) -> local.Hyper:
     """The settings of the local steps."""
-    return local.Hyper(hyper.lr, hyper.weight_decay)
+    return local.Hyper(hyper.lr, hyper.weight_decay, hyper.label_smoothing)
 
 
 @reproducible

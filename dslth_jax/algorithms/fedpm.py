@@ -35,6 +35,7 @@ class Hyper(NamedTuple):
 
     lr: float | Float[Array, ""] = 0.1  # η
     clamp: float | Float[Array, ""] = 0.01  # how close to 0 and 1 a mean mask may be
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = None) -> Algorithm:
@@ -44,9 +45,9 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
     def mask_of(key: Key[Array, ""], scores: Scores) -> Scores:
         return keep_whole(network.roles, drawn(key, scores))
 
-    def loss_fn(world: World, scores: Scores, sample: tuple[Array, Batch]) -> tuple[Array, Array]:
+    def loss_fn(world: World, hyper: Hyper, scores: Scores, sample: tuple[Array, Batch]) -> tuple[Array, Array]:
         key, batch = sample
-        loss = batch_loss(network, masked_model(world, None, mask_of(key, scores)), batch)
+        loss = batch_loss(network, masked_model(world, None, mask_of(key, scores)), batch, hyper.label_smoothing)
         return loss, loss
 
     @reproducible
@@ -63,7 +64,7 @@ def fedpm(network: Network, *, optimizer: optax.GradientTransformation | None = 
         del heard
         keys = jax.random.split(key, batches.steps.labels.shape[0] + 1)
         samples = (keys[:-1], batches.steps)
-        objective = lambda scores, sample: loss_fn(world, scores, sample)  # noqa: E731
+        objective = lambda scores, sample: loss_fn(world, hyper, scores, sample)  # noqa: E731
         scores, state, _, loss = local_steps(objective, rule, *agent[:2], samples, lr=hyper.lr)
         message = packed(mask_of(keys[-1], scores))
         return Agent(scores, state), message.masks, message, {"loss": loss}

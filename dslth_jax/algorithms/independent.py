@@ -25,6 +25,7 @@ class Hyper(NamedTuple):
     lr: float | Float[Array, ""] = 10.0  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
     group_lasso: float | Float[Array, ""] = 0.0  # λ
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 def independent(network: Network, **switches: Any) -> Algorithm:

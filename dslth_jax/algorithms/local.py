@@ -8,6 +8,7 @@ All agents start from the shared random weights and biases.
 """
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any, NamedTuple
 
 import optax
@@ -23,6 +24,7 @@ class Hyper(NamedTuple):
 
     lr: float | Float[Array, ""] = 0.05  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 class Agent(NamedTuple):
@@ -45,8 +47,8 @@ def local(
     """
     rule = optimizer or optax.identity()
 
-    def loss_fn(variables: Any, batch: Batch) -> tuple[Array, Array]:
-        loss = batch_loss(network, variables, batch)
+    def loss_fn(hyper: Hyper, variables: Any, batch: Batch) -> tuple[Array, Array]:
+        loss = batch_loss(network, variables, batch, hyper.label_smoothing)
         return loss, loss
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:
@@ -65,7 +67,7 @@ def local(
     ) -> tuple[Agent, dict[str, Array]]:
         del key, world, carry, heard
         variables, state, _, loss = local_steps(
-            loss_fn,
+            partial(loss_fn, hyper),
             rule,
             *agent,
             batches.steps,

@@ -41,6 +41,7 @@ class Hyper(NamedTuple):
     kept: PyTree[Int[Array, ""]]  # entries that the own mask keeps, one number a layer: see `retention.kept_by_layer`
     lr: float | Float[Array, ""] = 10.0  # η
     weight_decay: float | Float[Array, ""] = 5e-4  # wd
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 def mask_mean(
@@ -82,7 +83,8 @@ def mask_mean(
         del key
 
         def loss_fn(scores: Scores, batch: Batch) -> tuple[Array, Array]:
-            loss = batch_loss(network, majority_model(world, majority(hyper, scores, heard)), batch)
+            variables = majority_model(world, majority(hyper, scores, heard))
+            loss = batch_loss(network, variables, batch, hyper.label_smoothing)
             return loss, loss
 
         scores, state, _, loss = local_steps(

@@ -90,6 +90,7 @@ class Hyper(NamedTuple):
     group_lasso: float | Float[Array, ""] = 0.0  # λ; where a controller finds it, a `channels.Pressure` for each layer
     amplitude: float | Float[Array, ""] = 1.0  # a factor on the adaptive amplitude a
     force: float | Float[Array, ""] = 1.0  # κ
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε, of the loss
 
 
 class Agent(NamedTuple):
@@ -176,7 +177,7 @@ def mce_pl(
 
     def loss_fn(scores: Scores, world: World, hyper: Hyper, heard: Heard, batch: Batch) -> tuple[Array, Array]:
         variables, _ = personal_model(world, fused(hyper, scores, heard), hyper.kept, roles, mask_rule)
-        data_loss = batch_loss(network, variables, batch)
+        data_loss = batch_loss(network, variables, batch, hyper.label_smoothing)
         if group_lasso_form == "proximal":
             return data_loss, data_loss
         kernels = scores if penalty_on == "scores" else fused(hyper, scores, heard)

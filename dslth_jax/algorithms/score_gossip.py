@@ -55,6 +55,7 @@ class Hyper(NamedTuple):
     group_lasso: float | Float[Array, ""] = 0.0  # λ
     mixing_step: float | Float[Array, ""] = 0.5  # γ
     follow: float | Float[Array, ""] = 0.0  # ν
+    label_smoothing: float | Float[Array, ""] = 0.0  # ε
 
 
 MOVED = ("scores", "optimizer", "stepped")  # what the local step moves

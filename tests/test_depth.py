@@ -135,6 +135,8 @@ def test_exits_predict_together_and_learn_from_each_other(images, x64):
     likely = np.log(np.exp(found) / np.exp(found).sum(-1, keepdims=True))
     losses = -np.mean([[own[i, i] for i in range(3)] for own in likely])
     np.testing.assert_allclose(batch_loss(plain, variables, batch), losses, rtol=1e-12)
+    smoothed = 0.9 * losses - 0.1 * likely[:, :3].mean()  # a tenth of each label is of all classes alike
+    np.testing.assert_allclose(batch_loss(plain, variables, batch, 0.1), smoothed, rtol=1e-12)
     more = np.mean(distillation(jnp.asarray(found))[:3])
     np.testing.assert_allclose(batch_loss(distilled, variables, batch), losses + more, rtol=1e-12)
 

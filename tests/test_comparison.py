@@ -45,8 +45,8 @@ def tiny_network(monkeypatch):
         (validation, [], 4),
         (ablation, [], 4),
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 8, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.2,0.4"], 12, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 11, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.2,0.4"], 16, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 8, marks=pytest.mark.slow),
         pytest.param(
@@ -116,7 +116,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         validation: 2,
         width: 5,
     }  # whose table says what arms gain
-    gaining = 3 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
+    gaining = 4 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
     assert sum("±" in line and " to " in line for line in table) == gaining
     if experiment is validation:
         assert [rows[f"{what}: alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]

@@ -296,6 +296,7 @@ class Population:
             return
         if self.switches.fine_tune_gradient == "recomputed":
             step, _ = self.direction(agent, settings, heard, batch)
+        step = self.of_the_living(agent, step)  # without what has died since it was found
         for layer, z in self.scores[agent].items():
             weight = kept[layer] > 0 if self.switches.fine_tune_weight == "touched" else kept[layer]
             self.scores[agent][layer] = z - settings["fine_tune_lr"] * step[layer] * weight

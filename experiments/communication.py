@@ -4,9 +4,9 @@
     python -m experiments.communication --data-dir FOLDER  # CIFAR-10 at 16 x 16 pixels, 20 agents, 300 rounds
 
 Megabytes are what a method sends over all links: masks as real, entropy-coded messages, weights as float32, sparse
-weights with the bitmap of their mask. A retention is that of all layers; where no other is named it is the preset's.
-Masks are exchanged every ten rounds; FedPM, for one, learns nothing where it exchanges after every step. See
-experiments/RESULTS.md.
+weights with the bitmap of their mask. Where an arm names a retention, masks keep that share of every layer, and Dis-PFL
+that share of all parameters. Masks are exchanged every ten rounds; FedPM, for one, learns nothing where it exchanges
+after every step. See experiments/RESULTS.md.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
 # Ways of which what is sent does not depend on a retention, and ways of which it does.
 ONCE = ("gossip, following", "weights", "weights, personal head", "weights, alone", "fedpm", "fedmrn, personal head")
-SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl", "dis-pfl, personal head")
+SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Communication(Proxy):
         arms = {name: known[name] for name in ONCE}
         for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:
-                everywhere = {} if name.startswith("dis-pfl") else {"linear_retention": "same"}
+                everywhere = {} if name == "dis-pfl" else {"linear_retention": "same"}
                 arms[f"retention {retention:g}: {name}"] = known[name] | {"retention": retention} | everywhere
         return arms
 

@@ -12,7 +12,7 @@ from tiny import use_tiny_network
 from dslth_jax.study import commands
 from dslth_jax.study.config import command
 from dslth_jax.study.results import compared, gains, pictures, points
-from dslth_jax.study.results.plots import Panel, numbers_of_seeds
+from dslth_jax.study.results.plots import Panel, named, numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
 from experiments import (
@@ -45,8 +45,8 @@ def tiny_network(monkeypatch):
         (validation, [], 4),
         (ablation, [], 4),
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 11, marks=pytest.mark.slow),
-        pytest.param(communication, ["--retentions", "0.2,0.4"], 16, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 10, marks=pytest.mark.slow),
+        pytest.param(communication, ["--retentions", "0.2,0.4"], 14, marks=pytest.mark.slow),
         (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 8, marks=pytest.mark.slow),
         pytest.param(
@@ -116,7 +116,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         validation: 2,
         width: 5,
     }  # whose table says what arms gain
-    gaining = 4 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
+    gaining = 3 * (1 + flags[1].count(",")) if experiment is communication else grouped.get(experiment, 0)
     assert sum("±" in line and " to " in line for line in table) == gaining
     if experiment is validation:
         assert [rows[f"{what}: alone"]["bitmap_mb"] for what in ("weights", "masks")] == ["", ""]
@@ -163,6 +163,11 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     tensor = {"fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
     assert arms["retention 0.3: aggregation tensor"] == {"amplitude": 0.5, **tensor, **heard}
     assert arms["retention 0.3: alone"] == {"algorithm": "independent", "lr": "0.002@cosine", **masks}
+
+
+def test_a_figure_of_all_methods_tells_them_apart():
+    _, arms = own_of(communication.Communication, communication)
+    assert named(len(arms)) == len(arms)
 
 
 def test_messages_of_arms_are_all_encoded_and_their_defaults_their_own():

@@ -139,6 +139,7 @@ def test_exits_predict_together_and_learn_from_each_other(images, x64):
     np.testing.assert_allclose(batch_loss(plain, variables, batch, 0.1), smoothed, rtol=1e-12)
     more = np.mean(distillation(jnp.asarray(found))[:3])
     np.testing.assert_allclose(batch_loss(distilled, variables, batch), losses + more, rtol=1e-12)
+    np.testing.assert_allclose(batch_loss(distilled, variables, batch, 0.1), smoothed + more, rtol=1e-12)
 
 
 @pytest.fixture

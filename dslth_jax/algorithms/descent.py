@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from dslth_jax.algorithm import Batch, belongs_to, by_name, with_names
 from dslth_jax.networks.network import Network
@@ -19,19 +19,32 @@ Loss: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
 def batch_loss(network: Network, variables: Any, batch: Batch, label_smoothing: Number = 0.0) -> Float[Array, ""]:
-    """Cross-entropy of one minibatch in nats, the mean over the samples that are present; of a network with exits the
-    mean over these, with what they learn from each other.
-
-    With `label_smoothing` ε (in [0, 1]) it is to labels that are (1 − ε) of the true class and ε of all classes alike
-    (Szegedy et al., CVPR 2016).
-    """
-    one_exit = network.exits is None
-    logits = network.apply(variables, batch.images) if one_exit else network.exits(variables, batch.images)
-    labels = optax.smooth_labels(jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-    losses = optax.softmax_cross_entropy(logits, labels)  # labels are the same for each exit
-    if not one_exit:
-        losses = jnp.mean(losses, axis=0) + (distillation(logits) if network.distils else 0)
+    """The loss of one minibatch in nats, `cross_entropy` averaged over the samples that are present; of a network with
+    exits the mean over these, with what they learn from each other."""
+    if network.exits is None:
+        losses = cross_entropy(network.apply(variables, batch.images), batch.labels, label_smoothing)
+    else:
+        logits = network.exits(variables, batch.images)
+        own = jax.vmap(cross_entropy, in_axes=(0, None, None))(logits, batch.labels, label_smoothing)
+        losses = jnp.mean(own, axis=0) + (distillation(logits) if network.distils else 0)
     return jnp.sum(jnp.where(batch.present, losses, 0)) / jnp.sum(batch.present)
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, "batch"], label_smoothing: Number = 0.0
+) -> Float[Array, "batch"]:
+    """The cross-entropy of each sample in nats.
+
+    With `label_smoothing` ε in [0, 1) every label gives a share ε to all classes alike, those that the agent never
+    sees among them (Szegedy et al., CVPR 2016).
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> [round(float(cross_entropy(logits, jnp.array([0]), share)[0]), 4) for share in (0.0, 0.3)]
+    [0.6931, 0.8318]
+    """
+    own = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    to_all = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+    return own + label_smoothing * (to_all - own)
 
 
 def distillation(logits: Float[Array, "exits batch classes"]) -> Float[Array, "batch"]:

@@ -160,7 +160,7 @@ class Method:
     amplitude: float | str = setting(1.0, bounds=REAL, scheduled=True, needs=("fusion", "tensor"))
     """Factor on the adaptive amplitude with which neighbours' masks enter the aggregation tensor."""
     label_smoothing: float | str = setting(0.0, bounds="[0, 1)", scheduled=True)
-    """Share of a label that the loss gives to all classes alike; reported losses are to such labels too."""
+    """Share of every label that goes to all classes alike in training; reported losses are to such labels, too."""
     group_lasso: float | str | None = setting(None, bounds=REAL, scheduled=True)
     """Weight of the group lasso over output filters and rows; a proximal step shrinks their norms by lr times it (or,
     where it is relative, see there)."""

@@ -107,7 +107,6 @@ def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
         "weights": {"algorithm": "dsgd", "lr": "0.05@cosine"},
         "weights, personal head": {"algorithm": "dsgd", **head, "lr": "0.1@cosine"},
         "dis-pfl": {"algorithm": "dis-pfl", "lr": "0.8@cosine"},
-        "dis-pfl, personal head": {"algorithm": "dis-pfl", **head, "lr": "0.8@cosine"},
         "fedpm": {"algorithm": "fedpm", "exchange_every": every, "lr": "1.6@cosine"},
         "fedmrn, personal head": {"algorithm": "fedmrn", **head, "lr": "0.1@cosine"},
     }

@@ -135,6 +135,15 @@ FORMS = {
     "dense": (with_ones(803, 783), entropy.CODED | entropy.INVERTED),
     "few flips": (with_ones(803, 300, seed=1) ^ with_ones(803, 9), entropy.CODED | entropy.FLIPS),
     "many flips": (~with_ones(803, 300, seed=1) ^ with_ones(803, 9), entropy.CODED | entropy.FLIPS | entropy.INVERTED),
+    "few of the kept flip": (
+        with_ones(803, 300, seed=1) & ~with_ones(803, 160),
+        entropy.SPLIT | entropy.FLIPS,
+    ),
+    "most of the kept flip": (
+        with_ones(803, 300, seed=1) & ~with_ones(803, 670, seed=2)
+        | ~with_ones(803, 300, seed=1) & with_ones(803, 400, seed=3),
+        entropy.SPLIT | entropy.FLIPS,
+    ),
     "no entry": (with_ones(0, 0), entropy.EMPTY),
     "an entry": (with_ones(1, 1), entropy.EMPTY | entropy.INVERTED),
 }
@@ -165,18 +174,17 @@ def test_padding_does_not_matter(size):
         assert_same(decode(message, [(size,)], past=dirty._replace(round=1)), clean)
 
 
-def test_the_format_is_what_version_1_wrote():
+def test_the_format_is_what_version_2_wrote():
     """A change that writes or reads other bytes must be seen, one of constriction too: the ends of a link are two."""
     shapes = [(30, 30), (10,)]
     mask = sent(2, [np.arange(900) % 10 == 0, np.arange(10) % 2 == 0])
     past = sent(1, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 100 == 7), np.arange(10) % 3 == 0])
     key_frame = (
-        "444d01030000000200000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e835d"
-        "eea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb0350b7e8b9524acdbc"
+        "444d02030000000200000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e835d"
+        "eea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb036be130a7efc9ee82"
     )
     flips = (
-        "444d01030000000200000001000000c74de74c18a4d0c2d0cf1d13644716470a0900011f00cabc7347f0e378dab934ee01f5edf128de"
-        "53e6b8"
+        "444d02030000000200000001000000c74de74c18a4d0c2d0cf1d13644716470b000209011f00f33cdc158a34da64252a23f3a1f36080"
     )
     for message, against in ((key_frame, None), (flips, past)):
         assert encode(mask, shapes, past=against).hex() == message
@@ -188,7 +196,7 @@ def test_the_format_is_what_version_1_wrote():
 
 def information(mask):
     """The oracle of a layer's length: its entropy, in bits, by numpy alone."""
-    share = np.array([mask.mean(), 1 - mask.mean()])
+    share = np.array([mask.mean(), 1 - mask.mean()]) if mask.size else np.zeros(2)
     return float(-mask.size * (share * np.log2(share, where=share > 0, out=np.zeros(2))).sum())
 
 
@@ -210,7 +218,8 @@ def test_padding_counts_in_what_a_layer_costs():
 
 @pytest.mark.parametrize("rate", [None, 0.05, 0.0005, 0.00001, 0])
 def test_a_mask_of_alexnet_has_the_length_of_its_entropy(rate):
-    """Fresh, within a thousandth; and flips within the header and 30 bytes, of which layers' counts are 18."""
+    """Fresh, within a thousandth; and flips, of what the mask before keeps and of the rest, within the header and 50
+    bytes, of which layers' forms and counts are 49 at most."""
     sizes = [size for (size,) in ALEXNET]
     layers = [with_ones(size, int(share * size), seed=0) for size, share in zip(sizes, DENSITIES, strict=True)]
     flips = layers if rate is None else [with_ones(size, round(rate * size), seed=1) for size in sizes]
@@ -218,8 +227,27 @@ def test_a_mask_of_alexnet_has_the_length_of_its_entropy(rate):
     past = None if rate is None else SentMask(0, 0, [quickly_packed(a ^ b) for a, b in zip(layers, flips, strict=True)])
     message = encode(mask, ALEXNET, past=past)
     assert_same(decode(message, ALEXNET, past=past), mask)
-    limit = sum(map(information, flips)) / 8
-    assert limit < len(message) < 1.001 * limit + HEADER + CHECKSUM + 30
+    parts = flips
+    if rate is not None:
+        before = [a ^ b for a, b in zip(layers, flips, strict=True)]
+        parts = [own[old == kept] for own, old in zip(flips, before, strict=True) for kept in (False, True)]
+    limit = sum(map(information, parts)) / 8
+    assert limit < len(message) < 1.001 * limit + HEADER + CHECKSUM + (30 if rate is None else 50)
+
+
+@settings
+@hypothesis.given(st.integers(200, 40_000), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
+def test_flips_take_no_more_than_their_entropy_given_the_past(size, share, lost, won, seed):
+    """Whatever share of a layer a mask keeps, loses and wins."""
+    random = np.random.default_rng(seed)
+    before = with_ones(size, int(share * size), seed)
+    flips = random.random(size) < np.where(before, lost, won)
+    past, mask, shapes = sent(0, [before]), sent(1, [before ^ flips]), [(size,)]
+    message = encode(mask, shapes, past=past)
+    assert_same(decode(message, shapes, past=past), mask)
+    limit = (information(flips[before]) + information(flips[~before])) / 8
+    overhead = HEADER + CHECKSUM + 3 + 2 * -(-size.bit_length() // 8)  # forms and counts
+    assert len(message) <= 1.001 * limit + overhead + 8
 
 
 # What both ends of a link remember.
@@ -447,7 +475,7 @@ def rewritten(message, at, new):
     ("at", "new", "said"),
     [
         (0, b"XX", "starts with b'DM' was expected, got b'XX'"),
-        (2, b"\x02", "a message of format 1 was expected, got 2: both ends need one release"),
+        (2, b"\x03", "a message of format 2 was expected, got 3: both ends need one release"),
         (15, bytes(4), r"layers of shapes \[\(6, 7\), \(3,\), \(100,\)\] were expected, got others"),
         (
             3,
@@ -522,10 +550,11 @@ OTHER = encode(sent(1, [with_ones(900, 90, seed=1), with_ones(10, 5)]), [(900,),
         (b"", "layer 0 of 2 is missing"),
         (b"\x00", "layer 1 of 2 is missing"),
         (b"\x00\x00\x00", "1 bytes are left over"),
-        (b"\x03\x00", "layer 0 has the unknown form 3"),
-        (b"\x00\x10", "layer 1 has the unknown form 16"),
-        (b"\x00\xff", "layer 1 has the unknown form 255"),
+        (b"\x03\x00", "layer 0 of 2 has the unknown form 3"),
+        (b"\x00\x10", "layer 1 of 2 has the unknown form 16"),
+        (b"\x00\xff", "layer 1 of 2 has the unknown form 255"),
         (b"\x08\x00", "layer 0 needs a past mask"),
+        (b"\x0b\x00\x00\x00", "layer 0 needs a past mask"),
         (b"\x00\x01", "buffer"),
         (b"\x00\x01\x03", "buffer is smaller"),
         (b"\x00\x02\x00", "a count of ones must lie from 1 to 5, got 0"),
@@ -545,6 +574,26 @@ def test_a_body_that_is_none_is_refused_whatever_its_checksum(body, said):
     assert_same(decode(forged(message), shapes), sent(1, [with_ones(900, 90), with_ones(10, 5)]))
     with pytest.raises(CodecError, match=said):
         decode(forged(message[:HEADER] + body + bytes(CHECKSUM)), shapes)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"\x0b", "a part of layer 0 is missing"),
+        (b"\x0b\x00", "a part of layer 0 is missing"),
+        (b"\x0b\x00\x08", "a part of layer 0 has the unknown form 8"),
+        (b"\x0b\x0b\x00\x00\x00", "a part of layer 0 has the unknown form 11"),
+        (b"\x0b\x00\x02\xff", "a count of ones must lie from 1 to 45, got 255"),
+        (b"\x0b\x00\x04", "the decoded mask is not the one sent"),
+    ],
+)
+def test_parts_that_are_none_are_refused(body, said):
+    """Of what differs from a mask of 90 entries."""
+    shapes, past = [(900,)], sent(0, [with_ones(900, 90)])
+    message = encode(sent(1, [with_ones(900, 90) & with_ones(900, 450, seed=2)]), shapes, past=past)
+    assert message[HEADER] == entropy.SPLIT | entropy.FLIPS
+    with pytest.raises(CodecError, match=said):
+        decode(forged(message[:HEADER] + body + bytes(CHECKSUM)), shapes, past=past)
 
 
 def test_a_coder_that_rounds_otherwise_is_seen(monkeypatch):

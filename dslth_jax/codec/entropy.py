@@ -1,32 +1,40 @@
 """Layers of packed bits <-> the fewest bytes, exactly. Host side; the only file that imports constriction, where used.
 
 Each layer goes in its cheapest form: a bitmap, or entropy coded with one density, of its bits or of what differs from
-an earlier mask's. A layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them,
-and those of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
+an earlier mask's; or what differs is split into what the earlier mask keeps and what it does not, each part in its own
+cheapest form. (A mask that keeps a tenth of a layer before and after loses as many entries as it wins, but nine times
+as large a share of those that it had.) A layer of zeros only, of ones only, or as before costs a byte. Bits lie as
+`masks.pack` lays them, and those of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda
+et al., 2015).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-EMPTY, BITMAP, CODED = range(3)  # forms of a layer, to which are added:
+EMPTY, BITMAP, CODED, SPLIT = range(4)  # forms of a layer, to which are added:
 INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the past
-FORMS = {form | flags for form in (EMPTY, BITMAP, CODED) for flags in (0, INVERTED, FLIPS, INVERTED | FLIPS)}
+KIND = 3  # what a form is without these
+OF_PARTS = {form | flag for form in (EMPTY, BITMAP, CODED) for flag in (0, INVERTED)}
+FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | {SPLIT | FLIPS}
+PARTS = 2  # of a split layer, each with a byte for its form
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
 
 Bits = UInt8[np.ndarray, "_"]
 
 
 class _Layer(NamedTuple):
-    """A layer as it is sent, at most half of its bits ones."""
+    """A layer as it is sent, or a part of one; at most half of its bits are ones."""
 
     form: int
+    size: int
     bits: Bits
     ones: int = 0
     cost: float = 0  # bits on the link
+    parts: tuple["_Layer", ...] = ()  # of a split one: what differs where the past is 0, and where it is 1
 
 
 def shorten(
@@ -46,7 +54,7 @@ def shorten(
     (b'\\x00\\x01\\x01\\x12', False)
     """
     plan = min((_plan(layers, sizes, past, coding) for coding in sorted({False, coded})), key=_cost)
-    return _write(plan, sizes), any(layer.form & FLIPS for layer in plan)
+    return _write(plan), any(layer.form & FLIPS for layer in plan)
 
 
 def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = None) -> list[Bits]:
@@ -58,11 +66,12 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = Non
     [1, 18]
     """
     layers = []
-    for index, (layer, size) in enumerate(zip(_read(body, sizes), sizes, strict=True)):
-        bits = layer.bits ^ full(size) if layer.form & INVERTED else layer.bits
-        if layer.form & FLIPS and past is None:
-            raise ValueError(f"layer {index} needs a past mask, got none")
-        layers.append(bits ^ past[index] if layer.form & FLIPS and past is not None else bits)
+    for layer, old in zip(_read(body, sizes, past), past or [None] * len(sizes), strict=True):
+        if layer.form & FLIPS and old is not None:
+            bits = _joined(layer.parts, old) if layer.parts else _upright(layer)
+            layers.append(bits ^ old)
+        else:
+            layers.append(_upright(layer))
     return layers
 
 
@@ -83,36 +92,66 @@ def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Bits] | N
     plan = [_form(bits, size, coded, 0) for bits, size in zip(layers, sizes, strict=True)]
     if past is None:
         return plan
-    flips = [_form(bits ^ old, size, coded, FLIPS) for bits, old, size in zip(layers, past, sizes, strict=True)]
-    return [min(pair, key=lambda layer: layer.cost) for pair in zip(plan, flips, strict=True)]
+    flips = [bits ^ old for bits, old in zip(layers, past, strict=True)]
+    by_flips = [_form(own, size, coded, FLIPS) for own, size in zip(flips, sizes, strict=True)]
+    plan = [min(pair, key=lambda layer: layer.cost) for pair in zip(plan, by_flips, strict=True)]
+    return [_split(*given) for given in zip(plan, flips, past, strict=True)] if coded else plan
 
 
 def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
-    ones = int(np.bitwise_count(bits).sum())
+    ones = ones_of(bits)
     if 2 * ones > size:
         bits, ones, flags = bits ^ full(size), size - ones, flags | INVERTED
     if ones == 0:
-        return _Layer(EMPTY | flags, bits)
-    # Padding is coded as well.
-    length = -ones * math.log2(ones / size) - (8 * bits.size - ones) * math.log2(1 - ones / size) + 8 * _width(size)
+        return _Layer(EMPTY | flags, size, bits)
+    length = _length(ones, size)
     form, cost = (CODED, length) if coded and length < 8 * bits.size else (BITMAP, 8 * bits.size)
-    return _Layer(form | flags, bits, ones, cost)
+    return _Layer(form | flags, size, bits, ones, cost)
+
+
+def _split(layer: _Layer, flips: Bits, old: Bits) -> _Layer:
+    """The layer, or its flips in two parts where these take fewer bits."""
+    if layer.form & KIND == EMPTY:
+        return layer
+    ones, kept = ones_of(flips & old), ones_of(old)
+    cost = sum(_length(*part) for part in ((ones, kept), (ones_of(flips) - ones, layer.size - kept))) + 8 * PARTS
+    if cost >= layer.cost:
+        return layer
+    chosen, entries = entries_of(flips, layer.size), entries_of(old, layer.size)
+    parts = tuple(_form(packed(own), own.size, True, 0) for own in (chosen[entries == 0], chosen[entries == 1]))
+    return _Layer(SPLIT | FLIPS, layer.size, flips, cost=sum(part.cost for part in parts) + 8 * PARTS, parts=parts)
+
+
+def _length(ones: int, size: int) -> float:
+    """The bits of so many entries that are entropy coded with one density; padding is coded as well."""
+    if ones in (0, size):
+        return 0.0
+    padded = 8 * -(-size // 8)
+    return -ones * math.log2(ones / size) - (padded - ones) * math.log2(1 - ones / size) + 8 * _width(size)
+
+
+def _flat(plan: Sequence[_Layer]) -> Iterator[_Layer]:
+    """The layers, each split one before its parts."""
+    for layer in plan:
+        yield layer
+        yield from layer.parts
 
 
 def _cost(plan: list[_Layer]) -> float:
-    return float(sum(layer.cost for layer in plan) + CODE_END * any(layer.form & CODED for layer in plan))
+    coded = any(layer.form & KIND == CODED for layer in _flat(plan))
+    return float(sum(layer.cost for layer in plan) + CODE_END * coded)
 
 
-def _write(plan: list[_Layer], sizes: Sequence[int]) -> bytes:
-    """Each layer's form with its bitmap or count of ones, then one code of all coded layers."""
+def _write(plan: list[_Layer]) -> bytes:
+    """Each layer's form with its bitmap, count of ones or parts, then one code of all that is coded."""
     parts, coded = [], []
-    for layer, size in zip(plan, sizes, strict=True):
+    for layer in _flat(plan):
         parts.append(bytes([layer.form]))
-        if layer.form & BITMAP:
+        if layer.form & KIND == BITMAP:
             parts.append(layer.bits.tobytes())
-        elif layer.form & CODED:
-            parts.append(layer.ones.to_bytes(_width(size), "little"))
-            coded.append((layer.bits.astype(np.int32), _model(layer.ones, size)))
+        elif layer.form & KIND == CODED:
+            parts.append(layer.ones.to_bytes(_width(layer.size), "little"))
+            coded.append((layer.bits.astype(np.int32), _model(layer.ones, layer.size)))
     if coded:
         coder = _constriction().stack.AnsCoder()
         for bits, model in reversed(coded):  # the coder is a stack
@@ -122,40 +161,93 @@ def _write(plan: list[_Layer], sizes: Sequence[int]) -> bytes:
     return b"".join(parts)
 
 
-def _read(body: bytes, sizes: Sequence[int]) -> list[_Layer]:
+def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> list[_Layer]:
     """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
     plan, at = [], 0
     for index, size in enumerate(sizes):
-        if at >= len(body):
-            raise ValueError(f"layer {index} of {len(sizes)} is missing")
-        layer, at = _Layer(body[at], np.zeros(-(-size // 8), np.uint8)), at + 1
-        if layer.form not in FORMS:
-            raise ValueError(f"layer {index} has the unknown form {layer.form}")
-        if layer.form & BITMAP:
-            layer = layer._replace(bits=np.frombuffer(body, np.uint8, layer.bits.size, at))
-            at += layer.bits.size
-        elif layer.form & CODED:
-            layer = layer._replace(ones=int.from_bytes(body[at : at + _width(size)], "little"))
-            at += _width(size)
+        layer, at = _begun(body, at, size, FORMS, f"layer {index} of {len(sizes)}")
+        if layer.form & FLIPS and past is None:
+            raise ValueError(f"layer {index} needs a past mask, got none")
+        if layer.form & KIND == SPLIT and past is not None:
+            kept, parts = ones_of(past[index]), []
+            for number in (size - kept, kept):
+                part, at = _begun(body, at, number, OF_PARTS, f"a part of layer {index}")
+                parts.append(part)
+            layer = layer._replace(parts=tuple(parts))
         plan.append(layer)
-    if any(layer.form & CODED for layer in plan):
+    if any(layer.form & KIND == CODED for layer in _flat(plan)):
         words = np.frombuffer(body[at:] + bytes(-len(body[at:]) % 4), "<u4").astype(np.uint32)
-        return _decoded(plan, sizes, words)
+        return _decoded(plan, words)
     if at < len(body):
         raise ValueError(f"{len(body) - at} bytes are left over")
     return plan
 
 
-def _decoded(plan: list[_Layer], sizes: Sequence[int], words: UInt32[np.ndarray, "_"]) -> list[_Layer]:
-    """The plan with the bits of coded layers."""
-    coder, decoded = _constriction().stack.AnsCoder(words), []
-    for layer, size in zip(plan, sizes, strict=True):
-        if layer.form & CODED:
-            layer = layer._replace(bits=coder.decode(_model(layer.ones, size), layer.bits.size).astype(np.uint8))
-        decoded.append(layer)
+def _begun(body: bytes, at: int, size: int, forms: set[int], what: str) -> tuple[_Layer, int]:
+    """A layer or part with its bitmap or count of ones, read from a place, and the place behind it."""
+    if at >= len(body):
+        raise ValueError(f"{what} is missing")
+    layer, at = _Layer(body[at], size, np.zeros(-(-size // 8), np.uint8)), at + 1
+    if layer.form not in forms:
+        raise ValueError(f"{what} has the unknown form {layer.form}")
+    if layer.form & KIND == BITMAP:
+        return layer._replace(bits=np.frombuffer(body, np.uint8, layer.bits.size, at)), at + layer.bits.size
+    if layer.form & KIND == CODED:
+        width = _width(size)
+        return layer._replace(ones=int.from_bytes(body[at : at + width], "little")), at + width
+    return layer, at
+
+
+def _decoded(plan: list[_Layer], words: UInt32[np.ndarray, "_"]) -> list[_Layer]:
+    """The plan with the bits of all that is coded."""
+    coder = _constriction().stack.AnsCoder(words)
+
+    def decoded(layer: _Layer) -> _Layer:
+        if layer.form & KIND == CODED:
+            layer = layer._replace(bits=coder.decode(_model(layer.ones, layer.size), layer.bits.size).astype(np.uint8))
+        return layer._replace(parts=tuple(map(decoded, layer.parts)))
+
+    plan = list(map(decoded, plan))
     if not coder.is_empty():
         raise ValueError("code is left over")
-    return decoded
+    return plan
+
+
+def _upright(layer: _Layer) -> Bits:
+    """The bits of a layer or part as they were before zeros and ones may have changed places."""
+    return layer.bits ^ full(layer.size) if layer.form & INVERTED else layer.bits
+
+
+def _joined(parts: Sequence[_Layer], old: Bits) -> Bits:
+    """What differs from the past, from what differs where it is 0 and where it is 1."""
+    entries = entries_of(old, sum(part.size for part in parts))
+    for value, part in enumerate(parts):
+        entries[entries == value] = 2 + entries_of(_upright(part), part.size)
+    return packed(entries - 2)
+
+
+def ones_of(bits: Bits) -> int:
+    """How many of the bits are 1."""
+    return int(np.bitwise_count(bits).sum())
+
+
+def entries_of(bits: Bits, size: int) -> UInt8[np.ndarray, "size"]:
+    """The entries, 0 or 1, of a layer of packed bits.
+
+    >>> entries_of(np.array([1, 18], np.uint8), 10).tolist()
+    [1, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    """
+    return np.unpackbits(bits[None], axis=0, bitorder="little").reshape(-1)[:size]
+
+
+def packed(entries: UInt8[np.ndarray, "_"]) -> Bits:
+    """The packed bits of a layer's entries, padding bits 0; see `masks.pack`.
+
+    >>> packed(entries_of(np.array([1, 18], np.uint8), 10)).tolist()
+    [1, 18]
+    """
+    count = -(-entries.size // 8)
+    return np.packbits(np.pad(entries, (0, 8 * count - entries.size)).reshape(8, count), axis=0, bitorder="little")[0]
 
 
 def _model(ones: int, size: int) -> Any:

@@ -27,7 +27,7 @@ import numpy as np
 
 from dslth_jax.codec.entropy import Bits, full, restore, shorten
 
-MAGIC, SCALED, VERSION = b"DM", b"DS", 1  # what is written in another way is not read
+MAGIC, SCALED, VERSION = b"DM", b"DS", 2  # what is written in another way is not read
 HEADER = struct.Struct("<2sBIII4s4s8s")
 CHECKSUM = 8  # bytes
 

@@ -184,7 +184,7 @@ def test_the_format_is_what_version_2_wrote():
         "eea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb036be130a7efc9ee82"
     )
     flips = (
-        "444d02030000000200000001000000c74de74c18a4d0c2d0cf1d13644716470b000209011f00f33cdc158a34da64252a23f3a1f36080"
+        "444d02030000000200000001000000c74de74c18a4d0c2d0cf1d13644716470b000209011f006d3e4d580e04b86a7a1957062bf264cc"
     )
     for message, against in ((key_frame, None), (flips, past)):
         assert encode(mask, shapes, past=against).hex() == message

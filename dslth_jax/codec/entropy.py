@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Int64, UInt8, UInt32
 
 EMPTY, BITMAP, CODED, SPLIT = range(4)  # forms of a layer, to which are added:
 INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the past
@@ -24,6 +24,7 @@ PARTS = 2  # of a split layer, each with a byte for its form
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
 
 Bits = UInt8[np.ndarray, "_"]
+Places = Int64[np.ndarray, "_"]
 
 
 class _Layer(NamedTuple):
@@ -113,13 +114,32 @@ def _split(layer: _Layer, flips: Bits, old: Bits) -> _Layer:
     """The layer, or its flips in two parts where these take fewer bits."""
     if layer.form & KIND == EMPTY:
         return layer
-    ones, kept = ones_of(flips & old), ones_of(old)
-    cost = sum(_length(*part) for part in ((ones, kept), (ones_of(flips) - ones, layer.size - kept))) + 8 * PARTS
-    if cost >= layer.cost:
+    lost, kept = ones_of(flips & old), ones_of(old)
+    sizes = (layer.size - kept, kept)  # of the parts
+    if _length(ones_of(flips) - lost, sizes[0]) + _length(lost, sizes[1]) + 8 * PARTS >= layer.cost:
         return layer
-    chosen, entries = entries_of(flips, layer.size), entries_of(old, layer.size)
-    parts = tuple(_form(packed(own), own.size, True, 0) for own in (chosen[entries == 0], chosen[entries == 1]))
+    places = _ranks(flips, old, layer.size)
+    parts = tuple(_form(packed(own, size), size, True, 0) for own, size in zip(places, sizes, strict=True))
     return _Layer(SPLIT | FLIPS, layer.size, flips, cost=sum(part.cost for part in parts) + 8 * PARTS, parts=parts)
+
+
+def _ranks(flips: Bits, old: Bits, size: int) -> tuple[Places, Places]:
+    """The places of flips among the entries that the past lacks, and among those that it keeps; in the order of bytes,
+    and in each from the lowest bit, without padding."""
+    at = np.flatnonzero(np.unpackbits(flips, bitorder="little"))
+    byte, bit = at >> 3, (at & 7).astype(np.uint8)
+    ones = np.bitwise_count(old)
+    before = (np.cumsum(ones, dtype=np.int64) - ones)[byte]
+    before += np.bitwise_count(old[byte] & ((np.uint8(1) << bit) - np.uint8(1)))
+    kept = (old[byte] >> bit) & 1 == 1
+    lacked = at[~kept]
+    return lacked - before[~kept] - np.searchsorted(_padding(size), lacked), before[kept]
+
+
+def _padding(size: int) -> Places:
+    """The places of padding in that order."""
+    count = -(-size // 8)
+    return np.sort(np.array([entry % count * 8 + entry // count for entry in range(size, 8 * count)], np.int64))
 
 
 def _length(ones: int, size: int) -> float:
@@ -220,10 +240,11 @@ def _upright(layer: _Layer) -> Bits:
 
 def _joined(parts: Sequence[_Layer], old: Bits) -> Bits:
     """What differs from the past, from what differs where it is 0 and where it is 1."""
-    entries = entries_of(old, sum(part.size for part in parts))
+    entries, flips = np.unpackbits(old, bitorder="little"), np.zeros(8 * old.size, np.uint8)
+    entries[_padding(sum(part.size for part in parts))] = len(parts)
     for value, part in enumerate(parts):
-        entries[entries == value] = 2 + entries_of(_upright(part), part.size)
-    return packed(entries - 2)
+        flips[np.flatnonzero(entries == value)[places_of(_upright(part))]] = 1
+    return np.packbits(flips, bitorder="little")
 
 
 def ones_of(bits: Bits) -> int:
@@ -231,23 +252,25 @@ def ones_of(bits: Bits) -> int:
     return int(np.bitwise_count(bits).sum())
 
 
-def entries_of(bits: Bits, size: int) -> UInt8[np.ndarray, "size"]:
-    """The entries, 0 or 1, of a layer of packed bits.
+def places_of(bits: Bits) -> Places:
+    """Which entries of packed bits are 1.
 
-    >>> entries_of(np.array([1, 18], np.uint8), 10).tolist()
-    [1, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    >>> places_of(np.array([1, 18], np.uint8)).tolist()
+    [0, 3, 9]
     """
-    return np.unpackbits(bits[None], axis=0, bitorder="little").reshape(-1)[:size]
+    return np.flatnonzero((bits >> np.arange(8, dtype=np.uint8)[:, None]) & 1)
 
 
-def packed(entries: UInt8[np.ndarray, "_"]) -> Bits:
-    """The packed bits of a layer's entries, padding bits 0; see `masks.pack`.
+def packed(places: Places, size: int) -> Bits:
+    """The packed bits of so many entries that are 1 at these places and else 0; see `masks.pack`.
 
-    >>> packed(entries_of(np.array([1, 18], np.uint8), 10)).tolist()
+    >>> packed(np.array([0, 3, 9]), 10).tolist()
     [1, 18]
     """
-    count = -(-entries.size // 8)
-    return np.packbits(np.pad(entries, (0, 8 * count - entries.size)).reshape(8, count), axis=0, bitorder="little")[0]
+    count = -(-size // 8)
+    entries = np.zeros((8, count), np.uint8)
+    entries.reshape(-1)[places] = 1
+    return np.bitwise_or.reduce(entries << np.arange(8, dtype=np.uint8)[:, None], axis=0)
 
 
 def _model(ones: int, size: int) -> Any:

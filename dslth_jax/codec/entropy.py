@@ -28,7 +28,7 @@ Places = Int64[np.ndarray, "_"]
 
 
 class _Layer(NamedTuple):
-    """A layer as it is sent, or a part of one; at most half of its bits are ones."""
+    """A layer as it is sent, or a part of one; at most half of its bits are ones, but where it is split."""
 
     form: int
     size: int
@@ -46,7 +46,7 @@ def shorten(
     Args:
         layers: what is sent, padding bits 0.
         sizes: entries of each layer.
-        past: an earlier mask's layers, or None.
+        past: an earlier mask's layers, padding bits 0, or None.
         coded: False leaves entropy coding out.
 
     Raises an ImportError where constriction is missing and would be used.
@@ -103,24 +103,31 @@ def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
     ones = ones_of(bits)
     if 2 * ones > size:
         bits, ones, flags = bits ^ full(size), size - ones, flags | INVERTED
-    if ones == 0:
-        return _Layer(EMPTY | flags, size, bits)
-    length = _length(ones, size)
-    form, cost = (CODED, length) if coded and length < 8 * bits.size else (BITMAP, 8 * bits.size)
-    return _Layer(form | flags, size, bits, ones, cost)
+    kind, cost = _cheapest(ones, size, coded)
+    return _Layer(kind | flags, size, bits, ones, cost)
 
 
 def _split(layer: _Layer, flips: Bits, old: Bits) -> _Layer:
     """The layer, or its flips in two parts where these take fewer bits."""
-    if layer.form & KIND == EMPTY:
-        return layer
     lost, kept = ones_of(flips & old), ones_of(old)
-    sizes = (layer.size - kept, kept)  # of the parts
-    if _length(ones_of(flips) - lost, sizes[0]) + _length(lost, sizes[1]) + 8 * PARTS >= layer.cost:
+    ones, sizes = (ones_of(flips) - lost, lost), (layer.size - kept, kept)  # of the parts
+    cost = 8 * PARTS + sum(_cheapest(*part, True)[1] for part in zip(ones, sizes, strict=True))
+    if cost >= layer.cost:
         return layer
     places = _ranks(flips, old, layer.size)
     parts = tuple(_form(packed(own, size), size, True, 0) for own, size in zip(places, sizes, strict=True))
-    return _Layer(SPLIT | FLIPS, layer.size, flips, cost=sum(part.cost for part in parts) + 8 * PARTS, parts=parts)
+    return _Layer(SPLIT | FLIPS, layer.size, flips, cost=cost, parts=parts)
+
+
+def _cheapest(ones: int, size: int, coded: bool) -> tuple[int, float]:
+    """The cheapest form of so many entries, of which so many are ones, and its bits. The rarer value is coded, and
+    padding as well."""
+    ones = min(ones, size - ones)
+    if ones == 0:
+        return EMPTY, 0.0
+    bitmap = 8 * -(-size // 8)
+    length = -ones * math.log2(ones / size) - (bitmap - ones) * math.log2(1 - ones / size) + 8 * _width(size)
+    return (CODED, length) if coded and length < bitmap else (BITMAP, float(bitmap))
 
 
 def _ranks(flips: Bits, old: Bits, size: int) -> tuple[Places, Places]:
@@ -140,14 +147,6 @@ def _padding(size: int) -> Places:
     """The places of padding in that order."""
     count = -(-size // 8)
     return np.sort(np.array([entry % count * 8 + entry // count for entry in range(size, 8 * count)], np.int64))
-
-
-def _length(ones: int, size: int) -> float:
-    """The bits of so many entries that are entropy coded with one density; padding is coded as well."""
-    if ones in (0, size):
-        return 0.0
-    padded = 8 * -(-size // 8)
-    return -ones * math.log2(ones / size) - (padded - ones) * math.log2(1 - ones / size) + 8 * _width(size)
 
 
 def _flat(plan: Sequence[_Layer]) -> Iterator[_Layer]:
@@ -184,12 +183,12 @@ def _write(plan: list[_Layer]) -> bytes:
 def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> list[_Layer]:
     """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
     plan, at = [], 0
-    for index, size in enumerate(sizes):
+    for index, (size, old) in enumerate(zip(sizes, past or [None] * len(sizes), strict=True)):
         layer, at = _begun(body, at, size, FORMS, f"layer {index} of {len(sizes)}")
-        if layer.form & FLIPS and past is None:
+        if layer.form & FLIPS and old is None:
             raise ValueError(f"layer {index} needs a past mask, got none")
-        if layer.form & KIND == SPLIT and past is not None:
-            kept, parts = ones_of(past[index]), []
+        if layer.form & KIND == SPLIT and old is not None:
+            kept, parts = ones_of(old), []
             for number in (size - kept, kept):
                 part, at = _begun(body, at, number, OF_PARTS, f"a part of layer {index}")
                 parts.append(part)
@@ -243,7 +242,8 @@ def _joined(parts: Sequence[_Layer], old: Bits) -> Bits:
     entries, flips = np.unpackbits(old, bitorder="little"), np.zeros(8 * old.size, np.uint8)
     entries[_padding(sum(part.size for part in parts))] = len(parts)
     for value, part in enumerate(parts):
-        flips[np.flatnonzero(entries == value)[places_of(_upright(part))]] = 1
+        own = places_of(_upright(part) & full(part.size))  # of damaged bytes padding may be anything
+        flips[np.flatnonzero(entries == value)[own]] = 1
     return np.packbits(flips, bitorder="little")
 
 

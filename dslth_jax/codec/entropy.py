@@ -67,7 +67,7 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = Non
     [1, 18]
     """
     layers = []
-    for layer, old in zip(_read(body, sizes, past), past or [None] * len(sizes), strict=True):
+    for layer, old in zip(_read(body, sizes, past), _each(past, sizes), strict=True):
         if layer.form & FLIPS and old is not None:
             bits = _joined(layer.parts, old) if layer.parts else _upright(layer)
             layers.append(bits ^ old)
@@ -183,7 +183,7 @@ def _write(plan: list[_Layer]) -> bytes:
 def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> list[_Layer]:
     """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
     plan, at = [], 0
-    for index, (size, old) in enumerate(zip(sizes, past or [None] * len(sizes), strict=True)):
+    for index, (size, old) in enumerate(zip(sizes, _each(past, sizes), strict=True)):
         layer, at = _begun(body, at, size, FORMS, f"layer {index} of {len(sizes)}")
         if layer.form & FLIPS and old is None:
             raise ValueError(f"layer {index} needs a past mask, got none")
@@ -200,6 +200,11 @@ def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> lis
     if at < len(body):
         raise ValueError(f"{len(body) - at} bytes are left over")
     return plan
+
+
+def _each(past: Sequence[Bits] | None, sizes: Sequence[int]) -> list[Bits | None]:
+    """The past of each layer; None of all where there is none."""
+    return [None] * len(sizes) if past is None else [*past]
 
 
 def _begun(body: bytes, at: int, size: int, forms: set[int], what: str) -> tuple[_Layer, int]:

@@ -14,7 +14,7 @@ from functools import partial
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
-# Ways of which what is sent does not depend on a retention, and ways of which it does.
+# Ways that are compared once, and ways that are compared at each retention.
 ONCE = ("gossip, following", "weights", "weights, personal head", "weights, alone", "fedpm", "fedmrn, personal head")
 SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")
 

@@ -83,9 +83,19 @@ def full(size: int) -> Bits:
     [31, 31]
     """
     ones = np.full(-(-size // 8), 255, np.uint8)
-    for entry in range(size, 8 * ones.size):
-        ones[entry % ones.size] &= 255 - (1 << entry // ones.size)
+    for place in padding(size).tolist():
+        ones[place >> 3] &= 255 - (1 << (place & 7))
     return ones
+
+
+def padding(size: int) -> Places:
+    """The places of a layer's padding, counted in the order of bytes, and in each from the lowest bit.
+
+    >>> padding(13).tolist()
+    [7, 14, 15]
+    """
+    count = -(-size // 8)
+    return np.sort(np.array([entry % count * 8 + entry // count for entry in range(size, 8 * count)], np.int64))
 
 
 def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Bits] | None, coded: bool) -> list[_Layer]:
@@ -131,8 +141,8 @@ def _cheapest(ones: int, size: int, coded: bool) -> tuple[int, float]:
 
 
 def _ranks(flips: Bits, old: Bits, size: int) -> tuple[Places, Places]:
-    """The places of flips among the entries that the past lacks, and among those that it keeps; in the order of bytes,
-    and in each from the lowest bit, without padding."""
+    """The places of flips among the entries that the past lacks, and among those that it keeps. Entries are counted in
+    the order of bytes, and in each from the lowest bit, without padding."""
     at = np.flatnonzero(np.unpackbits(flips, bitorder="little"))
     byte, bit = at >> 3, (at & 7).astype(np.uint8)
     ones = np.bitwise_count(old)
@@ -140,13 +150,7 @@ def _ranks(flips: Bits, old: Bits, size: int) -> tuple[Places, Places]:
     before += np.bitwise_count(old[byte] & ((np.uint8(1) << bit) - np.uint8(1)))
     kept = (old[byte] >> bit) & 1 == 1
     lacked = at[~kept]
-    return lacked - before[~kept] - np.searchsorted(_padding(size), lacked), before[kept]
-
-
-def _padding(size: int) -> Places:
-    """The places of padding in that order."""
-    count = -(-size // 8)
-    return np.sort(np.array([entry % count * 8 + entry // count for entry in range(size, 8 * count)], np.int64))
+    return lacked - before[~kept] - np.searchsorted(padding(size), lacked), before[kept]
 
 
 def _flat(plan: Sequence[_Layer]) -> Iterator[_Layer]:
@@ -243,9 +247,9 @@ def _upright(layer: _Layer) -> Bits:
 
 
 def _joined(parts: Sequence[_Layer], old: Bits) -> Bits:
-    """What differs from the past, from what differs where it is 0 and where it is 1."""
+    """All flips of a layer, from those where the past is 0 and those where it is 1."""
     entries, flips = np.unpackbits(old, bitorder="little"), np.zeros(8 * old.size, np.uint8)
-    entries[_padding(sum(part.size for part in parts))] = len(parts)
+    entries[padding(sum(part.size for part in parts))] = len(parts)
     for value, part in enumerate(parts):
         own = places_of(_upright(part) & full(part.size))  # of damaged bytes padding may be anything
         flips[np.flatnonzero(entries == value)[own]] = 1

@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Int, Key, UInt8
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
 from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of, told_before
+from dslth_jax.codec.entropy import PAST
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
 from dslth_jax.keys import expect_key, reproducible
 from dslth_jax.links import Link, perfect
-from dslth_jax.message_sizes import chosen, holds_anything, kept_of_layers, message_bits, sizes_of
+from dslth_jax.message_sizes import chosen, holds_anything, holds_bits_alone, kept_of_layers, message_bits, sizes_of
 from dslth_jax.mixing import Graph, Topology
 from dslth_jax.networks.network import Network
 from dslth_jax.over_agents import count_of, over_agents, update_agents
@@ -34,6 +35,9 @@ class State(NamedTuple):
     control: Control  # the settings of the round that ran last, and of the next
     round: Int[Array, ""]
     clock: Times | None = None  # simulated time, where anybody simulates it
+    # Where messages are bits alone, what each sent before that, as far as it helps to code the next message, the latest
+    # first; the start message in the place of what is not yet sent.
+    earlier: tuple[Message, ...] = ()
 
 
 class Shares(NamedTuple):
@@ -114,7 +118,9 @@ def init(
     as_sent = {*nothing.masks} == {*sent.masks} and {*nothing.values} == {*sent.values}
     heard = exchange(everybody, graph, numbers, nothing, chunk) if as_sent else nothing
     control, times = Control(memory, first, first), None if clock is None else begin(clock)
-    return State(started, heard, sent, links, control, jnp.int32(0), times)
+    # Copies, because each round takes the memory of the state before, once.
+    earlier = tuple(jax.tree.map(jnp.copy, sent) for _ in range(PAST - 1)) if holds_bits_alone(sent) else ()
+    return State(started, heard, sent, links, control, jnp.int32(0), times, earlier)
 
 
 def nothing_heard(
@@ -215,33 +221,36 @@ def round(
     always = all(isinstance(setting, int) and setting == 1 for setting in (exchange_every, exchange_from))
     due = (state.round + 1 >= exchange_from) & ((state.round + 1) % exchange_every == 0)
     speaking = None if controller.speaks is None else controller.speaks(state.control.memory, state.round)
-    told = message if speaking is None else chosen(speaking, message, state.sent)
+    told, earlier = message, (state.sent, *state.earlier)[: len(state.earlier)]
+    if speaking is not None:
+        told = chosen(speaking, message, state.sent)
+        earlier = tuple(chosen(speaking, new, old) for new, old in zip(earlier, state.earlier, strict=True))
     times, timed = state.clock, None
     if clock is not None:
         times, timed = timed_lap(clock, state, now, message, speaking, graph, world, algorithm.start_known, due, axis)
 
-    def speak() -> tuple[Heard, Heard, Message, Any, Array]:
+    def speak() -> tuple[Heard, Heard, Message, tuple[Message, ...], Any, Array]:
         arrived = told if timed is None else chosen(~timed.late, told, state.sent)
         everybody = from_all_devices(arrived, axis)
         memory, behind, arriving, sent = link.transmit(round_key(world, LINKS), state.links, graph, everybody)
         heard = exchange(arriving, behind, numbers, state.heard, chunk)
         sent = sent[numbers] if speaking is None else jnp.where(speaking, sent[numbers], 0)
-        return heard, heard, told, memory, sent
+        return heard, heard, told, earlier, memory, sent
 
-    def stay_silent() -> tuple[Heard, Heard, Message, Any, Array]:
+    def stay_silent() -> tuple[Heard, Heard, Message, tuple[Message, ...], Any, Array]:
         nothing = jax.tree.map(jnp.zeros_like, state.heard)._replace(own=state.heard.own)
-        return nothing, state.heard, state.sent, state.links, jnp.zeros(numbers.size, jnp.int32)
+        return nothing, state.heard, state.sent, state.earlier, state.links, jnp.zeros(numbers.size, jnp.int32)
 
     if not holds_anything(message):
-        heard_now, heard, sent, memory, links = stay_silent()
+        heard_now, heard, sent, earlier, memory, links = stay_silent()
     else:
-        heard_now, heard, sent, memory, links = speak() if always else lax.cond(due, speak, stay_silent)
+        heard_now, heard, sent, earlier, memory, links = speak() if always else lax.cond(due, speak, stay_silent)
     agents, received_info = update_agents(receive, agents, numbers, now, carry, heard_now, *own, chunk=chunk)
     info = {**sent_info, **received_info, **sizes_of(message, state.sent), "listeners": links}
     info |= {} if timed is None else timed._asdict()
     seconds = None if timed is None else timed.seconds
     remembered, to_come = controller.update(state.control.memory, hyper, state.round, info, seconds, axis)
-    return State(agents, heard, sent, memory, Control(remembered, now, to_come), state.round + 1, times), info
+    return State(agents, heard, sent, memory, Control(remembered, now, to_come), state.round + 1, times, earlier), info
 
 
 def timed_lap(

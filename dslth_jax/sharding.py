@@ -20,7 +20,7 @@ AXIS, SETTINGS = "agents", "settings"
 SPREAD, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 # What of the population's structures is an agent's, and what is common.
 _state: dict[str, Any] = {"agents": SPREAD, "heard": SPREAD, "sent": SPREAD, "links": EVERYWHERE, "control": SPREAD}
-_state |= {"round": EVERYWHERE, "clock": EVERYWHERE}
+_state |= {"round": EVERYWHERE, "clock": EVERYWHERE, "earlier": SPREAD}
 _shares: dict[str, Any] = {"images": EVERYWHERE, "labels": EVERYWHERE}
 _shares |= {"indices": SPREAD, "sizes": SPREAD, "skew": SPREAD, "pool": EVERYWHERE}
 STATE, SHARES = State(**_state), Shares(**_shares)

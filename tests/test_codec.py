@@ -18,8 +18,8 @@ import pytest
 from dslth_jax import masks
 from dslth_jax.codec import CodecError, MissingPastError, Receiver, Sender, SentMask, decode, encode, entropy
 
-HEADER, CHECKSUM = 31, 8
-DIGEST = slice(23, 31)
+HEADER, CHECKSUM = 32, 8
+DIGEST = slice(24, 32)
 NUMBERS = st.integers(0, 2**32 - 1)
 
 # AlexNet's layers on CIFAR-10, and how much of each a mask keeps.
@@ -102,13 +102,30 @@ def test_any_mask_comes_back_by_its_flips(drawn, rate, coded):
     before, layers = drawn
     flips = np.random.default_rng(0)
     for after in (layers, [layer ^ (flips.random(layer.shape) < rate / 10) for layer in before]):
-        past, mask, shapes = sent(4, before), sent(9, after), shapes_of(before)
+        past, mask, shapes = [sent(4, before)], sent(9, after), shapes_of(before)
         message = encode(mask, shapes, past=past, coded=coded)
         assert_same(decode(message, shapes, past=past), mask)
         alone = encode(mask, shapes, coded=coded)
         # A word of the coder's is the most that its estimate of a length can be off.
         assert len(message) <= len(alone) + 4
         assert len(alone) <= len(encode(mask, shapes, coded=False)) + 4
+
+
+@settings
+@hypothesis.given(drawn_masks(number=6), st.lists(st.floats(0, 1), min_size=6, max_size=6), st.integers(0, 5))
+def test_any_mask_comes_back_by_the_masks_before(drawn, shares, known):
+    """Each mask takes some share of its entries from the one before. Four of these help, more change nothing."""
+    random, masks = np.random.default_rng(0), drawn[:1]
+    for layers, share in zip(drawn[1:], shares[1:], strict=True):
+        new = [np.where(random.random(old.shape) < share, old, own) for old, own in zip(masks[-1], layers, strict=True)]
+        masks.append(new)
+    *past, mask = [sent(number, layers) for number, layers in enumerate(masks)]
+    past, shapes = past[::-1][:known], shapes_of(drawn[0])
+    message = encode(mask, shapes, past=past)
+    assert_same(decode(message, shapes, past=past), mask)
+    assert message == encode(mask, shapes, past=past[: entropy.PAST])
+    assert message[11] <= min(known, entropy.PAST)
+    assert len(message) <= len(encode(mask, shapes, past=past[:1])) + 4
 
 
 @hypothesis.settings(max_examples=10, deadline=None)  # each compiles anew
@@ -152,7 +169,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_a_layer_takes_its_form(name):
     layer, form = FORMS[name]
-    past = sent(0, [with_ones(803, 300, seed=1) if layer.size == 803 else ~layer])
+    past = [sent(0, [with_ones(803, 300, seed=1) if layer.size == 803 else ~layer])]
     message = encode(sent(1, [layer]), [layer.shape], past=past)
     assert message[HEADER] == form
     assert_same(decode(message, [layer.shape], past=past), sent(1, [layer]))
@@ -165,28 +182,30 @@ def test_padding_does_not_matter(size):
     layers = [with_ones(size, size // 2)]
     clean = sent(2, layers)
     dirty = clean._replace(layers=[clean.layers[0] | ~packed(np.ones(size, bool))])
-    past = clean._replace(round=1)
+    past = [clean._replace(round=1)]
     for coded in (False, True):
         message = encode(dirty, [(size,)], coded=coded)
         assert message == encode(clean, [(size,)], coded=coded)
         assert_same(decode(message, [(size,)]), clean)
         message = encode(clean, [(size,)], past=past, coded=coded)
-        assert_same(decode(message, [(size,)], past=dirty._replace(round=1)), clean)
+        assert_same(decode(message, [(size,)], past=[dirty._replace(round=1)]), clean)
 
 
-def test_the_format_is_what_version_2_wrote():
+def test_the_format_is_what_version_3_wrote():
     """A change that writes or reads other bytes must be seen, one of constriction too: the ends of a link are two."""
     shapes = [(30, 30), (10,)]
     mask = sent(2, [np.arange(900) % 10 == 0, np.arange(10) % 2 == 0])
-    past = sent(1, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 100 == 7), np.arange(10) % 3 == 0])
+    past = [sent(1, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 100 == 7), np.arange(10) % 3 == 0])]
+    before_that = sent(0, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 300 == 8), np.arange(10) % 3 == 0])
     key_frame = (
-        "444d02030000000200000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e835d"
-        "eea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb036be130a7efc9ee82"
+        "444d0303000000020000000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e83"
+        "5deea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb03a8459ae8f500c19d"
     )
     flips = (
-        "444d02030000000200000001000000c74de74c18a4d0c2d0cf1d13644716470b000209011f006d3e4d580e04b86a7a1957062bf264cc"
+        "444d0303000000020000000101000000c74de74c3fbb642fd0cf1d13644716470b000209011f006d3e4d580e04b86aa8ea13f1b49cc969"
     )
-    for message, against in ((key_frame, None), (flips, past)):
+    unsteady = "444d0303000000020000000201000000c74de74c23678722d0cf1d13644716471b00040000011f00d864655815112aeb"
+    for message, against in ((key_frame, []), (flips, past), (unsteady, [*past, before_that])):
         assert encode(mask, shapes, past=against).hex() == message
         assert_same(decode(bytes.fromhex(message), shapes, past=against), mask)
 
@@ -224,7 +243,7 @@ def test_a_mask_of_alexnet_has_the_length_of_its_entropy(rate):
     layers = [with_ones(size, int(share * size), seed=0) for size, share in zip(sizes, DENSITIES, strict=True)]
     flips = layers if rate is None else [with_ones(size, round(rate * size), seed=1) for size in sizes]
     mask = SentMask(0, 1, list(map(quickly_packed, layers)))
-    past = None if rate is None else SentMask(0, 0, [quickly_packed(a ^ b) for a, b in zip(layers, flips, strict=True)])
+    past = [] if rate is None else [SentMask(0, 0, [quickly_packed(a ^ b) for a, b in zip(layers, flips, strict=True)])]
     message = encode(mask, ALEXNET, past=past)
     assert_same(decode(message, ALEXNET, past=past), mask)
     parts = flips
@@ -243,12 +262,34 @@ def test_flips_take_no_more_than_their_entropy_given_the_past(size, share, lost,
     random = np.random.default_rng(seed)
     before = with_ones(size, int(share * size), seed)
     flips = random.random(size) < np.where(before, lost, won)
-    past, mask, shapes = sent(0, [before]), sent(1, [before ^ flips]), [(size,)]
+    past, mask, shapes = [sent(0, [before])], sent(1, [before ^ flips]), [(size,)]
     message = encode(mask, shapes, past=past)
     assert_same(decode(message, shapes, past=past), mask)
     limit = (information(flips[before]) + information(flips[~before])) / 8
     overhead = HEADER + CHECKSUM + 3 + 2 * -(-size.bit_length() // 8)  # forms and counts
     assert len(message) <= 1.001 * limit + overhead + 8
+
+
+@settings
+@hypothesis.given(st.integers(3000, 40_000), st.integers(1, 5), st.integers(0, 99))
+def test_what_turned_lately_and_turns_again_costs_its_entropy_given_that(size, known, seed):
+    """Some entries are unsteady, most are not, and each mask shows which."""
+    random = np.random.default_rng(seed)
+    rates, masks = random.choice([0.5, 0.01], size, p=[0.1, 0.9]), [random.random(size) < 0.3]
+    for _ in range(known):
+        masks.append(masks[-1] ^ (random.random(size) < rates))
+    *past, mask = [sent(number, [layer]) for number, layer in enumerate(masks)]
+    message = encode(mask, [(size,)], past=past[::-1])
+    assert_same(decode(message, [(size,)], past=past[::-1]), mask)
+    history = sum(layer.astype(int) << place for place, layer in enumerate(masks[-2:-6:-1]))
+    flips = masks[-1] ^ masks[-2]
+    limit = sum(information(flips[history == group]) for group in np.unique(history)) / 8
+    groups = 2 ** min(known, entropy.PAST)
+    overhead = HEADER + CHECKSUM + 1 + groups * (2 + -(-size.bit_length() // 8))  # forms, counts and padding
+    assert len(message) <= 1.001 * limit + overhead + 8
+    # Of 40,000 entries a fourth mask pays for the forms of its groups, of 3,000 it may not.
+    assert message[11] <= min(known, entropy.PAST)
+    assert known == 1 or size < 20_000 or 0 < len(message) < 0.9 * len(encode(mask, [(size,)], past=past[:-2:-1]))
 
 
 # What both ends of a link remember.
@@ -266,8 +307,9 @@ def small_layers(seed):
 
 
 def is_key_frame(message):
-    """It names its own round as the one that flips are against."""
-    return message[7:11] == message[11:15]
+    """It takes no earlier mask, and names its own round."""
+    assert (message[11] == 0) == (message[7:11] == message[12:16])
+    return message[11] == 0
 
 
 def slowly_changing(rounds, seed=0):
@@ -418,7 +460,7 @@ def test_what_is_no_mask_is_not_sent(changes, said):
     with pytest.raises(CodecError, match=said):
         encode(bad, [(10,)])
     with pytest.raises(CodecError, match=said):
-        encode(good._replace(round=2), [(10,)], past=bad)
+        encode(good._replace(round=2), [(10,)], past=[bad])
 
 
 def test_a_sender_remembers_no_mask_that_it_refused():
@@ -426,7 +468,7 @@ def test_a_sender_remembers_no_mask_that_it_refused():
     with pytest.raises(CodecError, match="3 layers were expected, got 2"):
         sender.send(2, small_layers(0)[:2])
     sender, message = sender.send(2, small_layers(1))
-    assert_same(decode(message, SMALL, past=SentMask(3, 1, small_layers(0))), SentMask(3, 2, small_layers(1)))
+    assert_same(decode(message, SMALL, past=[SentMask(3, 1, small_layers(0))]), SentMask(3, 2, small_layers(1)))
 
 
 def test_what_a_sender_remembers_is_its_own():
@@ -440,10 +482,19 @@ def test_what_a_sender_remembers_is_its_own():
     assert_same(receiver.receive(second)[1], SentMask(3, 2, small_layers(1)))
 
 
-@pytest.mark.parametrize("past", [SentMask(4, 0, []), SentMask(3, 1, []), SentMask(3, 2, [])])
-def test_flips_are_only_against_an_earlier_mask_of_the_sender(past):
-    with pytest.raises(CodecError, match=r"an earlier mask than agent 3's mask of round 1 was expected .* got agent"):
-        encode(SentMask(3, 1, []), [], past=past)
+@pytest.mark.parametrize(
+    ("past", "later"),
+    [
+        ([SentMask(4, 0, [])], 2),
+        ([SentMask(3, 2, [])], 2),
+        ([SentMask(3, 3, [])], 2),
+        ([SentMask(3, 1, []), SentMask(3, 1, [])], 1),
+        ([SentMask(3, 0, []), SentMask(3, 1, [])], 0),
+    ],
+)
+def test_flips_are_only_against_ever_earlier_masks_of_the_sender(past, later):
+    with pytest.raises(CodecError, match=rf"an earlier mask than agent 3's mask of round {later} was .* got agent"):
+        encode(SentMask(3, 2, []), [], past=past)
 
 
 @pytest.mark.parametrize("round", [0, 1])
@@ -476,38 +527,76 @@ def rewritten(message, at, new):
     ("at", "new", "said"),
     [
         (0, b"XX", "starts with b'DM' was expected, got b'XX'"),
-        (2, b"\x03", "a message of format 2 was expected, got 3: both ends need one release"),
-        (15, bytes(4), r"layers of shapes \[\(6, 7\), \(3,\), \(100,\)\] were expected, got others"),
+        (2, b"\x02", "a message of format 3 was expected, got 2: both ends need one release"),
+        (16, bytes(4), r"layers of shapes \[\(6, 7\), \(3,\), \(100,\)\] were expected, got others"),
         (
             3,
             b"\x09",
             "flips since round 4 of agent 9's mask of round 5 need that mask, got agent 3's mask of round 4",
         ),
         (7, b"\x06", "the decoded mask is not the one sent"),
+        (11, b"\x00", r"layers were expected, got other bytes \(layer 0 needs 1 past masks, got 0\)"),
+        (11, b"\x02", "flips since round 4 of agent 3's mask of round 5 need the last 2 masks, got 1: ask for a key"),
         (
-            11,
+            12,
             b"\x03",
             "flips since round 3 of agent 3's mask of round 5 need that mask, got agent 3's mask of round 4",
         ),
-        (19, bytes(4), "got one with other bits: ask for a key frame"),
-        (23, bytes(8), "the decoded mask is not the one sent"),
-        (11, b"\x05", r"layers were expected, got other bytes \(layer 0 needs a past mask, got none\)"),
+        (20, bytes(4), "the masks until then, got others: ask for a key frame"),
+        (24, bytes(8), "the decoded mask is not the one sent"),
     ],
 )
 def test_a_header_of_another_message_is_refused(at, new, said):
     before, after = slowly_changing(2)
-    past, mask = SentMask(3, 4, before), SentMask(3, 5, after)
+    past, mask = [SentMask(3, 4, before)], SentMask(3, 5, after)
     message = encode(mask, SMALL, past=past)
     assert_same(decode(forged(message), SMALL, past=past), mask)
     with pytest.raises(CodecError, match=said):
         decode(rewritten(message, at, new), SMALL, past=past)
 
 
+def unsteady(rounds, size=4000):
+    """Masks of one layer in which a tenth of the entries turn half of the time, by which the last masks help."""
+    random = np.random.default_rng(0)
+    rates, layer = random.choice([0.5, 0.01], size, p=[0.1, 0.9]), random.random(size) < 0.3
+    for round in range(rounds):
+        layer = layer ^ (random.random(size) < rates)
+        yield sent(round, [layer])
+
+
 def test_a_past_of_other_bits_is_seen():
-    before, after = slowly_changing(2)
-    message = encode(SentMask(3, 5, after), SMALL, past=SentMask(3, 4, before))
-    with pytest.raises(MissingPastError, match="one with other bits"):
-        decode(message, SMALL, past=SentMask(3, 4, [*before[:2], before[2] ^ 1]))
+    """In any of the masks that it takes to read a message, and in no other."""
+    *past, mask = unsteady(6)
+    past = past[::-1]
+    message = encode(mask, [(4000,)], past=past)
+    takes = message[11]
+    assert takes > 1
+    for number, wrong in enumerate(past):
+        turned = [*past[:number], wrong._replace(layers=[wrong.layers[0] ^ 1]), *past[number + 1 :]]
+        if number >= takes:
+            assert_same(decode(message, [(4000,)], past=turned), mask)
+            continue
+        with pytest.raises(MissingPastError, match="the masks until then, got others: ask for a key frame"):
+            decode(message, [(4000,)], past=turned)
+    with pytest.raises(MissingPastError, match=f"need the last {takes} masks, got {takes - 1}: ask for a key frame"):
+        decode(message, [(4000,)], past=past[: takes - 1])
+
+
+def test_a_key_frame_forgets_on_both_ends_alike():
+    """What follows takes no mask from before it: who has come with it reads on."""
+    sender, first, late = Sender(3, [(4000,)], key_every=6), Receiver(3, [(4000,)]), Receiver(3, [(4000,)])
+    taken = []
+    for mask in unsteady(12):
+        sender, message = sender.send(mask.round, mask.layers)
+        first, came = first.receive(message)
+        assert_same(came, mask)
+        if mask.round >= 6:
+            late, came = late.receive(message)
+            assert_same(came, mask)
+        taken.append(message[11])
+    assert max(taken) > 1
+    assert all(takes <= min(round % 6, entropy.PAST) for round, takes in enumerate(taken))
+    assert [round for round, takes in enumerate(taken) if takes == 0] == [0, 6]
 
 
 @pytest.mark.parametrize("shapes", [[], [(42,), (3,), (100,)], [(6, 7), (3,)], [(6, 7), (3,), (100,), ()]])
@@ -553,9 +642,11 @@ OTHER = encode(sent(1, [with_ones(900, 90, seed=1), with_ones(10, 5)]), [(900,),
         (b"\x00\x00\x00", "1 bytes are left over"),
         (b"\x03\x00", "layer 0 of 2 has the unknown form 3"),
         (b"\x00\x10", "layer 1 of 2 has the unknown form 16"),
+        (b"\x00\x4b", "layer 1 of 2 has the unknown form 75"),
         (b"\x00\xff", "layer 1 of 2 has the unknown form 255"),
-        (b"\x08\x00", "layer 0 needs a past mask"),
-        (b"\x0b\x00\x00\x00", "layer 0 needs a past mask"),
+        (b"\x08\x00", "layer 0 needs 1 past masks, got 0"),
+        (b"\x0b\x00\x00\x00", "layer 0 needs 1 past masks, got 0"),
+        (b"\x3b\x00\x00\x00", "layer 0 needs 4 past masks, got 0"),
         (b"\x00\x01", "buffer"),
         (b"\x00\x01\x03", "buffer is smaller"),
         (b"\x00\x02\x00", "a count of ones must lie from 1 to 5, got 0"),
@@ -587,11 +678,12 @@ def test_a_body_that_is_none_is_refused_whatever_its_checksum(body, said):
         (b"\x0b\x00\x01\x00", "buffer is smaller"),
         (b"\x0b\x00\x02\xff", "a count of ones must lie from 1 to 45, got 255"),
         (b"\x0b\x00\x04", "the decoded mask is not the one sent"),
+        (b"\x1b\x00\x00\x00\x00", "layer 0 needs 2 past masks, got 1"),
     ],
 )
 def test_parts_that_are_none_are_refused(body, said):
     """Of what differs from a mask of 90 entries."""
-    shapes, past = [(900,)], sent(0, [with_ones(900, 90)])
+    shapes, past = [(900,)], [sent(0, [with_ones(900, 90)])]
     message = encode(sent(1, [with_ones(900, 90) & with_ones(900, 450, seed=2)]), shapes, past=past)
     assert message[HEADER] == entropy.SPLIT | entropy.FLIPS
     with pytest.raises(CodecError, match=said):
@@ -609,7 +701,7 @@ def test_a_coder_that_rounds_otherwise_is_seen(monkeypatch):
 
 def test_one_bit_or_byte_makes_any_message_no_message():
     before, after = slowly_changing(2)
-    past = SentMask(3, 4, before)
+    past = [SentMask(3, 4, before)]
     message = encode(SentMask(3, 5, after), SMALL, past=past)
     cut = [message[:length] for length in range(len(message))]
     flipped = [
@@ -629,7 +721,7 @@ class Link(NamedTuple):
     """What a message meets: the shapes and the past that its receiver has, and the mask that should come out."""
 
     shapes: list
-    past: SentMask | None
+    past: list[SentMask]
     mask: SentMask
 
 
@@ -646,8 +738,13 @@ def links(number, seed):
         before = [np.random.default_rng(round).random(shape) < 0.3 for shape in shapes]
         lost, won = draw.choice([0, 0.03, 0.5, 1], size=2, p=[0.3, 0.3, 0.2, 0.2])
         after = [layer ^ (draw.random(layer.shape) < np.where(layer, lost, won)) for layer in before]
-        past = sent(round, before, sender) if draw.random() < 0.6 else None
-        mask = sent(round + 1, after, sender)
+        # A mask that differs from the one before as the one before differs from one before that takes both.
+        unsteady = [
+            layer ^ ((layer ^ new) & (draw.random(layer.shape) < 0.9)) for layer, new in zip(before, after, strict=True)
+        ]
+        known = [sent(round + 1, before, sender), sent(round, unsteady, sender)]
+        past = known[: draw.choice(3, p=[0.3, 0.3, 0.4])]
+        mask = sent(round + 2, after, sender)
         found[encode(mask, shapes, past=past, coded=bool(draw.random() < 0.7))] = Link(shapes, past, mask)
     return found
 
@@ -726,7 +823,9 @@ def test_no_damaged_message_becomes_a_wrong_mask(times):
     """Many thousands, of which a third have a checksum that agrees: those must fail by what they say themselves."""
     draw, pool = random.Random(0), links(300, seed=0)
     messages = list(pool)
-    assert sum(message[HEADER] == entropy.SPLIT | entropy.FLIPS for message in messages) > 10
+    for further in (0, 1):
+        form = entropy.SPLIT | entropy.FLIPS | entropy.FURTHER * further
+        assert sum(message[HEADER] == form for message in messages) > 10
     refused, came = set(), {True: 0, False: 0}
     for number in range(times):
         message, other = draw.choice(messages), draw.choice(messages)

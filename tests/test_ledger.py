@@ -11,6 +11,7 @@ from tiny import use_tiny_network
 
 from dslth_jax import population
 from dslth_jax.codec import Receiver, Sender
+from dslth_jax.codec.entropy import PAST
 from dslth_jax.study.training.ledger import Course, Ledger
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
@@ -40,11 +41,17 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
     senders = [Sender(agent, shapes, case.get("key_every", 0) * settings.exchange_every) for agent in range(3)]
     receivers = [Receiver(agent, shapes) for agent in range(3)]
     state, bits, exchange = programs.start(), 0, jax.jit(population.exchange)
+    told = [jax.tree.leaves(message) for message in programs.past(state)]
+    assert len(told) == PAST
     for number in range(1, settings.rounds + 1):
         state, info = programs.step(state)
         if number % settings.exchange_every:
             continue
-        layers, structure = jax.tree.flatten(programs.sent(state))
+        layers, structure = jax.tree.flatten(programs.past(state)[0])
+        # What a state remembers of the past is what went over the links, and then the start.
+        told = [layers, *told]
+        for own, before in zip(programs.past(state), told, strict=False):
+            jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(own), before)
         came = [np.zeros_like(leaf) for leaf in layers]
         for agent in range(3):
             senders[agent], message = senders[agent].send(number, [leaf[0, agent] for leaf in layers])
@@ -86,7 +93,7 @@ def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links
     state, bits = programs.start(), 0
     for number in range(1, settings.rounds + 1):
         state, info = programs.step(state)
-        layers = jax.tree.leaves(programs.sent(state))
+        layers = jax.tree.leaves(programs.past(state)[0])
         for agent, listeners in enumerate(info["listeners"][0].tolist()):
             _, message = Sender(agent, shapes).send(number, [leaf[0, agent] for leaf in layers])
             Receiver(agent, shapes).receive(message)
@@ -122,7 +129,7 @@ def test_what_is_interpolated_is_near_what_is_encoded(tmp_path, monkeypatch):
     ]
     for some, every in zip(*rows, strict=True):
         assert some["coded_bits"] == pytest.approx(every["coded_bits"], rel=0.1)
-    assert [row["coded_rounds"] for row in rows[0]] == [0, 5, 7, 8, 10]
+    assert [row["coded_rounds"] for row in rows[0]] == [0, 6, 8, 9, 11]
     assert [row["coded_rounds"] for row in rows[1]] == [row["exchanges"] for row in rows[0]] == [0, 10, 20, 30, 40]
 
 
@@ -137,10 +144,10 @@ def test_the_busiest_agent_has_the_most_listeners(tmp_path, monkeypatch):
 def test_which_rounds_are_encoded():
     course = Course(rounds=22, eval_every=10, exchange_every=3, exchange_from=1, key_every=4)
     assert [number for number in range(1, 23) if course.is_encoded(number)] == [3, 6, 9, 12, 15, 18, 21]
-    assert [number for number in range(3, 23, 3) if course.is_key_frame(number)] == [3, 15]
+    assert [number for number in range(3, 23, 3) if course.since_key_frame(number) == 0] == [3, 15]
     late = course._replace(rounds=40, exchange_from=8)
     assert [number for number in range(1, 41) if late.has_exchange(number)] == [*range(9, 41, 3)]
-    assert [number for number in range(9, 41, 3) if late.is_key_frame(number)] == [9, 21, 33]
+    assert [number for number in range(9, 41, 3) if late.since_key_frame(number) == 0] == [9, 21, 33]
     assert [late.exchanges(number) for number in (8, 9, 11, 12, 40)] == [0, 1, 1, 2, 11]
 
 

@@ -1,11 +1,11 @@
 """Layers of packed bits <-> the fewest bytes, exactly. Host side; the only file that imports constriction, where used.
 
 Each layer goes in its cheapest form: a bitmap, or entropy coded with one density, of its bits or of what differs from
-an earlier mask's; or what differs is split into what the earlier mask keeps and what it does not, each part in its own
-cheapest form. (A mask that keeps a tenth of a layer before and after loses as many entries as it wins, but nine times
-as large a share of those that it had.) A layer of zeros only, of ones only, or as before costs a byte. Bits lie as
-`masks.pack` lays them, and those of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda
-et al., 2015).
+the mask before; or what differs is split by what the last masks had, up to four of them, each part in its own cheapest
+form. (A mask that keeps a tenth of a layer before and after loses as many entries as it wins, but nine times as large a
+share of those that it had; and what has just come or gone is likelier to turn again than what has long been so.) A
+layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, and those of padding
+are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
 """
 
 import math
@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Int64, UInt8, UInt32
 
 EMPTY, BITMAP, CODED, SPLIT = range(4)  # forms of a layer, to which are added:
-INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the past
+INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the mask before
+FURTHER = 16  # times how many masks before that one a layer is split by, too
+PAST = 4  # masks at most that layers are split by
 KIND = 3  # what a form is without these
 OF_PARTS = {form | flag for form in (EMPTY, BITMAP, CODED) for flag in (0, INVERTED)}
-FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | {SPLIT | FLIPS}
-PARTS = 2  # of a split layer, each with a byte for its form
+FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | {SPLIT | FLIPS | FURTHER * i for i in range(PAST)}
+NTH_ONE = np.argsort(1 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 1, bitorder="little"), 1, kind="stable")
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
 
 Bits = UInt8[np.ndarray, "_"]
@@ -35,30 +37,30 @@ class _Layer(NamedTuple):
     bits: Bits
     ones: int = 0
     cost: float = 0  # bits on the link
-    parts: tuple["_Layer", ...] = ()  # of a split one: what differs where the past is 0, and where it is 1
+    parts: tuple["_Layer", ...] = ()  # of a split one: what differs, group after group (see `_groups`)
 
 
 def shorten(
-    layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Bits] | None = None, *, coded: bool = True
-) -> tuple[bytes, bool]:
-    """The layers as bytes, and whether it takes the past to read them.
+    layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Sequence[Bits]] = (), *, coded: bool = True
+) -> tuple[bytes, int]:
+    """The layers as bytes, and how many of the past masks it takes to read them.
 
     Args:
         layers: what is sent, padding bits 0.
         sizes: entries of each layer.
-        past: an earlier mask's layers, padding bits 0, or None.
+        past: the layers of earlier masks, the latest first, padding bits 0.
         coded: False leaves entropy coding out.
 
     Raises an ImportError where constriction is missing and would be used.
 
     >>> shorten([np.zeros(9, np.uint8), np.array([1, 18], np.uint8)], [70, 10])
-    (b'\\x00\\x01\\x01\\x12', False)
+    (b'\\x00\\x01\\x01\\x12', 0)
     """
-    plan = min((_plan(layers, sizes, past, coding) for coding in sorted({False, coded})), key=_cost)
-    return _write(plan), any(layer.form & FLIPS for layer in plan)
+    plan = min((_plan(layers, sizes, past[:PAST], coding) for coding in sorted({False, coded})), key=_cost)
+    return _write(plan), max((_takes(layer.form) for layer in plan), default=0)
 
 
-def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = None) -> list[Bits]:
+def restore(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]] = ()) -> list[Bits]:
     """The layers of which `shorten` made `body`. Bytes that it has not made give other layers, or a ValueError.
 
     Raises an ImportError where constriction is missing and needed.
@@ -67,12 +69,9 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None = Non
     [1, 18]
     """
     layers = []
-    for layer, old in zip(_read(body, sizes, past), _each(past, sizes), strict=True):
-        if layer.form & FLIPS and old is not None:
-            bits = _joined(layer.parts, old) if layer.parts else _upright(layer)
-            layers.append(bits ^ old)
-        else:
-            layers.append(_upright(layer))
+    for layer, old in zip(_read(body, sizes, past), _by_layer(past, sizes), strict=True):
+        bits = _joined(layer, old) if layer.parts else _upright(layer)
+        layers.append(bits ^ old[0] if layer.form & FLIPS else bits)
     return layers
 
 
@@ -82,31 +81,24 @@ def full(size: int) -> Bits:
     >>> full(10).tolist()
     [31, 31]
     """
-    ones = np.full(-(-size // 8), 255, np.uint8)
-    for place in padding(size).tolist():
-        ones[place >> 3] &= 255 - (1 << (place & 7))
+    count = -(-size // 8)
+    ones = np.full(count, 255, np.uint8)
+    for entry in range(size, 8 * count):
+        ones[entry % count] &= 255 - (1 << entry // count)
     return ones
 
 
-def padding(size: int) -> Places:
-    """The places of a layer's padding, counted in the order of bytes, and in each from the lowest bit.
-
-    >>> padding(13).tolist()
-    [7, 14, 15]
-    """
-    count = -(-size // 8)
-    return np.sort(np.array([entry % count * 8 + entry // count for entry in range(size, 8 * count)], np.int64))
-
-
-def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Bits] | None, coded: bool) -> list[_Layer]:
+def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Sequence[Bits]], coded: bool) -> list[_Layer]:
     """Each layer in its cheapest form, of those that are allowed."""
-    plan = [_form(bits, size, coded, 0) for bits, size in zip(layers, sizes, strict=True)]
-    if past is None:
-        return plan
-    flips = [bits ^ old for bits, old in zip(layers, past, strict=True)]
-    by_flips = [_form(own, size, coded, FLIPS) for own, size in zip(flips, sizes, strict=True)]
-    plan = [min(pair, key=lambda layer: layer.cost) for pair in zip(plan, by_flips, strict=True)]
-    return [_split(*given) for given in zip(plan, flips, past, strict=True)] if coded else plan
+
+    def cheapest(bits: Bits, size: int, old: Sequence[Bits]) -> _Layer:
+        alone = _form(bits, size, coded, 0)
+        if not old:
+            return alone
+        by_flips = min(alone, _form(bits ^ old[0], size, coded, FLIPS), key=lambda layer: layer.cost)
+        return _split(by_flips, bits ^ old[0], old) if coded else by_flips
+
+    return [cheapest(*layer) for layer in zip(layers, sizes, _by_layer(past, sizes), strict=True)]
 
 
 def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
@@ -117,16 +109,35 @@ def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
     return _Layer(kind | flags, size, bits, ones, cost)
 
 
-def _split(layer: _Layer, flips: Bits, old: Bits) -> _Layer:
-    """The layer, or its flips in two parts where these take fewer bits."""
-    lost, kept = ones_of(flips & old), ones_of(old)
-    ones, sizes = (ones_of(flips) - lost, lost), (layer.size - kept, kept)  # of the parts
-    cost = 8 * PARTS + sum(_cheapest(*part, True)[1] for part in zip(ones, sizes, strict=True))
-    if cost >= layer.cost:
+def _split(layer: _Layer, flips: Bits, old: Sequence[Bits]) -> _Layer:
+    """The layer, or its flips split by as many of the old masks as make them cheapest, where they take fewer bits."""
+    groups = _groups(old, layer.size)
+    counts = np.array([(ones_of(flips & group), ones_of(group)) for group in groups])
+    costs = {}
+    for masks in range(len(old), 0, -1):
+        costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True)[1] for ones, size in counts.tolist())
+        counts = counts[: len(counts) // 2] + counts[len(counts) // 2 :]  # without the oldest mask's distinction
+    masks = min(costs, key=lambda number: (costs[number], number))
+    if costs[masks] >= layer.cost:
         return layer
-    places = _ranks(flips, old, layer.size)
-    parts = tuple(_form(packed(own, size), size, True, 0) for own, size in zip(places, sizes, strict=True))
-    return _Layer(SPLIT | FLIPS, layer.size, flips, cost=cost, parts=parts)
+    parts = []
+    for group in _groups(old[:masks], layer.size):
+        ranks, size = _ranks(flips & group, group), ones_of(group)
+        parts.append(_form(packed(ranks, size), size, True, 0))
+    return _Layer(SPLIT | FLIPS | FURTHER * (masks - 1), layer.size, flips, cost=costs[masks], parts=tuple(parts))
+
+
+def _groups(old: Sequence[Bits], size: int) -> list[Bits]:
+    """Which entries of a layer have the same bits in all of its old masks: in group k, bit i of k is that in mask i."""
+    groups = [full(size)]
+    for mask in old:
+        groups = [group & ~mask for group in groups] + [group & mask for group in groups]
+    return groups
+
+
+def _takes(form: int) -> int:
+    """How many past masks it takes to read a layer of this form."""
+    return 1 + form // FURTHER if form & FLIPS else 0
 
 
 def _cheapest(ones: int, size: int, coded: bool) -> tuple[int, float]:
@@ -140,17 +151,22 @@ def _cheapest(ones: int, size: int, coded: bool) -> tuple[int, float]:
     return (CODED, length) if coded and length < bitmap else (BITMAP, float(bitmap))
 
 
-def _ranks(flips: Bits, old: Bits, size: int) -> tuple[Places, Places]:
-    """The places of flips among the entries that the past lacks, and among those that it keeps. Entries are counted in
-    the order of bytes, and in each from the lowest bit, without padding."""
-    at = np.flatnonzero(np.unpackbits(flips, bitorder="little"))
-    byte, bit = at >> 3, (at & 7).astype(np.uint8)
-    ones = np.bitwise_count(old)
-    before = (np.cumsum(ones, dtype=np.int64) - ones)[byte]
-    before += np.bitwise_count(old[byte] & ((np.uint8(1) << bit) - np.uint8(1)))
-    kept = (old[byte] >> bit) & 1 == 1
-    lacked = at[~kept]
-    return lacked - before[~kept] - np.searchsorted(padding(size), lacked), before[kept]
+def _ranks(flips: Bits, group: Bits) -> Places:
+    """The place of each flip among the entries of its group, in the order of bytes, and in each from the lowest bit."""
+    bytes_with = np.flatnonzero(flips != 0)  # few, so that few are unpacked
+    at = np.flatnonzero(np.unpackbits(flips[bytes_with], bitorder="little").view(bool))
+    byte, bit = bytes_with[at >> 3], (at & 7).astype(np.uint8)
+    ones = np.bitwise_count(group)
+    before = np.cumsum(ones, dtype=np.int64) - ones
+    return before[byte] + np.bitwise_count(group[byte] & ((np.uint8(1) << bit) - np.uint8(1)))
+
+
+def _at_ranks(ranks: Places, group: Bits) -> Places:
+    """The inverse: where in a layer, in the order of bytes and bits, the entries of a group with these ranks lie."""
+    ones = np.bitwise_count(group)
+    ends = np.cumsum(ones, dtype=np.int64)
+    byte = np.searchsorted(ends, ranks, side="right")
+    return 8 * byte + NTH_ONE[group[byte], ranks - (ends - ones)[byte]]
 
 
 def _flat(plan: Sequence[_Layer]) -> Iterator[_Layer]:
@@ -184,20 +200,18 @@ def _write(plan: list[_Layer]) -> bytes:
     return b"".join(parts)
 
 
-def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> list[_Layer]:
+def _read(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]]) -> list[_Layer]:
     """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
     plan, at = [], 0
-    for index, (size, old) in enumerate(zip(sizes, _each(past, sizes), strict=True)):
+    for index, (size, old) in enumerate(zip(sizes, _by_layer(past, sizes), strict=True)):
         layer, at = _begun(body, at, size, FORMS, f"layer {index} of {len(sizes)}")
-        if layer.form & FLIPS and old is None:
-            raise ValueError(f"layer {index} needs a past mask, got none")
-        if layer.form & KIND == SPLIT and old is not None:
-            kept, parts = ones_of(old), []
-            for number in (size - kept, kept):
-                part, at = _begun(body, at, number, OF_PARTS, f"a part of layer {index}")
-                parts.append(part)
-            layer = layer._replace(parts=tuple(parts))
-        plan.append(layer)
+        takes, parts = _takes(layer.form), []
+        if takes > len(old):
+            raise ValueError(f"layer {index} needs {takes} past masks, got {len(old)}")
+        for group in _groups(old[:takes], size) if layer.form & KIND == SPLIT else ():
+            part, at = _begun(body, at, ones_of(group), OF_PARTS, f"a part of layer {index}")
+            parts.append(part)
+        plan.append(layer._replace(parts=tuple(parts)))
     if any(layer.form & KIND == CODED for layer in _flat(plan)):
         words = np.frombuffer(body[at:] + bytes(-len(body[at:]) % 4), "<u4").astype(np.uint32)
         return _decoded(plan, words)
@@ -206,9 +220,9 @@ def _read(body: bytes, sizes: Sequence[int], past: Sequence[Bits] | None) -> lis
     return plan
 
 
-def _each(past: Sequence[Bits] | None, sizes: Sequence[int]) -> list[Bits | None]:
-    """The past of each layer; None of all where there is none."""
-    return [None] * len(sizes) if past is None else [*past]
+def _by_layer(past: Sequence[Sequence[Bits]], sizes: Sequence[int]) -> list[list[Bits]]:
+    """What each layer was in the past masks."""
+    return [[mask[layer] for mask in past] for layer in range(len(sizes))]
 
 
 def _begun(body: bytes, at: int, size: int, forms: set[int], what: str) -> tuple[_Layer, int]:
@@ -246,19 +260,19 @@ def _upright(layer: _Layer) -> Bits:
     return layer.bits ^ full(layer.size) if layer.form & INVERTED else layer.bits
 
 
-def _joined(parts: Sequence[_Layer], old: Bits) -> Bits:
-    """All flips of a layer, from those where the past is 0 and those where it is 1."""
-    entries, flips = np.unpackbits(old, bitorder="little"), np.zeros(8 * old.size, np.uint8)
-    entries[padding(sum(part.size for part in parts))] = len(parts)
-    for value, part in enumerate(parts):
+def _joined(layer: _Layer, old: Sequence[Bits]) -> Bits:
+    """All flips of a layer, from those of its parts."""
+    flips = np.zeros(8 * layer.bits.size, np.uint8)
+    for part, group in zip(layer.parts, _groups(old[: _takes(layer.form)], layer.size), strict=True):
         own = places_of(_upright(part) & full(part.size))  # of damaged bytes padding may be anything
-        flips[np.flatnonzero(entries == value)[own]] = 1
+        flips[_at_ranks(own, group)] = 1
     return np.packbits(flips, bitorder="little")
 
 
 def ones_of(bits: Bits) -> int:
     """How many of the bits are 1."""
-    return int(np.bitwise_count(bits).sum())
+    words = bits[: bits.size // 8 * 8].view(np.uint64)
+    return int(np.bitwise_count(words).sum()) + int(np.bitwise_count(bits[8 * words.size :]).sum())
 
 
 def places_of(bits: Bits) -> Places:
@@ -267,7 +281,7 @@ def places_of(bits: Bits) -> Places:
     >>> places_of(np.array([1, 18], np.uint8)).tolist()
     [0, 3, 9]
     """
-    return np.flatnonzero((bits >> np.arange(8, dtype=np.uint8)[:, None]) & 1)
+    return np.flatnonzero(((bits >> np.arange(8, dtype=np.uint8)[:, None]) & 1).view(bool))
 
 
 def packed(places: Places, size: int) -> Bits:

@@ -4,8 +4,9 @@ A mask is a sequence of layers of packed bits, as `masks.pack` makes them (`jax.
 the host), and comes with the layers' shapes. A message is, integers with the lowest byte first:
 
     b"DM", or b"DS" where layers have scales, version (1 byte), sender (4), round (4)
-    round of the mask that flips are against (4); a key frame has no flips and names its own round
-    digests of shapes and the run's name (4), of the mask that flips are against (4; zeros), of this mask (8)
+    how many of the sender's last masks it takes to read it (1); a key frame takes none
+    round of the last of these, which flips are against (4); a key frame names its own
+    digests of shapes and the run's name (4), of the masks that it takes (4; zeros of a key frame), of this mask (8)
     scales, one float32 a layer, where there are any
     layers, as `entropy.shorten` writes them
     checksum of everything before (8)
@@ -20,15 +21,16 @@ import math
 import struct
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from operator import index
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
-from dslth_jax.codec.entropy import Bits, full, restore, shorten
+from dslth_jax.codec.entropy import PAST, Bits, full, restore, shorten
 
-MAGIC, SCALED, VERSION = b"DM", b"DS", 2  # what is written in another way is not read
-HEADER = struct.Struct("<2sBIII4s4s8s")
+MAGIC, SCALED, VERSION = b"DM", b"DS", 3  # what is written in another way is not read
+HEADER = struct.Struct("<2sBIIBI4s4s8s")
 CHECKSUM = 8  # bytes
 
 Shapes = Sequence[tuple[SupportsIndex, ...]]
@@ -40,7 +42,7 @@ class CodecError(ValueError):
 
 
 class MissingPastError(CodecError):
-    """A message's flips are against a mask that the receiver lacks: only another key frame helps."""
+    """It takes masks to read a message that the receiver lacks: only another key frame helps."""
 
 
 class SentMask(NamedTuple):
@@ -53,38 +55,39 @@ class SentMask(NamedTuple):
 
 
 def encode(
-    mask: SentMask, shapes: Shapes, *, past: SentMask | None = None, coded: bool = True, run: bytes = b""
+    mask: SentMask, shapes: Shapes, *, past: Sequence[SentMask] = (), coded: bool = True, run: bytes = b""
 ) -> bytes:
-    """The message of a mask: a key frame, unless flips against `past` are cheaper.
+    """The message of a mask: a key frame, unless flips since the last one are cheaper.
 
     Args:
         mask: sender and round from 0 to 2**32 - 1. Padding bits, beyond a layer's entries, do not matter.
         shapes: of the layers.
-        past: an earlier mask of the sender, which every receiver has.
+        past: masks that the sender sent before and every receiver has, the latest first; four of them are of use.
         coded: False leaves entropy coding out, for which a library is needed.
         run: what tells this run from others whose messages might come by, such as a digest of its settings.
 
     Raises:
-        CodecError: the mask does not fit the shapes, or the past not the mask.
+        CodecError: the mask does not fit the shapes, or the past not the mask: of its sender, of ever earlier rounds.
         ImportError: the library, constriction, is missing.
 
     >>> layer = np.packbits(np.arange(80) % 20 == 0)
     >>> message = encode(SentMask(3, 12, [layer]), [(8, 10)])
     >>> mask = decode(message, [(8, 10)])
     >>> len(message), mask.sender, mask.round, bool(np.all(mask.layers[0] == layer))
-    (47, 3, 12, True)
+    (48, 3, 12, True)
     """
-    kind, mask, past = _kind(shapes, run), _cleaned(mask, shapes), past and _cleaned(past, shapes)
-    if past and (past.sender != mask.sender or past.round >= mask.round):
-        raise CodecError(f"an earlier mask than {_named(mask)} was expected as its past, got {_named(past)}")
-    body, takes_past = shorten(mask.layers, _sizes(shapes), past and past.layers, coded=coded)
-    against = past if takes_past else None
+    kind, mask, past = _kind(shapes, run), _cleaned(mask, shapes), _cleaned_past(past, shapes)
+    for later, earlier in pairwise([mask, *past]):
+        if earlier.sender != mask.sender or earlier.round >= later.round:
+            raise CodecError(f"an earlier mask than {_named(later)} was expected before it, got {_named(earlier)}")
+    body, takes = shorten(mask.layers, _sizes(shapes), [one.layers for one in past], coded=coded)
     header = _Header(
         mask.sender,
         mask.round,
-        against.round if against else mask.round,
+        takes,
+        past[0].round if takes else mask.round,
         _hash(kind, 4),
-        _digest(against, kind)[:4] if against else bytes(4),
+        _digest_of_past(past[:takes], kind),
         _digest(mask, kind),
     )
     scales = np.array(mask.scales, "<f4").tobytes()
@@ -92,24 +95,24 @@ def encode(
     return message + _hash(message)
 
 
-def decode(message: Received, shapes: Shapes, *, past: SentMask | None = None, run: bytes = b"") -> SentMask:
+def decode(message: Received, shapes: Shapes, *, past: Sequence[SentMask] = (), run: bytes = b"") -> SentMask:
     """The mask that `encode` made a message of, bit for bit; padding bits are 0. Its arrays are read-only.
 
     Args:
         message: as it came.
         shapes: of the layers, as the receiver knows them.
-        past: the last mask that came from the sender; key frames need none.
+        past: the last masks that came from the sender, the latest first; key frames need none.
         run: as the sender names it.
 
     Raises:
         CodecError: the message is damaged, of another version, of other shapes or another run.
-        MissingPastError: its flips are against another mask than `past`.
+        MissingPastError: it takes other masks to read it than `past`, or more.
         ImportError: constriction is missing, and the message is entropy coded.
     """
     header, scales, body = _open(message, shapes, run)
-    against = _past_of(header, shapes, past, run)
+    needed = _past_of(header, shapes, past, run)
     try:
-        layers = restore(body, _sizes(shapes), against and against.layers)
+        layers = restore(body, _sizes(shapes), [one.layers for one in needed])
     except ValueError as error:
         raise CodecError(
             f"layers were expected, got other bytes ({error}): drop it, and give both ends one release of constriction"
@@ -132,17 +135,18 @@ class Sender(NamedTuple):
     key_every: int = 0
     coded: bool = True  # see `encode`
     run: bytes = b""  # see `encode`
-    past: SentMask | None = None  # sent last
+    past: tuple[SentMask, ...] = ()  # sent since the last key frame, and that one: the latest first, no more than help
     key_round: int | None = None  # of the last key frame
 
     def send(self, round: int, layers: Sequence[Bits], scales: Sequence[float] = ()) -> tuple["Sender", bytes]:
         """The state after a round, and its message; a CodecError as in `encode`, or where rounds do not rise."""
-        if self.past and round <= self.past.round:
-            raise CodecError(f"a round after {self.past.round}, which was sent, was expected, got {round}")
+        if self.past and round <= self.past[0].round:
+            raise CodecError(f"a round after {self.past[0].round}, which was sent, was expected, got {round}")
         mask = _cleaned(SentMask(self.number, round, layers, scales), self.shapes)
         due = self.key_round is None or 0 < self.key_every <= round - self.key_round
-        message = encode(mask, self.shapes, past=None if due else self.past, coded=self.coded, run=self.run)
-        return self._replace(past=mask, key_round=round if due else self.key_round), message
+        past = () if due else self.past
+        message = encode(mask, self.shapes, past=past, coded=self.coded, run=self.run)
+        return self._replace(past=(mask, *past)[:PAST], key_round=round if due else self.key_round), message
 
     def resynchronised(self) -> "Sender":
         """The state whose next message is a key frame, as a receiver has asked."""
@@ -155,7 +159,7 @@ class Receiver(NamedTuple):
     sender: int
     shapes: Shapes
     run: bytes = b""  # as its sender names it
-    past: SentMask | None = None  # came last
+    past: tuple[SentMask, ...] = ()  # that came last, the latest first, no more than help
 
     def receive(self, message: Received) -> tuple["Receiver", SentMask]:
         """The state after a message, and its mask.
@@ -166,15 +170,16 @@ class Receiver(NamedTuple):
         header, *_ = _open(message, self.shapes, self.run)
         if header.sender != self.sender:
             raise CodecError(f"a mask of agent {self.sender} was expected, got {_named(header)}: drop it")
-        if self.past and header.round <= self.past.round:
-            raise CodecError(f"a later mask than {_named(self.past)} was expected, got {_named(header)}: drop it")
+        if self.past and header.round <= self.past[0].round:
+            raise CodecError(f"a later mask than {_named(self.past[0])} was expected, got {_named(header)}: drop it")
         mask = decode(message, self.shapes, past=self.past, run=self.run)
-        return self._replace(past=mask), mask
+        return self._replace(past=(mask, *self.past)[:PAST]), mask
 
 
 class _Header(NamedTuple):
     sender: int
     round: int
+    takes: int  # past masks
     past_round: int
     shapes: bytes
     past: bytes
@@ -206,19 +211,26 @@ def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, list[
     return header, np.frombuffer(body[HEADER.size : end], "<f4").tolist(), body[end:]
 
 
-def _past_of(header: _Header, shapes: Shapes, past: SentMask | None, run: bytes) -> SentMask | None:
-    """The mask that a message's flips are against. Half a digest is enough: the decoded mask's own is whole."""
-    if header.past_round == header.round:
-        return None
-    wanted = f"flips since round {header.past_round} of {_named(header)} need that mask, got"
-    if past is None:
-        raise MissingPastError(f"{wanted} none: ask for a key frame")
-    past = _cleaned(past, shapes)
-    if (past.sender, past.round) != (header.sender, header.past_round):
-        raise MissingPastError(f"{wanted} {_named(past)}: ask for a key frame")
-    if _digest(past, _kind(shapes, run))[:4] != header.past:
-        raise MissingPastError(f"{wanted} one with other bits: ask for a key frame")
-    return past
+def _past_of(header: _Header, shapes: Shapes, past: Sequence[SentMask], run: bytes) -> list[SentMask]:
+    """The masks that it takes to read a message. Half a digest is enough: the decoded mask's own is whole."""
+    if header.takes == 0:
+        return []
+    wanted = f"flips since round {header.past_round} of {_named(header)} need"
+    if not past:
+        raise MissingPastError(f"{wanted} that mask, got none: ask for a key frame")
+    past = _cleaned_past(past, shapes)
+    if (past[0].sender, past[0].round) != (header.sender, header.past_round):
+        raise MissingPastError(f"{wanted} that mask, got {_named(past[0])}: ask for a key frame")
+    if len(past) < header.takes:
+        raise MissingPastError(f"{wanted} the last {header.takes} masks, got {len(past)}: ask for a key frame")
+    if _digest_of_past(past[: header.takes], _kind(shapes, run)) != header.past:
+        raise MissingPastError(f"{wanted} the masks until then, got others: ask for a key frame")
+    return past[: header.takes]
+
+
+def _cleaned_past(past: Sequence[SentMask], shapes: Shapes) -> list[SentMask]:
+    """As many of the masks as are of use, cleaned."""
+    return [_cleaned(mask, shapes) for mask in past[:PAST]]
 
 
 def _cleaned(mask: SentMask, shapes: Shapes) -> SentMask:
@@ -254,6 +266,11 @@ def _digest(mask: SentMask, kind: bytes) -> bytes:
     for bits in mask.layers:
         digest.update(bits.data)
     return digest.digest()
+
+
+def _digest_of_past(past: Sequence[SentMask], kind: bytes) -> bytes:
+    """Of the masks that it takes to read a message, half as long as a mask's own; zeros of none."""
+    return _hash(b"".join(_digest(mask, kind) for mask in past), 4) if past else bytes(4)
 
 
 def _hash(content: bytes, size: int = CHECKSUM) -> bytes:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 import shlex
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -111,9 +112,9 @@ class History:
         self.failure: str | None = None
         self.evaluation_seconds = 0.0  # since this process began
 
-    def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: tuple[Any, Any] | None) -> None:
-        """Count one round, unless one before had numbers that are not finite. `sent` is what everybody sent before, and
-        in this round, where messages are to be encoded."""
+    def after_round(self, round: int, info: dict[str, Any], seconds: float, sent: Sequence[Message]) -> None:
+        """Count one round, unless one before had numbers that are not finite. `sent` is what everybody sent in this
+        round and those before, the latest first, where messages are to be encoded."""
         if self.failure is not None:
             return
         self.failure = not_finite(info, round)
@@ -131,13 +132,13 @@ class History:
         if self.ledger.masks_alone and course.has_exchange(round):
             # A start message that everybody knows, and that is of the scores, spares the only key frame.
             spared = self.prepared.algorithm.start_known and course.key_every == 0
-            key_frame = course.is_key_frame(round) and not spared
-            # Where a listener may lack the mask sent last, every message stands for itself.
-            alone = key_frame or self.redrawn or self.prepared.link_drop > 0
-            lengths = sent and lengths_of(sent[1], None if alone else sent[0], self.message, round)
+            known = course.since_key_frame(round) + spared
+            # Where a listener may lack the masks sent before, every message stands for itself.
+            loses = self.redrawn or self.prepared.link_drop > 0
+            lengths = lengths_of(sent[: 1 if loses else 1 + known], self.message, round) if sent else None
             for ledger in ledgers:
                 closing = ledger is self.open
-                ledger.add_coded(info["listeners"], None if closing else lengths, key_frame)
+                ledger.add_coded(info["listeners"], None if closing else lengths, key_frame=known == 0)
         self.warnings += self.symptoms.after_round(round, info, self.tally.flip_rate)
 
     def after_evaluation(

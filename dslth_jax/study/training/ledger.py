@@ -7,6 +7,7 @@ grow or shrink evenly.
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 
 from dslth_jax.algorithm import Message
 from dslth_jax.codec import SentMask, encode
+from dslth_jax.codec.entropy import PAST
 
 
 class Course(NamedTuple):
@@ -43,14 +45,16 @@ class Course(NamedTuple):
         """How many exchanges there are in the first so many rounds."""
         return max(rounds // self.exchange_every - (self.exchange_from - 1) // self.exchange_every, 0)
 
-    def is_key_frame(self, round: int) -> bool:
-        """Whether the messages of a round with an exchange are key frames: the first, and as often as is asked for."""
-        number = self.exchanges(round)
-        return number == 1 or (self.key_every > 0 and (number - 1) % self.key_every == 0)
+    def since_key_frame(self, round: int) -> int:
+        """How many exchanges before that of a round began with the last key frame, 0 in a round of key frames: these
+        are the first messages, and as often as is asked for."""
+        before = self.exchanges(round) - 1
+        return before % self.key_every if self.key_every else before
 
     def is_encoded(self, round: int) -> bool:
-        """Whether the messages of a round are really encoded: key frames, the last before every evaluation, those asked
-        for, and the 2nd, 4th, 8th, 16th..., for flips grow fewer as if over the logarithm of time."""
+        """Whether the messages of a round are really encoded: key frames and those after them that not yet have as much
+        of a past as helps, the last before every evaluation, those asked for, and the 2nd, 4th, 8th, 16th..., for flips
+        grow fewer as if over the logarithm of time."""
         return self.is_closing(round) or (self.has_exchange(round) and self._is_due(round))
 
     def is_closing(self, round: int) -> bool:
@@ -61,7 +65,7 @@ class Course(NamedTuple):
         number, next_row = self.exchanges(round), -(-round // self.eval_every) * self.eval_every
         as_asked = self.code_every is not None and number % self.code_every == 0
         last = round + self.exchange_every > next_row
-        return self.is_key_frame(round) or number.bit_count() == 1 or last or as_asked
+        return self.since_key_frame(round) < PAST or number.bit_count() == 1 or last or as_asked
 
 
 @dataclasses.dataclass
@@ -160,22 +164,27 @@ def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
     return [a + int(b) for a, b in zip(total or [0] * len(more), more, strict=True)]
 
 
-def lengths_of(sent: Message, past: Message | None, like: Message, round: int) -> list[int]:
-    """The bits of every agent's message of a round, encoded against what it sent before, alone where `past` is None or
-    lacks one of its layers. `sent` and `past` stack everybody's, `like` has the layers' shapes."""
+def lengths_of(sent: Sequence[Message], like: Message, round: int) -> list[int]:
+    """The bits of every agent's message of a round, encoded against what it sent before, as far as that has the same
+    layers. `sent` are the messages of this round and of those before, the latest first, each of everybody; `like` has
+    the layers' shapes."""
 
     def layers_of(messages: Message, agent: int) -> list[str]:
         return [name for name in like.masks if messages.has is None or messages.has[name][agent]]
 
-    def mask_of(messages: Message, agent: int, names: list[str], round: int) -> SentMask:
-        scales = [float(messages.scales[name][agent]) for name in names if name in messages.scales]
-        return SentMask(agent, round, [np.asarray(messages.masks[name][agent]) for name in names], scales)
-
     def length(agent: int) -> int:
-        names = layers_of(sent, agent)
-        known = past is not None and {*names} <= {*layers_of(past, agent)}
-        earlier = mask_of(past, agent, names, round - 1) if past is not None and known else None
-        shapes = [like.masks[name].shape for name in names]
-        return 8 * len(encode(mask_of(sent, agent, names, round), shapes, past=earlier))
+        names = layers_of(sent[0], agent)
+        known = list(takewhile(lambda messages: {*names} <= {*layers_of(messages, agent)}, sent))
+        masks = [
+            SentMask(
+                agent,
+                # The codec counts from 0, and a start message may stand for several that were not sent.
+                round + len(sent) - age,
+                [np.asarray(messages.masks[name][agent]) for name in names],
+                [float(messages.scales[name][agent]) for name in names if name in messages.scales],
+            )
+            for age, messages in enumerate(known)
+        ]
+        return 8 * len(encode(masks[0], [like.masks[name].shape for name in names], past=masks[1:]))
 
-    return [length(agent) for agent in range(len(next(iter(sent.masks.values()))))]
+    return [length(agent) for agent in range(len(next(iter(sent[0].masks.values()))))]

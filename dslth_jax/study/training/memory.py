@@ -13,8 +13,10 @@ import psutil
 from jaxtyping import PyTree
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches
+from dslth_jax.codec.entropy import PAST
 from dslth_jax.keys import key_of
 from dslth_jax.links import Link, perfect
+from dslth_jax.message_sizes import holds_bits_alone
 from dslth_jax.mixing import Graph
 from dslth_jax.networks.cost import programs_in
 from dslth_jax.networks.network import Network
@@ -86,8 +88,10 @@ def footprint(
     world, agent, carry, message, heard, backlog = jax.eval_shape(before_the_exchange, hyper)
     own, passed = agents // devices, forward_pass(network, world, batch_size, image_shape)
     held = {name: part for name, part in agent._asdict().items() if part is not None} | {"gradient": carry}
-    # What was sent last and what is sent now; on several devices also what all the others send.
+    # What was sent last and what is sent now; on several devices also what all the others send; and what bits were sent
+    # before that, to code the next by.
     copies = 2 * own + (agents if devices > 1 else 0)
+    remembered = own * (PAST - 1) * bytes_of(message) if holds_bits_alone(message) else 0
     some = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
     some["backlog"], weights = bytes_of(backlog), bytes_of((world.weights, world.frozen))
     if compiler := COMPILERS.get(platform):
@@ -96,7 +100,7 @@ def footprint(
         "weights": weights,
         **{name: own * bytes_of(part) for name, part in held.items()},
         "counts": own * bytes_of(heard._replace(values={})),
-        "bits": copies * bytes_of((message.masks, message.has)),
+        "bits": copies * bytes_of((message.masks, message.has)) + remembered,
         **{name: size for name, size in some.items() if size},
         "activations": chunk * passed.activations(batch_size, test_batch),
         "data": bytes_of_samples(shares, devices),

@@ -3,10 +3,12 @@
     python -m benchmarks.codec [--entries 4800 204800 819200 196608 1920] [--densities 0.3 0.3 0.3 0.9 0.9]
                                [--flips 0.05 0.0005] [--repeats 9]
 
-Random masks of exactly these densities, fresh and after such shares of every layer have flipped. The library's message
-stands beside a bitmap in the same frame and beside forms without any frame, to which what must be known beforehand is
-given: constriction with one density a layer, bit after bit; with a probability for every bit; zlib. For flips those
-forms code what differs. Every form gives back exactly what went in, else it is an error. Host code of one core.
+Random masks of exactly these densities, fresh, after such shares of every layer have flipped, and with four masks
+before it between any two of which the same tenth of the entries flipped half of the time and the rest hardly. The
+library's message stands beside a bitmap in the same frame and beside forms without any frame, to which what must be
+known beforehand is given: constriction with one density a layer, bit after bit; with a probability for every bit; zlib.
+For flips those forms code what differs from the last mask, and so does the entropy. Every form gives back exactly what
+went in, else it is an error. Host code of one core.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from rich.table import Table
 from benchmarks.measure import conditions
 from benchmarks.threshold import ALEXNET
 from dslth_jax.codec import SentMask, decode, encode
+from dslth_jax.codec.entropy import PAST
 
 DENSITIES = (0.3, 0.3, 0.3, 0.9, 0.9)
 
@@ -32,16 +35,16 @@ Layers: TypeAlias = list[np.ndarray]  # bool, each layer a vector
 
 
 class Case(NamedTuple):
-    """A mask, and the one that was sent before: None where it is fresh."""
+    """A mask, and those that were sent before, the latest first."""
 
     mask: Layers
-    past: Layers | None
+    past: list[Layers]
 
     def differing(self) -> Layers:
         """What is new in the mask."""
-        if self.past is None:
+        if not self.past:
             return self.mask
-        return [layer ^ old for layer, old in zip(self.mask, self.past, strict=True)]
+        return [layer ^ old for layer, old in zip(self.mask, self.past[0], strict=True)]
 
 
 class Form(NamedTuple):
@@ -58,12 +61,17 @@ def pack(layer: np.ndarray) -> np.ndarray:
     return np.bitwise_or.reduce(planes << np.arange(8, dtype=np.uint8)[:, None], axis=0)
 
 
+def packed(layers: Layers) -> list[np.ndarray]:
+    return list(map(pack, layers))
+
+
 def messages(coded: bool) -> Form:
     """The library's messages, entropy coded or not."""
 
-    def parts(case: Case) -> tuple[SentMask, list[tuple[int, ...]], SentMask | None]:
-        past = None if case.past is None else SentMask(0, 0, list(map(pack, case.past)))
-        return SentMask(0, 1, list(map(pack, case.mask))), [layer.shape for layer in case.mask], past
+    def parts(case: Case) -> tuple[SentMask, list[tuple[int, ...]], list[SentMask]]:
+        rounds = range(len(case.past), -1, -1)
+        mask, *past = [SentMask(0, *one) for one in zip(rounds, map(packed, [case.mask, *case.past]), strict=True)]
+        return mask, [layer.shape for layer in case.mask], past
 
     def encoder(case: Case) -> Callable[[], bytes]:
         mask, shapes, past = parts(case)
@@ -73,7 +81,7 @@ def messages(coded: bool) -> Form:
         _, shapes, past = parts(case)
         return lambda: list(decode(message, shapes, past=past).layers)
 
-    return Form(encoder, decoder, lambda case: list(map(pack, case.mask)))
+    return Form(encoder, decoder, lambda case: packed(case.mask))
 
 
 def bits(everyone_its_own: bool) -> Form:
@@ -113,17 +121,17 @@ def bits(everyone_its_own: bool) -> Form:
 def deflated() -> Form:
     """What the standard library makes of a bitmap."""
 
-    def packed(case: Case) -> bytes:
-        return b"".join(pack(layer).tobytes() for layer in case.differing())
+    def bitmap_of(case: Case) -> bytes:
+        return b"".join(layer.tobytes() for layer in packed(case.differing()))
 
     def encoder(case: Case) -> Callable[[], bytes]:
-        bitmap = packed(case)
+        bitmap = bitmap_of(case)
         return lambda: zlib.compress(bitmap)
 
     def decoder(case: Case, code: bytes) -> Callable[[], Layers]:
         return lambda: [np.frombuffer(zlib.decompress(code), np.uint8)]
 
-    return Form(encoder, decoder, lambda case: [np.frombuffer(packed(case), np.uint8)])
+    return Form(encoder, decoder, lambda case: [np.frombuffer(bitmap_of(case), np.uint8)])
 
 
 FORMS = {
@@ -136,14 +144,18 @@ FORMS = {
 
 
 def cases(entries: Sequence[int], densities: Sequence[float], flips: Sequence[float]) -> dict[str, Case]:
-    """A fresh mask, and for every share of flips the mask and what it was before."""
+    """A fresh mask, for every share of flips the mask and what it was before, and the mask with a longer past."""
     rng = np.random.default_rng(0)
     mask = [rng.permutation(size) < round(share * size) for size, share in zip(entries, densities, strict=True)]
-    found = {"fresh": Case(mask, None)}
+    found = {"fresh": Case(mask, [])}
     for rate in flips:
         past = [layer ^ (rng.permutation(layer.size) < round(rate * layer.size)) for layer in mask]
-        found[f"flips of {100 * rate:g} %"] = Case(mask, past)
-    return found
+        found[f"flips of {100 * rate:g} %"] = Case(mask, [past])
+    often = [rng.choice([0.5, 0.001], size, p=[0.1, 0.9]) for size in entries]
+    masks: list[Layers] = [mask]
+    for _ in range(PAST):
+        masks.append([layer ^ (rng.random(layer.size) < share) for layer, share in zip(masks[-1], often, strict=True)])
+    return found | {"unsteady": Case(mask, masks[1:])}
 
 
 def entropy_bytes(layers: Layers) -> float:

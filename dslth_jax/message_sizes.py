@@ -67,8 +67,8 @@ def held(message: Message, name: str, counts: Array) -> Array:
 
 
 def message_bits(message: Message, before: Message, sizes: Mapping[str, int], known: Any) -> Float[Array, "agents"]:
-    """How many bits each agent's message takes, at most; real messages of what differs are shorter, by a seventh where
-    they come every ten rounds, by up to a half in every round, for they use what several masks before had.
+    """How many bits each agent's message takes, at most; real messages of what differs are shorter, by a
+    fifth or so where they come every ten rounds, by almost half in every round: they use what several masks before had.
 
     A mask's by the entropy of what differs from the one `before`, or of itself where no other is `known` to listeners,
     or the one before lacks any of the layers (as after a block has come to an agent: such a message stands alone);

@@ -234,7 +234,7 @@ def test_the_codec_says_what_it_measured(monkeypatch, capsys):
     said = last_line(codec, "--entries 903 77 --densities 0.2 0.9 --flips 0.02 --repeats 1", monkeypatch, capsys)
     assert (said["entries"], said["densities"]) == ([903, 77], [0.2, 0.9])
     measured = [(row["mask"], row["form"]) for row in said["rows"]]
-    assert measured == [(mask, form) for mask in ("fresh", "flips of 2 %") for form in codec.FORMS]
+    assert measured == [(mask, form) for mask in ("fresh", "flips of 2 %", "unsteady") for form in codec.FORMS]
     # 181 of 903 entries and 69 of 77 are kept, 18 and 2 have flipped.
     for row in said["rows"]:
         assert row["entropy_bytes"] == pytest.approx(86.2 if row["mask"] == "fresh" else 17.6, abs=0.1)

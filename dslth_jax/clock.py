@@ -5,11 +5,12 @@
 An agent works, then sends its message over one link after the other at the bandwidth that its device has at that time.
 Bits are an estimate that a compiled program can make: of a layer of n entries n · H2(p), where p is the share of bits
 that differ from those sent last; in a key frame, or where listeners may lack what was sent last, the share of ones.
-Key frames are the first message and as many more as the ledger has. The ledger counts real messages, which are shorter:
-they use what several masks before had, and come close to half of this in every round. A round ends when
-all messages are sent, or at the deadline, but not before everybody has computed, because all take the next step
-together. Who is still sending then is late: neighbours hear what it sent before, and what it sends now they hear in the
-next round. Nothing here is measured: simulated time is a function of the seed, the round and the settings.
+Key frames are the first message and as many more as the ledger has. The ledger counts real messages: those of large
+networks that say what differs use what several masks before had, and are about half as long where they come in every
+round. A round ends when all messages are sent, or at the deadline, but not before everybody has computed, because all
+take the next step together. Who is still sending then is late: neighbours hear what it sent before, and what it sends
+now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the round and the
+settings.
 """
 
 from collections.abc import Callable

@@ -35,8 +35,8 @@ class State(NamedTuple):
     control: Control  # the settings of the round that ran last, and of the next
     round: Int[Array, ""]
     clock: Times | None = None  # simulated time, where anybody simulates it
-    # Where messages are bits alone, what each sent before that, as far as it helps to code the next message, the latest
-    # first; the start message in the place of what is not yet sent.
+    # Where messages are bits alone, what each sent before that, as far as it helps to code what it sent last, the latest
+    # first; the start message in the place of what there is not yet.
     earlier: tuple[Message, ...] = ()
 
 
@@ -119,7 +119,7 @@ def init(
     heard = exchange(everybody, graph, numbers, nothing, chunk) if as_sent else nothing
     control, times = Control(memory, first, first), None if clock is None else begin(clock)
     # Copies, because each round takes the memory of the state before, once.
-    earlier = tuple(jax.tree.map(jnp.copy, sent) for _ in range(PAST - 1)) if holds_bits_alone(sent) else ()
+    earlier = tuple(jax.tree.map(jnp.copy, sent) for _ in range(PAST)) if holds_bits_alone(sent) else ()
     return State(started, heard, sent, links, control, jnp.int32(0), times, earlier)
 
 

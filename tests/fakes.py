@@ -62,7 +62,7 @@ class FakePrograms:
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), own.start())
         validate = own.validate if plan.members[0].validation else None
         compiled = lambda: time.perf_counter() - began  # noqa: E731
-        return Programs(own.start, own.evaluate, own.step, own.past, compiled, state, validate)
+        return Programs(own.start, own.evaluate, own.step, own.told, compiled, state, validate)
 
     def of_each(self, look: Any) -> np.ndarray:
         """What `look` sees of each member, one number an agent: (members, agents)."""
@@ -133,7 +133,7 @@ class FakePrograms:
         """The worse the test accuracy, the better: who chooses by one of the two does not choose by the other."""
         return 1 - self.evaluate(state, np.array([])).accuracy
 
-    def past(self, state: dict[str, Any]) -> tuple[Message, ...]:
+    def told(self, state: dict[str, Any]) -> tuple[Message, ...]:
         return (self.sent(state),)
 
     def sent(self, state: dict[str, Any]) -> Message:

@@ -10,9 +10,10 @@ from fakes import FakePrograms, draw_nothing, use_fakes
 from tiny import use_tiny_network
 
 from dslth_jax import population
-from dslth_jax.codec import Receiver, Sender
+from dslth_jax.algorithm import Message
+from dslth_jax.codec import Receiver, Sender, SentMask, encode
 from dslth_jax.codec.entropy import PAST
-from dslth_jax.study.training.ledger import Course, Ledger
+from dslth_jax.study.training.ledger import Course, Ledger, lengths_of
 from dslth_jax.study.training.plan import plan
 from dslth_jax.study.training.prepare import prepare
 from dslth_jax.study.training.programs import compile_programs
@@ -28,7 +29,13 @@ def tiny_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param({}, marks=pytest.mark.slow), {"exchange_every": 2, "key_every": 2}], ids=str
+    "case",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"exchange_every": 2, "key_every": 2}, marks=pytest.mark.slow),
+        {"key_every": 6},
+    ],
+    ids=str,
 )
 def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(case, tmp_path):
     """Every mask takes the trip, is put in the place of the one that was sent, and is what the next round goes on
@@ -41,21 +48,23 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
     senders = [Sender(agent, shapes, case.get("key_every", 0) * settings.exchange_every) for agent in range(3)]
     receivers = [Receiver(agent, shapes) for agent in range(3)]
     state, bits, exchange = programs.start(), 0, jax.jit(population.exchange)
-    told = [jax.tree.leaves(message) for message in programs.past(state)]
-    assert len(told) == PAST
+    told = [jax.tree.leaves(message) for message in programs.sent(state)]
+    takes: set[int] = set()
+    assert len(told) == 1 + PAST
     for number in range(1, settings.rounds + 1):
         state, info = programs.step(state)
         if number % settings.exchange_every:
             continue
-        layers, structure = jax.tree.flatten(programs.past(state)[0])
+        layers, structure = jax.tree.flatten(programs.sent(state)[0])
         # What a state remembers of the past is what went over the links, and then the start.
         told = [layers, *told]
-        for own, before in zip(programs.past(state), told, strict=False):
+        for own, before in zip(programs.sent(state), told, strict=False):
             jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(own), before)
         came = [np.zeros_like(leaf) for leaf in layers]
         for agent in range(3):
             senders[agent], message = senders[agent].send(number, [leaf[0, agent] for leaf in layers])
             receivers[agent], mask = receivers[agent].receive(message)
+            takes.add(message[11])
             for leaf, received in zip(came, mask.layers, strict=True):
                 leaf[0, agent] = received
             bits += 8 * len(message) * int(info["listeners"][0, agent])
@@ -68,6 +77,7 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
             jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), jax.device_get(state.heard)),
         )
         jax.tree.map(lambda own, there: np.testing.assert_array_equal(own, there[0]), heard, state.heard)
+    assert max(takes) > 1 or case.get("key_every") == 2
     row = run(settings).metrics[-1]
     assert row["coded_bits"] == bits
     assert row["coded_rounds"] == settings.rounds // settings.exchange_every
@@ -93,7 +103,7 @@ def test_where_a_listener_may_lack_the_last_message_each_can_be_read_alone(links
     state, bits = programs.start(), 0
     for number in range(1, settings.rounds + 1):
         state, info = programs.step(state)
-        layers = jax.tree.leaves(programs.past(state)[0])
+        layers = jax.tree.leaves(programs.sent(state)[0])
         for agent, listeners in enumerate(info["listeners"][0].tolist()):
             _, message = Sender(agent, shapes).send(number, [leaf[0, agent] for leaf in layers])
             Receiver(agent, shapes).receive(message)
@@ -115,7 +125,7 @@ def test_between_encoded_rounds_lengths_change_evenly():
         int(np.dot([2000, 2000, 1600] if number in (0, 6) else own, links))
         for number, (links, own) in enumerate(zip(listeners, lengths, strict=True))
     )
-    # Key frames are no part of the even change: from number 5 to number 11 five messages of flips pass.
+    # What stands apart is no part of the even change: from number 5 to number 11 five messages of flips pass.
     assert sparse.row()["coded_bits"] == pytest.approx(exact.row()["coded_bits"], rel=0.01)
     assert (sparse.coded_rounds, exact.coded_rounds) == (5, 12)
 
@@ -129,8 +139,48 @@ def test_what_is_interpolated_is_near_what_is_encoded(tmp_path, monkeypatch):
     ]
     for some, every in zip(*rows, strict=True):
         assert some["coded_bits"] == pytest.approx(every["coded_bits"], rel=0.1)
-    assert [row["coded_rounds"] for row in rows[0]] == [0, 6, 8, 9, 11]
+    assert [row["coded_rounds"] for row in rows[0]] == [0, 7, 9, 10, 12]
     assert [row["coded_rounds"] for row in rows[1]] == [row["exchanges"] for row in rows[0]] == [0, 10, 20, 30, 40]
+
+
+@pytest.mark.parametrize("key_every", [0, 10, 40])
+def test_messages_that_know_little_of_a_past_do_not_lengthen_those_between(key_every):
+    """Of agents with unsteady entries, which settle: what some encoded exchanges come to is near what all do."""
+    random, like = np.random.default_rng(0), Message({"layer": jnp.zeros(4000, bool)})
+    often, layer = random.choice([0.5, 0.01], (2, 4000), p=[0.1, 0.9]), random.random((2, 4000)) < 0.3
+    some = Course(200, eval_every=50, exchange_every=1, exchange_from=1, key_every=key_every)
+    ledgers, sent = {course: Ledger({"layer": 4000}) for course in (some, some._replace(code_every=1))}, []
+    for round in range(1, 201):
+        layer = layer ^ (random.random(layer.shape) < often / round**0.2)
+        sent = [Message({"layer": np.packbits(layer, axis=1)}), *sent[:PAST]]
+        known = some.since_key_frame(round)
+        lengths = lengths_of(sent[: 1 + known], like, round)
+        for course, ledger in ledgers.items():
+            ledger.add_coded(np.ones(2), lengths if course.is_encoded(round) else None, apart=known < PAST)
+    few, every = ledgers.values()
+    assert few.row()["coded_bits"] == pytest.approx(every.row()["coded_bits"], rel=0.02)
+    assert few.coded_rounds < 0.7 * every.coded_rounds == 0.7 * 200
+
+
+def test_a_message_takes_masks_as_far_back_as_they_have_its_layers():
+    """Of three agents the first has both layers at all times; the second's b came lately; the third lacks b again."""
+    random, like = np.random.default_rng(0), Message({"a": jnp.zeros(4000, bool), "b": jnp.zeros(800, bool)})
+    holds = np.array([[True, True, False], [True, True, True], [True, False, True], [True, True, True]])
+    often, masks = {name: random.choice([0.5, 0.01], (3, leaf.size)) for name, leaf in like.masks.items()}, []
+    for _ in holds:
+        old = masks[0] if masks else dict.fromkeys(often, False)
+        masks = [{name: old[name] ^ (random.random(own.shape) < own) for name, own in often.items()}, *masks]
+    packed = [{name: np.packbits(layer, axis=1) for name, layer in one.items()} for one in masks]
+    everybody = np.ones(3, bool)
+    sent = [Message(bits, has={"a": everybody, "b": own}) for bits, own in zip(packed, holds, strict=True)]
+    for agent, (names, back) in enumerate([("ab", 3), ("ab", 1), ("a", 3)]):
+        shapes = [like.masks[name].shape for name in names]
+        first, *past = [
+            SentMask(agent, 9 - age, [bits[name][agent] for name in names]) for age, bits in enumerate(packed)
+        ]
+        length = 8 * len(encode(first, shapes, past=past[:back]))
+        assert lengths_of(sent, like, 9)[agent] == length
+        assert length != 8 * len(encode(first, shapes, past=past[: back - 1]))
 
 
 def test_the_busiest_agent_has_the_most_listeners(tmp_path, monkeypatch):

@@ -78,7 +78,7 @@ def test_a_footprint_is_what_one_counts_by_hand():
         "optimizer": 0,
         "gradient": 8 * 4 * 36,
         "counts": 8 * (36 + 9),  # and nine bytes: of how many, the weight of its own, whether anybody spoke
-        "bits": 8 * 5 * 5,  # 36 bits are 5 bytes; what is sent now, what was sent last, and three times before
+        "bits": 8 * 6 * 5,  # 36 bits are 5 bytes; what is sent now, what was sent last, and four times before
         "activations": (1 + memory.WORKING_COPIES) * 4 * BATCH * 9,  # the gradient by a kernel needs what came in
         "data": SAMPLES * (9 + 4) + 8 * 4 * (CAPACITY + 1),
     }
@@ -97,7 +97,7 @@ def test_a_footprint_is_what_one_counts_by_hand():
                 "scores": 2 * 4 * 36,
                 "gradient": 2 * 4 * 36,
                 "counts": 2 * (36 + 9),
-                "bits": 2 * 5 * 5 + 8 * 5,  # and everybody's, as they come in
+                "bits": 2 * 6 * 5 + 8 * 5,  # and everybody's, as they come in
                 "activations": 2 * 6 * 4 * BATCH * 9,
                 "data": SAMPLES * (9 + 4) + 2 * 4 * (CAPACITY + 1),
             },
@@ -109,7 +109,7 @@ def test_a_footprint_is_what_one_counts_by_hand():
                 "scores": 257 * 4 * 36,
                 "gradient": 257 * 4 * 36,
                 "counts": 257 * (2 * 36 + 9),
-                "bits": 257 * 5 * 5,
+                "bits": 257 * 6 * 5,
                 "data": SAMPLES * (9 + 4) + 257 * 4 * (CAPACITY + 1),
             },
         ),

@@ -22,6 +22,7 @@ from dslth_jax.algorithm import Algorithm, Batch, Batches, Message, by_name, pla
 from dslth_jax.algorithms.masked import MaskRule, personal_masks, personal_model
 from dslth_jax.algorithms.mce_pl import Hyper, batch_loss, fused_scores, mce_pl
 from dslth_jax.channels import channels_of
+from dslth_jax.codec.entropy import PAST
 from dslth_jax.depth import with_layers_had
 from dslth_jax.evaluation import SAMPLED, evaluate
 from dslth_jax.graphs import (
@@ -544,6 +545,31 @@ def test_nothing_is_sent_in_a_silent_round():
     state, info = step(state)
     np.testing.assert_array_equal(info["listeners"], ADJACENCY.sum(axis=0))
     assert not np.array_equal(state.sent.masks["conv/kernel"], before[1].masks["conv/kernel"])
+
+
+def test_a_state_remembers_what_each_agent_told_last():
+    """Some agents speak in some exchanges; the start message stands for what there is not yet."""
+
+    def message(round, number):
+        return Message({"often": (jnp.stack([round, number]) + 1).astype(jnp.uint8)})
+
+    def send(key, world, number, agent, heard, batches):
+        return agent, None, message(world.round, number), {}
+
+    def receive(key, world, number, agent, carry, heard, batches):
+        return agent, {}
+
+    def speaks(memory, round):
+        return (jnp.arange(AGENTS) + round // 2) % 3 != 0
+
+    algorithm = Algorithm(lambda key, world, number: (None, message(-1, number)), send, receive, None)
+    controller = control.constant()._replace(speaks=speaks)
+    told = [[(0, agent + 1)] * (1 + PAST) for agent in range(AGENTS)]
+    for round, (state, _) in enumerate(rounds_of(algorithm, 20, exchange_every=2, controller=controller)):
+        for agent in np.flatnonzero(speaks(None, round)) if round % 2 else ():
+            told[agent].insert(0, (round + 1, agent + 1))
+        found = np.stack([one.masks["often"] for one in (state.sent, *state.earlier)], axis=1)
+        np.testing.assert_array_equal(found, [own[: 1 + PAST] for own in told])
 
 
 def test_how_often_agents_exchange_may_be_traced():

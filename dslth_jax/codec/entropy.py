@@ -22,6 +22,7 @@ PAST = 4  # masks at most that layers are split by
 KIND = 3  # what a form is without these
 OF_PARTS = {form | flag for form in (EMPTY, BITMAP, CODED) for flag in (0, INVERTED)}
 FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | {SPLIT | FLIPS | FURTHER * i for i in range(PAST)}
+# In row b, the places of the ones of the byte b, from the lowest bit, and then those of its zeros.
 NTH_ONE = np.argsort(1 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 1, bitorder="little"), 1, kind="stable")
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
 

@@ -4,9 +4,9 @@ A mask is a sequence of layers of packed bits, as `masks.pack` makes them (`jax.
 the host), and comes with the layers' shapes. A message is, integers with the lowest byte first:
 
     b"DM", or b"DS" where layers have scales, version (1 byte), sender (4), round (4)
-    how many of the sender's last masks it takes to read it (1); a key frame takes none
-    round of the last of these, which flips are against (4); a key frame names its own
-    digests of shapes and the run's name (4), of the masks that it takes (4; zeros of a key frame), of this mask (8)
+    how many of the sender's last masks it takes to read it (1); of a key frame, and what else can be read alone, 0
+    round of the last of these, which flips are against (4); its own where it takes none
+    digests of shapes and the run's name (4), of the masks that it takes (4; zeros of none), of this mask (8)
     scales, one float32 a layer, where there are any
     layers, as `entropy.shorten` writes them
     checksum of everything before (8)
@@ -42,7 +42,7 @@ class CodecError(ValueError):
 
 
 class MissingPastError(CodecError):
-    """It takes masks to read a message that the receiver lacks: only another key frame helps."""
+    """The receiver lacks masks that it takes to read a message: only another key frame helps."""
 
 
 class SentMask(NamedTuple):
@@ -57,12 +57,13 @@ class SentMask(NamedTuple):
 def encode(
     mask: SentMask, shapes: Shapes, *, past: Sequence[SentMask] = (), coded: bool = True, run: bytes = b""
 ) -> bytes:
-    """The message of a mask: a key frame, unless flips since the last one are cheaper.
+    """The message of a mask, which says what differs from those before where that is cheaper, and else all.
 
     Args:
         mask: sender and round from 0 to 2**32 - 1. Padding bits, beyond a layer's entries, do not matter.
         shapes: of the layers.
-        past: masks that the sender sent before and every receiver has, the latest first; four of them are of use.
+        past: masks that the sender sent before and every receiver has, the latest first, of which four are of use. A
+            message made without any is a key frame.
         coded: False leaves entropy coding out, for which a library is needed.
         run: what tells this run from others whose messages might come by, such as a digest of its settings.
 
@@ -101,7 +102,7 @@ def decode(message: Received, shapes: Shapes, *, past: Sequence[SentMask] = (), 
     Args:
         message: as it came.
         shapes: of the layers, as the receiver knows them.
-        past: the last masks that came from the sender, the latest first; key frames need none.
+        past: the last masks that came from the sender, the latest first; a key frame needs none.
         run: as the sender names it.
 
     Raises:
@@ -127,7 +128,8 @@ class Sender(NamedTuple):
     """What a sending agent remembers. Nothing changes in place: methods return the next state.
 
     A key frame goes first, then whenever `key_every` rounds have passed since the last (0: never), and where a receiver
-    has asked for one; flips go in between.
+    has asked for one; messages after it take no mask from before it. Now and then one in between can be read alone, too,
+    because that is cheapest; those after it may still take masks from before it.
     """
 
     number: int  # the agent's

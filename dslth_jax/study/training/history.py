@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dslth_jax.algorithm import Message, by_masked_name, by_name
+from dslth_jax.codec.entropy import PAST
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
@@ -133,12 +134,12 @@ class History:
             # A start message that everybody knows, and that is of the scores, spares the only key frame.
             spared = self.prepared.algorithm.start_known and course.key_every == 0
             known = course.since_key_frame(round) + spared
-            # Where a listener may lack the masks sent before, every message stands for itself.
+            # Where a listener may lack the masks sent before, every message can be read alone.
             loses = self.redrawn or self.prepared.link_drop > 0
             lengths = lengths_of(sent[: 1 if loses else 1 + known], self.message, round) if sent else None
             for ledger in ledgers:
                 closing = ledger is self.open
-                ledger.add_coded(info["listeners"], None if closing else lengths, key_frame=known == 0)
+                ledger.add_coded(info["listeners"], None if closing else lengths, apart=known < PAST)
         self.warnings += self.symptoms.after_round(round, info, self.tally.flip_rate)
 
     def after_evaluation(

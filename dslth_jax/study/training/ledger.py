@@ -2,7 +2,8 @@
 
 How long a message is as a bitmap is known. How long a coded one is (`dslth_jax.codec`: a key frame, later what has
 flipped) is known by encoding it, which happens in some rounds; between two of them an agent's messages are taken to
-grow or shrink evenly.
+grow or shrink evenly. Key frames and the few after them, which are longer because they know less of a past, stand apart
+from that.
 """
 
 import dataclasses
@@ -46,15 +47,15 @@ class Course(NamedTuple):
         return max(rounds // self.exchange_every - (self.exchange_from - 1) // self.exchange_every, 0)
 
     def since_key_frame(self, round: int) -> int:
-        """How many exchanges before that of a round began with the last key frame, 0 in a round of key frames: these
-        are the first messages, and as often as is asked for."""
+        """How many exchanges a round's lies behind the last one of key frames, and 0 if it is one: the first is, and as
+        many more as are asked for."""
         before = self.exchanges(round) - 1
         return before % self.key_every if self.key_every else before
 
     def is_encoded(self, round: int) -> bool:
-        """Whether the messages of a round are really encoded: key frames and those after them that not yet have as much
-        of a past as helps, the last before every evaluation, those asked for, and the 2nd, 4th, 8th, 16th..., for flips
-        grow fewer as if over the logarithm of time."""
+        """Whether the messages of a round are really encoded: key frames and the four after them, the last before every
+        evaluation, those asked for, and the 8th, 16th, 32nd..., for flips grow fewer as if over the logarithm of time.
+        """
         return self.is_closing(round) or (self.has_exchange(round) and self._is_due(round))
 
     def is_closing(self, round: int) -> bool:
@@ -65,7 +66,7 @@ class Course(NamedTuple):
         number, next_row = self.exchanges(round), -(-round // self.eval_every) * self.eval_every
         as_asked = self.code_every is not None and number % self.code_every == 0
         last = round + self.exchange_every > next_row
-        return self.since_key_frame(round) < PAST or number.bit_count() == 1 or last or as_asked
+        return self.since_key_frame(round) <= PAST or number.bit_count() == 1 or last or as_asked
 
 
 @dataclasses.dataclass
@@ -107,14 +108,15 @@ class Ledger:
             bits += size * (1 if info["has"] is None else info["has"][name])
         return bits
 
-    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, key_frame: bool) -> None:
-        """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated."""
+    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, apart: bool) -> None:
+        """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated. Those
+        that stand apart, because they know less of a past than others, are no part of an even change."""
         listeners = listeners.astype(np.int64)
         self.exchanges += 1
         if lengths is not None:
             self.coded_rounds += 1
-        if key_frame:  # stands for itself alone
-            assert lengths is not None, "key frames are always encoded"
+        if apart:
+            assert lengths is not None, "messages that know little of a past are always encoded"
             self.spend(np.array(lengths, np.float64) * listeners)
             return
         self.since += 1
@@ -165,9 +167,9 @@ def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:
 
 
 def lengths_of(sent: Sequence[Message], like: Message, round: int) -> list[int]:
-    """The bits of every agent's message of a round, encoded against what it sent before, as far as that has the same
-    layers. `sent` are the messages of this round and of those before, the latest first, each of everybody; `like` has
-    the layers' shapes."""
+    """The bits of every agent's message of a round, encoded by what it sent before, as far back as that has all of the
+    message's layers. `sent` are the messages of this round and of those before, the latest first, each of everybody;
+    `like` has the layers' shapes."""
 
     def layers_of(messages: Message, agent: int) -> list[str]:
         return [name for name in like.masks if messages.has is None or messages.has[name][agent]]

@@ -277,11 +277,10 @@ def play(
     yield done, state, starting
     for round in range(done + 1, course.rounds + 1):
         encoded = histories[0].ledger.masks_alone and course.is_encoded(round)
-        past = programs.past(state) if encoded else ()
         began = time.perf_counter()
         state, info = programs.step(state)
         seconds = time.perf_counter() - began
-        sent = (programs.past(state)[0], *past) if encoded else ()
+        sent = programs.sent(state) if encoded else ()
         for number, history in enumerate(histories):
             history.after_round(round, member_of(info, number), seconds, member_of(sent, number))
         if all(history.failure for history in histories):

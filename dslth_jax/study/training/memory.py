@@ -91,7 +91,7 @@ def footprint(
     # What was sent last and what is sent now; on several devices also what all the others send; and what bits were sent
     # before that, to code the next by.
     copies = 2 * own + (agents if devices > 1 else 0)
-    remembered = own * (PAST - 1) * bytes_of(message) if holds_bits_alone(message) else 0
+    remembered = own * PAST * bytes_of(message) if holds_bits_alone(message) else 0
     some = {"sums": own * bytes_of(heard.values), "values": copies * bytes_of(message.values)}
     some["backlog"], weights = bytes_of(backlog), bytes_of((world.weights, world.frozen))
     if compiler := COMPILERS.get(platform):

@@ -52,7 +52,7 @@ class Programs(NamedTuple):
     start: Callable[[], State]
     evaluate: Callable[[State, np.ndarray], Evaluation]  # with how many test samples count, (members, agents)
     step: Callable[[State], tuple[State, dict[str, Any]]]
-    past: Callable[[State], tuple[Message, ...]]  # what everybody sent last, and before, the latest first
+    sent: Callable[[State], tuple[Message, ...]]  # what everybody sent last, and before that, the latest first
     compiled: Callable[[], float]  # waits for all of them; the seconds from the first's begin to the last's end
     state: State  # shapes, and where they lie
     # Everybody's accuracy on what it holds back, (members, agents); None where nobody holds anything back.
@@ -180,7 +180,7 @@ def compile_programs(plan: Plan) -> Programs:
         start=lambda: starting.result()[0](owns),
         evaluate=evaluated,
         step=stepped,
-        past=lambda state: sharding.fetch((state.sent, *state.earlier)),
+        sent=lambda state: sharding.fetch((state.sent, *state.earlier)),
         compiled=lambda: max(future.result()[1] for future in compiled) - began,
         state=state,
         validate=validation and (lambda state: sharding.fetch(validating.result()[0](state, owns, validation))),

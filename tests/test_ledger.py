@@ -119,8 +119,8 @@ def test_between_encoded_rounds_lengths_change_evenly():
     for number, (links, own) in enumerate(zip(listeners, lengths, strict=True)):
         key_frame = number in (0, 6)
         own = [2000, 2000, 1600] if key_frame else own
-        exact.add_coded(links, own, key_frame)
-        sparse.add_coded(links, own if key_frame or number in (1, 5, 11) else None, key_frame)
+        exact.add_coded(links, own, PAST * (not key_frame))
+        sparse.add_coded(links, own if key_frame or number in (1, 5, 11) else None, PAST * (not key_frame))
     assert exact.row()["coded_bits"] == sum(
         int(np.dot([2000, 2000, 1600] if number in (0, 6) else own, links))
         for number, (links, own) in enumerate(zip(listeners, lengths, strict=True))
@@ -156,7 +156,7 @@ def test_messages_that_know_little_of_a_past_do_not_lengthen_those_between(key_e
         known = some.since_key_frame(round)
         lengths = lengths_of(sent[: 1 + known], like, round)
         for course, ledger in ledgers.items():
-            ledger.add_coded(np.ones(2), lengths if course.is_encoded(round) else None, apart=known < PAST)
+            ledger.add_coded(np.ones(2), lengths if course.is_encoded(round) else None, known)
     few, every = ledgers.values()
     assert few.row()["coded_bits"] == pytest.approx(every.row()["coded_bits"], rel=0.02)
     assert few.coded_rounds < 0.7 * every.coded_rounds == 0.7 * 200
@@ -211,8 +211,8 @@ def test_bits_go_through_a_checkpoint_as_they_are():
         }
     )
     assert (ledger.kept_bits, ledger.bitmap_bits, ledger.sent_bits) == (10, 36, [20, 16])  # of b one sent its six bits
-    ledger.add_coded(np.array([2, 1]), [800, 96], True)
-    ledger.add_coded(np.array([2, 1]), None, False)
+    ledger.add_coded(np.array([2, 1]), [800, 96], known=0)
+    ledger.add_coded(np.array([2, 1]), None, known=PAST)
     again = Ledger(**json.loads(json.dumps(ledger.__dict__)))
     assert again == ledger
     assert again.row() == {

@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dslth_jax.algorithm import Message, by_masked_name, by_name
-from dslth_jax.codec.entropy import PAST
 from dslth_jax.evaluation import Evaluation
 from dslth_jax.exchange import silence, unpacked
 from dslth_jax.keys import key_of
@@ -139,7 +138,7 @@ class History:
             lengths = lengths_of(sent[: 1 if loses else 1 + known], self.message, round) if sent else None
             for ledger in ledgers:
                 closing = ledger is self.open
-                ledger.add_coded(info["listeners"], None if closing else lengths, apart=known < PAST)
+                ledger.add_coded(info["listeners"], None if closing else lengths, known)
         self.warnings += self.symptoms.after_round(round, info, self.tally.flip_rate)
 
     def after_evaluation(

@@ -108,15 +108,15 @@ class Ledger:
             bits += size * (1 if info["has"] is None else info["has"][name])
         return bits
 
-    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, apart: bool) -> None:
+    def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, known: int) -> None:
         """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated. Those
-        that stand apart, because they know less of a past than others, are no part of an even change."""
+        before which less than a whole past is `known` are always encoded, and no part of an even change."""
         listeners = listeners.astype(np.int64)
         self.exchanges += 1
         if lengths is not None:
             self.coded_rounds += 1
-        if apart:
-            assert lengths is not None, "messages that know little of a past are always encoded"
+        if known < PAST:
+            assert lengths is not None, "messages with less than a whole past are always encoded"
             self.spend(np.array(lengths, np.float64) * listeners)
             return
         self.since += 1

@@ -35,8 +35,8 @@ class State(NamedTuple):
     control: Control  # the settings of the round that ran last, and of the next
     round: Int[Array, ""]
     clock: Times | None = None  # simulated time, where anybody simulates it
-    # Where messages are bits alone, what each sent before that, as far as it helps to code what it sent last, the latest
-    # first; the start message in the place of what there is not yet.
+    # Where messages are bits alone, what each sent before that, as far as it helps to code what it sent last, the
+    # latest first; the start message in the place of what there is not yet.
     earlier: tuple[Message, ...] = ()
 
 

@@ -145,21 +145,22 @@ def test_what_is_interpolated_is_near_what_is_encoded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key_every", [0, 10, 40])
 def test_messages_that_know_little_of_a_past_do_not_lengthen_those_between(key_every):
-    """Of agents with unsteady entries, which settle: what some encoded exchanges come to is near what all do."""
-    random, like = np.random.default_rng(0), Message({"layer": jnp.zeros(4000, bool)})
-    often, layer = random.choice([0.5, 0.01], (2, 4000), p=[0.1, 0.9]), random.random((2, 4000)) < 0.3
-    some = Course(200, eval_every=50, exchange_every=1, exchange_from=1, key_every=key_every)
-    ledgers, sent = {course: Ledger({"layer": 4000}) for course in (some, some._replace(code_every=1))}, []
+    """Of masks of which some entries are unsteady, so that a whole past shortens messages by much: what some encoded
+    exchanges come to is near what all do."""
+    random, like, size = np.random.default_rng(0), Message({"layer": jnp.zeros(10_000, bool)}), (2, 10_000)
+    often, layer = random.choice([0.5, 0.002], size, p=[0.05, 0.95]), random.random(size) < 0.3
+    some = Course(200, eval_every=200, exchange_every=1, exchange_from=1, key_every=key_every)
+    ledgers, sent = {course: Ledger({"layer": 10_000}) for course in (some, some._replace(code_every=1))}, []
     for round in range(1, 201):
-        layer = layer ^ (random.random(layer.shape) < often / round**0.2)
+        layer = layer ^ (random.random(size) < often)
         sent = [Message({"layer": np.packbits(layer, axis=1)}), *sent[:PAST]]
         known = some.since_key_frame(round)
         lengths = lengths_of(sent[: 1 + known], like, round)
         for course, ledger in ledgers.items():
             ledger.add_coded(np.ones(2), lengths if course.is_encoded(round) else None, known)
     few, every = ledgers.values()
-    assert few.row()["coded_bits"] == pytest.approx(every.row()["coded_bits"], rel=0.02)
-    assert few.coded_rounds < 0.7 * every.coded_rounds == 0.7 * 200
+    assert few.row()["coded_bits"] == pytest.approx(every.row()["coded_bits"], rel=0.01)
+    assert few.coded_rounds < 0.6 * every.coded_rounds == 0.6 * 200
 
 
 def test_a_message_takes_masks_as_far_back_as_they_have_its_layers():

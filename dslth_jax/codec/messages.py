@@ -128,8 +128,8 @@ class Sender(NamedTuple):
     """What a sending agent remembers. Nothing changes in place: methods return the next state.
 
     A key frame goes first, then whenever `key_every` rounds have passed since the last (0: never), and where a receiver
-    has asked for one; messages after it take no mask from before it. Now and then one in between can be read alone, too,
-    because that is cheapest; those after it may still take masks from before it.
+    has asked for one; messages after it take no mask from before it. Now and then one in between can be read alone,
+    too, because that is cheapest; those after it may still take masks from before it.
     """
 
     number: int  # the agent's

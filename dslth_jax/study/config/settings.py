@@ -226,7 +226,7 @@ class Method:
     """Exchanges from one key frame to the next where coded messages are counted; 0 is a single one at the start."""
     code_every: int | None = setting(None, bounds=COUNT, unit="exchanges")
     """Encode the messages of every so many exchanges, beside key frames and the four after them, the 8th, 16th... and
-    the last before each evaluation; the lengths of others are interpolated. With --controller period all are encoded."""
+    the last before each evaluation; lengths of others are interpolated. With --controller period all are encoded."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -360,7 +360,7 @@ def a_second_axis_is_left_open() -> None:
         return jax.lax.map(lambda own: spread(*own, hyper, shares), (state, seeds))
 
     both, across = PartitionSpec("settings", AXIS), PartitionSpec("settings")
-    states = State(agents=both, heard=both, sent=both, links=across, control=both, round=across)
+    states = State(agents=both, heard=both, sent=both, links=across, control=both, round=across, earlier=both)
     together = jax.jit(over_devices(of_every_seed, mesh, (states, across, SPREAD, SHARES), (states, both)))
     start, alone = jax.jit(start), jax.jit(alone)
     own = [start(seed, hyper) for seed in seeds]

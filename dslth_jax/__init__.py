@@ -32,6 +32,7 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     clock           how long a round takes each agent, and who is late
     over_agents     the one crossing from one agent's world into the population's
     message_sizes   what is in everybody's messages, counted
+    codec/          masks <-> messages that a link carries, exactly
     exchange        sparse mixing matrix times stacked messages -> heard
     population      the driver: one round of everyone
     budgets         controllers that set retentions by simulated time
@@ -39,7 +40,6 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     evaluation      per-agent accuracy on its own test samples
     compaction      a mask -> a smaller network with the same answers
     sharding        agents over devices
-    codec/          masks <-> messages that a link carries, exactly
     export/         what an agent has come to, as files that run elsewhere
     study/          the engine: from settings to run folders; the core imports nothing of it
     __main__        the engine's commands by name, `study.dslth`

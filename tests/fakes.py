@@ -62,7 +62,7 @@ class FakePrograms:
         state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), own.start())
         validate = own.validate if plan.members[0].validation else None
         compiled = lambda: time.perf_counter() - began  # noqa: E731
-        return Programs(own.start, own.evaluate, own.step, own.told, compiled, state, validate)
+        return Programs(own.start, own.evaluate, own.step, own.sent, compiled, state, validate)
 
     def of_each(self, look: Any) -> np.ndarray:
         """What `look` sees of each member, one number an agent: (members, agents)."""
@@ -126,19 +126,17 @@ class FakePrograms:
         tested = np.stack([member.held(member.tests) for member in self.plan.members])
         right = np.floor(accuracy[..., None] * tested).astype(np.int32)
         if self.keeps_masks and self.settings.algorithm != "fedmrn":  # whose bits are no masks in use
-            return Evaluation(accuracy, density, self.sent(state).masks, right=right)
+            return Evaluation(accuracy, density, self.sent(state)[0].masks, right=right)
         return Evaluation(accuracy, None, None, right=right)
 
     def validate(self, state: dict[str, Any]) -> np.ndarray:
         """The worse the test accuracy, the better: who chooses by one of the two does not choose by the other."""
         return 1 - self.evaluate(state, np.array([])).accuracy
 
-    def told(self, state: dict[str, Any]) -> tuple[Message, ...]:
-        return (self.sent(state),)
-
-    def sent(self, state: dict[str, Any]) -> Message:
+    def sent(self, state: dict[str, Any]) -> tuple[Message, ...]:
+        """What was sent last; fakes remember nothing from before it."""
         masks = self.masks(self.scores(state))
-        return Message({layer: np.packbits(mask, axis=-1) for layer, mask in masks.items()})
+        return (Message({layer: np.packbits(mask, axis=-1) for layer, mask in masks.items()}),)
 
 
 class StopAfter(Stop):

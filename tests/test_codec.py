@@ -287,7 +287,6 @@ def test_what_turned_lately_and_turns_again_costs_its_entropy_given_that(size, k
     groups = 2 ** min(known, entropy.PAST)
     overhead = HEADER + CHECKSUM + 1 + groups * (2 + -(-size.bit_length() // 8))  # forms, counts and padding
     assert len(message) <= 1.001 * limit + overhead + 8
-    # Of 40,000 entries a fourth mask pays for the forms of its groups, of 3,000 it may not.
     assert message[11] <= min(known, entropy.PAST)
     assert known == 1 or size < 20_000 or len(message) < 0.9 * len(encode(mask, [(size,)], past=past[:-2:-1]))
 

@@ -29,18 +29,12 @@ def tiny_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"exchange_every": 2, "key_every": 2}, marks=pytest.mark.slow),
-        {"key_every": 6},
-    ],
-    ids=str,
+    "case", [pytest.param({}, marks=pytest.mark.slow), {"rounds": 13, "exchange_every": 2, "key_every": 5}], ids=str
 )
 def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(case, tmp_path):
     """Every mask takes the trip, is put in the place of the one that was sent, and is what the next round goes on
     from; the run, which sends none, comes to the same numbers."""
-    settings = Settings(**TINY, **case, code_every=1, eval_every=9, out=tmp_path / "run")
+    settings = Settings(**TINY | case, code_every=1, eval_every=20, out=tmp_path / "run")
     planned = plan([prepare(settings)])
     (member,), programs = planned.members, compile_programs(planned)
     weights, _ = jax.eval_shape(member.network.init, jax.random.key(0))
@@ -77,7 +71,7 @@ def test_coded_bits_are_the_length_of_real_messages_and_what_comes_trains_on(cas
             jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), jax.device_get(state.heard)),
         )
         jax.tree.map(lambda own, there: np.testing.assert_array_equal(own, there[0]), heard, state.heard)
-    assert max(takes) > 1 or case.get("key_every") == 2
+    assert max(takes) > 1
     row = run(settings).metrics[-1]
     assert row["coded_bits"] == bits
     assert row["coded_rounds"] == settings.rounds // settings.exchange_every

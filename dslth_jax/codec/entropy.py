@@ -96,8 +96,9 @@ def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Sequence[
         alone = _form(bits, size, coded, 0)
         if not old:
             return alone
-        by_flips = min(alone, _form(bits ^ old[0], size, coded, FLIPS), key=lambda layer: layer.cost)
-        return _split(by_flips, bits ^ old[0], old) if coded else by_flips
+        flips = bits ^ old[0]
+        whole = min(alone, _form(flips, size, coded, FLIPS), key=lambda layer: layer.cost)
+        return _split(whole, flips, old) if coded else whole
 
     return [cheapest(*layer) for layer in zip(layers, sizes, _by_layer(past, sizes), strict=True)]
 

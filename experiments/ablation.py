@@ -29,14 +29,11 @@ class Ablation(Proxy):
         Majorities that are sent on start from unlike masks, because from like ones nothing would ever change. All share
         all layers, as the paper does.
         """
-        known = ways(1)
-        tensor = known["aggregation tensor"] | {"lr": "0.001@cosine"}  # as searched for masks in every round
-        del tensor["exchange_every"]  # left to the flag
-        majority = {"algorithm": "mask-mean", "personal_layers": "none", "lr": "0.0005@cosine"}
+        known = ways(self.model, 1)
         return {
-            "aggregation tensor": tensor,
-            "majority of own masks": majority,
-            "majority, sent on": {**majority, "mask_sent": "majority", "start_scores": "personal"},
+            "aggregation tensor": known["aggregation tensor, every round"],
+            "majority of own masks": known["majority"],
+            "majority, sent on": {**known["majority"], "mask_sent": "majority", "start_scores": "personal"},
             "alone": known["alone"],
         }
 

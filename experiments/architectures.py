@@ -4,16 +4,17 @@
     python -m experiments.architectures --data-dir FOLDER      # CIFAR-10; narrow networks, 8 agents, 200 rounds
 
 The theorem is of convolutions without strides, pooling, biases and shortcuts. Of each network the table has weights
-that are trained, masks that are learned, both alone and at equal steps, and masks that neighbours hear, whose bits
-stand beside. Search steps with `experiments.sweep` first: `--steps` takes them by network and algorithm. See
-experiments/RESULTS.md.
+that are trained, masks that are learned, both alone and at equal steps, and masks that neighbours hear or whose scores
+they gossip, with the bits of that. Where a network's step was not searched, `experiments.sweep` does: `--steps` takes
+them by network and algorithm. See experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any
 
-from dslth_jax.study.commands import Arms, Experiment, compare, leave, steps_of
+from dslth_jax.study.commands import Arms, Experiment, compare, leave, steps_of, ways
+
+KINDS = {"weights": "weights, alone", "alone": "alone", "force": "force", "gossip": "gossip"}  # and the ways they are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,26 +28,24 @@ class Architectures(Experiment):
     data_fraction: float = 0.2
     batch_size: int = 64
     every: int = 10
-    """Rounds from one exchange of masks to the next."""
+    """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
     steps: str | None = None
     """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example; of
-    those left out the algorithm's default."""
+    those left out the network's own, where that was searched, or the algorithm's default."""
 
     def arms(self) -> Arms:
-        """Of every network: weights that are trained alone, masks learned alone, masks heard every so many rounds."""
-        heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
-        kinds: dict[str, Any] = {"weights": {"algorithm": "local"}, "alone": {"algorithm": "independent"}}
-        kinds |= {f"force, every {self.every}": heard}
+        """Of every network: weights that are trained alone; masks learned alone, by the force, and by gossip."""
         if self.lr and self.steps:
             raise ValueError("--steps says more than --lr: leave one of the two out")
-        networks = self.networks.split(",")
-        each = [(network, kind) for network in networks for kind in kinds]
-        names = {f"{network}/{kinds[kind]['algorithm']}": (network, kind) for network, kind in each}
-        steps = steps_of(self.steps, {*names}, "steps", "network/algorithm")
-        return {
-            f"{network}: {kind}": {"model": network, **kinds[kind]} | ({"lr": steps[name]} if name in steps else {})
-            for name, (network, kind) in names.items()
+        arms = {
+            f"{network}: {kind}": {"model": network, **own}
+            for network in self.networks.split(",")
+            for kind, own in zip(KINDS, ways(network, self.every, *KINDS.values()).values(), strict=True)
         }
+        names = {f"{own['model']}/{own['algorithm']}": own for own in arms.values()}
+        for name, step in steps_of(self.steps, {*names}, "steps", "network/algorithm").items():
+            names[name]["lr"] = step
+        return arms
 
 
 main = partial(compare, "experiments.architectures", Architectures)

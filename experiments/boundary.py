@@ -41,7 +41,7 @@ class Boundary(Proxy):
         by the force among neighbours whose masks are alike."""
         if self.overlaps and self.topology != "ring":
             raise ValueError("--overlaps are of neighbours on a ring: say --overlaps None, or leave out --topology")
-        rules = ways(min(self.every, self.rounds), *RULES)
+        rules = ways(self.model, min(self.every, self.rounds), *RULES)
         rules["force by similarity"] = {**rules["force"], "mixing": "similarity"}
         points: dict[str, dict[str, Any]] = {}
         for axis, field, name in (("overlap", "overlaps", "class_overlap"), ("alpha", "alphas", "dirichlet_alpha")):

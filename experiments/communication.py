@@ -30,7 +30,7 @@ class Communication(Proxy):
 
     def arms(self) -> Arms:
         """Every method, those with a retention at each."""
-        known = ways(min(self.every, self.rounds))
+        known = ways(self.model, min(self.every, self.rounds))
         arms = {name: known[name] for name in ONCE}
         for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:

@@ -2,9 +2,7 @@
 
     python -m experiments.crossed --dataset digits --model small --resize 8 --agents 5 --rounds 60
     python -m experiments.crossed --data-dir FOLDER --topology ADJACENCY --class-files CLASSES_4,CLASSES_5   # CIFAR-10
-    python -m experiments.crossed ... --model alexnet --resize None --augment flip-crop --rounds 400 --lr \
-        mce-pl=0.0005@cosine,score-gossip=0.0005@cosine,independent=0.0005@cosine,dsgd=0.0125,\
-dis-pfl=0.4@cosine,fedpm=0.1@cosine    # the authors' setting
+    python -m experiments.crossed ... --model alexnet --resize None --augment flip-crop --rounds 400    # the authors'
 
 MCE-PL as in the paper (the aggregation tensor), the consensus force, the gossip of scores, decentralized SGD with and
 without a personal head, Dis-PFL, FedPM, and alone. The table says what each gains over alone, with the same classes,
@@ -48,7 +46,7 @@ class Crossed(Proxy):
             f"{split}, {graph}: {way}": {**own, **held, **heard}
             for split, held in splits.items()
             for graph, heard in graphs.items()
-            for way, own in ways(min(self.every, self.rounds), *METHODS).items()
+            for way, own in ways(self.model, min(self.every, self.rounds), *METHODS).items()
         }
 
 

@@ -4,15 +4,14 @@
     python -m experiments.depths --data-dir FOLDER --topology ADJACENCY --class-file CLASSES    # CIFAR-10, 16 x 16
 
 "all deep" is an upper bound: its shallow devices would have to compute what they cannot. "mixed" deals both depths by
-the seed to equally many agents, and `agents.csv` says how each did; "mixed: alone" is what these learn by themselves.
-See experiments/RESULTS.md.
+the seed to equally many agents, and `agents.csv` says how each did (`--run-folders`); "mixed: alone" is what these
+learn by themselves. The consensus force, and score gossip. See experiments/RESULTS.md.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave
+from dslth_jax.study.commands import Arms, Proxy, compare, leave, ways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +26,15 @@ class Depths(Proxy):
     deep: int = 9
     """Residual blocks of deep ones."""
     every: int = 10
-    """Rounds from one exchange to the next."""
+    """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
 
     def arms(self) -> Arms:
-        """All shallow, mixed, all deep: alone, and by the consensus force."""
-        heard: dict[str, Any] = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own"}
-        ways = {"alone": {"algorithm": "independent"}, "force": heard | {"exchange_every": self.every}}
+        """All shallow, mixed, all deep: alone, by the consensus force, and by gossip."""
         depths = {"all shallow": self.shallow, "mixed": f"dealt:{self.shallow},{self.deep}", "all deep": self.deep}
         return {
             f"{agents}: {name}": {**way, "depth": depth}
             for agents, depth in depths.items()
-            for name, way in ways.items()
+            for name, way in ways(self.model, self.every, "alone", "force", "gossip").items()
         }
 
 

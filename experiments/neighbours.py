@@ -27,15 +27,15 @@ class Neighbours(Proxy):
         """Alone and pooled; the force; gossip, and gossip that follows; the paper's fusion; weights, with a personal
         head or without."""
         first, *others = dict.fromkeys(listed("every", self.every, int))
-        known = ways(first)
+        known = ways(self.model, first)
         return {
             "alone": known["alone"],
             "pooled": {**known["alone"], "images": "pooled"},
-            **{f"force, every {rounds}": ways(rounds)["force"] for rounds in (first, *others)},
+            **{f"force, every {rounds}": ways(self.model, rounds)["force"] for rounds in (first, *others)},
             "gossip, every round": known["gossip"],
             "gossip, following": known["gossip, following"],
             f"aggregation tensor, every {first}": known["aggregation tensor"],
-            **ways(first, "weights", "weights, personal head"),
+            **ways(self.model, first, "weights", "weights, personal head"),
         }
 
 

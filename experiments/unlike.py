@@ -2,8 +2,7 @@
 
     python -m experiments.unlike --dataset digits --model small --resize 8 --agents 4 --rounds 60
     python -m experiments.unlike --data-dir FOLDER --topology ADJACENCY --class-file CLASSES --run-folders  # CIFAR-10
-    python -m experiments.unlike ... --model alexnet --resize None --augment flip-crop --rounds 400 --lr \
-        mce-pl=0.0005@cosine,score-gossip=0.0005@cosine,independent=0.0005@cosine    # the authors' setting
+    python -m experiments.unlike ... --model alexnet --resize None --augment flip-crop --rounds 400    # the authors'
 
 The paper's heterogeneous nodes: retentions are dealt by the seed, each to equally many agents, and linear layers keep
 as much as convolutions. Beside them all keep 0.4, their mean, or 0.3. The paper's fusion, the consensus force, score
@@ -29,7 +28,7 @@ class Unlike(Proxy):
 
     def arms(self) -> Arms:
         """Unlike agents, all at 0.4, and all at 0.3: alone, by the paper's fusion, the force and gossip."""
-        rules = ways(self.every, "alone", "aggregation tensor", "force", "gossip")
+        rules = ways(self.model, self.every, "alone", "aggregation tensor", "force", "gossip")
         del rules["force"]["force_momentum"]  # left to the flag
         kept = {"unlike": f"dealt:{self.dealt}", "all 0.4": 0.4, "all 0.3": 0.3}
         return {

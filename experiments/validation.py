@@ -27,12 +27,12 @@ class Validation(Proxy):
 
     def arms(self) -> Arms:
         """Weights and masks, alone and among neighbours, to whom the last layer is not told."""
-        known = ways(1)
+        known = ways(self.model, 1)
         return {
             "weights: alone": known["weights, alone"],
             "masks: alone": known["alone"],
             "weights: among neighbours": known["weights, personal head"],
-            "masks: among neighbours": {"algorithm": "mce-pl", "personal_layers": "last", "lr": "0.002@cosine"},
+            "masks: among neighbours": known["mce-pl, every round"],
         }
 
 

@@ -46,7 +46,7 @@ class Width(Proxy):
             raise ValueError(f"--depths must be among {', '.join(map(str, NETWORKS))}, got {wrong[0]}")
         sizes: dict[str, dict[str, Any]] = {f"width {x:g}": {"model": NETWORKS[3], "width": x} for x in sorted(widths)}
         sizes |= {f"depth {depth}": {"model": NETWORKS[depth], "width": 1.0} for depth in depths}
-        known = ways(1)
+        known = ways(self.model, 1)
         kinds = {"weights": known["weights, alone"], "masks": known["alone"]}
         return {f"{size}: {kind}": {**kinds[kind], **own} for size, own in sizes.items() for kind in kinds}
 

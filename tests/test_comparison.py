@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from tiny import use_tiny_network
 
+from dslth_jax.networks.zoo import MODULES
 from dslth_jax.study import commands
 from dslth_jax.study.config import command
 from dslth_jax.study.results import compared, gains, pictures, points
@@ -52,14 +53,14 @@ def tiny_network(monkeypatch):
         pytest.param(
             architectures,
             ["--networks", "small,mlp", "--every", "2", "--steps", "mlp/local=0.1"],
-            6,
+            8,
             marks=pytest.mark.slow,
         ),
         pytest.param(
             budgets, ["--scenario", "one-slow", "--retentions", "0.3", "--every", "2"], 7, marks=pytest.mark.slow
         ),
         pytest.param(unlike, ["--every", "2", "--dealt", "0.2,0.6"], 12, marks=pytest.mark.slow),
-        pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 6, marks=pytest.mark.slow),
+        pytest.param(depths, ["--model", "resnet20", "--width", "0.1", "--every", "2"], 9, marks=pytest.mark.slow),
         pytest.param(
             boundary,
             ["--model", "small", "--every", "2", "--overlaps", "0,0.5", "--alphas", "1"],
@@ -106,11 +107,11 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     assert all(row["status"] == "done" for row in rows.values())
     grouped = {
         ablation: 3,
-        architectures: 4,
+        architectures: 6,
         boundary: 18,
         budgets: 7,  # alone among them, beside the best retention that stays
         crossed: 14,
-        depths: 3,
+        depths: 6,
         neighbours: 7,
         unlike: 9,
         validation: 2,
@@ -195,6 +196,25 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
     assert thousandfold.main([*TINY, *flags, "--out", str(tmp_path / "out")]) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_each_network_learns_at_its_own_steps():
+    """And at those that a flag says; one that was not searched takes the proxy's, or its algorithm's defaults."""
+    said = "resnet20/local=0.2,alexnet/score-gossip=0.3@cosine"
+    arms = architectures.Architectures(networks="resnet20,alexnet,small", steps=said).arms()
+    steps = {name: arm.get("lr") for name, arm in arms.items()}
+    proxy = comparison.STEPS["conv3"]
+    assert steps == {
+        "resnet20: weights": "0.2",
+        **{f"resnet20: {way}": comparison.STEPS["resnet20"].get(way) for way in ("alone", "force", "gossip")},
+        **dict.fromkeys(("alexnet: weights", "alexnet: alone", "alexnet: force")),
+        "alexnet: gossip": "0.3@cosine",
+        "small: weights": proxy["weights, alone"],
+        **{f"small: {way}": proxy[way] for way in ("alone", "force", "gossip")},
+    }
+    assert steps["resnet20: alone"] == "0.001@cosine" != steps["small: alone"]
+    assert comparison.STEPS.keys() <= MODULES.keys()
+    assert set().union(*comparison.STEPS.values()) == comparison.ways(None, 1).keys()
 
 
 def test_steps_of_networks_and_of_algorithms_do_not_go_together(capsys, tmp_path):

@@ -19,6 +19,36 @@ from dslth_jax.study.sweeping.grid import Arms, Sweep
 # Accuracy over what is sent, and over rounds.
 BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
+PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
+
+# The step size of each way to learn, by network: the best by validation, but where experiments/RESULTS.md says that it
+# was not searched. What a network leaves out has its algorithm's default, which is AlexNet's; a network that is not
+# here learns as the proxy's does.
+STEPS: dict[str, dict[str, str]] = {
+    PROXY: {
+        "alone": "0.002@cosine",
+        "force": "0.004@cosine",
+        "mce-pl, every round": "0.002@cosine",
+        "aggregation tensor": "0.002@cosine",
+        "aggregation tensor, every round": "0.001@cosine",
+        "majority": "0.0005@cosine",
+        "gossip": "0.002@cosine",
+        "gossip, following": "0.002@cosine",
+        "weights, alone": "0.05@cosine",
+        "weights": "0.05@cosine",
+        "weights, personal head": "0.1@cosine",
+        "dis-pfl": "0.8@cosine",
+        "fedpm": "1.6@cosine",
+        "fedmrn, personal head": "0.1@cosine",
+    },
+    "alexnet": {},
+    "conv6": {"alone": "0.00025@cosine", "weights, alone": "0.05@cosine"},
+    "resnet20": {"alone": "0.001@cosine", "force": "0.001@cosine", "weights, alone": "0.05@cosine"},
+    "resnet18": {"alone": "0.001@cosine"},
+    "mobilenetv2": {"alone": "0.002@cosine"},
+    "vit-tiny": {"alone": "0.001@cosine"},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(Settings):
@@ -54,7 +84,7 @@ class Proxy(Experiment):
     rounds: int = 300
     resize: int | None = 16
     """Images become so many pixels a side, each the mean of a square block; None leaves them as they are."""
-    model: str | None = "conv3"
+    model: str | None = PROXY
     """Network, of those that --model of experiments.cifar names; None takes the largest that fits the images."""
     batch_size: int = 64
     augment: str | None = "none"
@@ -83,34 +113,34 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     return Sweep(**common, seeds=settings.seeds, run_folders=settings.run_folders), own
 
 
-def ways(every: int, *names: str) -> dict[str, dict[str, Any]]:
+def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, Any]]:
     """How agents may learn, as comparisons have it, those of some names or all: alone; by masks heard every so many
-    rounds (the consensus force, the paper's fusion by its aggregation tensor, FedPM); by what is heard in every round
-    (the gossip of scores, weights, Dis-PFL, FedMRN). The paper's fusion, FedPM and what does not say otherwise share
-    all layers. Each has the step size that was best on the proxy, by validation; that of weights without a personal
-    head was not searched."""
-    masks, head = {"algorithm": "mce-pl", "exchange_every": every}, {"personal_layers": "last"}
+    rounds (the consensus force, the paper's fusion by its aggregation tensor, FedPM); by what is heard in every round,
+    if no flag says otherwise (gossip of scores, weights, Dis-PFL, FedMRN, majorities, the paper's fusion, MCE-PL as the
+    preset has it). The paper's fusion, majorities, FedPM and what does not say otherwise share all layers. Each has its
+    step size in that network, of `STEPS`."""
+    often, head = {"exchange_every": every}, {"personal_layers": "last"}
+    tensor = {"algorithm": "mce-pl", "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
+    force = {"algorithm": "mce-pl", **head, "fusion": "force", "mask_sent": "own", "force_momentum": 0.5}
     gossip = {"algorithm": "score-gossip", **head}
     known: dict[str, dict[str, Any]] = {
-        "alone": {"algorithm": "independent", "lr": "0.002@cosine"},
-        "force": {**masks, **head, "fusion": "force", "force_momentum": 0.5, "mask_sent": "own", "lr": "0.004@cosine"},
-        "aggregation tensor": {
-            **masks,
-            "fusion": "tensor",
-            "mask_sent": "fused",
-            "personal_layers": "none",
-            "lr": "0.002@cosine",
-        },
-        "gossip": {**gossip, "lr": "0.002@cosine"},
-        "gossip, following": {**gossip, "follow": 0.5, "lr": "0.002@cosine"},
-        "weights, alone": {"algorithm": "local", "lr": "0.05@cosine"},
-        "weights": {"algorithm": "dsgd", "lr": "0.05@cosine"},
-        "weights, personal head": {"algorithm": "dsgd", **head, "lr": "0.1@cosine"},
-        "dis-pfl": {"algorithm": "dis-pfl", "lr": "0.8@cosine"},
-        "fedpm": {"algorithm": "fedpm", "exchange_every": every, "lr": "1.6@cosine"},
-        "fedmrn, personal head": {"algorithm": "fedmrn", **head, "lr": "0.1@cosine"},
+        "alone": {"algorithm": "independent"},
+        "force": {**force, **often},
+        "mce-pl, every round": {"algorithm": "mce-pl", **head},
+        "aggregation tensor": {**tensor, **often},
+        "aggregation tensor, every round": tensor,
+        "majority": {"algorithm": "mask-mean", "personal_layers": "none"},
+        "gossip": gossip,
+        "gossip, following": {**gossip, "follow": 0.5},
+        "weights, alone": {"algorithm": "local"},
+        "weights": {"algorithm": "dsgd"},
+        "weights, personal head": {"algorithm": "dsgd", **head},
+        "dis-pfl": {"algorithm": "dis-pfl"},
+        "fedpm": {"algorithm": "fedpm", **often},
+        "fedmrn, personal head": {"algorithm": "fedmrn", **head},
     }
-    return {name: known[name] for name in names or known}
+    steps = STEPS.get(network or PROXY, STEPS[PROXY])
+    return {name: known[name] | ({"lr": steps[name]} if name in steps else {}) for name in names or known}
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dslth_jax.bandwidth import Trace, seconds_to_send
-from dslth_jax.mixing import Graph
 
 OF_MEDIAN = 0.8  # the deadline that is left out, as a share of the median τ of the first exchange
 
@@ -101,7 +100,7 @@ def lap(
         times: from the round before.
         hyper: the settings of the round, which say what there is to do.
         bits: of each agent's message.
-        links: over how many each sends it.
+        links: over how many each sends it, as often as on some of them it is sent again.
         sending: who of them sends, if it is a round of exchange; others are not late.
         exchanging: whether it is one.
         gather: everybody's numbers, from those of the agents at hand.
@@ -122,12 +121,3 @@ def lap(
         *(jnp.broadcast_to(common, seconds.shape) for common in (exchanging, times.deadline, length)),
     )
     return Times(times.now + length, deadline, times.exchanges + exchanging), own
-
-
-def links_of(graph: Graph, agents: int) -> Int[Array, "agents"]:
-    """Over how many links each agent of the graph sends.
-
-    >>> links_of(Graph(jnp.array([0, 0, 1]), jnp.array([1, 2, 0]), jnp.ones(3), jnp.ones(3)), 3).tolist()
-    [2, 1, 0]
-    """
-    return jnp.zeros(agents, jnp.int32).at[jnp.asarray(graph.senders)].add(jnp.asarray(graph.weights) != 0)

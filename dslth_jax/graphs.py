@@ -59,7 +59,9 @@ def ring(agents: int, directed: bool = False) -> Topology:
 
 
 def torus(agents: int, rows: int | None = None, directed: bool = False) -> Topology:
-    """Agents on a grid of `rows` rows whose edges are joined: each hears four others; directed, two.
+    """Agents on a grid of `rows` rows whose edges are joined: each hears four others; directed, two. Where a grid has
+    two rows or columns the neighbours on both sides are one, and where it has one, as of a prime number of agents, it
+    is a ring.
 
     `rows` must divide `agents`; None makes the grid as square as can be.
     """

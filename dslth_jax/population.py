@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, Key, UInt8
 
 from dslth_jax.algorithm import Algorithm, Batch, Batches, Heard, Message, World
 from dslth_jax.augment import Augment
-from dslth_jax.clock import Clock, Lap, Times, begin, lap, links_of, told_before
+from dslth_jax.clock import Clock, Lap, Times, begin, lap, told_before
 from dslth_jax.codec.entropy import PAST
 from dslth_jax.control import Control, Controller, constant
 from dslth_jax.exchange import as_planes, edge_weights, hear, present_first, silence, unpacked
@@ -227,7 +227,9 @@ def round(
         earlier = tuple(chosen(speaking, new, old) for new, old in zip(earlier, state.earlier, strict=True))
     times, timed = state.clock, None
     if clock is not None:
-        times, timed = timed_lap(clock, state, now, message, speaking, graph, world, algorithm.start_known, due, axis)
+        *_, busy = link.transmit(round_key(world, LINKS), state.links, graph, from_all_devices(told, axis))
+        start_known, busy = algorithm.start_known, busy[numbers]
+        times, timed = timed_lap(clock, state, now, message, speaking, busy, world, start_known, due, axis)
 
     def speak() -> tuple[Heard, Heard, Message, tuple[Message, ...], Any, Array]:
         arrived = told if timed is None else chosen(~timed.late, told, state.sent)
@@ -259,16 +261,15 @@ def timed_lap(
     hyper: Any,
     message: Message,
     speaking: Bool[Array, "agents"] | None,
-    graph: Graph,
+    links: Int[Array, "agents"],
     world: World,
     start_known: bool,
     due: Bool[Array, ""],
     axis: str | None,
 ) -> tuple[Times, Lap]:
-    """How long the round takes this device's agents, with these messages on their way over the links of the graph."""
+    """How long the round takes this device's agents, if each sends its message over so many `links`."""
     assert state.clock is not None
-    agents, numbers = len(graph.own), agent_numbers(count_of(state.agents), axis)
-    bits, links = jnp.zeros(numbers.size), links_of(graph, agents)[numbers]
+    bits = jnp.zeros(links.size)
     if holds_anything(message):
         entries = unpacked(jax.tree.map(lambda leaf: leaf[0], message), world)
         sizes = {name: leaf.size for name, leaf in {**entries.values, **entries.masks}.items()}

@@ -876,6 +876,24 @@ def test_nothing_flows_into_what_others_sent():
     np.testing.assert_array_equal(to_scores, np.sign(scores) * np.arange(6))
 
 
+def test_a_weighted_tie_keeps_the_entry_whoever_keeps_it():
+    """Of fourteen agents with Metropolis weights: half of them keep the first entry, the other half the second."""
+    each, scores = np.float32(1 / 14), jnp.array([2.0, 1.0])  # of which the first is kept
+    counts = jnp.array([sum([each] * times, np.float32(0)) for times in (6, 7)])
+    heard = heard_of(jnp.float32(13 / 14), counts)._replace(own=jnp.float32(1 - 13 / 14))
+    assert mask_mean.majority(mask_mean.Hyper(jnp.int32(1)), scores, heard).tolist() == [1, 1]
+
+
+def test_weights_of_which_nothing_weighs_anything_stay():
+    """Dis-PFL: an agent whose own weight is 0 keeps what it has, as all others do, in a silent round, or where only it
+    has an entry; where a neighbour has it, that counts alone."""
+    w, mask = jnp.array([1.0, 2.0, 0.0]), jnp.array([True, True, False])
+    silent = heard_of(jnp.zeros(()), jnp.zeros(3), jnp.zeros(3), own=0)
+    assert dis_pfl.average(w, mask, silent).tolist() == w.tolist()
+    one = heard_of(jnp.ones(()), jnp.array([0.0, 0.5, 0.0]), jnp.array([0.0, 2.5, 0.0]), own=0)
+    assert dis_pfl.average(w, mask, one).tolist() == [1.0, 5.0, 0.0]
+
+
 def test_the_majority_of_eleven_sparse_masks_is_sparser():
     """Of density 0.3 each: at least six of eleven keep an entry with a chance of 0.078."""
     size, rng = 40_000, np.random.default_rng(0)

@@ -509,6 +509,10 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--bandwidth constant:1 --target-channels 0.5"),
     ],
     "deadline": [
+        ("1", "--deadline lets neighbours hear again what they were sent before, and with --hear 1 they may never have",
+         "--bandwidth constant:1 --hear 1"),
+        ("1", "with --link-drop 0.5 they may never have had it: leave one of the two out",
+         "--bandwidth constant:1 --link-drop 0.5 --hear 1"),
         ("0", "--deadline must be in (0, 1e+09], got 0", "--bandwidth constant:1"),
         ("1", "--deadline needs --bandwidth", ""),
         ("1", "--deadline lets messages come late, and --algorithm score-gossip adds up",

@@ -21,8 +21,9 @@ from dslth_jax.algorithms.descent import spectrum
 from dslth_jax.algorithms.mce_pl import mce_pl
 from dslth_jax.algorithms.score_gossip import signs
 from dslth_jax.clock import Clock, Devices, begin, lap
+from dslth_jax.links import perfect
 from dslth_jax.message_sizes import message_bits
-from dslth_jax.mixing import Graph
+from dslth_jax.mixing import Graph, listeners
 
 PARTS = st.lists(st.tuples(st.floats(0.1, 5), st.floats(0, 4)), min_size=1, max_size=5)
 sent_in = jax.jit(bandwidth.seconds_to_send)
@@ -108,9 +109,8 @@ def test_where_listeners_may_lack_the_last_message_one_says_all(remembered):
     clock = clock_at(jnp.inf)._replace(remembered=jnp.array(remembered))
     times = begin(clock)._replace(exchanges=jnp.int32(3))
     state = population.State(jnp.zeros(2), None, sent, None, None, jnp.int32(3), times)
-    graph = Graph(np.array([0, 1]), np.array([1, 0]), np.ones(2, np.uint8), np.ones(2, np.float32))
     world = World({"w": jnp.zeros(40)}, {}, None, jnp.int32(3), jnp.int32(9))
-    _, own = population.timed_lap(clock, state, None, sent, None, graph, world, False, jnp.array(True), None)
+    _, own = population.timed_lap(clock, state, None, sent, None, jnp.ones(2, int), world, False, jnp.array(True), None)
     entropy = 40 * (0.5 + 0.75 * np.log2(4 / 3))
     expected = np.array([1.0, 0.5]) + (0 if remembered else entropy / 1e6 / np.array([8.0, 4.0]))
     np.testing.assert_allclose(own.seconds, expected, rtol=1e-6)
@@ -174,7 +174,8 @@ def timed(clock, message, *, before=None, graph=BOTH, times=None, due=True):
     sent = jax.tree.map(jnp.zeros_like, message) if before is None else before
     state = population.State(jnp.zeros(2), None, sent, None, None, jnp.int32(0), times)
     world = World({"a": jnp.zeros(40), "b": jnp.zeros(24)}, {}, None, jnp.int32(0), jnp.int32(9))
-    return population.timed_lap(clock, state, None, message, None, graph, world, False, jnp.array(due), None)
+    links = listeners(graph)
+    return population.timed_lap(clock, state, None, message, None, links, world, False, jnp.array(due), None)
 
 
 def packed_of(rows):
@@ -351,7 +352,7 @@ def test_the_counts_of_prunefl_are_the_best_of_all(entries, rest):
 
 # In the loop ---------------------------------------------------------------------------------------------------------
 
-SPEED, RATES, DEADLINE = np.array([2e5, 1e5, 4e4, 2e5, 1.5e5]), np.array([1e-2, 2e-3, 1e-2, 1e-2, 4e-3]), 0.03
+SPEED, RATES, DEADLINE = np.array([2e5, 1e5, 4e4, 2e5, 1.5e5]), np.array([2e-2, 4e-3, 2e-2, 2e-2, 8e-3]), 0.03
 PASSES = {"conv/kernel": 64.0, "linear/kernel": 1.0}  # multiply-adds of a kept entry in a round
 
 
@@ -365,15 +366,21 @@ def clock_of(speed):
     return Clock(work, Devices(jnp.asarray(speed), trace), jnp.asarray(DEADLINE))
 
 
+def twice(*told):
+    """A link over which every message is sent two times."""
+    *arriving, sent = perfect().transmit(*told)
+    return *arriving, 2 * sent
+
+
 class Timed(reference.Population):
-    """The numpy loops, with a clock: who is late is heard with what it sent before."""
+    """The numpy loops, with a clock: messages are sent twice, and who is late is heard with what it sent before."""
 
     late, before = np.zeros(AGENTS, bool), None
 
     def hear(self, mixing):
         if self.before is None:
             return super().hear(mixing)
-        sent, links = self.sent, (np.asarray(mixing) != 0).sum(axis=0)
+        sent, links = self.sent, 2 * (np.asarray(mixing) != 0).sum(axis=0)
         bits = np.zeros(AGENTS)
         for agent, (old, new) in enumerate(zip(self.before, sent, strict=True)):
             for layer, mask in new.items():
@@ -390,7 +397,8 @@ class Timed(reference.Population):
 
 
 def test_rounds_by_a_deadline_equal_the_numpy_loops(x64):
-    """Compute that falls with retention, late messages, the deadline's controller behind a schedule; one program."""
+    """Compute that falls with retention, late messages, which a link sends again, the deadline's controller behind a
+    schedule; one program."""
     s, rounds = population_of(), 5
     world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
     entries = {name: leaf.size for name, leaf in by_name(world.weights).items()}
@@ -399,7 +407,7 @@ def test_rounds_by_a_deadline_equal_the_numpy_loops(x64):
     halved = jax.tree.map(lambda _: lambda round: 1.0, s.hyper)._replace(lr=lambda round: 0.5**round)
     controller = control.chain(control.scheduled(halved), budgets.deadline(own, entries))
     algorithm = mce_pl(NETWORK)
-    ways = {"clock": clock, "controller": controller, "chunk": 1}
+    ways = {"clock": clock, "controller": controller, "chunk": 1, "link": perfect()._replace(transmit=twice)}
     state = jax.jit(lambda: population.init(algorithm, world, s.hyper, s.graph, agents=AGENTS, **ways))()
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -20,7 +20,6 @@ from dslth_jax.clock import Clock, Devices, Times
 from dslth_jax.depth import depths_of_layers, with_layers_had
 from dslth_jax.depth_budgets import depth
 from dslth_jax.message_sizes import message_bits
-from dslth_jax.mixing import Graph
 
 NEEDS = {f"block{number}": number for number in range(3, 10)}  # nine blocks, the first two of all
 
@@ -128,13 +127,12 @@ def test_key_frames_take_their_whole_length():
     sent = Message({"w": jnp.full((2, 5), 0b11, jnp.uint8)})
     trace = bandwidth.Trace(jnp.ones((2, 1)), jnp.full((2, 1), 8.0), jnp.zeros(2))
     clock = Clock(lambda hyper: jnp.zeros(2), Devices(jnp.ones(2), trace), jnp.asarray(jnp.inf), key_every=2)
-    graph = Graph(np.array([0, 1]), np.array([1, 0]), np.ones(2, np.uint8), np.ones(2, np.float32))
-    whole = 40 * (0.5 + 0.75 * np.log2(4 / 3)) / 8e6
+    links, whole = jnp.ones(2, int), 40 * (0.5 + 0.75 * np.log2(4 / 3)) / 8e6
     for exchanges in range(4):
         times = Times(jnp.zeros(()), jnp.asarray(jnp.inf), jnp.int32(exchanges))
         state = population.State(jnp.zeros(2), None, sent, None, None, jnp.int32(exchanges), times)
         world = World({"w": jnp.zeros(40)}, {}, None, jnp.int32(exchanges), jnp.int32(9))
-        _, own = population.timed_lap(clock, state, None, sent, None, graph, world, True, jnp.array(True), None)
+        _, own = population.timed_lap(clock, state, None, sent, None, links, world, True, jnp.array(True), None)
         np.testing.assert_allclose(own.seconds, [whole if exchanges % 2 == 0 else 0] * 2, rtol=1e-6)
 
 

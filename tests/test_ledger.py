@@ -196,6 +196,16 @@ def test_which_rounds_are_encoded():
     assert [late.exchanges(number) for number in (8, 9, 11, 12, 40)] == [0, 1, 1, 2, 11]
 
 
+def test_scales_count_where_a_message_has_their_layer():
+    """Of three agents who send signs and a float a layer one has both layers, one the first, and one sends nothing."""
+    ledger = Ledger({"a": 10, "b": 6}, ["a", "b"])
+    has = {"a": np.array([True, True, True]), "b": np.array([True, False, True])}
+    ledger.add({"listeners": np.array([2, 3, 0]), "kept": {}, "has": has})
+    assert ledger.sent_bits == [2 * (10 + 6 + 64), 3 * (10 + 32), 0]
+    assert ledger.bitmap_bits == sum(ledger.sent_bits)
+    assert ledger.row()["kept_bits"] is None  # signs keep nothing
+
+
 def test_bits_go_through_a_checkpoint_as_they_are():
     ledger = Ledger({"a": 10, "b": 6})
     ledger.add(

@@ -154,14 +154,15 @@ def pruned_and_regrown(
 
 
 def average(variables: PyTree[Array], mask: PyTree[Bool[Array, "..."]], heard: Heard) -> PyTree[Array]:
-    """Each entry's mean over those among an agent and its neighbours that have the entry; 0 where nobody has it."""
+    """Each entry's mean over those among an agent and its neighbours that have the entry. Where nobody who weighs
+    anything has it, it stays as it is, which is 0 if the agent has not got it either."""
 
     def one(name: str, w: Array, m: Array) -> Array:
         if name not in heard.values:
             return w
         own = heard.own.astype(w.dtype)
         have = own * m.astype(w.dtype) + heard.masks[name].astype(w.dtype)
-        return jnp.where(have > 0, (own * w + heard.values[name]) / jnp.where(have > 0, have, 1), 0)
+        return jnp.where(have > 0, (own * w + heard.values[name]) / jnp.where(have > 0, have, 1), w)
 
     return with_names(one, variables, mask)
 

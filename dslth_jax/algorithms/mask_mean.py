@@ -34,6 +34,8 @@ from dslth_jax.algorithms.mce_pl import Agent
 from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 
+ROUNDING = 1e-5  # of a weighted mean of masks, so that a tie is one whoever keeps the entry
+
 
 class Hyper(NamedTuple):
     """The traced settings of one agent in one round; the population's carry a leading agents axis."""
@@ -114,9 +116,10 @@ def majority(hyper: Hyper, scores: Scores, heard: Heard) -> Scores:
     """M of every layer: where at least half of an agent's own mask and those it heard keep an entry."""
     own = masks.threshold(scores, hyper.kept)
     shares = mean_with_own(own, heard.masks, heard)
+    tie = 0.5 - ROUNDING
 
     # Straight through: the gradient of the own mask is that of the majority.
     def decided(mask: Array, share: Array) -> Array:
-        return mask + jax.lax.stop_gradient((share >= 0.5).astype(mask.dtype) - mask)
+        return mask + jax.lax.stop_gradient((share >= tie).astype(mask.dtype) - mask)
 
     return jax.tree.map(decided, own, shares)

@@ -23,7 +23,8 @@ class MaskRule(NamedTuple):
     """How fused scores become masks and kept weights, where the authors' code and its variants differ. Static."""
 
     smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
-    revive: bool = False  # a score of exactly zero counts as a tiny positive number, else it is dead
+    # A score of exactly zero counts as a tiny positive number; else no gradient moves it, but a force or gossip may.
+    revive: bool = False
     scale_by_retention: bool = False  # divide kept weights by the root of the share their layer is to keep
     ternary: bool = False  # what is kept has the sign of its score, which is learned, too
     across_layers: bool = False  # one threshold for all layers; shares to keep are those of the mask in use then

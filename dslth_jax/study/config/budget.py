@@ -54,11 +54,19 @@ def check_budget(settings: Settings) -> None:
                 f"{getattr(settings, name)}: leave out what stands behind the @"
             )
     by_deadline = controller in GO_BY_DEADLINE or settings.deadline is not None
+    what = f"--controller {controller}" if controller in GO_BY_DEADLINE else "--deadline"
     if by_deadline and row.bits.startswith("changes"):
-        what = f"--controller {controller}" if controller in GO_BY_DEADLINE else "--deadline"
         raise ValueError(
             f"{what} lets messages come late, and --algorithm {settings.algorithm} adds up all that a neighbour has "
             f"ever sent, at once: leave it out"
+        )
+    again = f"--topology {settings.topology}" if settings.topology.startswith("changing-") else None
+    again = f"--hear {settings.hear}" if settings.hear is not None else again
+    again = f"--link-drop {settings.link_drop:g}" if settings.link_drop else again
+    if by_deadline and again:
+        raise ValueError(
+            f"{what} lets neighbours hear again what they were sent before, and with {again} they may never have had "
+            f"it: leave one of the two out"
         )
     if controller == "period" and row.sends == "nothing":
         raise ValueError(f"--controller period needs messages, and --algorithm {settings.algorithm} sends none")

@@ -26,7 +26,7 @@ import jax
 from dslth_jax.study.training import arrays
 from dslth_jax.study.training.processes import as_first_says, is_first, together
 
-FORMAT = 8  # 1 was that of version 0.3.1, 2 of 0.4, 3 of 0.5, 4 of 0.6, 5 of 0.7, 6 up to 0.10, 7 up to 0.13
+FORMAT = 9  # 1 was that of version 0.3.1, 2 of 0.4, 3 of 0.5, 4 of 0.6, 5 of 0.7, 6 up to 0.10, 7 up to 0.13, 8 of 0.14
 MANIFEST, STATE, PART = "manifest.json", "state", ".part"
 NAME = re.compile(r"round_(\d{8,})(?:-(\d+))?")  # the round, and how often it was saved before, if it was
 

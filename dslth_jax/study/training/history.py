@@ -97,7 +97,7 @@ class History:
         sizes = {name: math.prod(leaf.shape) for name, leaf in self.message.masks.items()}
         alone = bool(sizes) and not self.message.values
         self.tally = Tally(simulated=None if prepared.budget is None else 0.0)
-        self.ledger = Ledger(sizes, len(self.message.scales), masks_alone=alone)
+        self.ledger = Ledger(sizes, [*self.message.scales], masks_alone=alone)
         self.held = prepared.held(prepared.train)
         self.tested = tested = prepared.held(prepared.tests)
         self.pairs = pairs_of(self.held)

@@ -74,7 +74,7 @@ class Ledger:
     """The bits of one run so far, in Python's numbers, because those of one round may exceed 32 bits."""
 
     entries: dict[str, int]  # of the bits of each layer of a message
-    scales: int = 0  # how many of the layers have a scale, which is sent as a float; their bits are no masks
+    scaled: list[str] = dataclasses.field(default_factory=list)  # layers with a scale, sent as a float; no masks
     masks_alone: bool = True  # whether messages hold no values; bits of masks are counted of no others
     kept_bits: int = 0  # kept entries, the authors' rule, which no code achieves
     bitmap_bits: int = 0
@@ -92,7 +92,7 @@ class Ledger:
     def add(self, info: dict[str, Any]) -> None:
         """Count the bitmaps and floats of one round; `info` is that of `population.round`."""
         listeners = info["listeners"].astype(np.int64)
-        of_each = (self.entries_of_each(info) + 32 * self.scales) * listeners
+        of_each = (self.entries_of_each(info) + held(dict.fromkeys(self.scaled, 32), info)) * listeners
         if self.masks_alone:
             self.kept_bits += sum(int(kept @ listeners) for kept in info["kept"].values())
             self.bitmap_bits += int(of_each.sum())
@@ -103,10 +103,7 @@ class Ledger:
 
     def entries_of_each(self, info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
         """How many bits, 0 and 1, each agent's message of a round holds, whether it is sent or not."""
-        bits = np.zeros(len(info["listeners"]), np.int64)
-        for name, size in self.entries.items():
-            bits += size * (1 if info["has"] is None else info["has"][name])
-        return bits
+        return held(self.entries, info)
 
     def add_coded(self, listeners: Int[np.ndarray, "agents"], lengths: Sequence[int] | None, known: int) -> None:
         """Count the coded messages of one exchange: of these lengths, bits, or of lengths to be interpolated. Those
@@ -144,7 +141,7 @@ class Ledger:
             "coded_rounds": self.coded_rounds,
         }
         of_all = ("float32_bits", "busiest_agent_bits")
-        unknown = {"kept_bits"} if self.scales else set()
+        unknown = {"kept_bits"} if self.scaled else set()
         return {
             name: own if name in of_all or (self.masks_alone and name not in unknown) else None
             for name, own in row.items()
@@ -159,6 +156,14 @@ class Ledger:
     def on_the_wire(self) -> int:
         """Bits sent so far, of masks as bitmaps and of values."""
         return self.bitmap_bits + self.float32_bits
+
+
+def held(bits: dict[str, int], info: dict[str, Any]) -> Int[np.ndarray, "agents"]:
+    """How many of these bits of layers are in each agent's message of a round: those of the layers that it has."""
+    total = np.zeros(len(info["listeners"]), np.int64)
+    for name, own in bits.items():
+        total += own * (1 if info["has"] is None else info["has"][name])
+    return total
 
 
 def added(total: list[int], more: Int[np.ndarray, "agents"]) -> list[int]:

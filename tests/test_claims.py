@@ -204,6 +204,30 @@ def test_a_process_that_does_not_stop_is_killed(tmp_path, monkeypatch):
     assert (ended.code, ended.stopped, heard) == (-signal.SIGKILL, children.BY_A_SIGNAL, "ready\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_process_ends_when_the_one_that_watches_it_is_killed(tmp_path):
+    """Else it would train on, and be in the way of --resume."""
+    log, ready = tmp_path / "log", "print('ready', flush=True); time.sleep(60)"
+    code = f"import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('saved', flush=True)); {ready}"
+    watching = f"""
+import math, pathlib, sys
+from dslth_jax.study.claims import children
+from dslth_jax.study.system.stopping import Stop
+children.run([*{PYTHON!r}, {code!r}], pathlib.Path({str(log)!r}), math.inf, Stop(), lambda text: None)
+"""
+
+    def hears(word: str) -> bool:
+        ends = time.monotonic() + 60
+        while time.monotonic() < ends and not (log.is_file() and word in log.read_text()):
+            time.sleep(0.02)
+        return word in log.read_text()
+
+    with subprocess.Popen([*PYTHON, watching]) as parent:
+        assert hears("ready")
+        parent.kill()
+    assert hears("saved")
+
+
 # The command, with other programs in the place of experiments --------------------------------------------------------
 
 

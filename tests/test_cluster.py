@@ -218,3 +218,4 @@ def test_real_jobs_on_this_machine(tmp_path, monkeypatch, as_users_compile):
     assert rows_of(tmp_path / "jobs") == rows_of(tmp_path / "alone")
     with pytest.raises(ValueError, match=r"^--submit-with: "):
         sweep.sweep(Sweep(**settings, submit="local", submit_with="no_such=1", out=tmp_path / "none"))
+    assert not (tmp_path / "none").exists()

@@ -137,6 +137,22 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
         assert "compares other arms" in capsys.readouterr().err
 
 
+def test_a_comparison_is_finished_when_its_table_is_there(tmp_path, capsys, monkeypatch):
+    """One that is cut off before it goes on from there."""
+    use_fakes(monkeypatch)
+    out = tmp_path / "out"
+    words = [*TINY, "--mask-intervals", "1", "--weight-intervals", "1", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(compared, "table_of", lambda *_: (_ for _ in ()).throw(full))
+        assert thousandfold.main(words) == 2
+    assert (out / "results.csv").exists()
+    assert not (out / "table.md").exists()
+    assert thousandfold.main([*words, "--resume"]) == 0
+    assert (out / "table.md").exists()
+    capsys.readouterr()
+
+
 def own_of(kind, experiment, *flags):
     settings = command.parse([*TINY, *flags], kind, "experiments.test")
     return comparison.shared_and_own(settings, settings.arms())

@@ -112,6 +112,15 @@ def test_pictures_do_not_depend_on_the_matplotlib_of_the_user(tmp_path, monkeypa
     assert table.to_numpy().tolist() == [[50.0, 50.0]] * 3
 
 
+def test_a_heat_map_shows_the_points_that_the_table_has_first():
+    """Ranked by what is held back, where samples are, and not by the test accuracy that is shown."""
+    came = [("code", 1, 0.70, 0.60), ("paper", 1, 0.50, 0.64), ("code", 2, 0.40, 0.30), ("paper", 2, 0.45, None)]
+    names = ("order", "lr", "validation_mean", "accuracy_mean")
+    rows = [{**dict(zip(names, own, strict=True)), "fusion": "force"} for own in came]
+    best = plots.best_of_pairs({"lr": [1, 2], "fusion": ["force"]}, rows, "lr", "fusion")
+    assert best.to_numpy().tolist() == [[60.0], [30.0]]
+
+
 @pytest.mark.parametrize(
     ("topology", "matrix"),
     [(graphs.ring(64), False), (graphs.erdos_renyi(8, seed=1), False), (graphs.regular(64, degree=8), True),

@@ -442,6 +442,8 @@ def test_what_the_command_says_takes_the_place_of_what_the_file_says(tmp_path):
     found = settings("classes_per_agent: 3\nrevive: true\n", "--partition", "dirichlet:0.3", "--no-revive")
     assert (found.classes_per_agent, found.partition, found.revive) == (None, "dirichlet:0.3", False)
     assert settings("retention: [0.2, 0.3]\npersonal_layers: [conv1, linear1]\n").retention == "0.2,0.3"
+    found = settings("depth: 3:8\ndevice_speed: 1:5\nseed: 012\nlr: 3e-4\n")  # in YAML itself 188, 65, 10 and a word
+    assert (found.depth, found.device_speed, found.seed, found.lr) == ("3:8", "1:5", 12, 3e-4)
     with pytest.raises(SystemExit):
         parse(["--config", "none.json", "--help"], Settings, "experiments.cifar")
 

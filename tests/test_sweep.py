@@ -246,9 +246,16 @@ REFUSED = [
     (["--grid", "lr="], "--grid must be NAME=VALUE,VALUE,... such as lr=3,10,30, got 'lr='"),
     (["--grid", "retentoin=0.1,0.2"], "got 'retentoin'; did you mean retention?"),
     (["--grid", "devices=1,2"], "--grid takes names of flags that change a run, got 'devices'"),
+    (["--grid", "seeds=1,2"], "--grid takes names of flags that change a run, got 'seeds'"),  # the sweep's own
+    (["--search", "trials=1:3"], "--search takes names of flags that change a run, got 'trials'"),
     (["--grid", "seed=1,2"], "--grid takes no seeds: say --seeds, how many there are of each point"),
     (["--grid", "lr=3", "--grid", "lr=4"], "--grid names lr twice: give all its values at once"),
     (["--grid", "lr=3,4,3"], "--grid gives lr one value twice, in '3,4,3': leave one of them out"),
+    (["--grid", "lr=3,3.0"], "--grid gives lr one value twice, in '3,3.0': leave one of them out"),
+    (
+        ["--search", "lr=1:3", "--storage", "sqlite:////no/such/place.db"],
+        "--storage sqlite:////no/such/place.db cannot be used: ",
+    ),
     (["--grid", "lr=3,4", "--lr", "5"], "--lr and --grid lr=... contradict each other: leave one of them out"),
     (["--grid", "rounds=few"], "--rounds must be a whole number, got 'few'"),
     (["--grid", "order=kode"], "--order must be one of code, paper, got 'kode'; did you mean code?"),

@@ -16,7 +16,7 @@ from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster
 from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of, ways
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
-from dslth_jax.study.sweeping.search import check_search, corners_of, search, spaces_of
+from dslth_jax.study.sweeping.search import check_search, check_storage, corners_of, ends_of, search, spaces_of
 from dslth_jax.study.system.stopping import NotFiniteError, Stop
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
@@ -50,9 +50,9 @@ def whole(study: Study) -> Any:
     return train(study)
 
 
-def sweep_of(settings: Sweep, arms: Arms | None = None, said: Settings | None = None) -> records.Sweep:
+def sweep_of(settings: Sweep, arms: Arms | None = None, said: Experiment | None = None) -> records.Sweep:
     """The study of a sweep's settings. Where points are the `arms` of a comparison, they form one axis, "arm", and what
-    was `said` are the settings of the comparison."""
+    was `said` are the settings of the comparison, which has a table and a figure besides."""
     for check in (check_each, check_folder, check_search, cluster.check):
         check(settings)
     if not 1 <= settings.seeds <= 2**32 - settings.seed:
@@ -60,9 +60,15 @@ def sweep_of(settings: Sweep, arms: Arms | None = None, said: Settings | None = 
     if arms and (settings.grid or settings.search):
         raise ValueError("the arms of a comparison are its points: leave --grid and --search out")
     spaces = spaces_of(settings)
-    axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
-    points = Points(settings, axes, points_of(axes), arms, spaces, (said or settings).as_given())
-    return records.Sweep(points, search if spaces else None, cluster.submit if settings.submit else None)
+    axes = {"arm": [*arms]} if arms else ends_of(spaces) or axes_of(settings)
+    first = corners_of(axes) if spaces else points_of(axes)
+    points = Points(settings, axes, first, arms, spaces, (said or settings).as_given())
+    further: dict[str, Any] = {"ask": search, "try_first": partial(check_storage, settings)} if spaces else {}
+    if settings.submit:
+        further |= {"submit": cluster.submit, "try_first": partial(cluster.check_options, settings)}
+    if said is not None:
+        further["leave_more"] = partial(compared.leave, panels=said.panels, baseline=said.baseline)
+    return records.Sweep(points, **further)
 
 
 def single(program: str, arguments: Sequence[str] | None = None, stop: Stop | None = None) -> int:
@@ -84,13 +90,11 @@ def compare(
         settings = parse(arguments, kind, program)
         return ready(sweep_of(*shared_and_own(settings, settings.arms()), settings))
 
-    return conduct(program, begin, partial(train_some, kind=kind), stop)
+    return conduct(program, begin, train_some, stop)
 
 
-def train_some(study: Study, stop: Stop, kind: type[Experiment] | None = None) -> None:
-    """Train a sweep, and leave what a comparison of some `kind` does; a NotFiniteError if no point stays finite."""
+def train_some(study: Study, stop: Stop) -> None:
+    """Train a sweep; a NotFiniteError if no point stays finite."""
     results = train(study, stop)
-    if kind is not None:
-        study.keep(compared.leave, kind.panels, kind.baseline)
     if all(row["accuracy_mean"] is None for row in results):
         raise NotFiniteError("no setting stayed finite: take smaller steps")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -13,6 +13,15 @@ from dslth_jax.study.system.machine import expect_file
 CONFIG, HELP = "--config", {"-h", "--help"}
 DOES = "Take the flags of a run's config.json as they were said, or of a YAML file; those of the command win."
 OF_ONE_COMMAND = ("out", "resume", "coordinator", "processes", "process")  # they mean nothing to another command
+
+
+class Words(yaml.SafeLoader):
+    """YAML whose numbers stay as they are spelled: for YAML itself 3:8 is 188, and 012 is 10."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        first: [(tag, form) for tag, form in resolvers if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def with_config(words: list[str], known: Mapping[str, Setting]) -> tuple[list[str], list[str], str]:
@@ -56,7 +65,7 @@ def read_flags(path: Path) -> dict[str, Any]:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise ValueError(f"{wanted}, and cannot be read ({reason})") from None
     try:
-        found = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        found = json.loads(text) if path.suffix == ".json" else yaml.load(text, Words)
     except Exception as error:  # of both readers' own kinds
         raise ValueError(f"{wanted}, and cannot be read ({' '.join(str(error).split())[:200]})") from None
     if isinstance(found, dict) and isinstance(found.get("settings"), dict):

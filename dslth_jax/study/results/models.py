@@ -1,6 +1,7 @@
 """What the agents of a run have come to: their masks or weights in its folder, and models made of them again."""
 
 import functools
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -42,13 +43,20 @@ def write_masks(folder: Path, bits: Any, maskable: Any) -> None:
         rows = [np.packbits(np.asarray(part).reshape(len(part), -1), axis=1) for part in parts]
         arrays[name] = np.concatenate(rows)
         arrays[f"{name}.shape"] = np.array(shape)
-    np.savez(folder / "masks.npz", **arrays)
+    write_arrays(folder / "masks.npz", arrays)
 
 
 def write_kept(folder: Path, wanted: Any) -> None:
     """kept.npz: for each layer how many entries agents were to keep in the last round, (agents,)."""
     counts: dict[str, Any] = {name: np.asarray(kept) for name, kept in by_name(wanted).items()}
-    np.savez(folder / "kept.npz", **counts)
+    write_arrays(folder / "kept.npz", counts)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Arrays by their names, in one file that is there whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    replace(path, content.getvalue())
 
 
 def remove(folder: Path) -> None:

@@ -240,18 +240,20 @@ def label_steps(set_ticks: Callable[..., Any], values: Sequence[Any]) -> None:
 
 
 def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one: str, other: str) -> pd.DataFrame:
-    """The best accuracy, in percent, at every pair of values of two axes of a sweep."""
+    """The accuracy, in percent, of the best point at every pair of values of two axes of a sweep; `results` are ranked,
+    the best first, where samples were held back by what was reached on these."""
     rows = [(str(row[one]), str(row[other]), row["accuracy_mean"]) for row in results]
-    table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "max")
+    table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "first")
     return 100 * table.reindex(index=[*map(str, axes[one])], columns=[*map(str, axes[other])])
 
 
 def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
-    """Dots over an axis of a sweep, a line through the best of `joined`; `steps` are its values, None where numbers."""
+    """Dots over an axis of a sweep, a line through the best of `joined`, which are ranked, the best first; `steps` are
+    its values, None where numbers."""
     place = float if steps is None else list(steps).index
     across = [place(value) for value, _ in dots]
     axes.plot(across, [100 * accuracy for _, accuracy in dots], "o", color=SERIES[0], markersize=5, alpha=0.6)
-    best = pd.Series([100 * y for _, y in joined], [place(x) for x, _ in joined], float).groupby(level=0).max()
+    best = pd.Series([100 * y for _, y in joined], [place(x) for x, _ in joined], float).groupby(level=0).first()
     axes.plot(best.index, best, color=SERIES[1], zorder=1)
     axes.set(xlabel=shortened(name, 40), ylabel=WORDS["accuracy"])
     axes.locator_params("y", nbins=6)

@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import tempfile
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,12 @@ def check(settings: Sweep) -> None:
         raise ValueError("--submit needs submitit, which is not installed: pip install 'dslth-jax[cluster]'")
     if settings.submit == "slurm" and shutil.which("sbatch") is None:
         raise ValueError("--submit slurm needs sbatch, and there is none here: start it where jobs are submitted")
+
+
+def check_options(settings: Sweep) -> None:
+    """Raise a ValueError if jobs are to have options that nobody knows."""
+    with tempfile.TemporaryDirectory() as folder:
+        executor_of(settings, Path(folder))
 
 
 def options_of(settings: Sweep) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dslth_jax.naming import nearest
+from dslth_jax.study.config.algorithms import with_own_settings
 from dslth_jax.study.config.numbers import DEALT, may_lack_layers
-from dslth_jax.study.config.setting import Setting, flag, parts, read, setting
+from dslth_jax.study.config.setting import Setting, described, flag, parts, read, setting
+from dslth_jax.study.config.setting import spelled as written
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
 
@@ -73,7 +75,7 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
             raise ValueError(f"{has}: got {name}={values}, put semicolons between values")
         words = [word.strip() for word in values.split(between) if word.strip() or between == ","]
         axes[name] = [value_of(settings.known[name], word) for word in words]
-        if len(set(map(str, axes[name]))) < len(axes[name]):
+        if len(set(map(written, axes[name]))) < len(axes[name]):
             raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")
     return axes
 
@@ -81,7 +83,7 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
 def spelled_axes(flag_name: str, axes: Sequence[str], form: str, settings: Settings) -> Iterator[tuple[str, str]]:
     """The field that each axis is of, and the spelling of its values; a ValueError where one means nothing, or is said
     twice."""
-    flags, given, seen = settings.known, settings.given, set[str]()
+    flags, given, seen = described(with_own_settings(Settings)), settings.given, set[str]()
     for spelled in axes:
         name, equals, values = spelled.partition("=")
         name = name.strip().removeprefix("--").replace("-", "_")

@@ -139,12 +139,16 @@ class Sweep(Study):
         points: Points,
         ask: Callable[..., Iterator[None]] | None = None,
         submit: Callable[["Sweep"], None] | None = None,
+        try_first: Callable[[], None] = lambda: None,
+        leave_more: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self.settings, self.points, self.members = points.settings, points, points.members
         self.seeds, self.run_folders = points.settings.seeds, points.settings.run_folders
         self.leaves_models, self.can_become_longer = self.run_folders, False
         self.ask = ask  # which adds members, where it is a search
         self.submit, self.elsewhere = submit, submit is not None  # which has other processes train them
+        self.try_first = try_first  # before there is a folder: whether what all else needs can be had
+        self.leave_more = leave_more  # in the folder, beside the table and pictures of any sweep
         self.arms = json.loads(json.dumps(points.arms, default=str))  # as config.json holds them
 
     @property
@@ -153,9 +157,10 @@ class Sweep(Study):
         return self.path / "runs"
 
     def prepare(self) -> list[Prepared]:
-        """Check and load every point with every seed; of a search only its corners, to try them."""
-        members = members_of(self.settings, self.points.first, self.seeds, self.points.arms)
+        """Check and load every point with every seed; of a search only its corners with one, to try them."""
+        members = members_of(self.settings, self.points.first, 1 if self.ask else self.seeds, self.points.arms)
         self.members.extend([] if self.ask else members)
+        self.try_first()
         return members
 
     def claim(self, members: Sequence[Prepared]) -> folders.Folder:
@@ -272,6 +277,7 @@ class Sweep(Study):
                 pictures.slices_picture(self.path, self.tried(), results)
             else:
                 pictures.heat_maps(self.path, axes, results)
+            self.leave_more(self.path)
             folders.finish(self.path)
         tables.show_results(self.said, results, axes, seeds, self.members[0].course.rounds)
         self.said.print(f"sweep folder: {self.path}", highlight=False, markup=False, soft_wrap=True)

@@ -113,7 +113,8 @@ def sets_left(whole: Whole, needed: Mapping[str, Flags], round_to: int) -> dict[
     for path, layer in wiring.layers.items():
         kept[layer.writes] |= needed[path]
         if path not in whole.kernels and len(kept[layer.reads]) == len(kept[layer.writes]):
-            tied[layer.writes] = tied[layer.reads]
+            old, new = tied[layer.writes], tied[layer.reads]  # several shortcuts may lead into one sum
+            tied = {name: new if one == old else one for name, one in tied.items()}
     together = {one: np.any([kept[name] for name in kept if tied[name] == one], axis=0) for one in {*tied.values()}}
     left: dict[str, Numbers] = {}
     for path, layer in wiring.layers.items():

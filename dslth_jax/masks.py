@@ -222,11 +222,14 @@ def revive(scores: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Scores in which every exact zero is a positive number far below all others; gradients pass unchanged.
 
     A zero has no sign, so that without this neither fusion nor a gradient would reach it again. The number is the root
-    of the smallest normal one, so that its square is not zero either. Ours.
+    of the smallest normal one, so that its square is not zero either. Ours. A ValueError for float16, in which this
+    number would be larger than many scores.
 
     >>> revive(jnp.array([0.0, -2.0])).tolist()
     [1.0842021724855044e-19, -2.0]
     """
+    if scores.dtype == jnp.float16:
+        raise ValueError("scores that are revived must be float32, float64 or bfloat16, got float16")
     tiny = math.sqrt(jnp.finfo(scores.dtype).smallest_normal)
     return scores + lax.stop_gradient(jnp.where(scores == 0, tiny, 0).astype(scores.dtype))
 

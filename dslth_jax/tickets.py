@@ -46,7 +46,8 @@ class Form(NamedTuple):
     negative one, and each needs a subset of its own, since x = ReLU(x) - ReLU(-x) (Pensia et al. 2020). Lifted (ours):
     the channel also takes b times the constant channel, with b >= abs(v), so that v·x + b is not negative for x in
     [-1, 1], where ELU too is linear; subsets of the constant channel's own, which has as many channels for it as all
-    inputs have together, take away again what the b add up to."""
+    inputs have together, take away again what the b add up to. The first layer of such a form lifts nothing: its images
+    are in [0, 1]."""
 
 
 class Pair(NamedTuple):
@@ -91,8 +92,13 @@ def masks_for(
     form: Form | None = None,
 ) -> list[PairMasks]:
     """The masks that bring the random network nearest to each agent's target, entry by entry. Those of odd layers are
-    the same for all agents; those of even layers have a leading axis of agents."""
+    the same for all agents; those of even layers have a leading axis of agents. Raises a ValueError where the channels
+    of a form cannot say what it asks for."""
     form = form or Form()
+    if form.channels == "lifted" and not form.constant:
+        raise ValueError("a form with lifted channels must have constant=True: they take the lift from that channel")
+    if form.channels == "both" and form.activation == "elu":
+        raise ValueError("a form with ELU must have positive or lifted channels: below 0 an ELU is no straight line")
     found = []
     for layer, (pair, kernel) in enumerate(zip(network, kernels, strict=True)):
         agents, side, _, inputs, outputs = kernel.shape
@@ -116,7 +122,8 @@ def masks_for(
                     centre = place == (side // 2, side // 2)
                     wanted = biases[layer][:, output] if biases is not None and centre else np.zeros(agents)
                     lifts = np.where(odd[:inputs].any(axis=0), pair.odd[-1] * odd[-1], 0)
-                    own = np.where(odd[:inputs].any(axis=0), 0, pair.odd[-1] * odd[-1])
+                    # Behind the activation ones times a negative entry are nothing.
+                    own = np.where(odd[:inputs].any(axis=0), 0, np.maximum(pair.odd[-1] * odd[-1], 0))
                     choose(mask, entries, own, wanted - mask @ (entries * lifts))
         found.append(PairMasks(odd, even))
     return found

@@ -433,7 +433,32 @@ class Undeclared(TinyNet):
     wiring = None
 
 
+class OfImages(nn.Module):
+    """A shortcut hands on the images."""
+
+    classes: int
+    wiring = Wiring({"conv": Layer(IMAGES, "sum"), "skip": Layer(IMAGES, "sum"), "head": Layer("sum", "head")})
+
+    @nn.compact
+    def __call__(self, values):
+        return Linear(self.classes, name="head")(jnp.mean(values + Conv(1, side=1, name="conv")(values), (1, 2)))
+
+
+class MixedConstants(nn.Module):
+    """A response norm behind a bias."""
+
+    classes: int
+    wiring = chain(("first", "second"), elu, windowed=("first",))
+
+    @nn.compact
+    def __call__(self, values):
+        hidden = elu(Linear(6, name="first")(values.reshape(len(values), -1)))
+        return Linear(self.classes, name="second")(local_response_norm(hidden, 1.0))
+
+
 REFUSED = {
+    "of images": (OfImages(3), r"^the wiring's skip hands on channels of the images, and none of these can be cut$"),
+    "mixed": (MixedConstants(3), r"^first has a bias, so that its dead channels are constant, and a norm behind it"),
     "undeclared": (Undeclared(3), r"^the network does not say which channels .* field `wiring`"),
     "unnamed": (Unnamed(3), r"lacks those of linear/bias, linear/kernel: add them"),
     "skipping": (Skipping(3), r"^the wiring's linear must read and write sets that layers write, got \('pixels'"),
@@ -446,8 +471,8 @@ def test_a_network_that_cannot_be_cut_is_refused_in_a_sentence(case):
     module, said = REFUSED[case]
     network = network_of(module, (8, 8, 1))
     weights, frozen = jax.tree.map(np.asarray, jax.jit(network.init)(key_of(0)))
-    if case == "constant":
-        weights = {**weights, "linear": {"kernel": weights["linear"]["kernel"] * 0}}
+    for dead in {"linear", "first"} & {*weights}:
+        weights = {**weights, dead: {"kernel": weights[dead]["kernel"] * 0}}
     with pytest.raises(ValueError, match=said):
         compact(network, {"params": weights, "frozen": frozen})
 
@@ -459,6 +484,36 @@ def test_channels_are_kept_in_positive_numbers():
     small = compact(network, {"params": weights, "frozen": frozen})
     with pytest.raises(ValueError, match="field `wiring`"):  # once is enough
         compact(small.network, small.variables)
+
+
+class TwoShortcuts(nn.Module):
+    """Two layers and a convolution of one of them are added up."""
+
+    classes: int
+    wiring = Wiring(
+        {"a": Layer(IMAGES, "a"), "b": Layer("a", "b"), "c": Layer("b", "sum")}
+        | {"a_on": Layer("a", "sum"), "b_on": Layer("b", "sum"), "head": Layer("sum", "head")}
+    )
+
+    @nn.compact
+    def __call__(self, values):
+        a = nn.relu(Conv(4, side=3, padding=1, name="a")(values))
+        b = nn.relu(Conv(4, side=3, padding=1, name="b")(a))
+        return Linear(self.classes, name="head")(jnp.mean(a + b + Conv(4, side=1, name="c")(b), (1, 2)))
+
+
+@pytest.mark.parametrize("dead", [1, 3])
+def test_channels_that_two_shortcuts_add_up_are_cut_together(dead):
+    """What is dead in all three goes; what lives in one of them stays in all."""
+    network = network_of(TwoShortcuts(3), (8, 8, 3))
+    weights, frozen = jax.tree.map(lambda leaf: np.array(leaf, float), jax.jit(network.init)(key_of(0)))
+    for name in ("a", "b", "c"):
+        weights[name]["kernel"][..., :dead] = 0
+    small = assert_same_logits(network, {"params": weights, "frozen": frozen}, digits(8))
+    assert [len(small.alive[name]) for name in ("a", "b", "c")] == [4 - dead] * 3
+    weights["b"]["kernel"][..., :dead] = 0.1
+    small = assert_same_logits(network, {"params": weights, "frozen": frozen}, digits(8))
+    assert len(small.alive["b"]) == 4
 
 
 class OneLayer(nn.Module):

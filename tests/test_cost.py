@@ -53,7 +53,7 @@ def test_every_operation_of_flax_counts_as_its_closed_form(precision):
         values = nn.Conv(4, (1, 1), feature_group_count=2, name="grouped")(values)  # 4
         twice = nn.Dense(4, name="twice")
         values = twice(nn.GroupNorm(2)(nn.relu(twice(values))))  # 4 tokens, two times
-        values = nn.DenseGeneral((2, 3), name="heads")(values.reshape(values.shape[0], 4, 4))  # 4 tokens
+        values = nn.DenseGeneral(6, name="heads")(values.reshape(values.shape[0], 4, 4))  # 4 tokens
         values = nn.Dense(5, name="dense")(values.reshape(values.shape[0], -1))
         return values
 

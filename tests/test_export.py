@@ -114,6 +114,8 @@ def test_the_authors_network_takes_an_eighth_of_a_megabyte():
     masks = {name: kept_at_random(leaf, 0.9 if name.startswith("linear") else 0.3) for name, leaf in random.items()}
     variables = {"params": jax.tree.map(np.multiply, random, masks), "frozen": frozen}
     content = as_dslth(jax.random.split(key)[0], random, variables, masks, {})
+    with pytest.raises(ValueError, match=r"^for logits a file must say its elu_on_logits, image_shape, network; this"):
+        reader.logits(reader.read(content), np.zeros((1, 8, 8, 1), np.uint8))
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(random)) == 4_909_312
     shares = [(leaf.mean(), leaf.size) for leaf in jax.tree.leaves(masks)]
     entropy = sum(-size * (p * math.log2(p) + (1 - p) * math.log2(1 - p)) / 8 for p, size in shares)

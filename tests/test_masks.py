@@ -295,6 +295,11 @@ def test_dropped_filters_pass_their_gradient_on():
     np.testing.assert_array_equal(gradient, weights)
 
 
+def test_no_number_of_float16_is_small_enough_to_revive_a_zero():
+    with pytest.raises(ValueError, match="must be float32, float64 or bfloat16, got float16"):
+        masks.revive(jnp.zeros(2, jnp.float16))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_revived_zero_is_fused_and_gets_a_gradient_again(dtype):
     with jax.enable_x64(dtype == "float64"):

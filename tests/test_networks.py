@@ -258,6 +258,10 @@ def pooled(values):
             lambda self, x: nn.Dropout(0.5, deterministic=False)(pooled(x)),
             "draws random numbers when it is applied, as nn.Dropout does, .*: leave that layer out, or make it",
         ),
+        (
+            lambda self, x: pooled(nn.DenseGeneral((5, 1), name="heads")(x)[..., 0]),
+            r"must have kernels whose last axis alone are outputs, got heads/kernel of shape \(1, 5, 1\): take Conv in",
+        ),
         (lambda self, x: Linear(5)(x.reshape(1, -1)), "makes parameters of another shape for 2 images than for one"),
         (lambda self, x, train: pooled(x), "must take images and nothing else .*'train'.*: give other arguments"),
     ],

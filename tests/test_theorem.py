@@ -111,6 +111,27 @@ def test_masks_make_kernels_that_are_near_the_targets():
         assert np.abs(answers - wanted).max() <= first * (1 + second) + second
 
 
+def test_channels_of_either_sign_take_biases_by_positive_ones():
+    """Ones times a negative entry are nothing behind a ReLU; without any kernel the answer is the bias."""
+    form, kernels, biases = Form(constant=True, channels="both"), np.zeros((1, 1, 1, 1, 1)), np.array([[0.3]])
+    network = tickets.random_network(RNG(0), [(1, 1, 1)], 12, form)
+    masks = tickets.masks_for(network, [kernels], [biases], form)
+    answers = tickets.masked_answers(network, masks, 0, RNG(1).uniform(-1, 1, (2, 3, 3, 1)), form)
+    np.testing.assert_allclose(answers, 0.3, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        (Form(channels="lifted"), "a form with lifted channels must have constant=True"),
+        (Form(channels="both", activation="elu"), "a form with ELU must have positive or lifted channels"),
+    ],
+)
+def test_channels_that_cannot_say_it_are_refused(form, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        tickets.masks_for([], [], form=form)
+
+
 def test_each_entry_takes_the_nearest_subset():
     kernels, _, network, masks = targets_of(Form(), agents=1)
     pair, own, kernel = network[0], masks[0], kernels[0][0]

@@ -40,7 +40,7 @@ def as_safetensors(variables: PyTree[Array | np.ndarray], about: Mapping[str, An
     expect_extra("experiments", "safetensors")
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(leaf) for name, leaf in by_name(variables).items()}
+    tensors = {name: np.require(leaf, requirements="C") for name, leaf in by_name(variables).items()}
     return bytes(save(tensors, {name: json.dumps(value) for name, value in about.items()}))
 
 

@@ -146,6 +146,8 @@ def logits(model: Model | str | Path, images: np.ndarray) -> np.ndarray:
     """The logits (images, classes), float32, of uint8 images (images, height, width, channels), grey ones perhaps
     without channels. Raises a ValueError if they are others, or if the network is none of `NETWORKS`."""
     model = model if isinstance(model, Model) else load(model)
+    if missing := {"network", "image_shape", "elu_on_logits"} - {*model.about}:
+        raise ValueError(f"for logits a file must say its {', '.join(sorted(missing))}; this one gives weights alone")
     network, shape = model.about["network"], tuple(model.about["image_shape"])
     if network not in NETWORKS:
         raise ValueError(f"this reader computes {', '.join(NETWORKS)}; of {network} it gives the weights alone")
@@ -209,13 +211,11 @@ NETWORKS: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
 
 def described(model: Model) -> str:
     """What is in a file, in lines."""
-    about = model.about
-    lines = [f"{name}: {about[name]}" for name in about if name not in ("layers", "frozen")]
-    for layer in about["layers"]:
-        size = math.prod(layer["shape"])
-        lines.append(f"{layer['name']} {tuple(layer['shape'])}: {layer['ones']} of {size} kept, {layer['law']}")
-    lines += [f"{leaf['name']} {tuple(leaf['shape'])}: as it is" for leaf in about["frozen"]]
-    return "\n".join(lines)
+    lines = [f"{name}: {own}" for name, own in model.about.items() if name not in ("layers", "frozen")]
+    for layer in model.about["layers"]:
+        ones = f"{layer['ones']} of {math.prod(layer['shape'])} kept"
+        lines.append(f"{layer['name']} {tuple(layer['shape'])}: {ones}, {layer['law']}")
+    return "\n".join(lines + [f"{leaf['name']} {tuple(leaf['shape'])}: as it is" for leaf in model.about["frozen"]])
 
 
 def read_images(path: str | Path) -> np.ndarray:
@@ -237,7 +237,8 @@ def main(words: list[str]) -> int:
     try:
         model = load(words[0])
         given = [read_images(path) for path in words[1:]]
-        labels = [model.about["labels"][best] for images in given for best in logits(model, images).argmax(-1)]
+        names = model.about.get("labels", range(2**31))
+        labels = [names[best] for images in given for best in logits(model, images).argmax(-1)]
         print(described(model), *labels, sep="\n")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)

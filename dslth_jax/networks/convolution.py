@@ -27,18 +27,21 @@ def convolve(
     The kernel has as many inputs as a group of channels: of `groups` equal parts, one after another, each of inputs and
     outputs. With as many groups as inputs and outputs it is depthwise, a kernel (rows, columns, 1, channels).
 
-    Has reverse-mode derivatives only: it carries its own gradient rule, so `jax.jvp` and `jax.hessian` raise.
+    Has reverse-mode derivatives only: it carries its own gradient rule, so `jax.jvp` and `jax.hessian` raise. A
+    ValueError where shapes do not go together.
     """
     inputs, (*sides, inputs_of_group, outputs) = images.shape[-1], kernel.shape
     if inputs != groups * inputs_of_group:
         raise ValueError(f"the kernel expects {groups * inputs_of_group} input channels, the images have {inputs}")
     if outputs % groups:
         raise ValueError(f"groups must divide the kernel's {outputs} output channels, got {groups}")
-    if (stride, groups) == (1, 1):
-        return _differentiable(padding)(images, kernel)
     window = windows.Window((images.shape[1], images.shape[2]), (sides[0], sides[1]), padding, stride)
     if min(window.answers) < 1:
-        raise ValueError(f"a kernel of {sides[0]}x{sides[1]} must fit images of {images.shape[1]}x{images.shape[2]}")
+        around = f" with {padding} zeros on every side" if padding else ""
+        of = f"{images.shape[1]}x{images.shape[2]}"
+        raise ValueError(f"a kernel of {sides[0]}x{sides[1]} must fit images of {of}{around}")
+    if (stride, groups) == (1, 1):
+        return _differentiable(padding)(images, kernel)
     if groups == 1:
         return windows.strided(window)(images, kernel)
     if groups == inputs == outputs:
@@ -139,8 +142,11 @@ def max_pool(images: Images) -> Float[Array, "batch new_height new_width inputs"
 
     Along rows, then along columns, each as the maximum of three strided slices: the gradient of `reduce_window` is
     several times slower on CPUs. Among equal values the gradient goes to the first in reading order, as in PyTorch;
-    this matters, because masked kernels answer different patches with equal values. Reverse mode only.
+    this matters, because masked kernels answer different patches with equal values. Reverse mode only. A ValueError for
+    images of fewer than 3 x 3.
     """
+    if min(images.shape[1:3]) < 3:
+        raise ValueError(f"windows of 3x3 must fit the images, got {images.shape[1]}x{images.shape[2]}")
     return _pool_axis(_pool_axis(images, 2), 1)
 
 

@@ -91,6 +91,8 @@ def uses(whole: Whole, path: str) -> Bool[np.ndarray, "inputs outputs"]:
     inputs, outputs = (len(whole.alive_of[name]) if name in whole.alive_of else 0 for name in layer[:2])
     if not outputs or (layer.reads != IMAGES and not inputs):
         raise ValueError(f"the wiring's {path} must read and write sets that layers write, got {layer[:2]}")
+    if kernel is None and layer.reads == IMAGES:
+        raise ValueError(f"the wiring's {path} hands on channels of the images, and none of these can be cut")
     if kernel is None:
         return np.eye(inputs, outputs, dtype=bool)
     if layer.reads == IMAGES:
@@ -117,7 +119,13 @@ def constants_behind(whole: Whole, path: str, bias: np.ndarray | None) -> np.nda
     if bias is None:
         return summed
     values = jnp.asarray((bias + summed).astype(bias.dtype))
-    return np.asarray(values if layer.activation is None else layer.activation(values), float)
+    constants = np.asarray(values if layer.activation is None else layer.activation(values), float)
+    if layer.mixing != "none" and layer.writes not in whole.uncut and constants[~whole.alive[path]].any():
+        raise ValueError(
+            f"{path} has a bias, so that its dead channels are constant, and a norm behind it, which mixes these into "
+            f"others: let {layer.writes!r} be among the sets that the network's wiring keeps whole"
+        )
+    return constants
 
 
 def added_by_constants(whole: Whole, path: str, gone: Flags | None = None) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
@@ -52,8 +53,14 @@ def look_at(
             raise ValueError(f"{name} must not have a parameter {path}: planes of masks are called so, rename it")
     roles = {}
     for path, leaf in params.items():
-        if role := _role_of(owners.get(tuple(path.split("/")[:-1])), path, leaf):
+        owner = owners.get(tuple(path.split("/")[:-1]))
+        if role := _role_of(owner, path, leaf):
             roles[path] = role
+        if role and (isinstance(owner, nn.ConvLocal) or np.size(getattr(owner, "features", 1)) > 1):
+            raise ValueError(
+                f"{name} must have kernels whose last axis alone are outputs, got {path} of shape {leaf.shape}: take "
+                f"Conv in the place of ConvLocal, and Dense and a reshape in that of a DenseGeneral of several axes"
+            )
     if not roles:
         raise ValueError(
             f"{name} must have a parameter that masks select from, got {', '.join(params) or 'none'}: build it of Conv "

@@ -227,8 +227,11 @@ def round(
         earlier = tuple(chosen(speaking, new, old) for new, old in zip(earlier, state.earlier, strict=True))
     times, timed = state.clock, None
     if clock is not None:
-        *_, busy = link.transmit(round_key(world, LINKS), state.links, graph, from_all_devices(told, axis))
-        start_known, busy = algorithm.start_known, busy[numbers]
+        busy = jnp.zeros(numbers.size, jnp.int32)  # over how many links each sends
+        if holds_anything(message):
+            *_, of_all = link.transmit(round_key(world, LINKS), state.links, graph, from_all_devices(told, axis))
+            busy = of_all[numbers]
+        start_known = algorithm.start_known
         times, timed = timed_lap(clock, state, now, message, speaking, busy, world, start_known, due, axis)
 
     def speak() -> tuple[Heard, Heard, Message, tuple[Message, ...], Any, Array]:

@@ -4,9 +4,9 @@
     python -m experiments.architectures --data-dir FOLDER      # CIFAR-10; narrow networks, 8 agents, 200 rounds
 
 The theorem is of convolutions without strides, pooling, biases and shortcuts. Of each network the table has weights
-that are trained, masks that are learned, both alone and at equal steps, and masks that neighbours hear or whose scores
-they gossip, with the bits of that. Where a network's step was not searched, `experiments.sweep` does: `--steps` takes
-them by network and algorithm. See experiments/RESULTS.md.
+that are trained, masks that are learned, both alone and at equal steps, masks that neighbours hear, and masks whose
+scores they gossip, with the bits that are sent. Where a network's step was not searched, `experiments.sweep` does:
+`--steps` takes them by network and algorithm. See experiments/RESULTS.md.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from functools import partial
 
 from dslth_jax.study.commands import Arms, Experiment, compare, leave, steps_of, ways
 
-KINDS = {"weights": "weights, alone", "alone": "alone", "force": "force", "gossip": "gossip"}  # and the ways they are
+KINDS = {"weights": "weights, alone", "alone": "alone", "force": "force", "gossip": "gossip"}  # arms: `ways`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Architectures(Experiment):
     every: int = 10
     """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
     steps: str | None = None
-    """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example; of
-    those left out the network's own, where that was searched, or the algorithm's default."""
+    """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example; those
+    left out are as in all comparisons."""
 
     def arms(self) -> Arms:
         """Of every network: weights that are trained alone; masks learned alone, by the force, and by gossip."""

@@ -529,6 +529,8 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
          "--bandwidth constant:1 --retention-policy global"),
         ("prunefl", "follows no schedule of --retention, got 0.5@cosine:0.2: leave out what",
          "--bandwidth constant:1 --retention 0.5@cosine:0.2"),
+        ("period", "--controller period lets neighbours hear again what they were sent before, and with --topology "
+         "changing-regular:1 they may never have had it", "--bandwidth constant:1 --topology changing-regular:1"),
         ("depth", "--controller depth sets how many residual blocks agents have, and --model small has none that they "
          "may lack: name another, such as resnet20", "--bandwidth constant:1 --model small"),
         ("depth", "--controller depth needs --algorithm mce-pl, independent", "--bandwidth constant:1 "

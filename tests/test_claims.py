@@ -208,7 +208,8 @@ def test_a_process_that_does_not_stop_is_killed(tmp_path, monkeypatch):
 def test_a_process_ends_when_the_one_that_watches_it_is_killed(tmp_path):
     """Else it would train on, and be in the way of --resume."""
     log, ready = tmp_path / "log", "print('ready', flush=True); time.sleep(60)"
-    code = f"import signal, time; signal.signal(signal.SIGTERM, lambda *_: print('saved', flush=True)); {ready}"
+    saves = "lambda *_: (print('saved', flush=True), sys.exit(143))"
+    code = f"import signal, sys, time; signal.signal(signal.SIGTERM, {saves}); {ready}"
     watching = f"""
 import math, pathlib, sys
 from dslth_jax.study.claims import children

@@ -18,10 +18,12 @@ from test_population import setting as population_of
 from dslth_jax import bandwidth, budgets, control, population
 from dslth_jax.algorithm import Message, World, by_name, with_personal_layers
 from dslth_jax.algorithms.descent import spectrum
+from dslth_jax.algorithms.independent import Hyper as OfAlone
+from dslth_jax.algorithms.independent import independent
 from dslth_jax.algorithms.mce_pl import mce_pl
 from dslth_jax.algorithms.score_gossip import signs
 from dslth_jax.clock import Clock, Devices, begin, lap
-from dslth_jax.links import perfect
+from dslth_jax.links import added_up, perfect
 from dslth_jax.message_sizes import message_bits
 from dslth_jax.mixing import Graph, listeners
 
@@ -370,6 +372,20 @@ def twice(*told):
     """A link over which every message is sent two times."""
     *arriving, sent = perfect().transmit(*told)
     return *arriving, 2 * sent
+
+
+def test_who_sends_nothing_needs_no_link():
+    """Agents alone have no message, and links nothing to remember."""
+    s = population_of()
+    world = population.world_of(NETWORK, jax.random.key(0), 0, 10, drawn_by(jax.random.key(0)))
+    ways = {"clock": clock_of(SPEED), "link": added_up(), "chunk": 1}
+    alone, hyper = independent(NETWORK), OfAlone(**{name: getattr(s.hyper, name) for name in OfAlone._fields})
+
+    def rounds():
+        state = population.init(alone, world, hyper, s.graph, agents=AGENTS, **ways)
+        return population.round(alone, world, hyper, state, s.shares, s.graph, batch_size=BATCH, **ways)[1]
+
+    assert jax.eval_shape(rounds)["seconds"].shape == (AGENTS,)
 
 
 class Timed(reference.Population):

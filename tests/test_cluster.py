@@ -134,6 +134,16 @@ def test_whoever_is_stopped_ends_the_jobs(executor, tmp_path, monkeypatch):
     assert {row["member"] for row in rows_of(tmp_path / "jobs")} == {0, 1, 2, 3}
 
 
+def test_options_that_nobody_knows_leave_no_folder(executor, tmp_path, monkeypatch):
+    def refuse(settings: Sweep, folder: Path) -> None:
+        raise ValueError("--submit-with: no such option")
+
+    monkeypatch.setattr(cluster, "executor_of", refuse)
+    with pytest.raises(ValueError, match=r"^--submit-with: no such option$"):
+        sweep.sweep(Sweep(**GRID, submit="slurm", out=tmp_path / "jobs"))
+    assert not (tmp_path / "jobs").exists()
+
+
 def test_what_memory_here_does_not_hold_is_no_matter_of_jobs(executor, tmp_path, monkeypatch):
     """A job's machine is another one: it is the job that refuses."""
     from dslth_jax.study.training import memory

@@ -260,7 +260,11 @@ def pooled(values):
         ),
         (
             lambda self, x: pooled(nn.DenseGeneral((5, 1), name="heads")(x)[..., 0]),
-            r"must have kernels whose last axis alone are outputs, got heads/kernel of shape \(1, 5, 1\): take Conv in",
+            r"must have kernels whose last axis alone holds outputs, got heads/kernel of shape \(1, 5, 1\): ",
+        ),
+        (
+            lambda self, x: pooled(nn.ConvLocal(5, (3, 3), name="local")(x)),
+            r"must have kernels whose last axis alone holds outputs, got local/kernel of shape \(6, 6, 9, 5\): ",
         ),
         (lambda self, x: Linear(5)(x.reshape(1, -1)), "makes parameters of another shape for 2 images than for one"),
         (lambda self, x, train: pooled(x), "must take images and nothing else .*'train'.*: give other arguments"),

@@ -256,6 +256,7 @@ REFUSED = [
         ["--search", "lr=1:3", "--storage", "sqlite:////no/such/place.db"],
         "--storage sqlite:////no/such/place.db cannot be used: ",
     ),
+    (["--search", "lr=3,3.0"], "--search gives lr one value twice, in '3,3.0': leave one of them out"),
     (["--grid", "lr=3,4", "--lr", "5"], "--lr and --grid lr=... contradict each other: leave one of them out"),
     (["--grid", "rounds=few"], "--rounds must be a whole number, got 'few'"),
     (["--grid", "order=kode"], "--order must be one of code, paper, got 'kode'; did you mean code?"),
@@ -438,6 +439,19 @@ def test_two_searches_may_make_their_storage_at_the_same_moment(monkeypatch, tmp
     with pytest.raises(ValueError, match=r"^--storage nowhere cannot be used: "):
         search.study_of("nowhere", "s")
     assert len(tried) == 3
+
+
+def test_a_storage_in_the_sweeps_own_folder_is_made_with_it(tmp_path):
+    """Any other is tried before there is a folder."""
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    from dslth_jax.study.sweeping import search
+
+    out = tmp_path / "out"
+    for kind in ("sqlite:///", "journal:"):
+        search.check_storage(Sweep(search="lr=1:2", storage=f"{kind}{out / 'own.db'}", out=out))
+        with pytest.raises(ValueError, match=r"^--storage .* cannot be used: "):
+            search.check_storage(Sweep(search="lr=1:2", storage=f"{kind}{tmp_path / 'other' / 'own.db'}", out=out))
+    assert not out.exists()
 
 
 def test_machines_that_share_a_study_wait_for_each_other(monkeypatch, tmp_path):

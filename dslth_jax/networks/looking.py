@@ -56,10 +56,12 @@ def look_at(
         owner = owners.get(tuple(path.split("/")[:-1]))
         if role := _role_of(owner, path, leaf):
             roles[path] = role
-        if role and (isinstance(owner, nn.ConvLocal) or np.size(getattr(owner, "features", 1)) > 1):
+        several = isinstance(owner, nn.DenseGeneral) and np.size(owner.features) > 1  # as in flax's attention
+        if role and (several or isinstance(owner, nn.ConvLocal)):
             raise ValueError(
-                f"{name} must have kernels whose last axis alone are outputs, got {path} of shape {leaf.shape}: take "
-                f"Conv in the place of ConvLocal, and Dense and a reshape in that of a DenseGeneral of several axes"
+                f"{name} must have kernels whose last axis alone holds outputs, got {path} of shape {leaf.shape}: take "
+                f"Conv in the place of ConvLocal, Dense and a reshape in that of a DenseGeneral of several axes, which "
+                f"flax's attention has, too"
             )
     if not roles:
         raise ValueError(

@@ -19,7 +19,7 @@ TYING = (sys.executable, "-ISc", """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[2], sys.argv[2:])
 """)  # fmt: skip
 
 
@@ -37,11 +37,13 @@ def run(words: Sequence[str], log: Path, until: float, stop: Stop, say: Callable
     At a signal, as `stop` has it, or at the time `until` of the monotonic clock, the process is asked once to save and
     end (SIGTERM), and is killed if it does not within some minutes. It is in a session of its own, so that a Ctrl-C
     reaches it by this process alone: a second signal would end it at once. Where this process is killed itself, Linux
-    asks the other one to save and end. Raises OSError if it cannot be started.
+    asks the other one to save and end. A command that cannot be started ends with code 1 on Linux, and raises an
+    OSError elsewhere.
     """
     began, asked, why = time.monotonic(), None, ""
     heard_at_once = {**os.environ, "PYTHONUNBUFFERED": "1"}
     log.write_bytes(b"")
+    # Each appends: one from before that is still about to end must not leave holes.
     with log.open("ab") as written, log.open("rb") as read:
         child = subprocess.Popen(
             tied(words),

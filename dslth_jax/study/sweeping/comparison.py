@@ -22,8 +22,8 @@ BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Pa
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
 
 # The step size of each way to learn, by network: the best by validation, but where experiments/RESULTS.md says that it
-# was not searched. What a network leaves out has its algorithm's default, which is AlexNet's; a network that is not
-# here learns as the proxy's does.
+# was not searched. Where a network leaves out a way, masks that are heard take the step of masks alone, and what has
+# none there the default of its algorithm, which is AlexNet's. A network that is not here learns as the proxy's does.
 STEPS: dict[str, dict[str, str]] = {
     PROXY: {
         "alone": "0.002@cosine",
@@ -43,7 +43,7 @@ STEPS: dict[str, dict[str, str]] = {
     },
     "alexnet": {},
     "conv6": {"alone": "0.00025@cosine", "weights, alone": "0.05@cosine"},
-    "resnet20": {"alone": "0.001@cosine", "force": "0.001@cosine", "weights, alone": "0.05@cosine"},
+    "resnet20": {"alone": "0.001@cosine", "weights, alone": "0.05@cosine"},
     "resnet18": {"alone": "0.001@cosine"},
     "mobilenetv2": {"alone": "0.002@cosine"},
     "vit-tiny": {"alone": "0.001@cosine"},
@@ -85,7 +85,8 @@ class Proxy(Experiment):
     resize: int | None = 16
     """Images become so many pixels a side, each the mean of a square block; None leaves them as they are."""
     model: str | None = PROXY
-    """Network, of those that --model of experiments.cifar names; None takes the largest that fits the images."""
+    """Network, of those that --model of experiments.cifar names; None takes the largest that fits the images, at the
+    step sizes of conv3."""
     batch_size: int = 64
     augment: str | None = "none"
     """What agents make of the images of each minibatch: none, crop or flip-crop; None is the preset's."""
@@ -140,7 +141,13 @@ def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, An
         "fedmrn, personal head": {"algorithm": "fedmrn", **head},
     }
     steps = STEPS.get(network or PROXY, STEPS[PROXY])
-    return {name: known[name] | ({"lr": steps[name]} if name in steps else {}) for name in names or known}
+
+    def step_of(name: str) -> dict[str, str]:
+        hears_masks = known[name]["algorithm"] in ("mce-pl", "score-gossip")
+        step = steps.get(name, steps.get("alone") if hears_masks else None)
+        return {} if step is None else {"lr": step}
+
+    return {name: known[name] | step_of(name) for name in names or known}
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

@@ -1,6 +1,5 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dslth_jax.study.config.setting import parts
+from dslth_jax.study.config.setting import parts, spelled
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
-from dslth_jax.study.sweeping.grid import Points, Sweep, points_of, spelled_axes, value_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, value_of
 from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
-MOST_CORNERS = 64  # that are tried before a search begins
 PATIENCE = 60.0  # seconds that a machine waits for another one's lock on a file of SQLite
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
@@ -47,8 +45,12 @@ def check_search(settings: Sweep) -> None:
 
 
 def check_storage(settings: Sweep) -> None:
-    """Raise a ValueError if a search is to be in a storage that cannot be used."""
-    if settings.storage is not None:
+    """Raise a ValueError if a search is to be in a storage that cannot be used. One in the sweep's own folder is made
+    with it."""
+    if settings.storage is None:
+        return
+    place = Path(settings.storage.removeprefix("journal:").removeprefix("sqlite:///")).resolve()
+    if settings.out is None or settings.out.resolve() not in place.parents:
         study_of(settings.storage, settings.study)
 
 
@@ -61,7 +63,10 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
             raise ValueError("--search takes no validation, which ranks the points: say --validation SHARE beside it")
         words, ends, kinds = values.split(","), values.split(":"), parts(known[name].hint)
         if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
-            spaces[name] = {"choices": [value_of(known[name], word.strip()) for word in words]}
+            choices = [value_of(known[name], word.strip()) for word in words]
+            if len(set(map(spelled, choices))) < len(choices):
+                raise ValueError(f"--search gives {name} one value twice, in {values!r}: leave one of them out")
+            spaces[name] = {"choices": choices}
             continue
         try:
             low, high = map(float if float in kinds else int, ends[:2])
@@ -74,24 +79,9 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     return spaces
 
 
-def ends_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The extreme values of each searched field."""
+def corners_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The extreme values of each searched field. If points of these make sense, all points between them do."""
     return {name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()}
-
-
-def corners_of(ends: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Points of extreme values: all of them, or where these are many, those that differ from the first in one value,
-    and the last. If they make sense, points between them do; where they are not all, most of them.
-
-    >>> corners_of({"lr": [1, 2], "order": ["code", "paper"]})[1:]
-    [{'lr': 1, 'order': 'paper'}, {'lr': 2, 'order': 'code'}, {'lr': 2, 'order': 'paper'}]
-    >>> len(corners_of({str(number): [0, 1] for number in range(10)}))
-    12
-    """
-    if math.prod(map(len, ends.values())) <= MOST_CORNERS:
-        return points_of(ends)
-    first, last = ({name: values[place] for name, values in ends.items()} for place in (0, -1))
-    return [first, *({**first, name: value} for name, values in ends.items() for value in values[1:]), last]
 
 
 def search(

@@ -157,8 +157,8 @@ class Sweep(Study):
         return self.path / "runs"
 
     def prepare(self) -> list[Prepared]:
-        """Check and load every point with every seed; of a search only its corners with one, to try them."""
-        members = members_of(self.settings, self.points.first, 1 if self.ask else self.seeds, self.points.arms)
+        """Check and load every point with every seed; of a search only its corners, to try them."""
+        members = members_of(self.settings, self.points.first, self.seeds, self.points.arms)
         self.members.extend([] if self.ask else members)
         self.try_first()
         return members

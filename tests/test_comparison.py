@@ -168,7 +168,7 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     heads = {"algorithm": "fedmrn", "personal_layers": "last", "weight_decay": 0.1, "code_every": 7}
     heads |= {"lr": "0.1@cosine"}
     assert arms["fedmrn, personal head"] == heads
-    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4, "lr": "1.6@cosine"}
+    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4, "lr": "3.2@cosine"}
     assert arms["retention 0.3: dis-pfl"] == {
         "algorithm": "dis-pfl",
         "weight_decay": 0.1,

@@ -14,7 +14,8 @@ from dslth_jax.study.system.stopping import Stop
 GRACE = 300.0  # seconds for a round to end and be saved
 BY_A_SIGNAL, OUT_OF_TIME = "by a signal", "at the budget's end"  # why a process is asked to stop
 PAUSE = 0.1  # seconds between two looks
-# The 1 is PR_SET_PDEATHSIG of <linux/prctl.h>. JAX takes no fork of this process that runs code of ours.
+# A program that asks for a signal and then becomes the command: a fork of this process must run no code of ours, since
+# JAX has threads. The 1 is PR_SET_PDEATHSIG of <linux/prctl.h>.
 TYING = (sys.executable, "-ISc", """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -100,7 +100,7 @@ def lap(
         times: from the round before.
         hyper: the settings of the round, which say what there is to do.
         bits: of each agent's message.
-        links: over how many each sends it, as often as on some of them it is sent again.
+        links: over how many each sends it; one over which it is sent again counts once more.
         sending: who of them sends, if it is a round of exchange; others are not late.
         exchanging: whether it is one.
         gather: everybody's numbers, from those of the agents at hand.

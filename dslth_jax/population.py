@@ -231,8 +231,7 @@ def round(
         if holds_anything(message):
             *_, of_all = link.transmit(round_key(world, LINKS), state.links, graph, from_all_devices(told, axis))
             busy = of_all[numbers]
-        start_known = algorithm.start_known
-        times, timed = timed_lap(clock, state, now, message, speaking, busy, world, start_known, due, axis)
+        times, timed = timed_lap(clock, state, now, message, speaking, busy, world, algorithm.start_known, due, axis)
 
     def speak() -> tuple[Heard, Heard, Message, tuple[Message, ...], Any, Array]:
         arrived = told if timed is None else chosen(~timed.late, told, state.sent)

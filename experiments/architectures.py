@@ -5,8 +5,8 @@
 
 The theorem is of convolutions without strides, pooling, biases and shortcuts. Of each network the table has weights
 that are trained, masks that are learned, both alone and at equal steps, masks that neighbours hear, and masks whose
-scores they gossip, with the bits that are sent. Where a network's step was not searched, `experiments.sweep` does:
-`--steps` takes them by network and algorithm. See experiments/RESULTS.md.
+scores they gossip, with the bits that are sent. Search the steps of a network first, with `experiments.sweep`, and say
+them by network and algorithm (`--steps`). See experiments/RESULTS.md.
 """
 
 import dataclasses

@@ -124,6 +124,9 @@ def test_what_does_not_fit_is_refused(monkeypatch, images, kernel, stride, group
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=sentence):
         convolve(jnp.zeros(images), jnp.zeros(kernel), stride=stride, groups=groups)
+
+
+def test_padding_is_named_and_pools_must_fit_too():
     with pytest.raises(ValueError, match=r"^a kernel of 9x9 must fit images of 4x4 with 2 zeros on every side$"):
         convolve(jnp.zeros((1, 4, 4, 1)), jnp.zeros((9, 9, 1, 1)), padding=2)
     with pytest.raises(ValueError, match=r"^windows of 3x3 must fit the images, got 2x4"):

@@ -60,12 +60,14 @@ def check_budget(settings: Settings) -> None:
             f"{what} lets messages come late, and --algorithm {settings.algorithm} adds up all that a neighbour has "
             f"ever sent, at once: leave it out"
         )
-    again = f"--topology {settings.topology}" if settings.topology.startswith("changing-") else None
-    again = f"--hear {settings.hear}" if settings.hear is not None else again
-    again = f"--link-drop {settings.link_drop:g}" if settings.link_drop else again
-    if by_deadline and again:
+    unsteady = {
+        f"--link-drop {settings.link_drop:g}": settings.link_drop > 0,
+        f"--hear {settings.hear}": settings.hear is not None,
+        f"--topology {settings.topology}": settings.topology.startswith("changing-"),
+    }
+    for links in (said for said, there in unsteady.items() if there and by_deadline):
         raise ValueError(
-            f"{what} lets neighbours hear again what they were sent before, and with {again} they may never have had "
+            f"{what} lets neighbours hear again what they were sent before, and with {links} they may never have had "
             f"it: leave one of the two out"
         )
     if controller == "period" and row.sends == "nothing":

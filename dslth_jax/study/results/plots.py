@@ -240,16 +240,16 @@ def label_steps(set_ticks: Callable[..., Any], values: Sequence[Any]) -> None:
 
 
 def best_of_pairs(axes: Mapping[str, Sequence[Any]], results: Sequence[Row], one: str, other: str) -> pd.DataFrame:
-    """The accuracy, in percent, of the best point at every pair of values of two axes of a sweep; `results` are ranked,
-    the best first, where samples were held back by what was reached on these."""
+    """The accuracy, in percent, of the best point at every pair of values of two axes of a sweep. `results` come best
+    first, and what is best was decided on samples held back, where there are any."""
     rows = [(str(row[one]), str(row[other]), row["accuracy_mean"]) for row in results]
     table = pd.DataFrame(rows, columns=[one, other, "best"]).pivot_table("best", one, other, "first")
     return 100 * table.reindex(index=[*map(str, axes[one])], columns=[*map(str, axes[other])])
 
 
 def draw_along(axes: "Axes", name: str, dots: Dots, steps: Sequence[str] | None, joined: Dots = ()) -> None:
-    """Dots over an axis of a sweep, a line through the best of `joined`, which are ranked, the best first; `steps` are
-    its values, None where numbers."""
+    """Dots over an axis of a sweep, and a line through the best of `joined`, which come best first. `steps` are the
+    axis' values, None where these are numbers."""
     place = float if steps is None else list(steps).index
     across = [place(value) for value, _ in dots]
     axes.plot(across, [100 * accuracy for _, accuracy in dots], "o", color=SERIES[0], markersize=5, alpha=0.6)

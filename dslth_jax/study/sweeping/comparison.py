@@ -22,8 +22,8 @@ BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Pa
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
 
 # The step size of each way to learn, by network: the best by validation, but where experiments/RESULTS.md says that it
-# was not searched. Where a network leaves out a way, masks that are heard take the step of masks alone, and what has
-# none there the default of its algorithm, which is AlexNet's. A network that is not here learns as the proxy's does.
+# was not searched. A network that is not here takes the proxy's steps. Where one of these lacks a way, masks that are
+# heard take its step of masks alone, and all else the default of the algorithm, as everything does in the AlexNet.
 STEPS: dict[str, dict[str, str]] = {
     PROXY: {
         "alone": "0.002@cosine",
@@ -115,11 +115,10 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
 
 
 def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, Any]]:
-    """How agents may learn, as comparisons have it, those of some names or all: alone; by masks heard every so many
-    rounds (the consensus force, the paper's fusion by its aggregation tensor, FedPM); by what is heard in every round,
-    if no flag says otherwise (gossip of scores, weights, Dis-PFL, FedMRN, majorities, the paper's fusion, MCE-PL as the
-    preset has it). The paper's fusion, majorities, FedPM and what does not say otherwise share all layers. Each has its
-    step size in that network, of `STEPS`."""
+    """How agents may learn, as comparisons have it: the ways of these names or all of them, each with its step size in
+    the network (`STEPS`). Agents learn alone, or hear neighbours' masks every so many rounds (by the consensus force,
+    the paper's aggregation tensor, FedPM), or hear neighbours in every round unless a flag says otherwise (all other
+    ways). The last layer is personal with gossip and the force, MCE-PL in every round, and where a name says so."""
     often, head = {"exchange_every": every}, {"personal_layers": "last"}
     tensor = {"algorithm": "mce-pl", "fusion": "tensor", "mask_sent": "fused", "personal_layers": "none"}
     force = {"algorithm": "mce-pl", **head, "fusion": "force", "mask_sent": "own", "force_momentum": 0.5}

@@ -48,7 +48,7 @@ def tiny_network(monkeypatch):
         pytest.param(ablation, ["--code-every", "2"], 4, marks=pytest.mark.slow),
         pytest.param(communication, ["--retentions", "0.3", "--every", "2"], 10, marks=pytest.mark.slow),
         pytest.param(communication, ["--retentions", "0.2,0.4"], 14, marks=pytest.mark.slow),
-        (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 3),
+        (thousandfold, ["--mask-intervals", "1,2", "--weight-intervals", "2"], 4),
         pytest.param(neighbours, ["--model", "small", "--every", "2"], 8, marks=pytest.mark.slow),
         pytest.param(
             architectures,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from comparisons import COMPARISONS
 from fakes import StopAfter, use_fakes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,29 +24,9 @@ from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.system.stopping import Stop
-from experiments import (
-    ablation,
-    architectures,
-    boundary,
-    budgets,
-    communication,
-    crossed,
-    depths,
-    neighbours,
-    theorem,
-    thousandfold,
-    unlike,
-    validation,
-    width,
-)
+from experiments import ablation, theorem
 from experiments import all as claims
 
-KINDS = {
-    "ablation": ablation.Ablation, "architectures": architectures.Architectures, "boundary": boundary.Boundary,
-    "budgets": budgets.Budgets, "communication": communication.Communication, "crossed": crossed.Crossed,
-    "depths": depths.Depths, "neighbours": neighbours.Neighbours, "thousandfold": thousandfold.Thousandfold,
-    "unlike": unlike.Unlike, "validation": validation.Validation, "width": width.Width,
-}  # fmt: skip
 DATA = dict.fromkeys(table.WHOLE_DATA)
 PYTHON = (sys.executable, "-c")
 
@@ -59,7 +40,7 @@ def arms_of(claim: Claim, flags: str) -> set[str]:
     if name == "sweep":
         (axis,) = axes_of(command.parse(shlex.split(flags), Sweep, name)).values()
         return {str(value) for value in axis}
-    settings = command.parse(shlex.split(flags), KINDS[name], name)
+    settings = command.parse(shlex.split(flags), COMPARISONS[name], name)
     return {*comparison.shared_and_own(settings, settings.arms())[1]}
 
 

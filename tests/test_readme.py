@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from comparisons import COMPARISONS
 from fakes import draw_nothing, use_fakes
 from tiny import TinyNet
 
@@ -24,20 +25,6 @@ from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
 from dslth_jax.study.sweeping.search import spaces_of
 from dslth_jax.study.theorem import page
-from experiments import (
-    ablation,
-    architectures,
-    boundary,
-    budgets,
-    communication,
-    crossed,
-    depths,
-    neighbours,
-    thousandfold,
-    unlike,
-    validation,
-    width,
-)
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
@@ -48,21 +35,7 @@ DOCUMENTS = {
     )
 }  # fmt: skip
 README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
-COMPARISONS = {
-    "ablation": (ablation, ablation.Ablation),
-    "architectures": (architectures, architectures.Architectures),
-    "boundary": (boundary, boundary.Boundary),
-    "budgets": (budgets, budgets.Budgets),
-    "communication": (communication, communication.Communication),
-    "crossed": (crossed, crossed.Crossed),
-    "depths": (depths, depths.Depths),
-    "neighbours": (neighbours, neighbours.Neighbours),
-    "thousandfold": (thousandfold, thousandfold.Thousandfold),
-    "unlike": (unlike, unlike.Unlike),
-    "validation": (validation, validation.Validation),
-    "width": (width, width.Width),
-}
-KINDS = (Settings, Sweep, *(kind for _, kind in COMPARISONS.values()), report.Report, board.Board)
+KINDS = (Settings, Sweep, *COMPARISONS.values(), report.Report, board.Board)
 KINDS += (predict.Predict, export.Export, page.Theorem, All)
 PYTHON = [code for text in DOCUMENTS.values() for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 COMMANDS = [
@@ -117,7 +90,7 @@ def test_commands_parse(program, words):
     elif program == "cifar":
         assert command.parse(shlex.split(words), Settings, "experiments.cifar").agents >= 4
     elif program in COMPARISONS:
-        _, kind = COMPARISONS[program]
+        kind = COMPARISONS[program]
         own = command.parse(shlex.split(words), kind, program)
         shared, arms = comparison.shared_and_own(own, own.arms())
         said = re.search(r"--seeds (\d+)", words)

@@ -90,7 +90,8 @@ def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
 
     It is for messages that add up, in any order, so that none may be lost. A sender keeps its last `keep` messages; a
     receiver asks for those that it lacks, and each counts as sent again. All that arrives in a round is heard at once,
-    as if from several senders. A message that a link has lost `keep` times is lost for good: see `loses_for_good`.
+    as if from several senders. A link that is absent in between does not carry that exchange's message, and still owes
+    what it has lost before. What a receiver still lacks after `keep` exchanges is lost for good: see `loses_for_good`.
     """
 
     def init(messages: Message) -> Backlog:
@@ -110,8 +111,9 @@ def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
             return jax.random.bernoulli(own, 1 - jnp.asarray(rate, jnp.float32), (keep,))
 
         kept = jax.tree.map(lambda new, old: jnp.concatenate([new, old[:-agents]]), messages, memory.messages)
-        lacking = memory.owed[receivers, senders, :-1]
-        owed = jnp.concatenate([jnp.ones((senders.size, 1), bool), lacking], axis=1) & (weights != 0)[:, None]
+        aged = jnp.pad(memory.owed[:, :, :-1], ((0, 0), (0, 0), (1, 0)))  # every message is an exchange older now
+        present = weights != 0
+        owed = aged.at[:, :, 0].set(True)[receivers, senders] & present[:, None]
         heard = owed & jax.vmap(arrive)(senders, receivers)
         # Edges stay sorted by receiver.
         again = Graph(
@@ -121,7 +123,9 @@ def resent(rate: float | Float[Array, ""], *, keep: int = 16) -> Link:
             jnp.asarray(graph.own),
         )
         # Absent edges share their places with others: they must not overwrite these.
-        rest = jnp.zeros_like(memory.owed).at[receivers, senders].max(owed & ~heard)
+        arrived = jnp.zeros_like(aged).at[receivers, senders].max(heard)
+        carried = jnp.zeros((agents, agents), bool).at[receivers, senders].max(present)
+        rest = aged.at[:, :, 0].set(carried) & ~arrived
         sent = jnp.zeros(agents, jnp.int32).at[senders].add(jnp.sum(owed, axis=1, dtype=jnp.int32))
         return Backlog(kept, rest), again, kept, sent
 

@@ -113,6 +113,8 @@ def matrix_of(graph: Any) -> Float[np.ndarray, "_ _"]:
     import networkx
 
     words = {str(node): node for node in graph}
+    if len(words) < len(graph):
+        raise ValueError("nodes must have different names as words, and some are spelled alike: rename them")
     whole = all(re.fullmatch(r"-?[0-9]+", word) for word in words)
     nodes = [words[word] for word in sorted(words, key=int if whole else None)]
     return with_own(networkx.to_numpy_array(graph, nodelist=nodes, weight="weight").T)
@@ -126,7 +128,9 @@ def with_own(matrix: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
 def mixing_of(graph: Graph) -> Float[np.ndarray, "agents agents"]:
     """The mixing matrix of a graph: weights of those who are heard and, on the diagonal, of own values. Host side."""
     mixing = np.diag(np.asarray(graph.own, float))
-    mixing[np.asarray(graph.receivers), np.asarray(graph.senders)] += np.asarray(graph.weights, float)
+    heard = np.asarray(graph.receivers), np.asarray(graph.senders)
+    # An absent edge may share its place with one that is there.
+    np.add.at(mixing, heard, np.asarray(graph.weights, float))
     return mixing
 
 

@@ -58,10 +58,16 @@ AGENTS, GRAPHS, LINKS, AUGMENT = 2**31, 2**31 + 1, 2**31 + 2, 2**31 + 3
 
 
 @reproducible
+def weights_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """The key by which the network of a run with this key is drawn."""
+    return jax.random.split(key)[0]
+
+
+@reproducible
 def draw_weights(network: Network, key: Key[Array, ""]) -> tuple[Any, Any]:
     """The shared weights and frozen parameters of a run, known from its key alone: never sent, never saved."""
     expect_key(key)
-    return network.init(jax.random.split(key)[0])
+    return network.init(weights_key(key))
 
 
 @reproducible

@@ -200,6 +200,31 @@ def test_what_links_lose_is_sent_again_until_it_arrives(x64):
     assert int(weight.sum()) == int(each.sum()) - int(memory.owed.sum())  # all that is not owed has arrived once
 
 
+def test_a_link_that_is_away_for_a_while_goes_on_owing():
+    """Each message that a link carried is heard once, also where the link is absent in between; the others never."""
+    agents, exchanges, link = 3, 60, links.resent(0.5, keep=40)
+    graph = graph_of(~np.eye(agents, dtype=bool))
+    start = Message({"layer": jnp.zeros((agents, 1), jnp.uint8)})
+    there = np.random.default_rng(0).random((exchanges, graph.senders.size)) < 0.7
+    there[-12:] = True  # whatever is still owed arrives
+
+    def exchange(memory, now):
+        number, present = now
+        own = jnp.full((agents, 1), number, jnp.uint8)
+        key = jax.random.fold_in(key_of(0), number)
+        memory, again, kept, _ = link.transmit(key, memory, graph._replace(weights=present), Message({"layer": own}))
+        return memory, jnp.where(again.weights != 0, kept.masks["layer"][again.senders, 0], 255)
+
+    steps = jnp.arange(exchanges), jnp.asarray(there, jnp.uint8)
+    _, heard = jax.jit(lambda: jax.lax.scan(exchange, link.init(start), steps))()
+    by_edge = np.asarray(heard).reshape(exchanges, graph.senders.size, -1)
+    for edge, carried in enumerate(there.T):
+        arrived = sorted(by_edge[:, edge][by_edge[:, edge] != 255].tolist())
+        wanted = np.flatnonzero(carried).tolist()
+        last = exchanges - 12
+        assert [number for number in arrived if number < last] == [number for number in wanted if number < last]
+
+
 def test_who_holds_every_neighbour_catches_up_on_graphs_that_change(x64):
     """By a loop: each asks for what it lacks of those it hears, at most for their sum in floats, and gets the sums."""
     agents, exchanges, rate = 4, 60, 0.4

@@ -151,10 +151,15 @@ def test_labels_of_any_kind_are_numbered_in_their_order(file_of, train, test, ow
 def test_numbers_with_and_without_signs_go_together(file_of):
     mixed = {"train_labels": np.array([1, 2, 3, 1, 2, 3], np.uint64), "test_labels": np.array([1, 2], np.int64)}
     assert datasets.load_file(file_of(**mixed)).own_labels == (1, 2, 3)
+    mixed["train_labels"] += np.uint64(2**63 - 1)  # which floats would make one class of
+    with pytest.raises(ValueError, match=f"train_labels .*must be below {2**63}, got {2**63 + 2}: number the classes"):
+        datasets.load_file(file_of(**mixed))
 
 
 def test_whole_floats_are_no_names_of_classes(file_of):
-    assert datasets.load_file(file_of(train_labels=np.array([0.0, 1, 2, 0, 1, 2]))).own_labels == ()
+    for kind in (np.float64, np.float16):
+        whole = np.array([0, 1, 2, 0, 1, 2], kind)
+        assert datasets.load_file(file_of(train_labels=whole)).own_labels == ()
 
 
 def test_owners_are_read_beside_the_labels(file_of):

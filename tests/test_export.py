@@ -402,6 +402,8 @@ def absent(patch, *names):
         (["--round-to", "0"], "--round-to must be in 1..1024, got 0"),
         (["--round-to", "8"], "--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them "
          "out"),
+        (["--as", "safetensors", "--round-to", "8", "--no-compact"], "--round-to means nothing with --no-compact, "
+         "which cuts nothing: leave it out"),
         (["--to", ""], "--to must be a path, got ''"),
         (["--to", "{file}"], "--to {file} must be a folder, and is a file: name another"),
     ],

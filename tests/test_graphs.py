@@ -284,6 +284,16 @@ def test_a_directed_regular_graph_is_the_same_drawn_in_parts(monkeypatch):
     np.testing.assert_array_equal(matrix("regular:3", 30, 2, directed=True), whole)
 
 
+def test_a_pair_that_was_drawn_twice_stays_in_the_mixing_matrix():
+    """Its second edge is absent, and must not take the first one out."""
+    changing = graphs.changing_regular(5, degree=3)
+    for number in range(5):
+        drawn = changing.redraw(jax.random.key(number), changing.graph)
+        mixing = graphs.mixing_of(drawn)
+        np.testing.assert_array_equal(mixing != 0, adjacency_of(drawn) | np.eye(5, dtype=bool))
+        np.testing.assert_array_equal(mixing, mixing_of(drawn))
+
+
 @pytest.mark.parametrize(
     "graph",
     [graphs.regular(60, 4), graphs.torus(64), graphs.star(50), graphs.small_world(60), graphs.regular(60, 5, 1, True)],
@@ -1059,6 +1069,8 @@ def test_a_matrix_or_a_graph_of_ones_own():
     named, shuffled = networkx.Graph([("b", "a"), ("a", "c")]), networkx.Graph([(2, 0), (0, 1)])
     assert links_of(adjacency_of(graphs.of_networkx(named).graph)) == {(0, 1), (1, 0), (0, 2), (2, 0)}
     assert links_of(adjacency_of(graphs.of_networkx(shuffled).graph)) == {(0, 1), (1, 0), (0, 2), (2, 0)}
+    with pytest.raises(ValueError, match="nodes must have different names as words"):
+        graphs.of_networkx(networkx.Graph([(1, "1"), (1, 2)]))
 
 
 @pytest.mark.parametrize("mixing", ["metropolis", "similarity", "overlap"])

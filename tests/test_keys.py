@@ -71,6 +71,7 @@ DRAWS = {
     "signed constants": lambda: network_by_name("mlp", (2, 2, 1), 3, weights="signed-constant").init(key_of(0)),
     "noise": lambda: see(jnp.zeros((2, 2, 2, 1), jnp.uint8), jnp.arange(2), Skew(noise=np.float32(9.0))),
     "links": lambda: links.dropped(0.5).transmit(key_of(0), None, GRAPH, Message({}, {})),
+    "key of weights": lambda: population.weights_key(key_of(0)),
     "world": lambda: population.world_of(NETWORK, key_of(0), 0, 1),
     **{
         kind: lambda topology=topology: topology.redraw(key_of(0), topology.graph)

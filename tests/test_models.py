@@ -188,6 +188,8 @@ def test_labels_of_images_in_a_file(ending, folder_of, tmp_path, capsys):
         assert [(row["image"], int(row["label"])) for row in csv.DictReader(file)] == [
             (str(number), label) for number, label in enumerate(wanted.tolist())
         ]
+    assert predict.main("dslth predict", [*words[:-1], str(path)]) == 2
+    assert "is the file of the images, which it would replace: name another" in capsys.readouterr().err
     path.write_bytes(b"torn")
     assert predict.main("dslth predict", words) == 2
     said = capsys.readouterr().err

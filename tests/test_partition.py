@@ -602,6 +602,9 @@ def test_class_files_speak_the_datas_own_labels(tmp_path):
     assert read_classes(path, 2, 4, own) == [[1, 0], [3, 2, 1]]
     path.write_text("7\n3 200")
     assert read_classes(path, 2, 3, (3, 7, 200)) == [[1], [0, 2]]
+    path.write_text("None\ncta")  # a word that is no number names no class, not even this one
+    with pytest.raises(ValueError, match="got 'cta' in line 2"):
+        read_classes(path, 2, 2, ("None", "cat"))
     path.write_text("cat\nbird")
     message = (
         "must hold classes in a b, cat, dog#1, it's, separated by blanks, in quotes where they hold some, got 'bird'"

@@ -34,7 +34,7 @@ def as_dslth(
     """An agent's variables as a file of its masks.
 
     Args:
-        key: what the network's `init` had, `jax.random.split(key_of(seed))[0]` in a run.
+        key: what the network's `init` had, `population.weights_key(key_of(seed))` in a run.
         weights: the random ones, as `init` made them of it, float32.
         variables: `{"params": ..., "frozen": ...}`, where masked weights are random ones under a mask, each layer times
             a number of its own.

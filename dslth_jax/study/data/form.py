@@ -89,7 +89,9 @@ def checked_labels(labels: np.ndarray, samples: int, name: str) -> np.ndarray:
             labels = np.char.decode(labels, "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{name} must be words in UTF-8, and are not ({error.reason})") from None
-    if labels.dtype.kind == "u" and labels.size and labels.max() < 2**63:
+    if labels.dtype.kind == "u":
+        if labels.size and labels.max() >= 2**63:
+            raise ValueError(f"{name} must be below {2**63}, got {labels.max()}: number the classes from 0")
         labels = labels.astype(np.int64)  # so that it goes with numbers that have signs
     # Not by subclass: spans of time count as integers there.
     if labels.dtype.kind not in "iuU" or labels.shape != (samples,):
@@ -106,5 +108,5 @@ def as_whole_numbers(values: np.ndarray, kind: type[np.integer]) -> np.ndarray:
     if values.dtype.kind != "f" or not values.size:
         return values
     bounds = np.iinfo(kind)
-    whole = np.isfinite(values).all() and values.min() >= bounds.min and values.max() < bounds.max + 1.0
+    whole = np.isfinite(values).all() and float(values.min()) >= bounds.min and float(values.max()) < bounds.max + 1.0
     return values.astype(kind) if whole and (values == np.floor(values)).all() else values

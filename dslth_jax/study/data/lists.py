@@ -81,7 +81,8 @@ def read_classes(path: Path, agents: int, classes: int, own_labels: Sequence[int
 
 def class_of(word: str, numbers: Mapping[str, int]) -> int | None:
     """The number of the class that a word names, with zeros before it or not; None where it names none."""
-    return numbers.get(word, numbers.get(str(as_ordinal(word))))
+    ordinal = as_ordinal(word)
+    return numbers.get(word, None if ordinal is None else numbers.get(str(ordinal)))
 
 
 def as_ordinal(word: str) -> int | None:

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 from jaxtyping import PyTree
 
 import dslth_jax
@@ -16,6 +15,7 @@ from dslth_jax.export import as_dslth, as_jax, as_onnx, as_safetensors
 from dslth_jax.export.programs import expect_extra
 from dslth_jax.keys import key_of
 from dslth_jax.networks.network import Network
+from dslth_jax.population import weights_key
 from dslth_jax.study.config import command
 from dslth_jax.study.config.setting import refusal, setting
 from dslth_jax.study.results.folders import replace
@@ -80,7 +80,7 @@ def to_dslth(own: Exported) -> bytes:
             f"--as dslth is for masks over shared random weights, and {models.settings.algorithm} trains weights: say "
             f"--as safetensors,onnx,jax"
         )
-    key = jax.random.split(key_of(models.settings.seed))[0]  # as `population.draw_weights`
+    key = weights_key(key_of(models.settings.seed))
     return as_dslth(key, models.world.weights, model.variables, model.masks, own.about)
 
 
@@ -137,6 +137,8 @@ def write(settings: Export) -> str:
     cuts = {*forms} != {"dslth"}
     if not cuts and (settings.compact or settings.round_to > 1):
         raise ValueError("--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them out")
+    if settings.compact is False and settings.round_to > 1:
+        raise ValueError("--round-to means nothing with --no-compact, which cuts nothing: leave it out")
     models = load(settings.folders[0])
     numbers = range(models.agents) if settings.agent == "all" else [settings.agent]
     sizes = dict.fromkeys(forms, 0)

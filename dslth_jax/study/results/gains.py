@@ -96,10 +96,10 @@ def is_alone(arm: str) -> bool:
 def place_on_axis(group: str) -> tuple[str, float] | None:
     """The axis and the number on it that a group is named by; None where it is no point of an axis.
 
-    >>> place_on_axis("overlap 0.5"), place_on_axis("4 classes, ring")
-    (('overlap', 0.5), None)
+    >>> place_on_axis("overlap 0.5"), place_on_axis("4 classes, ring"), place_on_axis("version 1.2.3")
+    (('overlap', 0.5), None, None)
     """
-    found = re.fullmatch(r"([a-z]+) (\d[\d.]*(?:e[+-]?\d+)?)", group)
+    found = re.fullmatch(r"([a-z]+) (\d+(?:\.\d+)?(?:e[+-]?\d+)?)", group)
     return (found[1], float(found[2])) if found else None
 
 

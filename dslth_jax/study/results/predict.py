@@ -33,6 +33,8 @@ def write(settings: Predict) -> str:
     if len(settings.folders) != 1:
         raise ValueError(f"one run folder was expected, got {len(settings.folders)}: name one")
     expect_place(settings.out)
+    if settings.out.resolve() == settings.images.resolve():
+        raise ValueError(f"--out {settings.out} is the file of the images, which it would replace: name another")
     images = read_images(settings.images)
     labels = load(settings.folders[0]).agent(settings.agent).predict(images)
     rows = [{"image": number, "label": label} for number, label in enumerate(labels.tolist())]

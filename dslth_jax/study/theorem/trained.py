@@ -16,7 +16,7 @@ import pandas as pd
 from jax import lax
 
 from dslth_jax import tickets
-from dslth_jax.keys import key_of
+from dslth_jax.keys import key_of, reproducible
 from dslth_jax.study.data.form import Dataset
 from dslth_jax.tickets import Form
 
@@ -35,6 +35,7 @@ class Target(NamedTuple):
     labels: np.ndarray
 
 
+@reproducible
 def train(seed: int, dataset: Dataset) -> Target:
     """Train the network by Adam on all training images; its weights are scaled."""
     side, inputs = dataset.train_images.shape[1], dataset.train_images.shape[3]

@@ -114,7 +114,8 @@ def steps(agents: int, parts: Sequence[tuple[float, float]]) -> Trace:
     ends, rates = (np.array([column], np.float64).repeat(agents, axis=0) for column in zip(*parts, strict=True))
     rising = np.isfinite(ends).all() and np.all(np.diff(ends, prepend=0) > 0)
     expect(rising, f"seconds must rise from above 0, got {ends[0].tolist()}")
-    expect(rates.min() >= 0 and np.isfinite(rates).all(), f"Mbit/s must be at least 0, got {rates[0].tolist()}")
+    there = rates.min() >= 0 and np.isfinite(rates).all()
+    expect(there, f"Mbit/s must be finite and at least 0, got {rates[0].tolist()}")
     expect(rates.max() > 0, "Mbit/s must be above 0 at some time, got 0 at all times: nothing would ever be sent")
     return traced(ends, rates, np.zeros(agents))
 

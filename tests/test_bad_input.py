@@ -476,7 +476,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     "bandwidth": [
         ("constant", "--bandwidth constant is spelled constant:MEGABITS, got constant", ""),
         ("constant:0", "--bandwidth constant:0: Mbit/s must be above 0 at some time, got 0 at all times", ""),
-        ("constant:-1", "Mbit/s must be at least 0, got [-1.0]", ""),
+        ("constant:-1", "Mbit/s must be finite and at least 0, got [-1.0]", ""),
         ("lognormal:0:1", "megabits must be above 0, got 0", ""),
         ("lognormal:1:11", "spread must lie in 0..10, got 11", ""),
         ("markov:1:0:0:1", "leave must lie in (0, 1], got 0", ""),

@@ -39,7 +39,7 @@ from dslth_jax.study.training.budget import (
     little_bought,
     share_by_retention,
 )
-from dslth_jax.study.training.foreseen import said_of_time
+from dslth_jax.study.training.foreseen import out_of_reach, said_of_time
 from dslth_jax.study.training.history import History, shapes_of
 from dslth_jax.study.training.plan import fingerprints, plan
 from dslth_jax.study.training.records import write_config
@@ -298,6 +298,26 @@ def test_what_is_known_of_time_at_the_start_stands_in_the_run_folder(tmp_path):
         config = json.loads((tmp_path / "config.json").read_text())
         assert config.get("simulated_time") == (said and said_of_time(own))
         assert said is None or "buys next to no time here" in config["simulated_time"][0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"controller": "deadline"}, "no retention brings them below it"),
+        ({"controller": "prunefl"}, None),  # of each layer a twentieth, where others keep three times that of some
+        (
+            {"retention": 0.9, "linear_retention": "0.9@step:5:0.2"},
+            "with the retentions of the first, and 4 of 4 agents more than the deadline of 0.0275: rounds wait for "
+            "them as long as that is so",
+        ),
+    ],
+    ids=str,
+)
+def test_nobody_is_said_to_miss_a_deadline_that_it_can_make(settings, said):
+    timed = {"bandwidth": "constant:1000", "device_sparse": True, "device_speed": 1e8, "deadline": 0.0275}
+    (own,) = members(**BASE | {"model": "mlp"} | timed | settings)
+    found = out_of_reach(own)
+    assert [said in sentence for sentence in found] == [True] * (said is not None)
 
 
 def test_without_bandwidth_no_time_is_simulated(tmp_path, monkeypatch):

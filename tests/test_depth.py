@@ -204,6 +204,7 @@ def test_shallow_agents_keep_and_send_less(two_stages, tmp_path):
         (["--depth", "2.5"], "--depth must be whole numbers of residual blocks, got 2.5"),
         (["--depth", "dealt:2.5,4"], "--depth must be whole numbers of residual blocks, got 2.5"),
         (["--depth", "inf"], "--depth must be whole numbers of residual blocks, got inf"),
+        (["--depth", "1e30"], "--depth must be in 1..2147483647, got 1e+30"),
         (
             ["--depth", "2", "--model", "small"],
             "--model small: depth is a number of residual blocks, and the network ha",

@@ -260,10 +260,12 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
         reader.logits(tmp_path / "agent_0000.dslth", np.zeros((1, 8, 8)))
     np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))
     (tmp_path / "empty.npy").touch()
-    no_images = [[str(tmp_path / "agent_0000.dslth"), str(tmp_path / name)] for name in ("images.npz", "empty.npy")]
+    (tmp_path / "torn.npy").write_bytes(b"PK\x03\x04 no archive of arrays either")
+    names = ("images.npz", "empty.npy", "torn.npy")
+    no_images = [[str(tmp_path / "agent_0000.dslth"), str(tmp_path / name)] for name in names]
     capsys.readouterr()
-    assert [reader.main(words) for words in ([], [str(tmp_path / "none")], *no_images)] == [2, 2, 2, 2]
-    assert capsys.readouterr().err.count("\n") == 4
+    assert [reader.main(words) for words in ([], [str(tmp_path / "none")], *no_images)] == [2] * 5
+    assert capsys.readouterr().err.count("\n") == 5
 
 
 def test_masked_weights_as_safetensors(run, tmp_path):
@@ -402,8 +404,8 @@ def absent(patch, *names):
         (["--round-to", "0"], "--round-to must be in 1..1024, got 0"),
         (["--round-to", "8"], "--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them "
          "out"),
-        (["--as", "safetensors", "--round-to", "8", "--no-compact"], "--round-to means nothing with --no-compact, "
-         "which cuts nothing: leave it out"),
+        (["--as", "safetensors", "--round-to", "8", "--compact", "False"], "--round-to means nothing with --compact "
+         "False, which cuts nothing: leave it out"),
         (["--to", ""], "--to must be a path, got ''"),
         (["--to", "{file}"], "--to {file} must be a folder, and is a file: name another"),
     ],

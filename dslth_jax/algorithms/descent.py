@@ -140,11 +140,11 @@ def spectrum(squares: Float[Array, "..."]) -> Float[Array, "2 bins"]:
     """How many entries of a layer have a g² between two powers of two, and the sum of these; one agent's world. What is
     below 2^-63 counts in the first bin, and 1 and all above in the last.
 
-    >>> of_layer = spectrum(jnp.array([0.3, 0.25, 2.0]))
-    >>> of_layer[0, 61:].tolist(), round(float(of_layer[1, 61]), 3)
-    ([2.0, 0.0, 1.0], 0.55)
+    >>> of_layer = spectrum(jnp.array([0.3, 0.25, 2.0, 0.0]))
+    >>> of_layer[0, 0].item(), of_layer[0, 61:].tolist(), round(float(of_layer[1, 61]), 3)
+    (1.0, [2.0, 0.0, 1.0], 0.55)
     """
     flat = squares.reshape(-1)
-    bins = jnp.clip(jnp.frexp(flat)[1] - 1 + BINS - 1, 0, BINS - 1)
+    bins = jnp.where(flat > 0, jnp.clip(jnp.frexp(flat)[1] - 1 + BINS - 1, 0, BINS - 1), 0)
     zeros = jnp.zeros(BINS, flat.dtype)
     return jnp.stack([zeros.at[bins].add(1), zeros.at[bins].add(flat)])

@@ -221,12 +221,10 @@ def described(model: Model) -> str:
 def read_images(path: str | Path) -> np.ndarray:
     """The array of a .npy file; an OSError or a ValueError where there is none."""
     try:
-        images = np.load(path)
-    except (EOFError, ValueError):
-        images = None
-    if not isinstance(images, np.ndarray):
-        raise ValueError(f"{path} must hold one array, as numpy.save writes it")
-    return images
+        with Path(path).open("rb") as file:
+            return np.lib.format.read_array(file)
+    except ValueError:
+        raise ValueError(f"{path} must hold one array, as numpy.save writes it") from None
 
 
 def main(words: list[str]) -> int:

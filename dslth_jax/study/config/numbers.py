@@ -158,6 +158,8 @@ def depths_of(settings: Settings) -> list[int] | None:
         depths = np.rint(depths)  # between the ends of a range
     if not (whole := np.isfinite(depths) & (depths == np.rint(depths))).all():
         raise ValueError(f"--depth must be whole numbers of residual blocks, got {depths[np.argmin(whole)]:g}")
+    if not (inside := within(depths, bounds := settings.known["depth"].bounds)).all():
+        raise ValueError(f"--depth must be in {bounds}, got {depths[np.argmin(inside)]:g}")
     return depths.astype(int).tolist()
 
 

@@ -138,7 +138,7 @@ def write(settings: Export) -> str:
     if not cuts and (settings.compact or settings.round_to > 1):
         raise ValueError("--compact and --round-to mean nothing to --as dslth, which cuts nothing: leave them out")
     if settings.compact is False and settings.round_to > 1:
-        raise ValueError("--round-to means nothing with --no-compact, which cuts nothing: leave it out")
+        raise ValueError("--round-to means nothing with --compact False, which cuts nothing: leave it out")
     models = load(settings.folders[0])
     numbers = range(models.agents) if settings.agent == "all" else [settings.agent]
     sizes = dict.fromkeys(forms, 0)

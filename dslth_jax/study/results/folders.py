@@ -33,7 +33,7 @@ METRICS = {  # what a row of them has beside its round, and what tables call it
     "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
     "accuracy_std": "spread (std), %", "validation_mean": "mean validation accuracy, %",
     "validation_worst": "worst agent's validation, %",
-    "loss": "loss, nats", "density": "density", "flip_rate": "bits changed, %",
+    "loss": "loss, nats", "density": "density", "flip_rate": "bits unlike the mask sent last, %",
     "agreement": "agreement of masks", "agreement_common": "agreement, classes in common",
     "agreement_apart": "agreement, no class in common",
     "score_spread": "spread of scores", "score_spread_common": "spread of scores, classes in common",

@@ -60,7 +60,7 @@ def show_population(console: Console, plan: "Plan", memory: str) -> None:
     anew = "; of its first round:" if prepared.changing else ""
     name = Path(settings.topology).name + ", directed" * settings.directed
     name += f", {counted(settings.hear, 'neighbour')} heard at most" if settings.hear else ""
-    name += f", {settings.link_drop:.0%} of messages lost" if settings.link_drop else ""
+    name += f", {100 * settings.link_drop:.3g}% of messages lost" if settings.link_drop else ""
     gap = "not found" if graph.spectral_gap is None else f"{graph.spectral_gap:.3f}"
     several = f"{len(devices)} {devices[0].platform} devices, on each " if len(devices) > 1 else ""
     rows += [
@@ -104,7 +104,7 @@ def show_outcome(console: Console, history: "History", agents: Sequence[Row], co
     if row["density"] is not None:
         rows.append(("density of masks", f"{row['density']:.4f}"))
     if row["flip_rate"] is not None:
-        rows.append(("mask bits the last round changed", f"{row['flip_rate']:.3%}"))
+        rows.append(("mask bits that differ from the mask sent last", f"{row['flip_rate']:.3%}"))
     if isinstance(history.positions, str):
         rows.append(("multiply-adds", history.positions))
     elif agents[0]["multiply_adds"] != "":

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from dslth_jax import control
 from dslth_jax.algorithm import by_masked_name, by_name
-from dslth_jax.budgets import Cost, Limits, prunefl, with_retention
+from dslth_jax.budgets import Cost, Limits, prunefl, with_retention, with_shares
 from dslth_jax.clock import Clock, Devices
 from dslth_jax.control import Controller
 from dslth_jax.depth import depths_of_layers, further_blocks
@@ -165,20 +165,30 @@ def cost_of_entries(budget: Budget, costs: Costs) -> Cost:
     return cost
 
 
-def least_seconds(budget: Budget, costs: Costs, hyper: Any) -> Float[np.ndarray, "agents"]:
+def kept_at(hyper: Any, retention: Any, budget: Budget, costs: Costs, by_layer: bool) -> Any:
+    """The settings of agents to whom a controller gives a retention, within whose limits it sets each layer's own share
+    (`by_layer`, as prunefl does) or that of convolutions, with which linear layers go."""
+    assert budget.limits is not None, "a controller of retentions has limits"
+    if by_layer:
+        return with_shares(hyper, dict.fromkeys(costs.movable, retention), costs.movable)
+    return with_retention(hyper, retention, budget.limits, costs.movable)
+
+
+def least_seconds(budget: Budget, costs: Costs, hyper: Any, by_layer: bool = False) -> Float[np.ndarray, "agents"]:
     """What each agent's device computes for in a round at the least, whatever it sends; `hyper` are the run's own
-    settings. Host side."""
+    settings, and `by_layer` as `kept_at` has it. Host side."""
     if budget.fewest is not None:
         hyper = with_depths(hyper, jnp.asarray(budget.fewest), costs.needs)
     if costs.sparse and budget.limits is not None:
-        hyper = with_retention(hyper, jnp.asarray(budget.limits.low), budget.limits, costs.movable)
+        hyper = kept_at(hyper, jnp.asarray(budget.limits.low), budget, costs, by_layer)
     return np.asarray(clock_of(budget, costs).work(hyper)) / np.asarray(budget.devices.speed)
 
 
 def share_by_retention(
-    budget: Budget, costs: Costs, hyper: Any, links: Int[np.ndarray, "agents"]
+    budget: Budget, costs: Costs, hyper: Any, links: Int[np.ndarray, "agents"], by_layer: bool = False
 ) -> Float[np.ndarray, "agents"]:
-    """The largest share of τ that its retention can change, of each agent, within a controller's limits. Host side.
+    """The largest share of τ that its retention can change, of each agent, within a controller's limits, `by_layer` as
+    `kept_at` has it. Host side.
 
     τ is what it computes, and a message over its `links` at its mean bandwidth; of a message it is known that it takes
     between nothing and a mask's whole entropy, and of these two the one counts in which retention changes more.
@@ -190,7 +200,7 @@ def share_by_retention(
     computing, sending = [], []
     for of_range in np.linspace(0, 1, 9):
         retention = jnp.asarray(limits.low + of_range * (limits.high - limits.low), np.float32)
-        own = with_retention(hyper, retention, limits, costs.movable)
+        own = kept_at(hyper, retention, budget, costs, by_layer)
         kept = by_name(own.kept)
         bits = sum(size * binary_entropy(kept[name] / size) for name, size in costs.movable.items())
         computing.append(np.asarray(clock_of(budget, costs).work(own)) / np.asarray(budget.devices.speed))
@@ -200,12 +210,12 @@ def share_by_retention(
 
 
 def little_bought(
-    budget: Budget | None, costs: Costs | None, hyper: Any, links: Int[np.ndarray, "agents"]
+    budget: Budget | None, costs: Costs | None, hyper: Any, links: Int[np.ndarray, "agents"], by_layer: bool = False
 ) -> list[str]:
     """A sentence if a controller is to set retentions, and for most agents these change next to no time."""
     if budget is None or costs is None or budget.limits is None:
         return []
-    share = float(np.median(share_by_retention(budget, costs, hyper, links)))
+    share = float(np.median(share_by_retention(budget, costs, hyper, links, by_layer)))
     if share >= LITTLE:
         return []
     return [

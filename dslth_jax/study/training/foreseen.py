@@ -4,9 +4,15 @@ import math
 
 import numpy as np
 
+from dslth_jax.budgets import prunefl
+from dslth_jax.schedules import constant
 from dslth_jax.study.config.algorithms import ALGORITHMS
+from dslth_jax.study.config.numbers import numbers_of
+from dslth_jax.study.config.spellings import CONTROLLERS
 from dslth_jax.study.training.budget import least_seconds, little_bought
 from dslth_jax.study.training.plan import Prepared
+
+KEPT = ("retention", "linear_retention")
 
 
 def said_of_time(prepared: Prepared) -> list[str]:
@@ -14,8 +20,14 @@ def said_of_time(prepared: Prepared) -> list[str]:
     whether retention buys any time."""
     sends = ALGORITHMS[prepared.settings.algorithm].sends != "nothing"
     links = (prepared.adjacency != 0).sum(axis=0) * sends
-    little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links)
+    by_layer = sets_layers(prepared)
+    little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links, by_layer)
     return [*out_of_reach(prepared), *little]
+
+
+def sets_layers(prepared: Prepared) -> bool:
+    """Whether a controller gives each layer a share of its own."""
+    return CONTROLLERS.get(str(prepared.settings.controller)) is prunefl
 
 
 def out_of_reach(prepared: Prepared) -> list[str]:
@@ -23,13 +35,13 @@ def out_of_reach(prepared: Prepared) -> list[str]:
     budget, costs = prepared.budget, prepared.costs
     if budget is None or costs is None or not 0 < budget.deadline < math.inf:
         return []
-    seconds = least_seconds(budget, costs, prepared.hyper)
+    seconds = least_seconds(budget, costs, prepared.hyper, sets_layers(prepared))
     slowest, over = int(np.argmax(seconds)), int(np.sum(seconds > budget.deadline))
     if not over:
         return []
+    takes = f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round"
+    more = f"{over} of {prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}"
+    if any(number.schedule is not constant for name, number in numbers_of(prepared.settings).items() if name in KEPT):
+        return [f"{takes} with the retentions of the first, and {more}: rounds wait for them as long as that is so"]
     what = "no number of blocks" if prepared.settings.controller == "depth" else "no retention"
-    return [
-        f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round, and {over} of "
-        f"{prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}: {what} brings them below "
-        f"it, and rounds wait for them"
-    ]
+    return [f"{takes}, and {more}: {what} brings them below it, and rounds wait for them"]

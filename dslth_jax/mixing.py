@@ -112,11 +112,11 @@ def matrix_of(graph: Any) -> Float[np.ndarray, "_ _"]:
     """The mixing matrix of a graph of networkx, as `of_matrix` takes it; see `of_networkx`."""
     import networkx
 
-    words = {str(node): node for node in graph}
-    if len(words) < len(graph):
-        raise ValueError("nodes must have different names as words, and some are spelled alike: rename them")
-    whole = all(re.fullmatch(r"-?[0-9]+", word) for word in words)
-    nodes = [words[word] for word in sorted(words, key=int if whole else None)]
+    whole = all(re.fullmatch(r"-?[0-9]+", str(node)) for node in graph)
+    named = {int(str(node)) if whole else str(node): node for node in graph}
+    if len(named) < len(graph):
+        raise ValueError("nodes must have different names, and some are one word or one number: rename them")
+    nodes = [named[name] for name in sorted(named)]
     return with_own(networkx.to_numpy_array(graph, nodelist=nodes, weight="weight").T)
 
 

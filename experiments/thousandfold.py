@@ -1,4 +1,4 @@
-"""A thousandth of the bits that decentralized SGD sends, or less, at its accuracy or better.
+"""Hundreds of times fewer bits than decentralized SGD sends, at its accuracy or better: how near to a thousand?
 
     python -m experiments.thousandfold --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # 400 rounds
 

@@ -103,6 +103,11 @@ def test_where_retention_buys_no_time_a_run_says_so():
     expected = [0, (1 - entropy) * 1e-3 / (1 + 1e-3)]
     np.testing.assert_allclose(share_by_retention(budget, dense, hyper, links), expected, rtol=1e-3)
     np.testing.assert_allclose(share_by_retention(budget, sparse, hyper, links), 0.8, rtol=1e-5)
+    # Two layers, one that keeps three times as much: from 0.1 and 0.3 to 0.5 and all; each by itself from 0.1 to 0.5.
+    both = Costs({"a": 1000, "b": 1000}, {"a": 1000, "b": 1000}, {"a": 1000, "b": 1000}, sparse=True, masked=True)
+    unlike = Hyper({"a": np.full(2, 300, np.int32), "b": np.full(2, 900, np.int32)})
+    for by_layer, expected in ((False, 1 - 0.4 / 1.5), (True, 0.8)):
+        np.testing.assert_allclose(share_by_retention(budget, both, unlike, 0 * links, by_layer), expected, rtol=1e-5)
     assert "buys next to no time" in " ".join(little_bought(budget, dense, hyper, links))
     assert little_bought(budget, sparse, hyper, links) == little_bought(None, None, hyper, links) == []
 
@@ -307,9 +312,15 @@ def test_what_is_known_of_time_at_the_start_stands_in_the_run_folder(tmp_path):
         ({"controller": "prunefl"}, None),  # of each layer a twentieth, where others keep three times that of some
         (
             {"retention": 0.9, "linear_retention": "0.9@step:5:0.2"},
-            "with the retentions of the first, and 4 of 4 agents more than the deadline of 0.0275: rounds wait for "
-            "them as long as that is so",
+            "4 of 4 agents more than the deadline of 0.0275: rounds wait for them while they keep as much as in the "
+            "first",
         ),
+        (
+            {"retention": 0.9, "linear_retention": "same"},
+            "rounds wait for them while they keep as much as in the first",
+        ),
+        ({"retention": 0.1, "linear_retention": "same"}, None),
+        ({"linear_retention": "0.9@step:5:0.2", "device_sparse": False}, "no retention brings them below it"),
     ],
     ids=str,
 )

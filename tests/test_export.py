@@ -261,11 +261,14 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
     np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))
     (tmp_path / "empty.npy").touch()
     (tmp_path / "torn.npy").write_bytes(b"PK\x03\x04 no archive of arrays either")
-    names = ("images.npz", "empty.npy", "torn.npy")
+    np.save(tmp_path / "header.npy", np.zeros((2, 3)))
+    content = (tmp_path / "header.npy").read_bytes().replace(b"(2, 3)", b"(2, 3 ")
+    (tmp_path / "header.npy").write_bytes(content)
+    names = ("images.npz", "empty.npy", "torn.npy", "header.npy")
     no_images = [[str(tmp_path / "agent_0000.dslth"), str(tmp_path / name)] for name in names]
     capsys.readouterr()
-    assert [reader.main(words) for words in ([], [str(tmp_path / "none")], *no_images)] == [2] * 5
-    assert capsys.readouterr().err.count("\n") == 5
+    assert [reader.main(words) for words in ([], [str(tmp_path / "none")], *no_images)] == [2] * 6
+    assert capsys.readouterr().err.count("\n") == 6
 
 
 def test_masked_weights_as_safetensors(run, tmp_path):

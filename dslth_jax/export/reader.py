@@ -223,7 +223,9 @@ def read_images(path: str | Path) -> np.ndarray:
     try:
         with Path(path).open("rb") as file:
             return np.lib.format.read_array(file)
-    except ValueError:
+    except OSError:
+        raise
+    except Exception:  # of many kinds, by where the file is damaged
         raise ValueError(f"{path} must hold one array, as numpy.save writes it") from None
 
 

@@ -1,5 +1,5 @@
 """Live elsewhere: a tracker is told, row by row, what a study writes into its folder; beside the files, never instead.
-What it was told stays: the row at the end of a run that becomes longer is then in the tracker alone, or as it was.
+If a run becomes longer later, the tracker keeps the row of its old end, which the files no longer have, or have anew.
 
 A tracker is one function and a row of TRACKERS. To call the function starts a tracked run, or goes on with it, and
 returns the three calls that are left: for a row of metrics, for a picture, and for the end. A single run is one tracked

@@ -41,7 +41,14 @@ def out_of_reach(prepared: Prepared) -> list[str]:
         return []
     takes = f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round"
     more = f"{over} of {prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}"
-    if any(number.schedule is not constant for name, number in numbers_of(prepared.settings).items() if name in KEPT):
-        return [f"{takes} with the retentions of the first, and {more}: rounds wait for them as long as that is so"]
-    what = "no number of blocks" if prepared.settings.controller == "depth" else "no retention"
-    return [f"{takes}, and {more}: {what} brings them below it, and rounds wait for them"]
+    what = "no number of blocks" if budget.fewest is not None else "no retention"
+    said = f"{what} brings them below it, and rounds wait for them"
+    # Seconds are the least that there can be only where retention takes no time, or where a controller alone sets it.
+    least = not costs.sparse or budget.fewest is not None or (budget.limits is not None and not falls(prepared))
+    return [f"{takes}, and {more}: {said if least else 'rounds wait for them while they keep as much as in the first'}"]
+
+
+def falls(prepared: Prepared) -> bool:
+    """Whether a schedule sets how much agents keep."""
+    numbers = numbers_of(prepared.settings)
+    return any(numbers[name].schedule is not constant for name in KEPT if name in numbers)

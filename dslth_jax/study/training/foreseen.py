@@ -42,13 +42,14 @@ def out_of_reach(prepared: Prepared) -> list[str]:
     takes = f"computing alone takes agent {slowest} {seconds[slowest]:.3g} simulated seconds a round"
     more = f"{over} of {prepared.agents} agents more than the deadline of {float(budget.deadline):.3g}"
     what = "no number of blocks" if budget.fewest is not None else "no retention"
-    said = f"{what} brings them below it, and rounds wait for them"
     # Seconds are the least that there can be only where retention takes no time, or where a controller alone sets it.
-    least = not costs.sparse or budget.fewest is not None or (budget.limits is not None and not falls(prepared))
-    return [f"{takes}, and {more}: {said if least else 'rounds wait for them while they keep as much as in the first'}"]
+    least = not costs.sparse or budget.fewest is not None or (budget.limits is not None and not has_schedule(prepared))
+    if least:
+        return [f"{takes}, and {more}: {what} brings them below it, and rounds wait for them"]
+    return [f"{takes}, and {more}: rounds wait for them while they keep as much as in the first round"]
 
 
-def falls(prepared: Prepared) -> bool:
+def has_schedule(prepared: Prepared) -> bool:
     """Whether a schedule sets how much agents keep."""
     numbers = numbers_of(prepared.settings)
     return any(numbers[name].schedule is not constant for name in KEPT if name in numbers)

@@ -640,9 +640,10 @@ metropolis_of_six = jax.jit(lambda graph: metropolis(Topology(graph)).graph)
 
 
 def mixing_of(graph):
-    """The mixing matrix of a graph: weights of edges, and of own values on its diagonal."""
+    """The twin of `graphs.mixing_of`, edge after edge."""
     mixing = np.diag(np.asarray(graph.own, float))
-    np.add.at(mixing, (graph.receivers, graph.senders), np.asarray(graph.weights, float))
+    for receiver, sender, weight in zip(graph.receivers, graph.senders, np.asarray(graph.weights), strict=True):
+        mixing[receiver, sender] += weight
     return mixing
 
 

@@ -28,7 +28,9 @@ from dslth_jax.algorithms.descent import BINS
 from dslth_jax.control import Controller
 from dslth_jax.population import from_all_devices
 
+INTERVALS, HELD = 8, 5  # of retentions, among which a bandit chooses; exchanges for which it tries one at a time
 SMOOTHED = 0.5  # the weight of the newest τ in the mean that a controller goes by
+NEAR = 1e-6  # how far a retention may be off what was wanted, by rounding alone
 BAND = 0.05  # how far τ may be off the deadline, as a share of it, before anything changes
 Entries: TypeAlias = Mapping[str, int]  # of the layers of which a budget keeps more or less, by name
 # Of an entry of each layer that is kept, by name, the seconds that it takes of τ: (kept, τ) -> (agents,) each.
@@ -162,20 +164,27 @@ class Arms(NamedTuple):
     pulls: Float[Array, "agents arms"]  # discounted
     gains: Float[Array, "agents arms"]  # their sum, discounted
     arm: Int[Array, "agents"]  # that is tried now
-    since: Int[Array, "agents"]  # for so many exchanges
-    loss: Float[Array, "agents"]  # when this began
-    seconds: Float[Array, "agents"]  # that it took so far
+    since: Int[Array, "agents"]  # for so many exchanges at its middle
+    loss: Float[Array, "agents"]  # when these began
+    seconds: Float[Array, "agents"]  # that they took so far
     largest: Float[Array, "agents"]  # what the loss fell by in a second, at best
 
 
 def bandit(
-    limits: Limits, entries: Entries, *, arms: int = 8, hold: int = 5, discount: float = 0.98, explore: float = 0.2
+    limits: Limits,
+    entries: Entries,
+    *,
+    arms: int = INTERVALS,
+    hold: int = HELD,
+    discount: float = 0.98,
+    explore: float = 0.2,
 ) -> Controller:
     """Discounted upper confidence bounds over equal intervals of [low, high] (after FedMP, Jiang et al., ICDE 2022).
 
-    An interval is tried for `hold` exchanges, its middle being the retention; what it is worth is how much the loss
-    fell in a second, as a share of the largest such gain so far of this agent. Then the interval is chosen with the
-    largest mean gain + `explore` · √(ln Σ pulls / pulls), of those never tried the nearest: see `best_arm`.
+    An interval is tried for `hold` exchanges, its middle being the retention; those in which jumps lead there do not
+    count. What it is worth is how much the loss fell in a second, as a share of the largest such gain so far of this
+    agent. Then the interval is chosen with the largest mean gain + `explore` · √(ln Σ pulls / pulls), of those never
+    tried the nearest: see `best_arm`.
     """
     agents = limits.own.shape[0]
     width = (limits.high - limits.low)[:, None] / arms
@@ -183,13 +192,19 @@ def bandit(
     zeros = jnp.zeros((agents, arms), limits.own.dtype)
     first = jnp.argmin(jnp.abs(middles - limits.own[:, None]), axis=1)
     none = jnp.zeros(agents, jnp.int32)
+
+    def middle_of(arm: Int[Array, "agents"]) -> Float[Array, "agents"]:
+        return jnp.take_along_axis(middles, arm[:, None], axis=1)[:, 0]
+
     start = Arms(zeros, zeros, first, none, jnp.nan + zeros[:, 0], zeros[:, 0], zeros[:, 0])
 
     def decide(going: Going, info: dict[str, Any], axis: str | None) -> Going:
         del axis
         own, loss = going.rest, info["loss"]
-        began = jnp.where(jnp.isnan(own.loss), loss, own.loss)
-        own = own._replace(loss=began, since=own.since + 1, seconds=own.seconds + going.elapsed)
+        there = jnp.abs(going.retention - middle_of(own.arm)) <= NEAR
+        began = jnp.where(there & ~jnp.isnan(own.loss), own.loss, loss)
+        since, seconds = jnp.where(there, own.since + 1, 0), jnp.where(there, own.seconds + going.elapsed, 0)
+        own = own._replace(loss=began, since=since, seconds=seconds)
         over = own.since >= hold
         gain = jnp.where(over, jnp.maximum(began - loss, 0) / jnp.maximum(own.seconds, 1e-9), 0)
         largest = jnp.maximum(own.largest, gain)
@@ -199,7 +214,7 @@ def bandit(
         best = jax.vmap(partial(best_arm, explore))(pulls, gains, own.arm)
         again = Arms(pulls, gains, best, none, loss, 0.0 * own.seconds, largest)
         own = jax.tree.map(lambda new, old: jnp.where(_like(over, new), new, old), again, own)
-        return going._replace(retention=jnp.take_along_axis(middles, own.arm[:, None], axis=1)[:, 0], rest=own)
+        return going._replace(retention=middle_of(own.arm), rest=own)
 
     return of_retentions(limits, entries, decide, start)
 

@@ -242,7 +242,12 @@ def share_of_ones(bits: UInt8[Array, "bytes"], size: int) -> Float[Array, ""]:
 
 
 def chain(*links: Link) -> Link:
-    """One link after another, as messages pass through them; the first says how many were sent. None is perfect."""
+    """One link after another, as messages pass through them; the first says how many were sent. None is perfect.
+
+    All begin with the start messages as they were sent, so one with memory cannot stand behind one that changes their
+    form: `added_up` comes last. What an earlier link loses is for a later one a link that is absent: `resent` owes it
+    nothing.
+    """
     if len(links) < 2:
         return links[0] if links else perfect()
 

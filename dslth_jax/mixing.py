@@ -150,8 +150,8 @@ def listeners(graph: Graph) -> Int[Array, "agents"]:
 def metropolis(topology: Topology) -> Topology:
     """The same graphs with Metropolis weights 1 / (1 + max of both degrees) (Xiao and Boyd 2004).
 
-    Links must go both ways. An agent listens less to one with many neighbours. What the weights of an agent's
-    neighbours leave of 1 is the weight of its own value.
+    Links must go both ways, which is not checked, as a graph may be traced. An agent listens less to one with many
+    neighbours. What the weights of an agent's neighbours leave of 1 is the weight of its own value.
 
     >>> from dslth_jax.graphs import star
     >>> weighted = metropolis(star(4)).graph
@@ -164,11 +164,17 @@ def metropolis(topology: Topology) -> Topology:
 def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
     """The same graphs, in which agent i hears agent j with `weights[i, j]`, and not at all where that is 0.
 
+    Raises a ValueError unless there is a weight for every two agents, finite and at least 0.
+
     >>> from dslth_jax.graphs import star
     >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
     [0.5, 0.0, 1.0, 1.0]
     """
-    table = jnp.asarray(weights, jnp.result_type(float))
+    agents, table = len(topology.graph.own), jnp.asarray(weights, jnp.result_type(float))
+    if table.shape != (agents, agents):
+        raise ValueError(f"weights must be {agents} x {agents}, got {' x '.join(map(str, table.shape))}")
+    if not (np.isfinite(weights) & (np.asarray(weights) >= 0)).all():
+        raise ValueError("weights must be finite and at least 0, and some are not")
 
     def weigh(graph: Graph) -> Graph:
         return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))

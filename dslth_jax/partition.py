@@ -190,7 +190,8 @@ def owned(
 
     Owners are agents' numbers, with -1 for nobody. Other numbers, or words, of which "" is nobody, are numbered in
     their order, and must be as many as the agents. Each agent is tested on its own test samples where `test_owner` says
-    whose they are, and otherwise on samples in the label proportions of its training samples, as in `dirichlet`.
+    whose they are, and otherwise on samples in the label proportions of its training samples, as in `dirichlet`. Raises
+    a ValueError where owners are neither whole numbers nor words, or not as many as the labels.
 
     >>> held = owned(np.array([0, 1, 1]), agents=2, owner=np.array(["me", "you", "me"]))
     >>> [sorted(own.tolist()) for own in held.train]
@@ -199,6 +200,7 @@ def owned(
     _expect_request(agents, fraction)
     if owner is None:
         raise ValueError("owner must say whose each training sample is, and the data has none: give it one")
+    _expect_owners("owner", owner, labels)
     names = owners(owner, agents)
     rng = np.random.default_rng(seed)
     # Mix an agent's classes, so that a part of its share has them all.
@@ -210,6 +212,7 @@ def owned(
         return Partition(train, [], [])
     if test_owner is None:
         return Partition(train, *tests_in_proportion(test_labels, _held(labels, train), rng))
+    _expect_owners("test_owner", test_owner, test_labels)
     if (test_owner.dtype.kind == "U") != (owner.dtype.kind == "U"):
         raise ValueError(f"owner and test_owner must both be words or numbers, got {owner.dtype}, {test_owner.dtype}")
     tests, ranks = list[Indices](), list[Ranks]()
@@ -293,6 +296,14 @@ def owners(owner: Owners, agents: int) -> list[Any]:
 def _held(labels: Labels, train: Sequence[Indices]) -> Int32[np.ndarray, "agents classes"]:
     """How many samples of each class every agent has."""
     return np.stack([np.bincount(labels[own], minlength=_count_of(labels)).astype(np.int32) for own in train])
+
+
+def _expect_owners(name: str, owner: Owners, labels: Labels) -> None:
+    """Raise a ValueError unless each sample has an owner that can be told."""
+    if owner.dtype.kind not in "iuU":
+        raise ValueError(f"{name} must be whole numbers or words, got {owner.dtype}")
+    if owner.shape != labels.shape:
+        raise ValueError(f"{name} must say whose each of {len(labels)} samples is, got {owner.shape} owners")
 
 
 def _expect_enough(samples: int, agents: int, fraction: float, whose: str = "") -> None:

@@ -93,8 +93,10 @@ def masks_for(
 ) -> list[PairMasks]:
     """The masks that bring the random network nearest to each agent's target, entry by entry. Those of odd layers are
     the same for all agents; those of even layers have a leading axis of agents. Raises a ValueError where the channels
-    of a form cannot say what it asks for."""
+    of a form cannot say what it asks for: `biases` need a constant one."""
     form = form or Form()
+    if biases is not None and not form.constant:
+        raise ValueError("a form of layers with biases must have constant=True: they are taken from that channel")
     if form.channels == "lifted" and not form.constant:
         raise ValueError("a form with lifted channels must have constant=True: they take the lift from that channel")
     if form.channels == "both" and form.activation == "elu":

@@ -39,7 +39,8 @@ class Budgets(Proxy):
     panels = (Panel("simulated", "accuracy"), Panel("round", "accuracy"))
 
     def arms(self) -> Arms:
-        """Retentions that stay; the five controllers from 0.3 on; agents alone at 0.3, who only compute."""
+        """Retentions that stay, linear layers keeping three times as much, as controllers scale them alike; the five
+        controllers from 0.3 on; agents alone at 0.3, who only compute."""
         if (self.scenario == "traces") != (self.traces is not None):
             raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
         fall = f"collapse:{self.megabits}:{self.half}:{self.megabits / 5}"
@@ -47,9 +48,8 @@ class Budgets(Proxy):
         speed = f"1e8,1e9*{self.agents - 1}" if self.scenario == "one-slow" else 1e9
         devices = {"bandwidth": bandwidth, "device_speed": speed, "device_sparse": self.compute == "sparse"}
         heard = {"algorithm": "mce-pl", "fusion": "force", "mask_sent": "own", "exchange_every": self.every}
-        own: dict[str, dict[str, Any]] = {
-            f"{r:g}": {"retention": r} for r in listed("retentions", self.retentions, float)
-        }
+        stay = listed("retentions", self.retentions, float)
+        own: dict[str, dict[str, Any]] = {f"{r:g}": {"retention": r, "linear_retention": min(1.0, 3 * r)} for r in stay}
         own |= {name: {"controller": name} for name in ("deadline", "balance", "bandit", "prunefl", "period")}
         arms = {name: heard | arm for name, arm in own.items()} | {"alone": {"algorithm": "independent"}}
         return {name: {"lr": 0.001} | devices | arm for name, arm in arms.items()}

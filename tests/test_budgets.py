@@ -331,6 +331,23 @@ def test_nobody_is_said_to_miss_a_deadline_that_it_can_make(settings, said):
     assert [said in sentence for sentence in found] == [True] * (said is not None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"controller": "bandit", "rounds": 40}, "40 at least, and there are 40 in this run: it ends before"),
+        ({"controller": "bandit", "rounds": 41}, None),
+        ({"controller": "balance", "algorithm": "score-gossip", "device_sparse": False}, "buys next to no time here"),
+        ({"controller": "balance", "device_sparse": False}, None),
+    ],
+    ids=str,
+)
+def test_what_a_controller_cannot_do_is_said(settings, said):
+    """A sign an entry costs a bit whatever is kept, where masks that keep less take fewer."""
+    timed = {"bandwidth": "constant:0.001", "device_sparse": True, "device_speed": 1e8}
+    (own,) = members(**BASE | timed | settings)
+    assert [said in sentence for sentence in said_of_time(own)] == [True] * (said is not None)
+
+
 def test_without_bandwidth_no_time_is_simulated(tmp_path, monkeypatch):
     """Its columns are there, and empty; agents.csv has none of them."""
     use_fakes(monkeypatch)

@@ -20,6 +20,7 @@ from tiny import rows_of, use_tiny_network
 from dslth_jax.study.claims import children, page, table
 from dslth_jax.study.claims.table import CLAIMS, NO_DATA, Claim
 from dslth_jax.study.config import command
+from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results import folders
 from dslth_jax.study.sweeping import comparison
 from dslth_jax.study.sweeping.grid import Sweep, axes_of
@@ -39,7 +40,7 @@ def arms_of(claim: Claim, flags: str) -> set[str]:
     name = claim.module.removeprefix("experiments.")
     if name == "sweep":
         (axis,) = axes_of(command.parse(shlex.split(flags), Sweep, name)).values()
-        return {str(value) for value in axis}
+        return {*map(spelled, axis)}
     settings = command.parse(shlex.split(flags), COMPARISONS[name], name)
     return {*comparison.shared_and_own(settings, settings.arms())[1]}
 

@@ -318,6 +318,22 @@ def test_a_bandit_finds_the_interval_of_the_largest_gain_in_a_second(x64):
     assert chosen[1:3].sum() > 0.6 * chosen.sum()
 
 
+def test_a_bandit_counts_exchanges_at_the_middle_of_an_interval_alone(x64):
+    """By jumps of 0.03 it takes up to four exchanges from one middle to the next. Agents for which unlike retentions
+    are quick end in unlike intervals."""
+    own = jnp.full(2, 0.3)
+    controller = budgets.bandit(limits(own, jump=0.03), ENTRIES, hold=3)
+    memory = steered(controller, hyper_of(own), lambda r: jnp.stack([r[0], 1 / r[1]]), 200, jnp.sqrt)
+    ran, arms = (np.asarray(found)[:-1] for found in (memory.retention, memory.rest.arm))
+    there = np.abs(ran - (0.05 + 0.85 / 8 * (arms + 0.5))) < 1e-6
+    counted, over = (np.asarray(own)[1:] for own in (memory.rest.since > 0, memory.rest.pulls.sum(axis=2)))
+    over = np.diff(over, axis=0, prepend=over[:1]) > 0  # an interval has been tried
+    assert not there.all()
+    assert (counted[~over] == there[~over]).all()
+    late = memory.rest.arm[-60:]
+    assert np.median(late[:, 0]) < np.median(late[:, 1])
+
+
 def test_a_period_grows_with_the_time_that_an_agent_takes():
     """Who takes 2.5 deadlines sends in every third exchange; all send in the first."""
     controller, sends = budgets.period(longest=4), []

@@ -154,7 +154,7 @@ def test_a_good_evaluation_in_between_starts_the_patience_anew():
     ("topology", "sentence"),
     [
         ("erdos-renyi:0", "4 of 4 agents hear nobody and learn alone: 0, 1, 2, 3"),
-        ("regular:1", "the graph is not connected: some agents' masks never reach some others"),
+        ("regular:1", "the graph is not connected: some agents' messages never reach some others"),
     ],
 )
 def test_what_the_graph_lets_expect_is_said_at_the_start(topology, sentence):

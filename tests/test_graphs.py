@@ -486,6 +486,15 @@ def test_an_agent_hears_a_few_of_its_neighbours_and_each_as_often(spelling):
     np.testing.assert_allclose(drawn.weights.mean(0), shares.mean(0), atol=5 * 0.5 / len(keys) ** 0.5)
 
 
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [(np.full((2, 2), 0.5), "weights must be 3 x 3, got 2 x 2"), (-np.ones((3, 3)), "weights must be finite and at")],
+)
+def test_weights_of_links_that_cannot_be_are_refused(weights, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        weighted(graphs.star(3), weights)
+
+
 def test_who_is_heard_goes_by_who_sends_to_whom_and_links_keep_their_weights():
     """A graph of which edges are left out draws the same order of those that stay; and weights are what they were."""
     table = np.arange(1.0, 26).reshape(5, 5) * (1 - np.eye(5))

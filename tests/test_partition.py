@@ -698,6 +698,23 @@ def test_owners_that_cannot_be_are_refused(owner, message):
         partition.owned(np.array([0, 1, 0, 1]), 3, owner=None if owner is None else np.array(owner))
 
 
+@pytest.mark.parametrize(
+    ("owner", "message"),
+    [
+        ([0, 1], r"^owner must say whose each of 4 samples is, got \(2,\) owners"),
+        ([0.0, 1.0, 0.0, 1.0], "^owner must be whole numbers or words, got float64"),
+        ([b"me", b"you", b"me", b"you"], r"^owner must be whole numbers or words, got \|S3"),
+    ],
+)
+def test_owners_that_are_not_those_of_the_labels_are_refused(owner, message):
+    """Of training samples and of test samples."""
+    labels, each = np.array([0, 1, 0, 1]), np.array([0, 1, 0, 1])
+    with pytest.raises(ValueError, match=message):
+        partition.owned(labels, 2, owner=np.array(owner))
+    with pytest.raises(ValueError, match=message.replace("owner must", "test_owner must")):
+        partition.owned(labels, 2, owner=each, test_labels=labels, test_owner=np.array(owner))
+
+
 def test_a_class_that_nobody_can_have_is_said_to_be_missing():
     with pytest.raises(ValueError, match=r"^class 2 has no training samples, and agents 0, 2 hold it: name other"):
         partition.of_classes(np.array([0, 1, 0, 1]), [[0, 2], [1], [2]])

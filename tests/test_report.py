@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from dslth_jax import masks
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders, models, plots, report, similarity, track
-from dslth_jax.study.results.folders import METRICS
+from dslth_jax.study.results.metrics import METRICS, PERHAPS, VALIDATION
 from dslth_jax.study.results.points import OF_POINTS, Sweep, read_all, spelled, summary
 from dslth_jax.study.training import agreement
 from experiments import board as board_command
@@ -117,7 +117,7 @@ def folder(tmp_path_factory) -> Path:
     settings = Settings(dataset="digits", agents=4, rounds=2, topology="erdos-renyi:0.5", out=out)
     config = {"settings": settings.as_json(), "graph": {"links": 10, "connected": True, "spectral_gap": 0.25}}
     folders.save_config(out, config | {"seed": 0} | folders.circumstances())
-    numbers = dict.fromkeys(METRICS.keys() - {*folders.VALIDATION, *folders.ALIKE}, 0)
+    numbers = dict.fromkeys(METRICS.keys() - {*PERHAPS}, 0)
     rows = [numbers | {"round": round, "loss": 2.5 / round if round else None} for round in range(3)]
     for row in rows:
         row |= {"accuracy_mean": 0.25 + row["round"] / 10, "accuracy_worst": 0.125, "accuracy_best": 0.625}
@@ -334,7 +334,7 @@ def test_runs_that_hold_samples_back_are_ranked_by_them_and_say_so(copy, tmp_pat
     """On a page of several all must; on a page of one its agents have a column of their own."""
     one, other = copy("one", lr=3.0, validation=0.2), copy("other", lr=30.0, validation=0.2)
     for run, validation in ((one, 0.75), (other, 0.125)):
-        rewrite(run / "metrics.jsonl", lambda row, own=validation: row | dict.fromkeys(folders.VALIDATION, own))
+        rewrite(run / "metrics.jsonl", lambda row, own=validation: row | dict.fromkeys(VALIDATION, own))
     rewrite(other / "metrics.jsonl", lambda row: row | {"accuracy_mean": 0.9})
     page = shown(other, one, out=tmp_path / "page.html")
     head = page.words.partition("Best first by validation accuracy: the evaluation")[2].partition("Curves")[0]

@@ -16,13 +16,14 @@ from scipy import sparse
 from dslth_jax import graphs
 from dslth_jax.graph_report import report
 from dslth_jax.study.results import folders, pictures, plots, tables
+from dslth_jax.study.results.metrics import METRICS
 from dslth_jax.study.results.points import best, best_first, spelled, summary
 
 HOSTILE = '[red]x[/] $x_$ \\frac{ <b>&"猫"'
 
 
 def row(round: int, accuracy: float | None, **more) -> dict:
-    numbers = dict.fromkeys(folders.METRICS) | {"round": round, "loss": 1.5, "bitmap_bits": 8 * round}
+    numbers = dict.fromkeys(METRICS) | {"round": round, "loss": 1.5, "bitmap_bits": 8 * round}
     return numbers | dict.fromkeys(("accuracy_mean", "accuracy_worst", "accuracy_best"), accuracy) | more
 
 

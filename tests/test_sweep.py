@@ -256,6 +256,7 @@ REFUSED = [
         ["--search", "lr=1:3", "--storage", "sqlite:////no/such/place.db"],
         "--storage sqlite:////no/such/place.db cannot be used: ",
     ),
+    (["--search", "retention=dealt:0.1,0.7"], "got retention=dealt:0.1,0.7, put semicolons between values"),
     (["--search", "lr=3,3.0"], "--search gives lr one value twice, in '3,3.0': leave one of them out"),
     (["--grid", "lr=3,4", "--lr", "5"], "--lr and --grid lr=... contradict each other: leave one of them out"),
     (["--grid", "rounds=few"], "--rounds must be a whole number, got 'few'"),
@@ -317,6 +318,8 @@ def test_axes_of_a_search_are_kept_as_json_and_numbers_stand_in_order():
 
     space = search.spaces_of(Sweep(**BASE, search="class_file=a.txt,b.txt"))["class_file"]
     assert space == {"choices": ["a.txt", "b.txt"]}
+    dealt = search.spaces_of(Sweep(**BASE, search=("retention=dealt:0.1,0.7;0.4",)))["retention"]
+    assert dealt == {"choices": ["dealt:0.1,0.7", 0.4]}
     assert sorted([10, "same", 9.5, "0.1:0.8", 100], key=place_of) == [9.5, 10, 100, "0.1:0.8", "same"]
 
 

@@ -131,6 +131,8 @@ def test_channels_of_either_sign_take_biases_by_positive_ones():
 def test_channels_that_cannot_say_it_are_refused(form, said):
     with pytest.raises(ValueError, match=f"^{said}"):
         tickets.masks_for([], [], form=form)
+    with pytest.raises(ValueError, match=r"^a form of layers with biases must have constant=True"):
+        tickets.masks_for([], [], [])
 
 
 def test_each_entry_takes_the_nearest_subset():

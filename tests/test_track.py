@@ -73,6 +73,13 @@ def test_a_run_is_started_told_row_by_row_and_ended(calls, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_tracker_is_told_simulated_time_and_which_channels_live():
+    """Where a row says so."""
+    timed = {"simulated_seconds": 2.5, "idle_seconds": 0.5, "retention_mean": 0.25}
+    alive = {"alive": 0.75, "alive/conv1": 0.5}
+    assert track.numbers_of({"round": 1, "accuracy_mean": None, **timed, **alive}) == timed | alive
+
+
 def test_each_member_of_a_sweep_is_a_tracked_run_of_its_group(calls, tmp_path):
     """One that diverges ends as failed, and its last row was the last it had."""
     settings = {**TINY, "grid": ("lr=3,1e38",), "seeds": 2, "run_folders": True}

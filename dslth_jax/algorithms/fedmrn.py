@@ -39,7 +39,7 @@ from dslth_jax.algorithms import local
 from dslth_jax.keys import reproducible
 from dslth_jax.networks.network import Network, draw_like
 
-NOISE = 2**31 + 3  # sets the key of the noise apart from those of `population`
+NOISE = 2**31 + 3  # sets the key of the noise apart from those that `population` makes of the same key
 
 
 class Hyper(NamedTuple):

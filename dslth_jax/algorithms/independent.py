@@ -30,7 +30,7 @@ class Hyper(NamedTuple):
 
 def independent(network: Network, **switches: Any) -> Algorithm:
     """MCE-PL's local step on `network`; `switches` are those of `mce_pl` that need no neighbours: `group_lasso_form`,
-    `start_scores`, `mask_rule`, `optimizer`, `mortal` and `smallest_channels`."""
+    `start_scores`, `mask_rule`, `optimizer`, `mortal`, `smallest_channels` and `tells_squares`."""
     method = mce_pl.mce_pl(network, **switches)
 
     def init(key: Key[Array, ""], world: World, hyper: Hyper) -> tuple[Agent, Message]:

@@ -159,7 +159,7 @@ CLAIMS: dict[str, Claim] = {
         flags=CHANNELS,
         sizes=PROXY,
         whole=f"{PROXY} {CHANNELS} --rounds 300 --seeds 3",
-        difference=("0.55", "1.0"),
+        difference=("0.55", "1"),
     ),
     "architectures": Claim(
         says="open question 1: masks in networks beyond the theorem's",

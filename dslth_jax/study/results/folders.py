@@ -27,28 +27,12 @@ from dslth_jax.study.config.resolve import resolve
 from dslth_jax.study.config.setting import flag
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.config.spellings import asks_for_rounds
+from dslth_jax.study.results.metrics import METRICS, PERHAPS, is_of_channels
 from dslth_jax.study.system.machine import PACKAGES, lock, numerics
 
-METRICS = {  # what a row of them has beside its round, and what tables call it
-    "accuracy_mean": "mean accuracy, %", "accuracy_worst": "worst agent, %", "accuracy_best": "best agent, %",
-    "accuracy_std": "spread (std), %", "validation_mean": "mean validation accuracy, %",
-    "validation_worst": "worst agent's validation, %",
-    "loss": "loss, nats", "density": "density", "flip_rate": "bits unlike the mask sent last, %",
-    "agreement": "agreement of masks", "agreement_common": "agreement, classes in common",
-    "agreement_apart": "agreement, no class in common",
-    "score_spread": "spread of scores", "score_spread_common": "spread of scores, classes in common",
-    "score_spread_apart": "spread of scores, no class in common",
-    "bitmap_bits": "sent as bitmaps, MB", "kept_bits": "kept entries (the authors' count), MB",
-    "coded_bits": "entropy-coded, MB", "float32_bits": "sent as float32, MB", "busiest_agent_bits": "busiest agent, MB",
-    "exchanges": "exchanges", "coded_rounds": "of them really coded", "seconds": "training, s",
-}  # fmt: skip
-VALIDATION = ("validation_mean", "validation_worst")  # rows have them where samples are held back
-PAIRS = ("", "_common", "_apart")
-ALIKE = tuple(name + pairs for name in ("agreement", "score_spread") for pairs in PAIRS)  # rows have them since 0.5
 OF_AGENTS = ("samples", "test_samples", "retention", "neighbours", "accuracy", "density")
-VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # likewise
+VALIDATION_OF_AGENTS = ("validation_samples", "validation_accuracy")  # where samples are held back
 SIZE_OF_AGENTS = ("depth", "multiply_adds", "sent_bits")  # since 0.7; depth where it is said
-ALIVE = "alive"  # the share of channels that live, and with a layer behind it "alive/conv1"; where any may die
 OF_CLASSES = ("agents", "samples", "test_samples", "accuracy")
 RUN_EXPECTED = "name a folder that dslth run, or experiments.cifar, has written"
 WHAT_TO_DO = "put back what dslth run, or experiments.cifar, had written there, or name another run folder"
@@ -263,7 +247,7 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
 def alive_in(path: Path) -> list[str]:
     """The columns of an agents.csv that say which channels live."""
     head = read_text(path, "surrogateescape").partition("\n")[0].rstrip("\r") if path.is_file() else ""
-    return [column for column in head.split(",") if column == ALIVE or column.startswith(f"{ALIVE}/")]
+    return [column for column in head.split(",") if is_of_channels(column)]
 
 
 def read_config(folder: Path) -> Row | None:
@@ -294,13 +278,13 @@ def read_metrics(path: Path) -> tuple[list[Row], list[str]]:
             raise
         if not isinstance(row, dict) or type(row.get("round")) is not int:
             raise ValueError(f"{where} must be an object with a whole number as its round, and is not: {WHAT_TO_DO}")
-        for key in METRICS:
+        for key in (*METRICS, *filter(is_of_channels, row)):
             value = row.get(key)
             # A whole number beyond the largest float is no count of anything.
             if type(value) not in (int, float, type(None)) or (type(value) is int and abs(value) > 1e300):
                 wanted = f"must be a number or null, got {str(value)[:40]!r}"
                 raise ValueError(f"{key} in {where} {wanted}: {WHAT_TO_DO}")
-            if key in row or key not in (*VALIDATION, *ALIKE):
+            if key in row or key not in PERHAPS:
                 row[key] = value if value is not None and math.isfinite(value) else None
         rows.append(row)
     return rows, []

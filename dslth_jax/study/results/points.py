@@ -11,7 +11,6 @@ import numpy as np
 
 from dslth_jax.study.config.setting import spelled
 from dslth_jax.study.results.folders import (
-    VALIDATION,
     WHAT_TO_DO,
     Row,
     Run,
@@ -20,6 +19,7 @@ from dslth_jax.study.results.folders import (
     read_run,
     read_table,
 )
+from dslth_jax.study.results.metrics import VALIDATION
 from dslth_jax.study.system.console import warn
 
 # In what messages are counted (_bits of a run, _mb of a point), and in words.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from dslth_jax.study.results import pictures, plots
-from dslth_jax.study.results.folders import ALIVE, Row, Run
+from dslth_jax.study.results.folders import Row, Run
+from dslth_jax.study.results.metrics import ALIVE
 from dslth_jax.study.results.tables import table
 
 if TYPE_CHECKING:

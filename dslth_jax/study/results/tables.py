@@ -13,7 +13,8 @@ from rich.text import Text
 
 from dslth_jax.label_shares import label_skew
 from dslth_jax.study.results.devices import OF_DEVICES, by_device
-from dslth_jax.study.results.folders import ALIKE, METRICS, VALIDATION, Row, Run
+from dslth_jax.study.results.folders import Row, Run
+from dslth_jax.study.results.metrics import ALIKE, METRICS, PERHAPS, VALIDATION
 from dslth_jax.study.results.points import DONE, SIZES, best
 from dslth_jax.study.system.console import counted, sent, shown, written
 
@@ -203,10 +204,10 @@ OF_A_CLASS += [column("samples", "training samples"), column("test_samples", "te
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
-    """A table without empty columns of validation, of what agents have in common, or of bits, and the heads of those of
-    bits that were left out."""
-    rows, some = [dict.fromkeys((*VALIDATION, *ALIKE)) | row for row in rows], (*VALIDATION, *ALIKE)
-    columns = [own for own in columns if own[0] not in some or any(row[own[0]] is not None for row in rows)]
+    """A table without empty columns of what rows may lack, or of bits, and the heads of those of bits that were left
+    out."""
+    rows = [dict.fromkeys(PERHAPS) | row for row in rows]
+    columns = [own for own in columns if own[0] not in PERHAPS or any(row[own[0]] is not None for row in rows)]
     empty = [own for own in columns if own[0].endswith(("_bits", "_mb")) and not any(row[own[0]] for row in rows)]
     kept, left_out = [own for own in columns if own not in empty], [head.removesuffix(", MB") for _, head, _ in empty]
     return {"caption": caption, "columns": kept, "rows": rows, "left_out": left_out}

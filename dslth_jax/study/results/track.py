@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, Self
 
 from dslth_jax.study.config.setting import refusal
 from dslth_jax.study.config.settings import Settings
-from dslth_jax.study.results.folders import METRICS, Row, from_json, read_text, replace
+from dslth_jax.study.results.folders import Row, from_json, read_text, replace
+from dslth_jax.study.results.metrics import METRICS, is_of_channels
 from dslth_jax.study.results.points import name_of_member
 from dslth_jax.study.system.console import warn
 from dslth_jax.study.system.stopping import StoppedError
@@ -66,7 +67,7 @@ def numbers_of(row: Row) -> dict[str, float]:
             return f"megabytes/{key.removesuffix('_bits')}", float(row[key]) / 8e6
         return key.replace("_", "/") if key.startswith(("accuracy_", "validation_")) else key, float(row[key])
 
-    return dict(shown(key) for key in METRICS if row.get(key) is not None)
+    return dict(shown(key) for key in (*METRICS, *filter(is_of_channels, row)) if row.get(key) is not None)
 
 
 # One function a tracker ----------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ class Sweep(Settings):
     run_folders: bool = False
     """Leave the run folder of each point and seed, under runs/."""
     search: tuple[str, ...] = ()
-    """Instead of a grid, what Optuna searches: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,..."""
+    """Instead of a grid, what Optuna searches: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... with semicolons
+    as in --grid."""
     trials: int = 64
     """Points that this command tries in a search."""
     ask: int = 16
@@ -69,15 +70,21 @@ def axes_of(settings: Sweep) -> dict[str, list[Any]]:
     """The axes of a grid, each value of its field's type; a ValueError where one means nothing or is said twice."""
     axes: dict[str, list[Any]] = {}
     for name, values in spelled_axes("--grid", settings.grid, "NAME=VALUE,VALUE,... such as lr=3,10,30", settings):
-        between = ";" if ";" in values else ","
-        if DEALT in values and between == ",":
-            has = f"--grid has commas between values, and {DEALT} has some of its own"
-            raise ValueError(f"{has}: got {name}={values}, put semicolons between values")
-        words = [word.strip() for word in values.split(between) if word.strip() or between == ","]
-        axes[name] = [value_of(settings.known[name], word) for word in words]
-        if len(set(map(written, axes[name]))) < len(axes[name]):
-            raise ValueError(f"--grid gives {name} one value twice, in {values!r}: leave one of them out")
+        axes[name] = values_of("--grid", settings.known[name], values)
     return axes
+
+
+def values_of(flag_name: str, known: Setting, spelled: str) -> list[Any]:
+    """A field's values, which have commas between them, or semicolons where there are any; a ValueError where one means
+    nothing or is said twice."""
+    between = ";" if ";" in spelled else ","
+    if DEALT in spelled and between == ",":
+        has = f"{flag_name} has commas between values, and {DEALT} has some of its own"
+        raise ValueError(f"{has}: got {known.name}={spelled}, put semicolons between values")
+    values = [value_of(known, word.strip()) for word in spelled.split(between) if word.strip() or between == ","]
+    if len(set(map(written, values))) < len(values):
+        raise ValueError(f"{flag_name} gives {known.name} one value twice, in {spelled!r}: leave one of them out")
+    return values
 
 
 def spelled_axes(flag_name: str, axes: Sequence[str], form: str, settings: Settings) -> Iterator[tuple[str, str]]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dslth_jax.study.config.setting import parts, spelled
+from dslth_jax.study.config.setting import parts
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
-from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, value_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, values_of
 from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
@@ -61,12 +61,9 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     for name, values in spelled_axes("--search", settings.search, FORM, settings):
         if name == "validation":
             raise ValueError("--search takes no validation, which ranks the points: say --validation SHARE beside it")
-        words, ends, kinds = values.split(","), values.split(":"), parts(known[name].hint)
-        if len(words) > 1 or len(ends) == 1 or not {int, float} & {*kinds}:
-            choices = [value_of(known[name], word.strip()) for word in words]
-            if len(set(map(spelled, choices))) < len(choices):
-                raise ValueError(f"--search gives {name} one value twice, in {values!r}: leave one of them out")
-            spaces[name] = {"choices": choices}
+        ends, kinds = values.split(":"), parts(known[name].hint)
+        if {",", ";"} & {*values} or len(ends) == 1 or not {int, float} & {*kinds}:
+            spaces[name] = {"choices": values_of("--search", known[name], values)}
             continue
         try:
             low, high = map(float if float in kinds else int, ends[:2])

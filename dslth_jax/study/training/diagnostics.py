@@ -190,5 +190,4 @@ def expected(settings: Settings, graph: GraphReport | None) -> Signs:
         listed = ", ".join(map(str, alone[:10])) + (", ..." if len(alone) > 10 else "")
         yield "alone", f"{len(alone)} of {settings.agents} agents hear nobody and learn alone: {listed}"
     elif not graph.connected:
-        sent = "weights" if settings.algorithm in ("dsgd", "dis-pfl", "fedmrn") else "masks"
-        yield "apart", f"the graph is not connected: some agents' {sent} never reach some others"
+        yield "apart", "the graph is not connected: some agents' messages never reach some others"

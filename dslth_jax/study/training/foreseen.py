@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dslth_jax.budgets import prunefl
+from dslth_jax.budgets import HELD, INTERVALS, bandit, prunefl
 from dslth_jax.schedules import constant
 from dslth_jax.study.config.algorithms import ALGORITHMS
 from dslth_jax.study.config.numbers import numbers_of
@@ -16,13 +16,24 @@ KEPT = ("retention", "linear_retention")
 
 
 def said_of_time(prepared: Prepared) -> list[str]:
-    """What is known of a run's simulated time before it starts, a sentence each: who cannot make the deadline, and
-    whether retention buys any time."""
-    sends = ALGORITHMS[prepared.settings.algorithm].sends != "nothing"
-    links = (prepared.adjacency != 0).sum(axis=0) * sends
+    """What is known of a run's simulated time before it starts, a sentence each: who cannot make the deadline, whether
+    retention buys any time, and whether there is enough of it to choose one."""
+    sends_masks = ALGORITHMS[prepared.settings.algorithm].bits == "masks"  # of which fewer bits are kept, and sent
+    links = (prepared.adjacency != 0).sum(axis=0) * sends_masks
     by_layer = sets_layers(prepared)
     little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links, by_layer)
-    return [*out_of_reach(prepared), *little]
+    return [*out_of_reach(prepared), *little, *too_short(prepared)]
+
+
+def too_short(prepared: Prepared) -> list[str]:
+    """A sentence if a bandit is to choose among retentions, and the run ends before it has tried them all."""
+    exchanges, tries = prepared.course.exchanges(prepared.course.rounds), INTERVALS * HELD
+    if CONTROLLERS.get(str(prepared.settings.controller)) is not bandit or exchanges > tries:
+        return []
+    return [
+        f"--controller bandit tries each of {INTERVALS} retentions for {HELD} exchanges, {tries} at least, and there "
+        f"are {exchanges} in this run: it ends before anything is chosen"
+    ]
 
 
 def sets_layers(prepared: Prepared) -> bool:

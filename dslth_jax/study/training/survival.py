@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from dslth_jax.algorithm import belongs_to, by_name, layer_of
-from dslth_jax.study.results.folders import ALIVE
+from dslth_jax.study.results.metrics import ALIVE
 
 Shares = dict[str, Float[np.ndarray, "agents"]]
 

@@ -1,7 +1,7 @@
 """Where neighbours begin to harm: gains over learning alone as agents become less alike.
 
     python -m experiments.boundary --dataset digits --model small --resize 8 --agents 10 --rounds 60 --alphas 0.1,10
-    python -m experiments.boundary --data-dir FOLDER    # CIFAR-10: 231 runs of 20 agents on a ring; less by the flags
+    python -m experiments.boundary --data-dir FOLDER    # CIFAR-10: 264 runs of 20 agents on a ring; less by the flags
     python -m experiments.boundary --data-dir FOLDER --overlaps None --topology ADJACENCY --data-fraction 0.2
 
 Two ways to be unlike: agents on a ring share none to all of their classes with the next one, and have as many samples
@@ -17,7 +17,7 @@ from typing import Any
 
 from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed, ways
 
-RULES = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head")
+RULES = ("alone", "force", "aggregation tensor", "gossip", "weights, alone", "weights", "weights, personal head")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Boundary(Proxy):
     panels = (Panel("overlap", "gain"), Panel("alpha", "gain", logarithmic=True))
 
     def arms(self) -> Arms:
-        """At every point: alone, by the force, the paper's fusion, gossip, weights, weights with a personal head, and
-        by the force among neighbours whose masks are alike."""
+        """At every point: alone, by the force, the paper's fusion, gossip, weights trained alone, weights, weights with
+        a personal head, and by the force among neighbours whose masks are alike."""
         if self.overlaps and self.topology != "ring":
             raise ValueError("--overlaps are of neighbours on a ring: say --overlaps None, or leave out --topology")
         rules = ways(self.model, min(self.every, self.rounds), *RULES)

@@ -39,8 +39,7 @@ class Budgets(Proxy):
     panels = (Panel("simulated", "accuracy"), Panel("round", "accuracy"))
 
     def arms(self) -> Arms:
-        """Retentions that stay, linear layers keeping three times as much, as controllers scale them alike; the five
-        controllers from 0.3 on; agents alone at 0.3, who only compute."""
+        """Retentions that stay, linear layers scaled as controllers scale them; these, from 0.3 on; alone at 0.3."""
         if (self.scenario == "traces") != (self.traces is not None):
             raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
         fall = f"collapse:{self.megabits}:{self.half}:{self.megabits / 5}"

@@ -64,7 +64,7 @@ def tiny_network(monkeypatch):
         pytest.param(
             boundary,
             ["--model", "small", "--every", "2", "--overlaps", "0,0.5", "--alphas", "1"],
-            21,
+            24,
             marks=pytest.mark.slow,
         ),
         pytest.param(width, ["--widths", "0.25", "--depths", "2"], 6, marks=pytest.mark.slow),
@@ -108,7 +108,7 @@ def test_an_experiment_leaves_a_table_and_a_figure_of_all_arms(experiment, flags
     grouped = {
         ablation: 3,
         architectures: 6,
-        boundary: 18,
+        boundary: 21,
         budgets: 7,  # alone among them, beside the best retention that stays
         crossed: 14,
         depths: 6,

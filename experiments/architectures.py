@@ -12,7 +12,7 @@ them by network and algorithm (`--steps`). See experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, compare, leave, steps_of, ways
+from dslth_jax.study.commands import Arms, Experiment, at_step, compare, leave, steps_of, ways
 
 KINDS = {"weights": "weights, alone", "alone": "alone", "force": "force", "gossip": "gossip"}  # arms: `ways`
 
@@ -42,10 +42,9 @@ class Architectures(Experiment):
             for network in self.networks.split(",")
             for kind, own in zip(KINDS, ways(network, self.every, *KINDS.values()).values(), strict=True)
         }
-        names = {f"{own['model']}/{own['algorithm']}": own for own in arms.values()}
-        for name, step in steps_of(self.steps, {*names}, "steps", "network/algorithm").items():
-            names[name]["lr"] = step
-        return arms
+        names = {name: f"{own['model']}/{own['algorithm']}" for name, own in arms.items()}
+        steps = steps_of(self.steps, {*names.values()}, "steps", "network/algorithm")
+        return {name: at_step(own, steps.get(names[name])) for name, own in arms.items()}
 
 
 main = partial(compare, "experiments.architectures", Architectures)

@@ -15,7 +15,8 @@ from functools import partial
 from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
 # Ways that are compared once, and ways that are compared at each retention.
-ONCE = ("gossip, following", "weights", "weights, personal head", "weights, alone", "fedpm", "fedmrn, personal head")
+OF_WEIGHTS = ("weights, alone", "weights", "weights, personal head")
+ONCE = ("gossip, following", *OF_WEIGHTS, "fedpm, personal head", "fedmrn, personal head")
 SPARSE = ("alone", "force", "aggregation tensor", "dis-pfl")
 
 

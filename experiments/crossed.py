@@ -5,8 +5,8 @@
     python -m experiments.crossed ... --model alexnet --resize None --augment flip-crop --rounds 400    # the authors'
 
 MCE-PL as in the paper (the aggregation tensor), the consensus force, the gossip of scores, decentralized SGD with and
-without a personal head, Dis-PFL, FedPM, and alone. The table says what each gains over alone, with the same classes,
-paired by seed. 96 runs; a member takes 1.2 minutes of a fast core, 4 of a slow one.
+without a personal head, Dis-PFL, FedPM with one, and alone. The table says what each gains over alone, with the same
+classes, paired by seed. 96 runs; a member takes 1.2 minutes of a fast core, 4 of a slow one.
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ from typing import Any
 
 from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
 
-METHODS = ("alone", "force", "aggregation tensor", "gossip", "weights", "weights, personal head", "dis-pfl", "fedpm")
+MASKS = ("alone", "force", "aggregation tensor", "gossip")
+METHODS = (*MASKS, "weights", "weights, personal head", "dis-pfl", "fedpm, personal head")
 
 
 @dataclasses.dataclass(frozen=True)

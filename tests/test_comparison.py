@@ -165,11 +165,13 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     assert (shared.lr, shared.amplitude, shared.weight_decay, shared.code_every) == (None, 1.0, None, None)
     assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
     assert arms["weights"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
-    assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1, "lr": "0.05@cosine"}  # searched for it
+    searched = {"optimizer": "adam", "lr": "0.004@cosine"}  # where no flag says a step, which is of the algorithm's own
+    assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1, **searched}
     heads = {"algorithm": "fedmrn", "personal_layers": "last", "weight_decay": 0.1, "code_every": 7}
     heads |= {"lr": "0.1@cosine"}
     assert arms["fedmrn, personal head"] == heads
-    assert arms["fedpm"] == {"algorithm": "fedpm", "code_every": 7, "exchange_every": 4, "lr": "3.2@cosine"}
+    drawn = {"personal_layers": "last", "code_every": 7, "exchange_every": 4, "lr": "0.8@cosine"}
+    assert arms["fedpm, personal head"] == {"algorithm": "fedpm", **drawn}
     assert arms["retention 0.3: dis-pfl"] == {
         "algorithm": "dis-pfl",
         "weight_decay": 0.1,
@@ -226,7 +228,7 @@ def test_each_network_learns_at_its_own_steps():
         **dict.fromkeys(("resnet20: alone", "resnet20: force", "resnet20: gossip"), "0.001@cosine"),
         **dict.fromkeys(("alexnet: weights", "alexnet: alone", "alexnet: force")),
         "alexnet: gossip": "0.3@cosine",
-        "small: weights": proxy["weights, alone"],
+        "small: weights": "0.004@cosine",
         **{f"small: {way}": proxy[way] for way in ("alone", "force", "gossip")},
     }
     assert comparison.STEPS.keys() <= MODULES.keys()
@@ -324,6 +326,8 @@ def test_a_table_says_what_images_arms_learn_from_what_they_keep_personal_and_th
     stepped = {"alone": arms["alone"], "weights": {"algorithm": "dsgd", "lr": "0.1@cosine"}}
     own |= {"personal_layers": "none", "lr": None}
     assert said({}, stepped) == "Step sizes: 0.0005@cosine (alone); 0.1@cosine (weights). "
+    own |= {"optimizer": None}  # versions after 0.4
+    assert said({}, stepped) == "Step sizes: 0.0005@cosine by adam (alone); 0.1@cosine by sgd (weights). "
     # Version 0.4 had none.
     assert compared.said_of_arms({"settings": {"preset": "tuned", "dataset": "cifar10"}, "arms": arms}) == ""
 

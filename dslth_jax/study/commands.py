@@ -14,7 +14,7 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import compared
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, listed, shared_and_own, steps_of, ways
+from dslth_jax.study.sweeping.comparison import Experiment, Proxy, at_step, listed, shared_and_own, steps_of, ways
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
 from dslth_jax.study.sweeping.search import check_search, check_storage, corners_of, search, spaces_of
 from dslth_jax.study.system.stopping import NotFiniteError, Stop
@@ -24,7 +24,7 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping", "ways"]
+__all__ += ["at_step", "compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping", "ways"]
 
 
 def run(settings: Settings) -> Result:

@@ -32,7 +32,7 @@ def lines_of(found: points.Sweep, panels: Sequence[Panel], baseline: str) -> tup
 
 def said_of_arms(config: folders.Row) -> str:
     """What a table says of the images that arms learn from, where they are not as they come, of layers that arms keep
-    personal, where any are, and of their step sizes."""
+    personal, where any are, and of their step sizes and optimizers."""
     images: dict[str, list[str]] = {}
     personal: dict[str, list[str]] = {}
     steps: dict[str, list[str]] = {}
@@ -47,7 +47,8 @@ def said_of_arms(config: folders.Row) -> str:
         if (layers := chosen.get("personal_layers") or "none") != "none":
             personal.setdefault(layers, []).append(arm)
         if (step := chosen.get("lr")) is not None:
-            steps.setdefault(str(step), []).append(arm)
+            by = chosen.get("optimizer")
+            steps.setdefault(f"{step} by {by}" if by else str(step), []).append(arm)
     everybody = [*config.get("arms", {})]
 
     def named(arms: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ figure beside (`results.compared`): it is stopped, resumed and reported like any
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some, with_own_settings
@@ -21,11 +21,17 @@ BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Pa
 
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
 
+
+def by_adam(step: str) -> dict[str, str]:
+    """Adam at this step, for a way whose algorithm has another optimizer."""
+    return {"optimizer": "adam", "lr": step}
+
+
 # The step size of each way to learn, by network: the best by validation or level with it, but where
 # experiments/RESULTS.md says that it was not searched. A network that is not here takes the proxy's steps. Where one of
 # these lacks a way, masks that are heard take its step of masks alone, and all else the default of the algorithm, as
-# everything does in the AlexNet.
-STEPS: dict[str, dict[str, str]] = {
+# everything does in the AlexNet. Steps are of the algorithm's own optimizer unless they say Adam.
+STEPS: dict[str, dict[str, str | dict[str, str]]] = {
     PROXY: {
         "alone": "0.002@cosine",
         "force": "0.004@cosine",
@@ -35,11 +41,11 @@ STEPS: dict[str, dict[str, str]] = {
         "majority": "0.0005@cosine",
         "gossip": "0.002@cosine",
         "gossip, following": "0.002@cosine",
-        "weights, alone": "0.05@cosine",
-        "weights": "0.1@cosine",
-        "weights, personal head": "0.1@cosine",
+        "weights, alone": by_adam("0.004@cosine"),
+        "weights": by_adam("0.001"),
+        "weights, personal head": by_adam("0.008@cosine"),
         "dis-pfl": "0.8@cosine",
-        "fedpm": "3.2@cosine",
+        "fedpm, personal head": "0.8@cosine",
         "fedmrn, personal head": "0.1@cosine",
     },
     "alexnet": {},
@@ -60,8 +66,8 @@ class Experiment(Settings):
     preset: Literal["code", "tuned"] = "tuned"
     """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
     lr: float | str | None = None
-    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example; of those left out those of the experiment,
-    searched for it, or else the algorithm's default."""
+    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example, each of the algorithm's own optimizer; of
+    those left out those of the experiment, searched for it, or else the algorithm's default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
     run_folders: bool = False
@@ -109,10 +115,17 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
     own = {}
     for name, arm in arms.items():
         flags = ALGORITHMS[arm["algorithm"]].flags
-        step = {"lr": steps[arm["algorithm"]]} if arm["algorithm"] in steps else {}
-        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | {**arm} | step
+        at = at_step(arm, steps.get(arm["algorithm"]))
+        own[name] = {key: value for key, value in {"code_every": 1, **shared}.items() if key in flags} | at
     common = {name: value for name, value in said.items() if name not in of_some()}
     return Sweep(**common, seeds=settings.seeds, run_folders=settings.run_folders), own
+
+
+def at_step(arm: Mapping[str, Any], step: str | None) -> dict[str, Any]:
+    """An arm at a step that a flag says, which is of its algorithm's own optimizer; as it is where there is none."""
+    if step is None:
+        return {**arm}
+    return {name: value for name, value in arm.items() if name != "optimizer"} | {"lr": step}
 
 
 def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, Any]]:
@@ -137,15 +150,15 @@ def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, An
         "weights": {"algorithm": "dsgd"},
         "weights, personal head": {"algorithm": "dsgd", **head},
         "dis-pfl": {"algorithm": "dis-pfl"},
-        "fedpm": {"algorithm": "fedpm", **often},
+        "fedpm, personal head": {"algorithm": "fedpm", **head, **often},
         "fedmrn, personal head": {"algorithm": "fedmrn", **head},
     }
     steps = STEPS.get(network or PROXY, STEPS[PROXY])
 
     def step_of(name: str) -> dict[str, str]:
         hears_masks = known[name]["algorithm"] in ("mce-pl", "score-gossip")
-        step = steps.get(name, steps.get("alone") if hears_masks else None)
-        return {} if step is None else {"lr": step}
+        step = steps.get(name, steps.get("alone") if hears_masks else None) or {}
+        return {"lr": step} if isinstance(step, str) else step
 
     return {name: known[name] | step_of(name) for name in names or known}
 

@@ -30,7 +30,7 @@ def by_adam(step: str) -> dict[str, str]:
 # The step size of each way to learn, by network: the best by validation or level with it, but where
 # experiments/RESULTS.md says that it was not searched. A network that is not here takes the proxy's steps. Where one of
 # these lacks a way, masks that are heard take its step of masks alone, and all else the default of the algorithm, as
-# everything does in the AlexNet. Steps are of the algorithm's own optimizer unless they say Adam.
+# nearly everything does in the AlexNet. Steps are of the algorithm's own optimizer unless they say Adam.
 STEPS: dict[str, dict[str, str | dict[str, str]]] = {
     PROXY: {
         "alone": "0.002@cosine",
@@ -48,9 +48,9 @@ STEPS: dict[str, dict[str, str | dict[str, str]]] = {
         "fedpm, personal head": "0.8@cosine",
         "fedmrn, personal head": "0.1@cosine",
     },
-    "alexnet": {},
-    "conv6": {"alone": "0.00025@cosine", "weights, alone": "0.05@cosine"},
-    "resnet20": {"alone": "0.001@cosine", "weights, alone": "0.05@cosine"},
+    "alexnet": {"weights, personal head": by_adam("0.001@cosine")},
+    "conv6": {"alone": "0.00025@cosine", "weights, alone": by_adam("0.002@cosine")},
+    "resnet20": {"alone": "0.001@cosine", "weights, alone": by_adam("0.002@cosine")},
     "resnet18": {"alone": "0.001@cosine"},
     "mobilenetv2": {"alone": "0.002@cosine"},
     "vit-tiny": {"alone": "0.001@cosine"},

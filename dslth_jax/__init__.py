@@ -10,8 +10,9 @@ A map of the modules, in the order in which data flows. Imports run downward onl
     tickets         a target network as a masked random one of twice the depth, by the theorem's construction
     schedules       factors on traced settings as functions of the traced round
     class_lists     which classes each agent holds
-    partition       labels -> which samples each agent holds
     tested_on       which samples each agent is tested on, and holds back to be validated on
+    owners          whose each sample is, as the data says
+    partition       labels -> which samples each agent holds
     label_shares    what came of it: counts of classes, overlap of two agents, how unlike agents are
     skew            how each agent sees images: turned, noisy
     augment         how images vary from minibatch to minibatch: moved, flipped

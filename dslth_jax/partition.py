@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int32, Shaped
+from jaxtyping import Float, Int32
 
 from dslth_jax.class_lists import draw_classes, window_classes
+from dslth_jax.owners import Owners, expect_owners, owners
 from dslth_jax.tested_on import Indices, Labels, Ranks, hold_back, rank_in_class, tests_by_class, tests_in_proportion
 
 __all__ = [
@@ -31,8 +32,6 @@ __all__ = [
     "of_classes", "overlapping", "owned", "owners", "quantity", "split_by_class", "stack", "tests_by_class",
     "tests_in_proportion", "window_classes",
 ]  # fmt: skip
-
-Owners = Shaped[np.ndarray, "_"]  # of samples: whole numbers, or words
 
 DRAWS = 1000  # of random shares, before a request counts as one that cannot be met
 
@@ -200,7 +199,7 @@ def owned(
     _expect_request(agents, fraction)
     if owner is None:
         raise ValueError("owner must say whose each training sample is, and the data has none: give it one")
-    _expect_owners("owner", owner, labels)
+    expect_owners("owner", owner, labels)
     names = owners(owner, agents)
     rng = np.random.default_rng(seed)
     # Mix an agent's classes, so that a part of its share has them all.
@@ -212,7 +211,7 @@ def owned(
         return Partition(train, [], [])
     if test_owner is None:
         return Partition(train, *tests_in_proportion(test_labels, _held(labels, train), rng))
-    _expect_owners("test_owner", test_owner, test_labels)
+    expect_owners("test_owner", test_owner, test_labels)
     if (test_owner.dtype.kind == "U") != (owner.dtype.kind == "U"):
         raise ValueError(f"owner and test_owner must both be words or numbers, got {owner.dtype}, {test_owner.dtype}")
     tests, ranks = list[Indices](), list[Ranks]()
@@ -282,28 +281,9 @@ def _expect_a_few_classes(labels: Labels, agents: int, fraction: float, among: i
     return _count_of(labels) if among is None else among
 
 
-def owners(owner: Owners, agents: int) -> list[Any]:
-    """The owner that each agent is, in the order of agents; a ValueError where there are not as many."""
-    nobody = "" if owner.dtype.kind == "U" else -1
-    names = [name for name in np.unique(owner).tolist() if name != nobody]
-    if nobody == -1 and all(0 <= name < agents for name in names):
-        return list(range(agents))
-    if len(names) != agents:
-        raise ValueError(f"owner must name {agents} agents, got {len(names)} owners: take as many agents")
-    return names
-
-
 def _held(labels: Labels, train: Sequence[Indices]) -> Int32[np.ndarray, "agents classes"]:
     """How many samples of each class every agent has."""
     return np.stack([np.bincount(labels[own], minlength=_count_of(labels)).astype(np.int32) for own in train])
-
-
-def _expect_owners(name: str, owner: Owners, labels: Labels) -> None:
-    """Raise a ValueError unless each sample has an owner that can be told."""
-    if owner.dtype.kind not in "iuU":
-        raise ValueError(f"{name} must be whole numbers or words, got {owner.dtype}")
-    if owner.shape != labels.shape:
-        raise ValueError(f"{name} must say whose each of {len(labels)} samples is, got {owner.shape} owners")
 
 
 def _expect_enough(samples: int, agents: int, fraction: float, whose: str = "") -> None:

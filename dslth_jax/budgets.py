@@ -181,10 +181,10 @@ def bandit(
 ) -> Controller:
     """Discounted upper confidence bounds over equal intervals of [low, high] (after FedMP, Jiang et al., ICDE 2022).
 
-    An interval is tried for `hold` exchanges, its middle being the retention; those in which jumps lead there do not
-    count. What it is worth is how much the loss fell in a second, as a share of the largest such gain so far of this
-    agent. Then the interval is chosen with the largest mean gain + `explore` · √(ln Σ pulls / pulls), of those never
-    tried the nearest: see `best_arm`.
+    The retention goes to the middle of an interval, by as many jumps as it takes, and stays there for `hold` exchanges,
+    which alone count. What the interval is worth is how much the loss fell in a second of them, as a share of the
+    largest such gain so far of this agent. Then the interval is chosen with the largest mean gain + `explore` · √(ln Σ
+    pulls / pulls), of those never tried the nearest: see `best_arm`.
     """
     agents = limits.own.shape[0]
     width = (limits.high - limits.low)[:, None] / arms
@@ -192,11 +192,10 @@ def bandit(
     zeros = jnp.zeros((agents, arms), limits.own.dtype)
     first = jnp.argmin(jnp.abs(middles - limits.own[:, None]), axis=1)
     none = jnp.zeros(agents, jnp.int32)
+    start = Arms(zeros, zeros, first, none, jnp.nan + zeros[:, 0], zeros[:, 0], zeros[:, 0])
 
     def middle_of(arm: Int[Array, "agents"]) -> Float[Array, "agents"]:
         return jnp.take_along_axis(middles, arm[:, None], axis=1)[:, 0]
-
-    start = Arms(zeros, zeros, first, none, jnp.nan + zeros[:, 0], zeros[:, 0], zeros[:, 0])
 
     def decide(going: Going, info: dict[str, Any], axis: str | None) -> Going:
         del axis

@@ -170,11 +170,12 @@ def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) ->
     >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
     [0.5, 0.0, 1.0, 1.0]
     """
-    agents, table = len(topology.graph.own), jnp.asarray(weights, jnp.result_type(float))
-    if table.shape != (agents, agents):
-        raise ValueError(f"weights must be {agents} x {agents}, got {' x '.join(map(str, table.shape))}")
-    if not (np.isfinite(weights) & (np.asarray(weights) >= 0)).all():
+    agents = len(topology.graph.own)
+    if weights.shape != (agents, agents):
+        raise ValueError(f"weights must be {agents} x {agents}, got {' x '.join(map(str, weights.shape))}")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
         raise ValueError("weights must be finite and at least 0, and some are not")
+    table = jnp.asarray(weights, jnp.result_type(float))
 
     def weigh(graph: Graph) -> Graph:
         return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))

@@ -30,8 +30,8 @@ class Architectures(Experiment):
     every: int = 10
     """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
     steps: str | None = None
-    """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example; those
-    left out are as in all comparisons."""
+    """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example, each of
+    the algorithm's own optimizer; those left out are as in all comparisons."""
 
     def arms(self) -> Arms:
         """Of every network: weights that are trained alone; masks learned alone, by the force, and by gossip."""

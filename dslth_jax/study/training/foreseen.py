@@ -18,7 +18,7 @@ KEPT = ("retention", "linear_retention")
 def said_of_time(prepared: Prepared) -> list[str]:
     """What is known of a run's simulated time before it starts, a sentence each: who cannot make the deadline, whether
     retention buys any time, and whether there is enough of it to choose one."""
-    sends_masks = ALGORITHMS[prepared.settings.algorithm].bits == "masks"  # of which fewer bits are kept, and sent
+    sends_masks = ALGORITHMS[prepared.settings.algorithm].bits == "masks"  # whose bits go by what is kept
     links = (prepared.adjacency != 0).sum(axis=0) * sends_masks
     by_layer = sets_layers(prepared)
     little = little_bought(prepared.budget, prepared.costs, prepared.hyper, links, by_layer)

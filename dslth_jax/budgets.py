@@ -14,6 +14,7 @@ One that sets residual blocks stands in `depth_budgets`. To add one, write its f
 `study.config.spellings.CONTROLLERS`.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -233,6 +234,25 @@ def best_arm(
     some = jnp.where(never, 1, pulls)
     bound = gains / some + explore * jnp.sqrt(jnp.log(jnp.maximum(jnp.sum(pulls), 1)) / some)
     return jnp.where(jnp.any(never), nearest, jnp.argmax(bound)).astype(arm.dtype)
+
+
+def exchanges_to_try(limits: Limits, *, arms: int = INTERVALS, hold: int = HELD) -> Int[np.ndarray, "agents"]:
+    """After how many exchanges a `bandit` has tried every interval, with the jumps that lead from one to the next."""
+    steps = np.arange(arms) + 0.5
+
+    def of_agent(own: float, low: float, high: float) -> int:
+        middles = low + (high - low) / arms * steps
+        at, never, exchanges = float(np.clip(own, low, high)), set(range(arms)), 0
+        while never:
+            arm = min(never, key=lambda other: (abs(middles[other] - at).round(6), other))
+            # The exchange in which an interval is chosen makes the first jump toward it, but for the very first.
+            jumps = math.ceil(abs(middles[arm] - at) / float(limits.jump) - NEAR)
+            exchanges += jumps - (len(never) < arms) + hold
+            at = middles[arm]
+            never.remove(arm)
+        return exchanges
+
+    return np.array([of_agent(*own) for own in zip(limits.own, limits.low, limits.high, strict=True)])
 
 
 def period(longest: int = 16) -> Controller:

@@ -164,18 +164,21 @@ def metropolis(topology: Topology) -> Topology:
 def weighted(topology: Topology, weights: Float[np.ndarray, "agents agents"]) -> Topology:
     """The same graphs, in which agent i hears agent j with `weights[i, j]`, and not at all where that is 0.
 
-    Raises a ValueError unless there is a weight for every two agents, finite and at least 0.
+    Raises a ValueError unless there is a weight for every two agents, finite as it is kept and at least 0.
 
     >>> from dslth_jax.graphs import star
     >>> weighted(star(3), np.array([[0, 0.5, 0], [1, 0, 0], [1, 0, 0]])).graph.weights.tolist()
     [0.5, 0.0, 1.0, 1.0]
     """
     agents = len(topology.graph.own)
-    if weights.shape != (agents, agents):
-        raise ValueError(f"weights must be {agents} x {agents}, got {' x '.join(map(str, weights.shape))}")
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise ValueError("weights must be finite and at least 0, and some are not")
-    table = jnp.asarray(weights, jnp.result_type(float))
+    given = np.asarray(weights)
+    if given.shape != (agents, agents):
+        raise ValueError(f"weights must be {agents} x {agents}, got {' x '.join(map(str, given.shape))}")
+    with np.errstate(over="ignore"):  # what is too large for its type is refused below
+        kept = given.astype(jnp.result_type(float))
+    if not (np.isfinite(kept) & (given >= 0)).all():
+        raise ValueError(f"weights must be finite in {kept.dtype} and at least 0, and some are not")
+    table = jnp.asarray(kept)
 
     def weigh(graph: Graph) -> Graph:
         return graph._replace(weights=jnp.where(graph.weights != 0, table[graph.receivers, graph.senders], 0))

@@ -1,4 +1,4 @@
-"""Hundreds of times fewer bits than decentralized SGD sends, at its accuracy or better: how near to a thousand?
+"""Hundreds of times fewer bits than whole weights take, at their accuracy or better: how near to a thousand?
 
     python -m experiments.thousandfold --data-dir FOLDER --topology ADJACENCY --class-file CLASSES   # 400 rounds
 

@@ -334,8 +334,8 @@ def test_nobody_is_said_to_miss_a_deadline_that_it_can_make(settings, said):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"controller": "bandit", "rounds": 40}, "40 at least, and there are 40 in this run: it ends before"),
-        ({"controller": "bandit", "rounds": 41}, None),
+        ({"controller": "bandit", "rounds": 59}, "after 59 exchanges, and there are 59 in this run: for 4 of 4 agents"),
+        ({"controller": "bandit", "rounds": 60}, None),
         ({"controller": "balance", "algorithm": "score-gossip", "device_sparse": False}, "buys next to no time here"),
         ({"controller": "balance", "device_sparse": False}, None),
     ],

@@ -330,6 +330,9 @@ def test_a_bandit_counts_exchanges_at_the_middle_of_an_interval_alone(x64):
     over = np.diff(over, axis=0, prepend=over[:1]) > 0  # an interval has been tried
     assert not there.all()
     assert (counted[~over] == there[~over]).all()
+    # All have been tried after as many exchanges as foreseen, and not before.
+    tried = np.asarray((memory.rest.pulls > 0).all(axis=2))
+    assert (tried.argmax(axis=0) + 1).tolist() == budgets.exchanges_to_try(limits(own, jump=0.03), hold=3).tolist()
     late = memory.rest.arm[-60:]
     assert np.median(late[:, 0]) < np.median(late[:, 1])
 

@@ -165,6 +165,9 @@ def test_arms_get_the_flags_that_mean_something_to_them():
     assert (shared.lr, shared.amplitude, shared.weight_decay, shared.code_every) == (None, 1.0, None, None)
     assert (shared.preset, shared.seeds, shared.agents) == ("tuned", 2, 3)
     assert arms["weights"] == {"algorithm": "dsgd", "weight_decay": 0.1, "lr": "0.4@cosine"}
+    _, named = own_of(communication.Communication, communication, "--lr", "dsgd=momentum:0.4@step:5:0.2")
+    named = named["weights, personal head"]
+    assert (named["optimizer"], named["lr"]) == ("momentum", "0.4@step:5:0.2")
     searched = {"optimizer": "adam", "lr": "0.004@cosine"}  # where no flag says a step, which is of the algorithm's own
     assert arms["weights, alone"] == {"algorithm": "local", "weight_decay": 0.1, **searched}
     heads = {"algorithm": "fedmrn", "personal_layers": "last", "weight_decay": 0.1, "code_every": 7}
@@ -218,11 +221,14 @@ def test_flags_that_arms_cannot_share_are_one_line(flags, said, capsys, tmp_path
 
 
 def test_each_network_learns_at_its_own_steps():
-    """And at those that a flag says; masks that are heard as those alone; AlexNet at defaults, others as the proxy."""
-    said = "resnet20/local=0.2,alexnet/score-gossip=0.3@cosine"
+    """And at those that a flag says, of the optimizer that it names; masks that are heard as those alone; AlexNet at
+    defaults, others as the proxy."""
+    said = "resnet20/local=adam:0.2,alexnet/score-gossip=0.3@cosine"
     arms = architectures.Architectures(networks="resnet20,alexnet,small", steps=said).arms()
     steps = {name: arm.get("lr") for name, arm in arms.items()}
     proxy = comparison.STEPS["conv3"]
+    optimizers = {name: arm["optimizer"] for name, arm in arms.items() if "optimizer" in arm}
+    assert optimizers == dict.fromkeys(("resnet20: weights", "small: weights"), "adam")
     assert steps == {
         "resnet20: weights": "0.2",
         **dict.fromkeys(("resnet20: alone", "resnet20: force", "resnet20: gossip"), "0.001@cosine"),
@@ -233,6 +239,19 @@ def test_each_network_learns_at_its_own_steps():
     }
     assert comparison.STEPS.keys() <= MODULES.keys()
     assert set().union(*comparison.STEPS.values()) == comparison.ways(None, 1).keys()
+
+
+def test_weights_that_are_shared_learn_by_adam_and_sparse_ones_by_gradient_descent():
+    """As was best by validation; only the algorithm's own optimizer needs no name."""
+    found = {name: (arm.get("optimizer"), arm["lr"]) for name, arm in comparison.ways(None, 1).items()}
+    assert {name: own for name, own in found.items() if own[0]} == {
+        "weights, alone": ("adam", "0.004@cosine"),
+        "weights": ("adam", "0.001"),
+        "weights, personal head": ("adam", "0.008@cosine"),
+    }
+    for network, steps in comparison.STEPS.items():
+        trained = [name for name in steps if name.startswith("weights")]
+        assert all(comparison.ways(network, 1)[name]["optimizer"] == "adam" for name in trained)
 
 
 def test_steps_of_networks_and_of_algorithms_do_not_go_together(capsys, tmp_path):

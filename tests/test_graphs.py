@@ -488,7 +488,11 @@ def test_an_agent_hears_a_few_of_its_neighbours_and_each_as_often(spelling):
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [(np.full((2, 2), 0.5), "weights must be 3 x 3, got 2 x 2"), (-np.ones((3, 3)), "weights must be finite and at")],
+    [
+        (np.full((2, 2), 0.5), "weights must be 3 x 3, got 2 x 2"),
+        (-np.ones((3, 3)), "weights must be finite in float32 and at least 0"),
+        (np.full((3, 3), 1e300), "weights must be finite in float32 and at least 0"),
+    ],
 )
 def test_weights_of_links_that_cannot_be_are_refused(weights, said):
     with pytest.raises(ValueError, match=f"^{said}"):

@@ -231,7 +231,7 @@ CLAIMS: dict[str, Claim] = {
         difference=("retention 0.3: aggregation tensor", "retention 0.3: dis-pfl"),
     ),
     "thousandfold": Claim(
-        says="masks take hundreds of times fewer bits than weights, at no less accuracy (ours)",
+        says="masks take hundreds of times fewer bits than whole weights, at no less accuracy (ours)",
         module="experiments.thousandfold",
         leaves_out="AlexNet on whole images, two of three seeds, 250 of 400 rounds",
         minutes=3 * 150 * A_MEMBER,

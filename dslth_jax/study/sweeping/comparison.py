@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some, with_own_settings
-from dslth_jax.study.config.setting import described, flag
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.setting import choices, described, flag
+from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.results import gains
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping.grid import Arms, Sweep
@@ -20,18 +20,15 @@ from dslth_jax.study.sweeping.grid import Arms, Sweep
 BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
-
-
-def by_adam(step: str) -> dict[str, str]:
-    """Adam at this step, for a way whose algorithm has another optimizer."""
-    return {"optimizer": "adam", "lr": step}
+OPTIMIZERS = choices(SETTINGS["optimizer"].hint)
 
 
 # The step size of each way to learn, by network: the best by validation or level with it, but where
-# experiments/RESULTS.md says that it was not searched. A network that is not here takes the proxy's steps. Where one of
-# these lacks a way, masks that are heard take its step of masks alone, and all else the default of the algorithm, as
-# nearly everything does in the AlexNet. Steps are of the algorithm's own optimizer unless they say Adam.
-STEPS: dict[str, dict[str, str | dict[str, str]]] = {
+# experiments/RESULTS.md says that it was not searched, or chosen by test images. A network that is not here takes the
+# proxy's steps. Where one of these lacks a way, masks that are heard take its step of masks alone, and all else the
+# default of the algorithm, as nearly everything does in the AlexNet. Steps are of the algorithm's own optimizer unless
+# they name another (`at_step`).
+STEPS: dict[str, dict[str, str]] = {
     PROXY: {
         "alone": "0.002@cosine",
         "force": "0.004@cosine",
@@ -41,16 +38,16 @@ STEPS: dict[str, dict[str, str | dict[str, str]]] = {
         "majority": "0.0005@cosine",
         "gossip": "0.002@cosine",
         "gossip, following": "0.002@cosine",
-        "weights, alone": by_adam("0.004@cosine"),
-        "weights": by_adam("0.001"),
-        "weights, personal head": by_adam("0.008@cosine"),
+        "weights, alone": "adam:0.004@cosine",
+        "weights": "adam:0.001",
+        "weights, personal head": "adam:0.008@cosine",
         "dis-pfl": "0.8@cosine",
         "fedpm, personal head": "0.8@cosine",
         "fedmrn, personal head": "0.1@cosine",
     },
-    "alexnet": {"weights, personal head": by_adam("0.001@cosine")},
-    "conv6": {"alone": "0.00025@cosine", "weights, alone": by_adam("0.002@cosine")},
-    "resnet20": {"alone": "0.001@cosine", "weights, alone": by_adam("0.002@cosine")},
+    "alexnet": {"weights, personal head": "adam:0.001@cosine"},
+    "conv6": {"alone": "0.00025@cosine", "weights, alone": "adam:0.002@cosine"},
+    "resnet20": {"alone": "0.001@cosine", "weights, alone": "adam:0.002@cosine"},
     "resnet18": {"alone": "0.001@cosine"},
     "mobilenetv2": {"alone": "0.002@cosine"},
     "vit-tiny": {"alone": "0.001@cosine"},
@@ -66,8 +63,9 @@ class Experiment(Settings):
     preset: Literal["code", "tuned"] = "tuned"
     """Bundle of switches of those arms that learn masks by scores; that of the paper takes two gradients a round."""
     lr: float | str | None = None
-    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example, each of the algorithm's own optimizer; of
-    those left out those of the experiment, searched for it, or else the algorithm's default."""
+    """Step sizes by algorithm, dsgd=0.0125,mce-pl=0.0005@cosine for example, each of the algorithm's own optimizer or
+    the one that it names, dsgd=adam:0.001; of those left out those of the experiment, searched for it, or else the
+    algorithm's default."""
     seeds: int = 3
     """Seeds of each arm: --seed and the numbers behind it."""
     run_folders: bool = False
@@ -122,10 +120,16 @@ def shared_and_own(settings: Experiment, arms: Arms) -> tuple[Sweep, Arms]:
 
 
 def at_step(arm: Mapping[str, Any], step: str | None) -> dict[str, Any]:
-    """An arm at a step that a flag says, which is of its algorithm's own optimizer; as it is where there is none."""
+    """An arm at a step, 0.1@cosine of its algorithm's own optimizer or adam:0.001@cosine; as it is where there is none.
+
+    >>> at_step({"algorithm": "dsgd"}, "adam:0.001@cosine")
+    {'algorithm': 'dsgd', 'optimizer': 'adam', 'lr': '0.001@cosine'}
+    """
     if step is None:
         return {**arm}
-    return {name: value for name, value in arm.items() if name != "optimizer"} | {"lr": step}
+    first, _, rest = step.partition(":")
+    own = {name: value for name, value in arm.items() if name != "optimizer"}
+    return own | ({"optimizer": first, "lr": rest} if first in OPTIMIZERS else {"lr": step})
 
 
 def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, Any]]:
@@ -155,12 +159,11 @@ def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, An
     }
     steps = STEPS.get(network or PROXY, STEPS[PROXY])
 
-    def step_of(name: str) -> dict[str, str]:
+    def step_of(name: str) -> str | None:
         hears_masks = known[name]["algorithm"] in ("mce-pl", "score-gossip")
-        step = steps.get(name, steps.get("alone") if hears_masks else None) or {}
-        return {"lr": step} if isinstance(step, str) else step
+        return steps.get(name, steps.get("alone") if hears_masks else None)
 
-    return {name: known[name] | step_of(name) for name in names or known}
+    return {name: at_step(known[name], step_of(name)) for name in names or known}
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

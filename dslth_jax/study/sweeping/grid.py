@@ -82,6 +82,8 @@ def values_of(flag_name: str, known: Setting, spelled: str) -> list[Any]:
         has = f"{flag_name} has commas between values, and {DEALT} has some of its own"
         raise ValueError(f"{has}: got {known.name}={spelled}, put semicolons between values")
     values = [value_of(known, word.strip()) for word in spelled.split(between) if word.strip() or between == ","]
+    if not values:
+        raise ValueError(f"{flag_name} gives {known.name} no value, in {spelled!r}: say one at least")
     if len(set(map(written, values))) < len(values):
         raise ValueError(f"{flag_name} gives {known.name} one value twice, in {spelled!r}: leave one of them out")
     return values

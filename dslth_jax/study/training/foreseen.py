@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from dslth_jax.budgets import HELD, INTERVALS, bandit, prunefl
+from dslth_jax.budgets import INTERVALS, bandit, exchanges_to_try, prunefl
 from dslth_jax.schedules import constant
 from dslth_jax.study.config.algorithms import ALGORITHMS
 from dslth_jax.study.config.numbers import numbers_of
@@ -27,12 +27,16 @@ def said_of_time(prepared: Prepared) -> list[str]:
 
 def too_short(prepared: Prepared) -> list[str]:
     """A sentence if a bandit is to choose among retentions, and the run ends before it has tried them all."""
-    exchanges, tries = prepared.course.exchanges(prepared.course.rounds), INTERVALS * HELD
-    if CONTROLLERS.get(str(prepared.settings.controller)) is not bandit or exchanges > tries:
+    limits = prepared.budget.limits if prepared.budget else None
+    if limits is None or CONTROLLERS.get(str(prepared.settings.controller)) is not bandit:
+        return []
+    exchanges, tries = prepared.course.exchanges(prepared.course.rounds), exchanges_to_try(limits)
+    longer = int(np.sum(tries >= exchanges))
+    if not longer:
         return []
     return [
-        f"--controller bandit tries each of {INTERVALS} retentions for {HELD} exchanges, {tries} at least, and there "
-        f"are {exchanges} in this run: it ends before anything is chosen"
+        f"--controller bandit has tried each of {INTERVALS} retentions after {tries.max()} exchanges, and there are "
+        f"{exchanges} in this run: for {longer} of {prepared.agents} agents it ends before anything is chosen"
     ]
 
 

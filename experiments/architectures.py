@@ -5,8 +5,9 @@
 
 The theorem is of convolutions without strides, pooling, biases and shortcuts. Of each network the table has weights
 that are trained, masks that are learned, both alone and at equal steps, masks that neighbours hear, and masks whose
-scores they gossip, with the bits that are sent. Search the steps of a network first, with `experiments.sweep`, and say
-them by network and algorithm (`--steps`). See experiments/RESULTS.md.
+scores they gossip, with the bits that are sent. After so few rounds listening pays only where it is weak: a force of a
+tenth, and a mixing that falls. Search the steps of a network first, with `experiments.sweep`, and say them by network
+and algorithm (`--steps`). See experiments/RESULTS.md.
 """
 
 import dataclasses
@@ -27,8 +28,10 @@ class Architectures(Experiment):
     rounds: int = 200
     data_fraction: float = 0.2
     batch_size: int = 64
-    every: int = 10
+    every: int = 1
     """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
+    force: float | str = 0.1
+    mixing_step: float | str = "0.5@cosine"
     steps: str | None = None
     """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example, each of
     the algorithm's own optimizer; those left out are as in all comparisons."""

@@ -228,11 +228,12 @@ def test_each_network_learns_at_its_own_steps():
     steps = {name: arm.get("lr") for name, arm in arms.items()}
     proxy = comparison.STEPS["conv3"]
     optimizers = {name: arm["optimizer"] for name, arm in arms.items() if "optimizer" in arm}
-    assert optimizers == dict.fromkeys(("resnet20: weights", "small: weights"), "adam")
+    assert optimizers == dict.fromkeys(("resnet20: weights", "alexnet: weights", "small: weights"), "adam")
     assert steps == {
         "resnet20: weights": "0.2",
         **dict.fromkeys(("resnet20: alone", "resnet20: force", "resnet20: gossip"), "0.001@cosine"),
-        **dict.fromkeys(("alexnet: weights", "alexnet: alone", "alexnet: force")),
+        "alexnet: weights": comparison.ways("alexnet", 1)["weights, alone"]["lr"],
+        **dict.fromkeys(("alexnet: alone", "alexnet: force")),
         "alexnet: gossip": "0.3@cosine",
         "small: weights": "0.004@cosine",
         **{f"small: {way}": proxy[way] for way in ("alone", "force", "gossip")},
@@ -252,6 +253,19 @@ def test_weights_that_are_shared_learn_by_adam_and_sparse_ones_by_gradient_desce
     for network, steps in comparison.STEPS.items():
         trained = [name for name in steps if name.startswith("weights")]
         assert all(comparison.ways(network, 1)[name]["optimizer"] == "adam" for name in trained)
+
+
+def test_networks_that_learn_for_few_rounds_listen_weakly_unless_a_flag_says_otherwise():
+    def heard(*flags):
+        settings = command.parse(["--networks", "conv6", *flags], architectures.Architectures, "experiments.test")
+        _, arms = comparison.shared_and_own(settings, settings.arms())
+        names = ("exchange_every", "force", "mixing_step")
+        return [{name: arms[f"conv6: {way}"].get(name) for name in names} for way in ("force", "gossip")]
+
+    weak = [{"exchange_every": 1, "force": 0.1, "mixing_step": None}]
+    assert heard() == [*weak, {"exchange_every": None, "force": None, "mixing_step": "0.5@cosine"}]
+    force, gossip = heard("--every", "2", "--force", "1", "--mixing-step", "0.5")
+    assert (force["exchange_every"], force["force"], gossip["mixing_step"]) == (2, None, None)  # as algorithms have it
 
 
 def test_steps_of_networks_and_of_algorithms_do_not_go_together(capsys, tmp_path):

@@ -45,12 +45,13 @@ STEPS: dict[str, dict[str, str]] = {
         "fedpm, personal head": "0.8@cosine",
         "fedmrn, personal head": "0.1@cosine",
     },
-    "alexnet": {"weights, personal head": "adam:0.001@cosine"},
-    "conv6": {"alone": "0.00025@cosine", "weights, alone": "adam:0.002@cosine"},
+    "alexnet": {"weights, alone": "adam:0.001@cosine", "weights, personal head": "adam:0.001@cosine"},
+    "conv6": {"alone": "0.001@cosine", "weights, alone": "adam:0.002@cosine"},
+    "vgg11": {"alone": "0.0005@cosine", "weights, alone": "adam:0.001@cosine"},
     "resnet20": {"alone": "0.001@cosine", "weights, alone": "adam:0.002@cosine"},
-    "resnet18": {"alone": "0.001@cosine"},
-    "mobilenetv2": {"alone": "0.002@cosine"},
-    "vit-tiny": {"alone": "0.001@cosine"},
+    "resnet18": {"alone": "0.001@cosine", "weights, alone": "adam:0.002@cosine"},
+    "mobilenetv2": {"alone": "0.002@cosine", "weights, alone": "adam:0.004@cosine"},
+    "vit-tiny": {"alone": "0.002@cosine", "weights, alone": "adam:0.004@cosine"},
 }
 
 

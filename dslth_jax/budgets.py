@@ -188,10 +188,8 @@ def bandit(
     pulls / pulls), of those never tried the nearest: see `best_arm`.
     """
     agents = limits.own.shape[0]
-    width = (limits.high - limits.low)[:, None] / arms
-    middles = limits.low[:, None] + width * (jnp.arange(arms)[None] + 0.5)
+    middles, first = intervals(limits, arms)
     zeros = jnp.zeros((agents, arms), limits.own.dtype)
-    first = jnp.argmin(jnp.abs(middles - limits.own[:, None]), axis=1)
     none = jnp.zeros(agents, jnp.int32)
     start = Arms(zeros, zeros, first, none, jnp.nan + zeros[:, 0], zeros[:, 0], zeros[:, 0])
 
@@ -236,23 +234,28 @@ def best_arm(
     return jnp.where(jnp.any(never), nearest, jnp.argmax(bound)).astype(arm.dtype)
 
 
+def intervals(limits: Limits, arms: int) -> tuple[Float[Array, "agents arms"], Int[Array, "agents"]]:
+    """The middles of equal intervals of [low, high], and in which of them a `bandit` begins: the one nearest to r."""
+    width = (limits.high - limits.low)[:, None] / arms
+    middles = jnp.asarray(limits.low[:, None] + width * (jnp.arange(arms)[None] + 0.5))
+    return middles, jnp.argmin(jnp.abs(middles - limits.own[:, None]), axis=1)
+
+
 def exchanges_to_try(limits: Limits, *, arms: int = INTERVALS, hold: int = HELD) -> Int[np.ndarray, "agents"]:
     """After how many exchanges a `bandit` has tried every interval, with the jumps that lead from one to the next."""
-    steps = np.arange(arms) + 0.5
 
-    def of_agent(own: float, low: float, high: float) -> int:
-        middles = low + (high - low) / arms * steps
-        at, never, exchanges = float(np.clip(own, low, high)), set(range(arms)), 0
+    def of_agent(at: float, middles: Float[np.ndarray, "arms"], arm: int) -> int:
+        never, exchanges = set(range(arms)), 0
         while never:
-            arm = min(never, key=lambda other: (abs(middles[other] - at).round(6), other))
+            jumps = max(math.ceil((abs(middles[arm] - at) - NEAR) / float(limits.jump)), 0)
             # The exchange in which an interval is chosen makes the first jump toward it, but for the very first.
-            jumps = math.ceil(abs(middles[arm] - at) / float(limits.jump) - NEAR)
-            exchanges += jumps - (len(never) < arms) + hold
-            at = middles[arm]
+            exchanges += hold + (jumps if len(never) == arms else max(jumps - 1, 0))
             never.remove(arm)
+            at, arm = middles[arm], min(never, key=lambda other: (abs(other - arm), other), default=arm)
         return exchanges
 
-    return np.array([of_agent(*own) for own in zip(limits.own, limits.low, limits.high, strict=True)])
+    start = np.clip(np.asarray(limits.own), limits.low, limits.high)
+    return np.array([of_agent(*own) for own in zip(start, *map(np.asarray, intervals(limits, arms)), strict=True)])
 
 
 def period(longest: int = 16) -> Controller:

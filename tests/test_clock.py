@@ -330,11 +330,20 @@ def test_a_bandit_counts_exchanges_at_the_middle_of_an_interval_alone(x64):
     over = np.diff(over, axis=0, prepend=over[:1]) > 0  # an interval has been tried
     assert not there.all()
     assert (counted[~over] == there[~over]).all()
-    # All have been tried after as many exchanges as foreseen, and not before.
-    tried = np.asarray((memory.rest.pulls > 0).all(axis=2))
-    assert (tried.argmax(axis=0) + 1).tolist() == budgets.exchanges_to_try(limits(own, jump=0.03), hold=3).tolist()
     late = memory.rest.arm[-60:]
     assert np.median(late[:, 0]) < np.median(late[:, 1])
+
+
+def test_a_bandit_has_tried_all_intervals_after_as_many_exchanges_as_foreseen():
+    """Not one earlier or later; where it starts between two intervals, beyond a bound, and where there is one alone."""
+    own = jnp.array([0.3, 0.3, 0.95, 0.05, 0.4])
+    low, high = jnp.array([0.05, 0.1, 0.1, 0.1, 0.4]), jnp.array([0.9, 0.9, 0.9, 0.9, 0.4])
+    for jump in (0.02, 0.05, 1.0):
+        bounds = budgets.Limits(own, low, high, jnp.asarray(jump), jnp.asarray(0.5))
+        memory = steered(budgets.bandit(bounds, ENTRIES), hyper_of(own), lambda r: r, 120)
+        tried = np.asarray((memory.rest.pulls > 0).all(axis=2))
+        assert tried[-1].all()
+        assert (tried.argmax(axis=0) + 1).tolist() == budgets.exchanges_to_try(bounds).tolist()
 
 
 def test_a_period_grows_with_the_time_that_an_agent_takes():

@@ -5,7 +5,7 @@
 
 The theorem is of convolutions without strides, pooling, biases and shortcuts. Of each network the table has weights
 that are trained, masks that are learned, both alone and at equal steps, masks that neighbours hear, and masks whose
-scores they gossip, with the bits that are sent. After so few rounds listening pays only where it is weak: a force of a
+scores they gossip, with the bits that are sent. Neighbours are heard weakly, as so few rounds ask for: a force of a
 tenth, and a mixing that falls. Search the steps of a network first, with `experiments.sweep`, and say them by network
 and algorithm (`--steps`). See experiments/RESULTS.md.
 """
@@ -34,7 +34,7 @@ class Architectures(Experiment):
     mixing_step: float | str = "0.5@cosine"
     steps: str | None = None
     """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example, each of
-    the algorithm's own optimizer; those left out are as in all comparisons."""
+    the algorithm's own optimizer or the one that it names; those left out are as in all comparisons."""
 
     def arms(self) -> Arms:
         """Of every network: weights that are trained alone; masks learned alone, by the force, and by gossip."""

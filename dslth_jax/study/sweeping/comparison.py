@@ -22,7 +22,6 @@ BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Pa
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
 OPTIMIZERS = choices(SETTINGS["optimizer"].hint)
 
-
 # The step size of each way to learn, by network: the best by validation or level with it, but where
 # experiments/RESULTS.md says that it was not searched, or chosen by test images. A network that is not here takes the
 # proxy's steps. Where one of these lacks a way, masks that are heard take its step of masks alone, and all else the

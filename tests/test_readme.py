@@ -27,13 +27,11 @@ from dslth_jax.study.sweeping.search import spaces_of
 from dslth_jax.study.theorem import page
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = {
-    name: (ROOT / name).read_text()
-    for name in (
-        "README.md", "experiments/README.md", "dslth_jax/README.md", "experiments/RESULTS.md", "benchmarks/README.md",
-        "CHANGELOG.md",
-    )
-}  # fmt: skip
+RESULTS = ROOT / "experiments" / "results"
+NAMES = ["README.md", "experiments/README.md", "dslth_jax/README.md", "benchmarks/README.md", "CHANGELOG.md"]
+PAGE = "experiments/RESULTS.md"
+MEASURED = sorted(f"experiments/results/{path.name}" for path in RESULTS.glob("*.md"))
+DOCUMENTS = {name: (ROOT / name).read_text() for name in (*NAMES, PAGE, *MEASURED)}
 README, STUDIES = DOCUMENTS["README.md"], DOCUMENTS["experiments/README.md"]
 KINDS = (Settings, Sweep, *COMPARISONS.values(), report.Report, board.Board)
 KINDS += (predict.Predict, export.Export, page.Theorem, All)
@@ -138,10 +136,12 @@ def anchor_of(heading):
 
 def test_every_figure_of_a_claim_stands_in_the_section_that_it_links_to():
     """And each claim has a verdict, a command that there is, seeds and hours."""
-    text = DOCUMENTS["experiments/RESULTS.md"]
-    headings = re.split(r"^#+ (.*)$", text, flags=re.MULTILINE)
-    sections = dict(zip(map(anchor_of, headings[1::2]), headings[2::2], strict=True))
-    rows = re.findall(r"^\| (.*) \|$", text.partition("| claim |")[2].partition("\n\n")[0], re.MULTILINE)
+    sections = {}
+    for name in MEASURED:
+        headings = re.split(r"^#+ (.*)$", DOCUMENTS[name], flags=re.MULTILINE)
+        anchors = (f"results/{Path(name).name}#{anchor_of(heading)}" for heading in headings[1::2])
+        sections |= zip(anchors, headings[2::2], strict=True)
+    rows = re.findall(r"^\| (.*) \|$", DOCUMENTS[PAGE].partition("| claim |")[2].partition("\n\n")[0], re.MULTILINE)
     names = [row.partition(":")[0] for row in rows]
     assert {"Theorem", "Over-parameterization", "Heterogeneity boundary", "Cross-architecture"} <= {*names}
     linked = 0
@@ -150,7 +150,7 @@ def test_every_figure_of_a_claim_stands_in_the_section_that_it_links_to():
         assert "**" in verdict
         for module in re.findall("`(.*?)`", commands):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-        for said, link in re.findall(r"(.*?)\(\[[^]]*\]\(#([^)]*)\)\)", figures):
+        for said, link in re.findall(r"(.*?)\(\[[^]]*\]\(([^)]*)\)\)", figures):
             for number in re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", re.sub("`.*?`", "", said)):
                 assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\.?\d)", sections[link]), (number, link)
                 linked += 1

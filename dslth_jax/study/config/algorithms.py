@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 BY_DATA = {"cifar10": "flip-crop", "cifar100": "flip-crop", "svhn_cropped": "crop"}
 
 # What rivals take instead of a preset's values: with every preset the random network of `tuned`, and steps of their
-# own, because those of presets are for scores. Their published forms share all layers. experiments/RESULTS.md holds
+# own, because those of presets are for scores. Their published forms share all layers. experiments/results/ holds
 # the searches of both.
 _network = {name: PRESETS["tuned"][name] for name in ("weights", "biases")} | {"personal_layers": "none"}
 _trained_weights = _network | {"optimizer": "sgd", "weight_decay": 5e-4}

@@ -23,7 +23,7 @@ PROXY = "conv3"  # the network in which experiments are cheap enough to be repea
 OPTIMIZERS = choices(SETTINGS["optimizer"].hint)
 
 # The step size of each way to learn, by network: the best by validation or level with it, but where
-# experiments/RESULTS.md says that it was not searched, or chosen by test images. A network that is not here takes the
+# experiments/results/ says that it was not searched, or chosen by test images. A network that is not here takes the
 # proxy's steps. Where one of these lacks a way, masks that are heard take its step of masks alone, and all else the
 # default of the algorithm, as nearly everything does in the AlexNet. Steps are of the algorithm's own optimizer unless
 # they name another (`at_step`).

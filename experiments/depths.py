@@ -5,7 +5,8 @@
 
 "all deep" is an upper bound: its shallow devices would have to compute what they cannot. "mixed" deals both depths by
 the seed to equally many agents, and `agents.csv` says how each did (`--run-folders`); "mixed: alone" is what these
-learn by themselves. The consensus force, and score gossip. See experiments/RESULTS.md.
+learn by themselves. Neighbours are heard weakly, as networks as deep as these ask for: by a consensus force of a tenth,
+and by gossip whose mixing falls. See experiments/results/networks.md.
 """
 
 import dataclasses
@@ -25,8 +26,10 @@ class Depths(Proxy):
     """Residual blocks of shallow agents."""
     deep: int = 9
     """Residual blocks of deep ones."""
-    every: int = 10
+    every: int = 1
     """Rounds from one exchange of masks to the next; score gossip exchanges in every round."""
+    force: float | str = 0.1
+    mixing_step: float | str = "0.5@cosine"
 
     def arms(self) -> Arms:
         """All shallow, mixed, all deep: alone, by the consensus force, and by gossip."""

@@ -94,9 +94,9 @@ def more_of(claim: Claim, result: Row) -> str:
 
 
 def difference_of(claim: Claim, accuracies: Mapping[str, float]) -> str:
-    """The accuracy of the claim's first arm less that of its second, in words; of an axis of architectures, of masks
-    less weights in each."""
-    pairs = [claim.difference] if claim.difference else []
+    """The accuracy of one arm less that of another, for each of the claim's pairs, in words; of an axis of
+    architectures, of masks less weights in each."""
+    pairs = [*claim.differences]
     trained = [kind.removesuffix("weights") for kind in accuracies if kind.endswith(": weights")]
     pairs += [(f"{group}{way}", f"{group}weights") for group in trained for way in ("masks", "alone")]
     said = [

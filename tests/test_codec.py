@@ -128,6 +128,29 @@ def test_any_mask_comes_back_by_the_masks_before(drawn, shares, known):
     assert len(message) <= len(encode(mask, shapes, past=past[:1])) + 4
 
 
+def planes_of(signs):
+    """The two planes of each layer of a ternary mask."""
+    return [plane for layer in signs for plane in (layer < 0, layer > 0)]
+
+
+@settings
+@hypothesis.given(drawn_masks(number=4), st.lists(st.floats(0, 1), min_size=4, max_size=4), st.integers(0, 3))
+def test_any_ternary_mask_comes_back_by_the_masks_before(drawn, shares, known):
+    """Two planes a layer, of which the second tells nothing where the first has entries; signs turn, too."""
+    random, signs = np.random.default_rng(0), [np.zeros(layer.shape, int) for layer in drawn[0]]
+    masks = []
+    for layers, share in zip(drawn, shares, strict=True):
+        new = [np.where(layer, random.choice([-1, 1], layer.shape), 0) for layer in layers]
+        signs = [np.where(random.random(old.shape) < share, old, own) for old, own in zip(signs, new, strict=True)]
+        masks.append(sent(len(masks), planes_of(signs)))
+    *past, mask = masks
+    past, shapes = past[::-1][:known], [layer.shape for layer in drawn[0] for _ in range(2)]
+    message = encode(mask, shapes, past=past)
+    assert_same(decode(message, shapes, past=past), mask)
+    assert len(message) <= len(encode(mask, shapes)) + 4
+    assert len(encode(mask, shapes)) <= len(encode(mask, shapes, coded=False)) + 4
+
+
 @hypothesis.settings(max_examples=10, deadline=None)  # each compiles anew
 @hypothesis.given(drawn_masks())
 def test_the_bits_are_those_of_pack(drawn):
@@ -177,6 +200,20 @@ def test_a_layer_takes_its_form(name):
         assert message == encode(sent(1, [layer]), [layer.shape])
 
 
+@pytest.mark.parametrize(("known", "form"), [(0, 0), (1, entropy.FLIPS), (2, entropy.FLIPS | entropy.FURTHER)])
+def test_a_plane_beside_another_takes_its_form(known, form):
+    """What the first plane lacks goes by what the second had in as many masks before: rarely as in the last alone."""
+    random, size = np.random.default_rng(0), 4000
+    first, last, earlier = with_ones(size, 2000), random.random(size) < 0.5, random.random(size) < 0.5
+    turns = random.random(size) < (0.5 if known == 0 else np.where((last == earlier) & (known == 2), 0.5, 0.02))
+    past = [sent(1, [first, last]), sent(0, [first, earlier])][:known]
+    mask, shapes = sent(2, [first, ~first & (last ^ turns)]), [(size,)] * 2
+    message = encode(mask, shapes, past=past)
+    assert_same(decode(message, shapes, past=past), mask)
+    at = HEADER + (1 + size // 8 if known == 0 else 1)  # after the first plane: a bitmap, or as before
+    assert message[at] == entropy.SPLIT | entropy.BESIDE | form
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 17, 803])
 def test_padding_does_not_matter(size):
     layers = [with_ones(size, size // 2)]
@@ -191,23 +228,36 @@ def test_padding_does_not_matter(size):
         assert_same(decode(message, [(size,)], past=[dirty._replace(round=1)]), clean)
 
 
-def test_the_format_is_what_version_3_wrote():
+def test_the_format_is_what_version_4_wrote():
     """A change that writes or reads other bytes must be seen, one of constriction too: the ends of a link are two."""
     shapes = [(30, 30), (10,)]
     mask = sent(2, [np.arange(900) % 10 == 0, np.arange(10) % 2 == 0])
     past = [sent(1, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 100 == 7), np.arange(10) % 3 == 0])]
     before_that = sent(0, [(np.arange(900) % 10 == 0) ^ (np.arange(900) % 300 == 8), np.arange(10) % 3 == 0])
+    ternary = sent(2, [np.arange(900) % 3 == 0, np.arange(900) % 3 == 1])
     key_frame = (
-        "444d0303000000020000000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e83"
-        "5deea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb03a8459ae8f500c19d"
+        "444d0403000000020000000002000000c74de74c00000000d0cf1d1364471647025a00011f005a79a226efe6d64191519388ea3e3e83"
+        "5deea9c62e84eab62360780376c8a18a87721d69ce1abc93dbe23bf3578aaca46c1d709272a9fb037fa0afd83265f564"
     )
     flips = (
-        "444d0303000000020000000101000000c74de74c3fbb642fd0cf1d13644716470b000209011f006d3e4d580e04b86aa8ea13f1b49cc969"
+        "444d0403000000020000000101000000c74de74c3fbb642fd0cf1d13644716470b000209011f006d3e4d580e04b86a5d8b6aa4e963f24b"
     )
-    unsteady = "444d0303000000020000000201000000c74de74c23678722d0cf1d13644716471b00040000011f00d864655815112aeb"
-    for message, against in ((key_frame, []), (flips, past), (unsteady, [*past, before_that])):
-        assert encode(mask, shapes, past=against).hex() == message
-        assert_same(decode(bytes.fromhex(message), shapes, past=against), mask)
+    unsteady = "444d0403000000020000000201000000c74de74c23678722d0cf1d13644716471b00040000011f0059d372f8800f3716"
+    planes = (
+        "444d0403000000020000000002000000a4e4ddaf0000000014adaf13e39fa652022c0143022c010000d5aa55aa552ad52a55aa55aa55"
+        "aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55aa55"
+        "aa55aa65db5802482fc8dac135572cd6b5c784535b5995e4a6c84d3f5b8670c1fcc7a0d1f285a76eb057b80377859dc5d858517f2bc8"
+        "6aac76593cdf62c85f0e1c8601cfb8c7611c13861a240a5846eb4f855773ad5718dcce8586355858903eb2c87c1d9357d579e3c7b948"
+        "4785b412741f93da177886fe"
+    )
+    for message, own, sizes, against in (
+        (key_frame, mask, shapes, []),
+        (flips, mask, shapes, past),
+        (unsteady, mask, shapes, [*past, before_that]),
+        (planes, ternary, [(900,)] * 2, []),
+    ):
+        assert encode(own, sizes, past=against).hex() == message
+        assert_same(decode(bytes.fromhex(message), sizes, past=against), own)
 
 
 # Lengths.
@@ -227,6 +277,17 @@ def test_a_coded_layer_has_the_length_of_its_entropy(size, share, seed):
     bitmap, limit = -(-size // 8), information(layer) / 8
     overhead = 1 + -(-size.bit_length() // 8)  # form and count
     assert min(0.999 * limit, bitmap) <= body <= min(1.001 * limit + overhead + 5, bitmap + 1)
+
+
+@settings
+@hypothesis.given(st.integers(200, 40_000), st.floats(0, 1), st.floats(0, 1), st.integers(0, 99))
+def test_a_ternary_layer_has_the_length_of_its_entropy(size, share, positive, seed):
+    """That of what it keeps, and of the signs of that; not of two planes that know nothing of each other."""
+    kept = with_ones(size, int(share * size), seed)
+    signs = np.where(kept, np.where(np.random.default_rng(seed).random(size) < positive, 1, -1), 0)
+    body = len(encode(sent(0, planes_of([signs])), [(size,)] * 2)) - HEADER - CHECKSUM
+    limit = (information(kept) + information(signs[kept] > 0)) / 8
+    assert body <= 1.001 * limit + 3 + 2 * -(-size.bit_length() // 8) + 8
 
 
 def test_padding_counts_in_what_a_layer_costs():
@@ -526,7 +587,7 @@ def rewritten(message, at, new):
     ("at", "new", "said"),
     [
         (0, b"XX", "starts with b'DM' was expected, got b'XX'"),
-        (2, b"\x02", "a message of format 3 was expected, got 2: both ends need one release"),
+        (2, b"\x03", "a message of format 4 was expected, got 3: both ends need one release"),
         (16, bytes(4), r"layers of shapes \[\(6, 7\), \(3,\), \(100,\)\] were expected, got others"),
         (
             3,
@@ -641,7 +702,10 @@ OTHER = encode(sent(1, [with_ones(900, 90, seed=1), with_ones(10, 5)]), [(900,),
         (b"\x00\x00\x00", "1 bytes are left over"),
         (b"\x03\x00", "layer 0 of 2 has the unknown form 3"),
         (b"\x00\x10", "layer 1 of 2 has the unknown form 16"),
-        (b"\x00\x4b", "layer 1 of 2 has the unknown form 75"),
+        (b"\x00\x47", "layer 1 of 2 has the unknown form 71"),
+        (b"\x43\x00", "layer 0 needs one of as many entries before it"),
+        (b"\x00\x43\x00", "layer 1 needs one of as many entries before it"),
+        (b"\x00\x4b\x00\x00", "layer 1 needs 1 past masks, got 0"),
         (b"\x00\xff", "layer 1 of 2 has the unknown form 255"),
         (b"\x08\x00", "layer 0 needs 1 past masks, got 0"),
         (b"\x0b\x00\x00\x00", "layer 0 needs 1 past masks, got 0"),
@@ -687,6 +751,28 @@ def test_parts_that_are_none_are_refused(body, said):
     assert message[HEADER] == entropy.SPLIT | entropy.FLIPS
     with pytest.raises(CodecError, match=said):
         decode(forged(message[:HEADER] + body + bytes(CHECKSUM)), shapes, past=past)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"\x43", "a part of layer 1 is missing"),
+        (b"\x43\x01", "a part of layer 1 has the unknown form 1"),
+        (b"\x43\x00\x00", "1 bytes are left over"),
+        (b"\x43\x04", "the decoded mask is not the one sent"),
+        (b"\x43\x02\xff\xff" + b"\x01" * 8, "a count of ones must lie from 1 to 200, got 65535"),
+    ],
+)
+def test_a_plane_that_is_none_is_refused(body, said):
+    """Beside one of which no entry is known before the code is read."""
+    shapes, first = [(900,), (900,)], ~with_ones(900, 400)
+    message = encode(sent(1, [np.ones(900, bool), np.zeros(900, bool)]), shapes)
+    every = message[HEADER : HEADER + 1]
+    assert every == bytes([entropy.EMPTY | entropy.INVERTED])
+    first = packed(first).tobytes()
+    said = "is not the one sent" if body == b"\x43\x04" else said
+    with pytest.raises(CodecError, match=said):
+        decode(forged(message[:HEADER] + b"\x01" + first + body + bytes(CHECKSUM)), shapes)
 
 
 def test_a_coder_that_rounds_otherwise_is_seen(monkeypatch):

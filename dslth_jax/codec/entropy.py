@@ -3,9 +3,10 @@
 Each layer goes in its cheapest form: a bitmap, or entropy coded with one density, of its bits or of what differs from
 the mask before; or what differs is split by what the last masks had, up to four of them, each part in its own cheapest
 form. (A mask that keeps a tenth of a layer before and after loses as many entries as it wins, but nine times as large a
-share of those that it had; and what has just come or gone is likelier to turn again than what has long been so.) A
-layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, and those of padding
-are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
+share of those that it had; and what has just come or gone is likelier to turn again than what has long been so.) Of two
+layers in a row that have no entry in common, as a ternary mask's planes, the second tells nothing of what the first
+has. A layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, and those of
+padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
 """
 
 import math
@@ -13,15 +14,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt32
+from jaxtyping import Int64, UInt8
 
 EMPTY, BITMAP, CODED, SPLIT = range(4)  # forms of a layer, to which are added:
 INVERTED, FLIPS = 4, 8  # zeros and ones have changed places; the bits are what differs from the mask before
 FURTHER = 16  # times how many masks before that one a layer is split by, too
+BESIDE = 64  # only what the layer before it lacks is told
 PAST = 4  # masks at most that layers are split by
 KIND = 3  # what a form is without these
 OF_PARTS = {form | flag for form in (EMPTY, BITMAP, CODED) for flag in (0, INVERTED)}
-FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | {SPLIT | FLIPS | FURTHER * i for i in range(PAST)}
+OF_PARTS_BESIDE = {form for form in OF_PARTS if form & KIND != BITMAP}  # whose sizes are not known while they are read
+SPLITS = {SPLIT | FLIPS | FURTHER * i for i in range(PAST)}
+FORMS = {form | flag for form in OF_PARTS for flag in (0, FLIPS)} | SPLITS
+FORMS |= {form | BESIDE for form in {SPLIT, *SPLITS}}
 # In row b, the places of the ones of the byte b, from the lowest bit, and then those of its zeros.
 NTH_ONE = np.argsort(1 - np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], 1, bitorder="little"), 1, kind="stable")
 CODE_END = 32  # bits that the coder spends beyond the entropy, about, once for all layers
@@ -38,6 +43,7 @@ class _Layer(NamedTuple):
     bits: Bits
     ones: int = 0
     cost: float = 0  # bits on the link
+    width: int = 0  # bytes of the count of ones, if it is coded
     parts: tuple["_Layer", ...] = ()  # of a split one: what differs, group after group (see `_groups`)
 
 
@@ -69,10 +75,15 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]] = 
     >>> restore(b"\\x00\\x01\\x01\\x12", [70, 10])[1].tolist()
     [1, 18]
     """
-    layers = []
-    for layer, old in zip(_read(body, sizes, past), _by_layer(past, sizes), strict=True):
-        bits = _joined(layer, old) if layer.parts else _upright(layer)
-        layers.append(bits ^ old[0] if layer.form & FLIPS else bits)
+    plan, coder = _read(body, sizes, past)
+    layers: list[Bits] = []
+    for layer, old in zip(plan, _by_layer(past, sizes), strict=True):
+        free = full(layer.size) & ~layers[-1] if layer.form & BESIDE else full(layer.size)
+        groups = _groups(old[: _takes(layer.form)], free)
+        bits = _joined(layer, groups, coder) if layer.parts else _decoded(layer, coder)
+        layers.append((bits ^ old[0] if layer.form & FLIPS else bits) & free)
+    if coder is not None and not coder.is_empty():
+        raise ValueError("code is left over")
     return layers
 
 
@@ -92,46 +103,63 @@ def full(size: int) -> Bits:
 def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Sequence[Bits]], coded: bool) -> list[_Layer]:
     """Each layer in its cheapest form, of those that are allowed."""
 
-    def cheapest(bits: Bits, size: int, old: Sequence[Bits]) -> _Layer:
-        alone = _form(bits, size, coded, 0)
-        if not old:
-            return alone
-        flips = bits ^ old[0]
-        whole = min(alone, _form(flips, size, coded, FLIPS), key=lambda layer: layer.cost)
-        return _split(whole, flips, old) if coded else whole
+    def cheapest(bits: Bits, size: int, old: Sequence[Bits], before: Bits | None) -> _Layer:
+        best, flips = _form(bits, size, coded, 0), bits ^ old[0] if old else bits
+        if old:
+            best = min(best, _form(flips, size, coded, FLIPS), key=lambda layer: layer.cost)
+        if coded and before is not None:
+            best = _split(best, bits, (), before)
+        if coded and old:
+            best = _split(best, flips, old, None)
+        if coded and old and before is not None:
+            best = _split(best, flips, old, before)
+        return best
 
-    return [cheapest(*layer) for layer in zip(layers, sizes, _by_layer(past, sizes), strict=True)]
+    apart = [_apart(layers, sizes, number) for number in range(len(layers))]
+    return [cheapest(*layer) for layer in zip(layers, sizes, _by_layer(past, sizes), apart, strict=True)]
 
 
-def _form(bits: Bits, size: int, coded: bool, flags: int) -> _Layer:
+def _apart(layers: Sequence[Bits], sizes: Sequence[int], number: int) -> Bits | None:
+    """The layer before this one, if it has as many entries and none of the same ones."""
+    follows = number > 0 and sizes[number - 1] == sizes[number]
+    return layers[number - 1] if follows and not np.any(layers[number - 1] & layers[number]) else None
+
+
+def _form(bits: Bits, size: int, coded: bool, flags: int, width: int | None = None) -> _Layer:
+    """Bits in their cheapest form; of a `width` of its own no bitmap."""
     ones = ones_of(bits)
     if 2 * ones > size:
         bits, ones, flags = bits ^ full(size), size - ones, flags | INVERTED
-    kind, cost = _cheapest(ones, size, coded)
-    return _Layer(kind | flags, size, bits, ones, cost)
+    kind, cost = _cheapest(ones, size, coded, width)
+    return _Layer(kind | flags, size, bits, ones, cost, width or _width(size))
 
 
-def _split(layer: _Layer, flips: Bits, old: Sequence[Bits]) -> _Layer:
-    """The layer, or its flips split by as many of the old masks as make them cheapest, where they take fewer bits."""
-    groups = _groups(old, layer.size)
-    counts = np.array([(ones_of(flips & group), ones_of(group)) for group in groups])
+def _split(layer: _Layer, bits: Bits, old: Sequence[Bits], before: Bits | None) -> _Layer:
+    """The layer, or its bits split by as many of the old masks as make them cheapest, where they take fewer bits. Bits
+    are what differs from the first of these, if there are any; of what the layer `before` has none is told."""
+    free, width, flags = full(layer.size), None, 0
+    if before is not None:
+        free, width, flags = free & ~before, _width(layer.size), BESIDE
+    counts = np.array([(ones_of(bits & group), ones_of(group)) for group in _groups(old, free)])
     costs = {}
-    for masks in range(len(old), 0, -1):
-        costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True)[1] for ones, size in counts.tolist())
+    for masks in range(len(old), min(len(old), 1) - 1, -1):
+        costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True, width)[1] for ones, size in counts.tolist())
         counts = counts[: len(counts) // 2] + counts[len(counts) // 2 :]  # without the oldest mask's distinction
     masks = min(costs, key=lambda number: (costs[number], number))
     if costs[masks] >= layer.cost:
         return layer
     parts = []
-    for group in _groups(old[:masks], layer.size):
-        ranks, size = _ranks(flips & group, group), ones_of(group)
-        parts.append(_form(packed(ranks, size), size, True, 0))
-    return _Layer(SPLIT | FLIPS | FURTHER * (masks - 1), layer.size, flips, cost=costs[masks], parts=tuple(parts))
+    for group in _groups(old[:masks], free):
+        ranks, size = _ranks(bits & group, group), ones_of(group)
+        parts.append(_form(packed(ranks, size), size, True, 0, width))
+    flags |= FLIPS | FURTHER * (masks - 1) if masks else 0
+    return _Layer(SPLIT | flags, layer.size, bits, cost=costs[masks], parts=tuple(parts))
 
 
-def _groups(old: Sequence[Bits], size: int) -> list[Bits]:
-    """Which entries of a layer have the same bits in all of its old masks: in group k, bit i of k is that in mask i."""
-    groups = [full(size)]
+def _groups(old: Sequence[Bits], free: Bits) -> list[Bits]:
+    """Which of these entries of a layer have the same bits in all of its old masks: in group k, bit i of k is that in
+    mask i."""
+    groups = [free]
     for mask in old:
         groups = [group & ~mask for group in groups] + [group & mask for group in groups]
     return groups
@@ -139,18 +167,18 @@ def _groups(old: Sequence[Bits], size: int) -> list[Bits]:
 
 def _takes(form: int) -> int:
     """How many past masks it takes to read a layer of this form."""
-    return 1 + form // FURTHER if form & FLIPS else 0
+    return 1 + (form & ~BESIDE) // FURTHER if form & FLIPS else 0
 
 
-def _cheapest(ones: int, size: int, coded: bool) -> tuple[int, float]:
-    """The cheapest form of so many entries, of which so many are ones, and its bits. The rarer value is coded, and
-    padding as well."""
+def _cheapest(ones: int, size: int, coded: bool, width: int | None = None) -> tuple[int, float]:
+    """The cheapest form of so many entries, of which so many are ones, and its bits; of a `width` of its own no bitmap.
+    The rarer value is coded, and padding as well."""
     ones = min(ones, size - ones)
     if ones == 0:
         return EMPTY, 0.0
     bitmap = 8 * -(-size // 8)
-    length = -ones * math.log2(ones / size) - (bitmap - ones) * math.log2(1 - ones / size) + 8 * _width(size)
-    return (CODED, length) if coded and length < bitmap else (BITMAP, float(bitmap))
+    length = -ones * math.log2(ones / size) - (bitmap - ones) * math.log2(1 - ones / size) + 8 * (width or _width(size))
+    return (CODED, length) if coded and (width or length < bitmap) else (BITMAP, float(bitmap))
 
 
 def _ranks(flips: Bits, group: Bits) -> Places:
@@ -191,7 +219,7 @@ def _write(plan: list[_Layer]) -> bytes:
         if layer.form & KIND == BITMAP:
             parts.append(layer.bits.tobytes())
         elif layer.form & KIND == CODED:
-            parts.append(layer.ones.to_bytes(_width(layer.size), "little"))
+            parts.append(layer.ones.to_bytes(layer.width, "little"))
             coded.append((layer.bits.astype(np.int32), _model(layer.ones, layer.size)))
     if coded:
         coder = _constriction().stack.AnsCoder()
@@ -202,24 +230,28 @@ def _write(plan: list[_Layer]) -> bytes:
     return b"".join(parts)
 
 
-def _read(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]]) -> list[_Layer]:
-    """What `_write` wrote. Bytes that it has not written give anything, or a ValueError."""
+def _read(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]]) -> tuple[list[_Layer], Any]:
+    """What `_write` wrote, and a decoder of what is coded, if anything is. Bytes that it has not written give anything,
+    or a ValueError."""
     plan, at = [], 0
     for index, (size, old) in enumerate(zip(sizes, _by_layer(past, sizes), strict=True)):
         layer, at = _begun(body, at, size, FORMS, f"layer {index} of {len(sizes)}")
-        takes, parts = _takes(layer.form), []
+        takes, beside, parts = _takes(layer.form), layer.form & BESIDE, []
         if takes > len(old):
             raise ValueError(f"layer {index} needs {takes} past masks, got {len(old)}")
-        for group in _groups(old[:takes], size) if layer.form & KIND == SPLIT else ():
-            part, at = _begun(body, at, ones_of(group), OF_PARTS, f"a part of layer {index}")
+        if beside and (index == 0 or sizes[index - 1] != size):
+            raise ValueError(f"layer {index} needs one of as many entries before it")
+        for group in _groups(old[:takes], full(size)) if layer.form & KIND == SPLIT else ():
+            own, forms = (size, OF_PARTS_BESIDE) if beside else (ones_of(group), OF_PARTS)
+            part, at = _begun(body, at, own, forms, f"a part of layer {index}")
             parts.append(part)
         plan.append(layer._replace(parts=tuple(parts)))
     if any(layer.form & KIND == CODED for layer in _flat(plan)):
         words = np.frombuffer(body[at:] + bytes(-len(body[at:]) % 4), "<u4").astype(np.uint32)
-        return _decoded(plan, words)
+        return plan, _constriction().stack.AnsCoder(words)
     if at < len(body):
         raise ValueError(f"{len(body) - at} bytes are left over")
-    return plan
+    return plan, None
 
 
 def _by_layer(past: Sequence[Sequence[Bits]], sizes: Sequence[int]) -> list[list[Bits]]:
@@ -242,33 +274,24 @@ def _begun(body: bytes, at: int, size: int, forms: set[int], what: str) -> tuple
     return layer, at
 
 
-def _decoded(plan: list[_Layer], words: UInt32[np.ndarray, "_"]) -> list[_Layer]:
-    """The plan with the bits of all that is coded."""
-    coder = _constriction().stack.AnsCoder(words)
-
-    def decoded(layer: _Layer) -> _Layer:
-        if layer.form & KIND == CODED:
-            layer = layer._replace(bits=coder.decode(_model(layer.ones, layer.size), layer.bits.size).astype(np.uint8))
-        return layer._replace(parts=tuple(map(decoded, layer.parts)))
-
-    plan = list(map(decoded, plan))
-    if not coder.is_empty():
-        raise ValueError("code is left over")
-    return plan
+def _decoded(layer: _Layer, coder: Any) -> Bits:
+    """The bits of a layer or part, the next of what is coded if it is; zeros and ones are in their places again."""
+    bits = layer.bits
+    if layer.form & KIND == CODED:
+        bits = coder.decode(_model(layer.ones, layer.size), bits.size).astype(np.uint8)
+    return bits ^ full(layer.size) if layer.form & INVERTED else bits
 
 
-def _upright(layer: _Layer) -> Bits:
-    """The bits of a layer or part as they were before zeros and ones may have changed places."""
-    return layer.bits ^ full(layer.size) if layer.form & INVERTED else layer.bits
-
-
-def _joined(layer: _Layer, old: Sequence[Bits]) -> Bits:
-    """All flips of a layer, from those of its parts."""
-    flips = np.zeros(8 * layer.bits.size, np.uint8)
-    for part, group in zip(layer.parts, _groups(old[: _takes(layer.form)], layer.size), strict=True):
-        own = places_of(_upright(part) & full(part.size))  # of damaged bytes padding may be anything
-        flips[_at_ranks(own, group)] = 1
-    return np.packbits(flips, bitorder="little")
+def _joined(layer: _Layer, groups: Sequence[Bits], coder: Any) -> Bits:
+    """All bits of a split layer, or flips, from those of its parts."""
+    bits = np.zeros(8 * layer.bits.size, np.uint8)
+    for part, group in zip(layer.parts, groups, strict=True):
+        if part.form & KIND != BITMAP:  # beside another layer its size was not known before
+            size = ones_of(group)
+            part = part._replace(size=size, bits=np.zeros(-(-size // 8), np.uint8))
+        own = places_of(_decoded(part, coder) & full(part.size))  # of damaged bytes padding may be anything
+        bits[_at_ranks(own, group)] = 1
+    return np.packbits(bits, bitorder="little")
 
 
 def ones_of(bits: Bits) -> int:

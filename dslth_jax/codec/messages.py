@@ -29,7 +29,7 @@ import numpy as np
 
 from dslth_jax.codec.entropy import PAST, Bits, full, restore, shorten
 
-MAGIC, SCALED, VERSION = b"DM", b"DS", 3  # what is written in another way is not read
+MAGIC, SCALED, VERSION = b"DM", b"DS", 4  # what is written in another way is not read
 HEADER = struct.Struct("<2sBIIBI4s4s8s")
 CHECKSUM = 8  # bytes
 

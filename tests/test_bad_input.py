@@ -562,7 +562,7 @@ REFUSED: dict[str, list[tuple[str | None, str, str]]] = {
     ],
     "exits": [
         ("each", "--exits must be one of last, each-stage, distilled, got 'each'", ""),
-        ("each-stage", "exits are behind the stages of resnet18, resnet20, and the model small has none", ""),
+        ("each-stage", "exits are behind the stages of resnet18, resnet20, mobilenetv2, and the model small has", ""),
     ],
     "revive": [("yes", "--revive takes no value, got 'yes': say --revive or --no-revive", "")],
     "model": [

@@ -130,7 +130,7 @@ def weights_of(weights, path):
     return by_name(weights)[f"{path}/kernel"]
 
 
-@pytest.mark.parametrize("name", slow_but(("small", "resnet18", "resnet20")))
+@pytest.mark.parametrize("name", slow_but(("small", "resnet18", "resnet20", "mobilenetv2")))
 def test_exits_are_cut_too(name):
     network, whole, (weights, frozen) = (
         network_and_weights(name, True) if name != "small" else small_and_weights("exits")

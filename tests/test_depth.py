@@ -212,7 +212,7 @@ def test_shallow_agents_keep_and_send_less(two_stages, tmp_path):
         (["--depth", "2,3"], "--depth must give one number for each of 4 agents, got 2"),
         (
             ["--exits", "each-stage", "--model", "small"],
-            "exits are behind the stages of resnet18, resnet20, two-stages",
+            "exits are behind the stages of resnet18, resnet20, mobilenetv2, two-stages",
         ),
         (["--revive", "--mask", "ternary"], "--revive needs --mask binary: say it, or leave --revive out"),
     ],

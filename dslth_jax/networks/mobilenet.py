@@ -7,13 +7,14 @@ always there, and the shortcut of further ones is the identity.
 from functools import partial
 from typing import ClassVar
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
 from dslth_jax.networks.layers import NormedConv, NormedDepthwise, Stage, Stream, all_live, scaled
 from dslth_jax.networks.network import Linear
 from dslth_jax.networks.operations import global_average_pool
-from dslth_jax.networks.residual import blocks_of
+from dslth_jax.networks.residual import blocks_of, heads_of
 from dslth_jax.networks.wiring import IMAGES, Layer, Wiring, cut_of, is_cut
 
 # The paper's table 2: expansion, channels, blocks, stride of the first. For 32x32 pixels the stem, and the stage whose
@@ -45,27 +46,39 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 with the usual strides for 32x32 images: 2,202,560 masked entries for 10 classes."""
+    """MobileNetV2 with the usual strides for 32x32 images: 2,202,560 masked entries for 10 classes.
+
+    With exits there is a head behind every stage, and the logits are of all heads, (exits, batch, classes).
+    """
 
     classes: int
     width: float = 1.0
+    exits: bool = False
     smallest_side: ClassVar[int] = 8
     stages: ClassVar[tuple[tuple[str, ...], ...]] = tuple(blocks_of(n, own[2]) for n, own in enumerate(STAGES, 1))
 
     @nn.compact
     def __call__(self, values: Array) -> Array:
-        stream = clipped(NormedConv(scaled(32, self.width, 4), side=3, name="stem")(all_live(values)))
+        stream, logits = clipped(NormedConv(scaled(32, self.width, 4), side=3, name="stem")(all_live(values))), []
         for number, (expansion, channels, blocks, stride) in enumerate(STAGES, 1):
             block = partial(InvertedResidual, scaled(channels, self.width, 4), expansion)
             stream = Stage(block, blocks, stride, name=f"stage{number}")(stream)
+            if self.exits and number < len(STAGES):
+                logits.append(Linear(self.classes, name=f"exit{number}")(global_average_pool(stream.values)))
         stream = clipped(NormedConv(scaled(1280, self.width, 4), side=1, name="last")(stream))
-        return Linear(self.classes, name="head")(global_average_pool(stream.values))
+        logits.append(Linear(self.classes, name="head")(global_average_pool(stream.values)))
+        return jnp.stack(logits) if self.exits else logits[0]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the layers that make logits."""
+        return heads_of(len(STAGES), self.exits)
 
     @property
     def wiring(self) -> Wiring:
         """Which layers read and make which channels: after each block there is another set."""
         stream, channels, layers = "stem", scaled(32, self.width, 4), {"stem": Layer(IMAGES, "stem", "groups")}
-        for blocks, (expansion, wide, _, stride) in zip(self.stages, STAGES, strict=True):
+        for number, (blocks, (expansion, wide, _, stride)) in enumerate(zip(self.stages, STAGES, strict=True), 1):
             for block in blocks:
                 inner, features = stream, scaled(wide, self.width, 4)
                 for name in ("expand", "depthwise") if expansion > 1 else ("depthwise",):
@@ -75,4 +88,6 @@ class MobileNetV2(nn.Module):
                 if features == channels and (stride == 1 or block != blocks[0]):
                     layers[block] = Layer(stream, block)
                 stream, channels = block, features
+            if self.exits and number < len(STAGES):
+                layers[f"exit{number}"] = Layer(stream, f"exit{number}")
         return Wiring(layers | {"last": Layer(stream, "last", "groups"), "head": Layer("last", "head")})

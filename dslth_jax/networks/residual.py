@@ -27,6 +27,15 @@ def blocks_of(stage: int, blocks: int) -> tuple[str, ...]:
     return tuple(f"stage{stage}/block{number}" for number in range(1, blocks + 1))
 
 
+def heads_of(stages: int, exits: bool) -> tuple[str, ...]:
+    """The names of the layers that make logits: one behind every stage, or the last alone.
+
+    >>> heads_of(3, True)
+    ('exit1', 'exit2', 'head')
+    """
+    return (*(f"exit{number}" for number in range(1, stages) if exits), "head")
+
+
 class Block(nn.Module):
     """relu(x + norm(conv(relu(norm(conv(x)))))), of 3x3 convolutions, where x fits the sum."""
 
@@ -89,7 +98,7 @@ class ResNet(nn.Module):
     @property
     def heads(self) -> tuple[str, ...]:
         """The names of the layers that make logits."""
-        return (*(f"exit{number}" for number in range(1, len(self.channels)) if self.exits), "head")
+        return heads_of(len(self.channels), self.exits)
 
     @property
     def wiring(self) -> Wiring:

@@ -202,6 +202,12 @@ OTHERS: dict[str, Callable[[int], Rivals]] = {
         ((batch, 16, 16, 128),),
         lambda module: module.group_norm(32),
     ),
+    "group norm, told which channels live": lambda batch: Rivals(  # as networks have it; all do
+        lambda images, told: group_norm(images, 32, told > -10),
+        None,
+        ((batch, 16, 16, 128), (128,)),
+        lambda module: {},
+    ),
     "layer norm": lambda batch: Rivals(
         layer_norm,
         lambda tokens: nn.LayerNorm(epsilon=1e-5, use_bias=False, use_scale=False).apply({}, tokens),

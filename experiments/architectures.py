@@ -13,7 +13,7 @@ and algorithm (`--steps`). See experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Experiment, at_step, compare, leave, steps_of, ways
+from dslth_jax.study.commands import Arms, Experiment, Panel, at_step, compare, leave, steps_of, ways
 
 KINDS = {"weights": "weights, alone", "alone": "alone", "force": "force", "gossip": "gossip"}  # arms: `ways`
 
@@ -35,6 +35,8 @@ class Architectures(Experiment):
     steps: str | None = None
     """Step sizes by network and algorithm, resnet18/local=0.05@cosine,vit-tiny/mce-pl=0.001@cosine for example, each of
     the algorithm's own optimizer or the one that it names; those left out are as in all comparisons."""
+
+    panels = (Panel("model_bits", "accuracy", logarithmic=True), Panel("multiply_adds", "accuracy", logarithmic=True))
 
     def arms(self) -> Arms:
         """Of every network: weights that are trained alone; masks learned alone, by the force, and by gossip."""

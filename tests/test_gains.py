@@ -63,9 +63,11 @@ def test_rules_that_lose_are_named_with_the_groups_where_they_do():
 
 def test_points_of_axes_become_a_table_a_rule():
     points = [point("width 2: masks", 0.5, 0.7), point("width 0.5: masks", 0.4, 0.2), point("none: masks", 0.1)]
-    (table,) = along_axes(points, {"width 2: masks": {"model_bits": 8}}).values()
+    (table,) = along_axes(points, {"width 2: masks": {"model_bits": 8}}).values()  # of "none" nothing is known
     assert table["width"].tolist() == [0.5, 2.0]
     assert table["accuracy"].tolist() == pytest.approx([30.0, 60.0])
     assert table["accuracy_low"].tolist() == pytest.approx([20.0, 50.0])
     assert table["model_bits"].tolist()[1] == 8
     assert table[["gain", "alpha", "multiply_adds"]].isna().all(axis=None)
+    (table,) = along_axes(points[2:], {"none: masks": {"model_bits": 8}}).values()
+    assert table[["model_bits", "accuracy"]].to_numpy().tolist() == [[8, 10.0]]

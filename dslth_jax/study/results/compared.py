@@ -21,13 +21,14 @@ def leave(path: Path, panels: Sequence[Panel], baseline: str = gains.ALONE) -> N
 
 
 def lines_of(found: points.Sweep, panels: Sequence[Panel], baseline: str) -> tuple[Lines, Sequence[Panel]]:
-    """The lines of a figure, and those of its panels that have any: a line for each arm over rounds, or for each rule
-    over the points of an axis."""
-    if not any(panel.across in AXES for panel in panels):
-        return {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}, panels
+    """The lines of a figure, and those of its panels that have any: a line for each rule over the points of an axis, or
+    for each arm over rounds, where there are no such panels or no points."""
     every = gains.along_axes(found.points, found.config.get("models", {}), baseline)
-    drawn = [panel for panel in panels if any(own[panel.across].notna().any() for own in every.values())]
-    return {rule: own for rule, own in every.items() if any(own[panel.up].notna().any() for panel in drawn)}, drawn
+    along = [panel for panel in panels if panel.across in AXES]
+    if drawn := [panel for panel in along if any(own[panel.across].notna().any() for own in every.values())]:
+        return {rule: own for rule, own in every.items() if any(own[panel.up].notna().any() for panel in drawn)}, drawn
+    over_rounds = [Panel("round", "accuracy")] if along else panels
+    return {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}, over_rounds
 
 
 def said_of_arms(config: folders.Row) -> str:

@@ -153,19 +153,20 @@ def order_of(arm: str) -> tuple[str, float]:
 
 
 def along_axes(points: Sequence[Point], models: dict[str, Row], baseline: str = ALONE) -> dict[str, pd.DataFrame]:
-    """A table for each rule, of a row for each group that is a point of an axis, in the order of these: its place on
-    the axis, accuracy (with the lowest and the highest of seeds) and gain (with its interval) in percent, and what
-    `models` says of its model. What is not known is nan."""
+    """A table for each rule, of a row for each group that is a point of an axis, in the order of these, or whose
+    networks `models` knows: its place on the axis, accuracy (with the lowest and the highest of seeds) and gain (with
+    its interval) in percent, and what `models` says of its model. What is not known is nan."""
     gains, rows = over(points, baseline), dict[str, list[Row]]()
     for point in sorted(points, key=lambda point: order_of(point.values["arm"]), reverse=True):
         arm = point.values["arm"]
         group, rule = group_and_rule(arm)
         place, accuracies = place_on_axis(group), last_of(point.members, "accuracy_mean")
-        if place is None or not accuracies:
+        if not accuracies or (place is None and arm not in models):
             continue
         own = gains[arm]
         bounds = [100 * (end if math.isfinite(end) else own.mean) for end in (own.low, own.high)] if own else []
-        row: Row = {place[0]: place[1], "accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
+        row: Row = {"accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
+        row |= {} if place is None else {place[0]: place[1]}
         row |= {"accuracy_low": 100 * min(accuracies), "accuracy_high": 100 * max(accuracies)}
         row |= dict(
             zip(("gain", "gain_low", "gain_high"), [100 * own.mean, *bounds] if own else [np.nan] * 3, strict=True)

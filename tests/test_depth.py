@@ -99,6 +99,19 @@ class TwoBlocks(nn.Module):
         return through(self, [TransformerBlock(heads=3, name=f"block{number}") for number in (1, 2)], tokens)
 
 
+def test_an_absent_block_is_a_branch_of_one_agent_and_a_choice_for_several():
+    """One agent at a time does not compute it, forward or back; of several at once it is computed and left out."""
+    tokens = jnp.zeros((2, 4, 12))
+    params = TwoBlocks().init(key_of(0), tokens)["params"]
+
+    def loss(params):
+        return TwoBlocks().apply({"params": params}, tokens).sum()
+
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+    assert str(jax.make_jaxpr(jax.grad(loss))(params)).count(" cond[") == 2  # forward and back
+    assert " cond[" not in str(jax.make_jaxpr(jax.vmap(jax.grad(loss)))(several))
+
+
 def test_a_block_that_lacks_one_kernel_alone_is_there(x64):
     """Masks may keep nothing of a block's keys, the first of its kernels: the other ones are still used."""
     tokens = jax.random.normal(key_of(1), (2, 4, 12))

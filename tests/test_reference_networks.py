@@ -21,9 +21,6 @@ CLASSES, BATCH, DIRECTIONS = 3, 2, 3
 WIDTHS = {"resnet20": 0.5, "mobilenetv2": 0.25, "vit-tiny": 0.0625}  # of others 0.125
 HEIGHTS = {"alexnet": 21, "vgg11": 32}  # of others 8 pixels; all images are wider than high
 NORMED = ("two-stages", "resnet18", "resnet20", "mobilenetv2")  # by norms over live channels
-# All channels of these live. They pool pairs behind an ELU, where the values of a dead channel are equal and have a
-# slope, and nothing says which of equal values in a pair has the gradient.
-UNTIED = ("conv3", *(name for name in MODULES if name.startswith("plain")))
 TWINS = {**twins.NETWORKS, "two-stages": functools.partial(twins.residual_network, stages=2, blocks=2, projected=False)}
 
 
@@ -47,7 +44,7 @@ def binary_masks(name, shapes, rng):
     for layer, role in made(name)[0].roles.items():
         if role == "depthwise":
             masks[layer][:] = 1
-        elif role == "convolution" and name not in UNTIED:
+        elif role == "convolution":
             reads = np.arange(shapes[layer][2]) % 4
             masks[layer][..., 1::4] = 0
             masks[layer][..., reads != 1, 2::4] = 0

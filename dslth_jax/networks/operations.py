@@ -39,7 +39,8 @@ def pad_with_lowest(images: Array, padding: int) -> Array:
 
 
 def max_pool_pairs(images: Array) -> Array:
-    """Max pooling of 2x2 windows side by side; an odd last row or column is left out, as PyTorch does."""
+    """Max pooling of 2x2 windows side by side; an odd last row or column is left out, as PyTorch does. The gradient
+    goes to the larger of two values in a column and then in a row, and to equal ones in halves."""
     height, width = (side - side % 2 for side in images.shape[1:3])
     rows = jnp.maximum(images[:, 0:height:2], images[:, 1:height:2])
     return jnp.maximum(rows[:, :, 0:width:2], rows[:, :, 1:width:2])

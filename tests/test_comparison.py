@@ -306,7 +306,7 @@ def test_an_arm_looks_alike_in_every_panel_and_one_that_sent_nothing_or_lost_a_s
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     lines = {point.values["arm"]: numbers_of_seeds(point.members) for point in points}
-    pictures.lines_picture(tmp_path / "figure.png", lines, comparison.BY_BITS)
+    pictures.lines_picture(tmp_path / "figure.png", lines, compared.BY_BITS)
     (figure,) = drawn
     looks = [
         [(line.get_label(), to_hex(line.get_color()), line.get_linestyle()) for line in axes.lines]
@@ -475,6 +475,8 @@ def test_models_of_unlike_networks_have_columns():
     assert [line.split(" | ")[-2:] for line in lines[-2:]] == [["2,000", "1.5 |"], ["2,000", " |"]]
     drawn, _ = compared.lines_of(found, width.Width.panels, width.Width.baseline)
     assert drawn["masks"][["width", "accuracy", "model_bits"]].to_numpy().tolist() == [[2.0, 60.0, 2e6]]
+    of_one_network = found._replace(config={**found.config, "models": {}}, points=found.points[:0])
+    assert compared.lines_of(of_one_network, architectures.Architectures.panels, "alone") == ({}, compared.BY_BITS)
 
 
 def test_flags_that_arms_take_up_themselves_may_be_said():

@@ -4,9 +4,9 @@ Each layer goes in its cheapest form: a bitmap, or entropy coded with one densit
 the mask before; or what differs is split by what the last masks had, up to four of them, each part in its own cheapest
 form. (A mask that keeps a tenth of a layer before and after loses as many entries as it wins, but nine times as large a
 share of those that it had; and what has just come or gone is likelier to turn again than what has long been so.) Of two
-layers in a row that have no entry in common, as a ternary mask's planes, the second tells nothing of what the first
-has. A layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays them, and those of
-padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
+layers in a row that have no entry in common, as a ternary mask's planes, the second may tell nothing of what the first
+has, if that is cheaper. A layer of zeros only, of ones only, or as before costs a byte. Bits lie as `masks.pack` lays
+them, and those of padding are 0. The forms are ours; the coder is an asymmetric numeral system (Duda et al., 2015).
 """
 
 import math
@@ -107,15 +107,15 @@ def _plan(layers: Sequence[Bits], sizes: Sequence[int], past: Sequence[Sequence[
         best, flips = _form(bits, size, coded, 0), bits ^ old[0] if old else bits
         if old:
             best = min(best, _form(flips, size, coded, FLIPS), key=lambda layer: layer.cost)
-        if coded and before is not None:
+        if before is not None:
             best = _split(best, bits, (), before)
         if coded and old:
             best = _split(best, flips, old, None)
-        if coded and old and before is not None:
+        if old and before is not None:
             best = _split(best, flips, old, before)
         return best
 
-    apart = [_apart(layers, sizes, number) for number in range(len(layers))]
+    apart = [_apart(layers, sizes, number) if coded else None for number in range(len(layers))]
     return [cheapest(*layer) for layer in zip(layers, sizes, _by_layer(past, sizes), apart, strict=True)]
 
 
@@ -125,25 +125,26 @@ def _apart(layers: Sequence[Bits], sizes: Sequence[int], number: int) -> Bits | 
     return layers[number - 1] if follows and not np.any(layers[number - 1] & layers[number]) else None
 
 
-def _form(bits: Bits, size: int, coded: bool, flags: int, width: int | None = None) -> _Layer:
-    """Bits in their cheapest form; of a `width` of its own no bitmap."""
+def _form(bits: Bits, size: int, coded: bool, flags: int, among: int | None = None) -> _Layer:
+    """Bits in their cheapest form. Of a part `among` so many entries, whose own number a reader does not know yet, no
+    bitmap, and its count of ones is as wide as theirs may be."""
     ones = ones_of(bits)
     if 2 * ones > size:
         bits, ones, flags = bits ^ full(size), size - ones, flags | INVERTED
-    kind, cost = _cheapest(ones, size, coded, width)
-    return _Layer(kind | flags, size, bits, ones, cost, width or _width(size))
+    kind, cost = _cheapest(ones, size, coded, among)
+    return _Layer(kind | flags, size, bits, ones, cost, _width(among or size))
 
 
 def _split(layer: _Layer, bits: Bits, old: Sequence[Bits], before: Bits | None) -> _Layer:
     """The layer, or its bits split by as many of the old masks as make them cheapest, where they take fewer bits. Bits
     are what differs from the first of these, if there are any; of what the layer `before` has none is told."""
-    free, width, flags = full(layer.size), None, 0
+    free, among, flags = full(layer.size), None, 0
     if before is not None:
-        free, width, flags = free & ~before, _width(layer.size), BESIDE
+        free, among, flags = free & ~before, layer.size, BESIDE
     counts = np.array([(ones_of(bits & group), ones_of(group)) for group in _groups(old, free)])
     costs = {}
     for masks in range(len(old), min(len(old), 1) - 1, -1):
-        costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True, width)[1] for ones, size in counts.tolist())
+        costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True, among)[1] for ones, size in counts.tolist())
         counts = counts[: len(counts) // 2] + counts[len(counts) // 2 :]  # without the oldest mask's distinction
     masks = min(costs, key=lambda number: (costs[number], number))
     if costs[masks] >= layer.cost:
@@ -151,7 +152,7 @@ def _split(layer: _Layer, bits: Bits, old: Sequence[Bits], before: Bits | None) 
     parts = []
     for group in _groups(old[:masks], free):
         ranks, size = _ranks(bits & group, group), ones_of(group)
-        parts.append(_form(packed(ranks, size), size, True, 0, width))
+        parts.append(_form(packed(ranks, size), size, True, 0, among))
     flags |= FLIPS | FURTHER * (masks - 1) if masks else 0
     return _Layer(SPLIT | flags, layer.size, bits, cost=costs[masks], parts=tuple(parts))
 
@@ -170,15 +171,15 @@ def _takes(form: int) -> int:
     return 1 + (form & ~BESIDE) // FURTHER if form & FLIPS else 0
 
 
-def _cheapest(ones: int, size: int, coded: bool, width: int | None = None) -> tuple[int, float]:
-    """The cheapest form of so many entries, of which so many are ones, and its bits; of a `width` of its own no bitmap.
-    The rarer value is coded, and padding as well."""
+def _cheapest(ones: int, size: int, coded: bool, among: int | None = None) -> tuple[int, float]:
+    """The cheapest form of so many entries, of which so many are ones, and its bits; `among` as in `_form`. The rarer
+    value is coded, and padding as well."""
     ones = min(ones, size - ones)
     if ones == 0:
         return EMPTY, 0.0
     bitmap = 8 * -(-size // 8)
-    length = -ones * math.log2(ones / size) - (bitmap - ones) * math.log2(1 - ones / size) + 8 * (width or _width(size))
-    return (CODED, length) if coded and (width or length < bitmap) else (BITMAP, float(bitmap))
+    length = -ones * math.log2(ones / size) - (bitmap - ones) * math.log2(1 - ones / size) + 8 * _width(among or size)
+    return (CODED, length) if coded and (among or length < bitmap) else (BITMAP, float(bitmap))
 
 
 def _ranks(flips: Bits, group: Bits) -> Places:

@@ -48,7 +48,8 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(nn.Module):
     """MobileNetV2 with the usual strides for 32x32 images: 2,202,560 masked entries for 10 classes.
 
-    With exits there is a head behind every stage, and the logits are of all heads, (exits, batch, classes).
+    With exits there is a head behind every stage, the last one behind one convolution more, and the logits are of all
+    heads, (exits, batch, classes).
     """
 
     classes: int

@@ -9,6 +9,9 @@ from dslth_jax.study.results import folders, gains, pictures, points
 from dslth_jax.study.results.plots import AXES, Lines, Panel, numbers_of_seeds
 from dslth_jax.study.results.points import DONE, mean_of
 
+# Accuracy over what is sent, and over rounds.
+BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Panel("round", "accuracy"))
+
 
 def leave(path: Path, panels: Sequence[Panel], baseline: str = gains.ALONE) -> None:
     """table.md and figure.png, of a sweep's folder."""
@@ -27,8 +30,8 @@ def lines_of(found: points.Sweep, panels: Sequence[Panel], baseline: str) -> tup
     along = [panel for panel in panels if panel.across in AXES]
     if drawn := [panel for panel in along if any(own[panel.across].notna().any() for own in every.values())]:
         return {rule: own for rule, own in every.items() if any(own[panel.up].notna().any() for panel in drawn)}, drawn
-    over_rounds = [Panel("round", "accuracy")] if along else panels
-    return {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}, over_rounds
+    arms = {point.values["arm"]: numbers_of_seeds(point.members) for point in found.points}
+    return arms, BY_BITS if along else panels
 
 
 def said_of_arms(config: folders.Row) -> str:

@@ -154,8 +154,8 @@ def order_of(arm: str) -> tuple[str, float]:
 
 def along_axes(points: Sequence[Point], models: dict[str, Row], baseline: str = ALONE) -> dict[str, pd.DataFrame]:
     """A table for each rule, of a row for each group that is a point of an axis, in the order of these, or whose
-    networks `models` knows: its place on the axis, accuracy (with the lowest and the highest of seeds) and gain (with
-    its interval) in percent, and what `models` says of its model. What is not known is nan."""
+    networks `models` knows: its name and place on the axis, accuracy (with the lowest and the highest of seeds) and
+    gain (with its interval) in percent, and what `models` says of its model. What is not known is nan."""
     gains, rows = over(points, baseline), dict[str, list[Row]]()
     for point in sorted(points, key=lambda point: order_of(point.values["arm"]), reverse=True):
         arm = point.values["arm"]
@@ -165,7 +165,7 @@ def along_axes(points: Sequence[Point], models: dict[str, Row], baseline: str = 
             continue
         own = gains[arm]
         bounds = [100 * (end if math.isfinite(end) else own.mean) for end in (own.low, own.high)] if own else []
-        row: Row = {"accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
+        row: Row = {"group": group, "accuracy": 100 * statistics.fmean(accuracies), **models.get(arm, {})}
         row |= {} if place is None else {place[0]: place[1]}
         row |= {"accuracy_low": 100 * min(accuracies), "accuracy_high": 100 * max(accuracies)}
         row |= dict(

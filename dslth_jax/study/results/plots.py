@@ -121,12 +121,21 @@ def draw_lines(axes: "Axes", lines: Lines, panel: Panel, bands: int | None = Non
             axes.fill_between(rows[across], low, high, linewidth=0, zorder=1, color=look["color"], alpha=faint)
     if up == "gain":
         axes.axhline(0, color=FAINT, linestyle=":", zorder=1)
+    if across in SIZES_OF_MODELS:
+        name_groups(axes, pd.concat([*lines.values()]).dropna(subset=[across, up]), across, up)
     axes.set(xlabel=words_of(across, lines), ylabel=(WORDS | AXES)[up])
     axes.locator_params(nbins=6)
     axes.locator_params("x", integer=across in ("round", "depth"))
     if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
+
+
+def name_groups(axes: "Axes", rows: pd.DataFrame, across: str, up: str) -> None:
+    """What dots are of, above the highest one at each place."""
+    for place, own in rows.groupby(across):
+        top, words = (place, own[up].max()), own["group"].iloc[0]
+        axes.annotate(words, top, (0, 4), textcoords="offset points", ha="center", fontsize=7)
 
 
 def words_of(across: str, lines: Lines) -> str:

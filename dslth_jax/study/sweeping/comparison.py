@@ -6,18 +6,15 @@ figure beside (`results.compared`): it is stopped, resumed and reported like any
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from dslth_jax.study.config.algorithms import ALGORITHMS, of_some, with_own_settings
 from dslth_jax.study.config.setting import choices, described, flag
 from dslth_jax.study.config.settings import SETTINGS, Settings
 from dslth_jax.study.results import gains
-from dslth_jax.study.results.plots import Panel
+from dslth_jax.study.results.compared import BY_BITS
 from dslth_jax.study.sweeping.grid import Arms, Sweep
-
-# Accuracy over what is sent, and over rounds.
-BY_BITS: Sequence[Panel] = (Panel("megabytes", "accuracy", logarithmic=True), Panel("round", "accuracy"))
 
 PROXY = "conv3"  # the network in which experiments are cheap enough to be repeated
 OPTIMIZERS = choices(SETTINGS["optimizer"].hint)

@@ -202,7 +202,7 @@ OTHERS: dict[str, Callable[[int], Rivals]] = {
         ((batch, 16, 16, 128),),
         lambda module: module.group_norm(32),
     ),
-    "group norm, told which channels live": lambda batch: Rivals(  # as networks have it; all do
+    "group norm, told which channels live": lambda batch: Rivals(  # as networks tell it; here all of them
         lambda images, told: group_norm(images, 32, told > -10),
         None,
         ((batch, 16, 16, 128), (128,)),

@@ -79,8 +79,7 @@ def restore(body: bytes, sizes: Sequence[int], past: Sequence[Sequence[Bits]] = 
     layers: list[Bits] = []
     for layer, old in zip(plan, _by_layer(past, sizes), strict=True):
         free = full(layer.size) & ~layers[-1] if layer.form & BESIDE else full(layer.size)
-        groups = _groups(old[: _takes(layer.form)], free)
-        bits = _joined(layer, groups, coder) if layer.parts else _decoded(layer, coder)
+        bits = _joined(layer, old, free, coder) if layer.parts else _decoded(layer, coder)
         layers.append((bits ^ old[0] if layer.form & FLIPS else bits) & free)
     if coder is not None and not coder.is_empty():
         raise ValueError("code is left over")
@@ -283,11 +282,11 @@ def _decoded(layer: _Layer, coder: Any) -> Bits:
     return bits ^ full(layer.size) if layer.form & INVERTED else bits
 
 
-def _joined(layer: _Layer, groups: Sequence[Bits], coder: Any) -> Bits:
-    """All bits of a split layer, or flips, from those of its parts."""
+def _joined(layer: _Layer, old: Sequence[Bits], free: Bits, coder: Any) -> Bits:
+    """All bits of a split layer, or flips, from those of its parts, which are groups of its free entries."""
     bits = np.zeros(8 * layer.bits.size, np.uint8)
-    for part, group in zip(layer.parts, groups, strict=True):
-        if part.form & KIND != BITMAP:  # beside another layer its size was not known before
+    for part, group in zip(layer.parts, _groups(old[: _takes(layer.form)], free), strict=True):
+        if layer.form & BESIDE:  # only now is known how many entries the part has
             size = ones_of(group)
             part = part._replace(size=size, bits=np.zeros(-(-size // 8), np.uint8))
         own = places_of(_decoded(part, coder) & full(part.size))  # of damaged bytes padding may be anything

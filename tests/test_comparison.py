@@ -1,7 +1,6 @@
 """The paper's experiments at the smallest size: every arm on equal terms, in one table and one figure."""
 
 import csv
-import dataclasses
 
 import pytest
 from fakes import use_fakes
@@ -10,9 +9,8 @@ from matplotlib.figure import Figure
 from tiny import use_tiny_network
 
 from dslth_jax.networks.zoo import MODULES
-from dslth_jax.study import commands
 from dslth_jax.study.config import command
-from dslth_jax.study.results import compared, gains, pictures, points
+from dslth_jax.study.results import compared, pictures
 from dslth_jax.study.results.plots import Panel, named, numbers_of_seeds
 from dslth_jax.study.results.points import Point, Sweep
 from dslth_jax.study.sweeping import comparison
@@ -497,18 +495,3 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
     settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
     with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):
         settings.arms()
-
-
-@pytest.mark.slow
-def test_weights_of_neighbours_without_a_class_in_common_are_worth_less_than_of_those_with_the_same(tmp_path):
-    """On digits, for all of three seeds: what is shared by all layers is dear where neighbours hold other classes."""
-    settings = command.parse(
-        ["--dataset", "digits", "--model", "tiny", "--resize", "8", "--agents", "10", "--rounds", "40", "--batch-size",
-         "16", "--eval-every", "40", "--overlaps", "0,1", "--alphas", "None", "--out", str(tmp_path / "out")],
-        boundary.Boundary, "experiments.test",
-    )  # fmt: skip
-    arms = {name: own for name, own in settings.arms().items() if own["algorithm"] in ("independent", "dsgd")}
-    settings = dataclasses.replace(settings, lr=None)
-    commands.sweep(*comparison.shared_and_own(settings, arms))
-    gained = gains.over(points.read(tmp_path / "out", "out").points)
-    assert gained["overlap 1: weights"].mean > gained["overlap 0: weights"].mean + 0.05

@@ -1,12 +1,12 @@
 """What experiments find at the smallest size, by training on digits where it takes that: each asserts the direction
-that cannot be chance, and no other. Those of the theorem stand in test_theorem, of majorities and whole weights in
-test_comparison."""
+that cannot be chance, and no other. Those of the theorem stand in test_theorem, of majorities in test_comparison."""
 
 import csv
 
 import pytest
 from comparisons import COMPARISONS
 from fakes import use_fakes
+from tiny import use_tiny_network
 
 from dslth_jax.study import commands
 from dslth_jax.study.config import command
@@ -97,3 +97,17 @@ def test_shallow_agents_multiply_and_send_less(tmp_path):
     assert coded["mixed: gossip"] > coded["mixed: force"]  # signs of scores, where masks turn in few entries
     by_depth = {row["depth"]: int(row["multiply_adds"]) for row in agents_of(found, "mixed: force")}
     assert by_depth["3"] < by_depth["9"]
+
+
+def test_weights_of_neighbours_without_a_class_in_common_are_worth_less_than_of_those_with_the_same(
+    tmp_path, monkeypatch
+):
+    """For all of three seeds: what is shared by all layers is dear where neighbours hold other classes."""
+    use_tiny_network(monkeypatch)
+    arms = [
+        f"overlap {overlap}: {rule}" for overlap in (0, 1) for rule in ("alone", "weights", "weights, personal head")
+    ]
+    gained = gains.over(
+        trained("boundary", tmp_path, "--model tiny --agents 10 --overlaps 0,1 --alphas None", *arms).points
+    )
+    assert gained["overlap 1: weights"].mean > gained["overlap 0: weights"].mean + 0.05

@@ -16,7 +16,7 @@ import dataclasses
 from functools import partial
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Panel, Proxy, compare, leave, listed, ways
+from dslth_jax.study.commands import Arms, Panel, Proxy, compare, interval, leave, listed, ways
 
 RULES = ("alone", "force", "aggregation tensor", "gossip", "weights, alone", "weights", "weights, personal head")
 
@@ -42,7 +42,7 @@ class Boundary(Proxy):
         a personal head, and by the force among neighbours whose masks are alike."""
         if self.overlaps and self.topology != "ring":
             raise ValueError("--overlaps are of neighbours on a ring: say --overlaps None, or leave out --topology")
-        rules = ways(self.model, min(self.every, self.rounds), *RULES)
+        rules = ways(self.model, interval(self), *RULES)
         rules["force by similarity"] = {**rules["force"], "mixing": "similarity"}
         points: dict[str, dict[str, Any]] = {}
         for axis, field, name in (("overlap", "overlaps", "class_overlap"), ("alpha", "alphas", "dirichlet_alpha")):

@@ -42,6 +42,9 @@ class Budgets(Proxy):
         """Retentions that stay, linear layers scaled as controllers scale them; these, from 0.3 on; alone at 0.3."""
         if (self.scenario == "traces") != (self.traces is not None):
             raise ValueError(f"--traces and --scenario traces go together, got {self.traces} and {self.scenario}")
+        unused = {"half": self.scenario != "collapse", "megabits": self.scenario == "traces"}
+        for name in (name for name in self.given if unused.get(name)):
+            raise ValueError(f"--{name} means nothing to --scenario {self.scenario}: leave it out")
         fall = f"collapse:{self.megabits}:{self.half}:{self.megabits / 5}"
         bandwidth = {"collapse": fall, "traces": self.traces}.get(self.scenario, f"constant:{self.megabits}")
         speed = f"1e8,1e9*{self.agents - 1}" if self.scenario == "one-slow" else 1e9

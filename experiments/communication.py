@@ -12,7 +12,7 @@ after every step. See experiments/RESULTS.md.
 import dataclasses
 from functools import partial
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
+from dslth_jax.study.commands import Arms, Proxy, compare, interval, leave, listed, ways
 
 # Ways that are compared once, and ways that are compared at each retention.
 OF_WEIGHTS = ("weights, alone", "weights", "weights, personal head")
@@ -31,7 +31,7 @@ class Communication(Proxy):
 
     def arms(self) -> Arms:
         """Every method, those with a retention at each."""
-        known = ways(self.model, min(self.every, self.rounds))
+        known = ways(self.model, interval(self))
         arms = {name: known[name] for name in ONCE}
         for retention in listed("retentions", self.retentions, float):
             for name in SPARSE:

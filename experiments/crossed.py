@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dslth_jax.study.commands import Arms, Proxy, compare, leave, listed, ways
+from dslth_jax.study.commands import Arms, Proxy, compare, interval, leave, listed, ways
 
 MASKS = ("alone", "force", "aggregation tensor", "gossip")
 METHODS = (*MASKS, "weights", "weights, personal head", "dis-pfl", "fedpm, personal head")
@@ -35,6 +35,8 @@ class Crossed(Proxy):
 
     def arms(self) -> Arms:
         """All methods in every combination; the graphs are that of --topology and a ring."""
+        if self.class_files and "classes" in self.given:
+            raise ValueError("--classes and --class-files contradict each other: leave one of them out")
         drawn = listed("classes", self.classes, int)
         splits: dict[str, dict[str, Any]] = {f"{number} classes": {"classes_per_agent": number} for number in drawn}
         if self.class_files:
@@ -47,7 +49,7 @@ class Crossed(Proxy):
             f"{split}, {graph}: {way}": {**own, **held, **heard}
             for split, held in splits.items()
             for graph, heard in graphs.items()
-            for way, own in ways(self.model, min(self.every, self.rounds), *METHODS).items()
+            for way, own in ways(self.model, interval(self), *METHODS).items()
         }
 
 

@@ -4,6 +4,7 @@ files of `experiments/cluster`. With `pytest -m install` real jobs, by submitit 
 import pickle
 import re
 import shlex
+import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_whoever_is_stopped_ends_the_jobs(executor, tmp_path, monkeypatch):
         train(ready(sweep_of(Sweep(**GRID, submit="slurm", out=tmp_path / "jobs"))))
     assert [job.ended for job in executor.jobs] == [False, True]
     assert {row["member"] for row in rows_of(tmp_path / "jobs")} == {0, 1, 2, 3}
+
+
+def test_whoever_is_stopped_while_jobs_are_handed_in_ends_them(executor, tmp_path, monkeypatch):
+    study, submit = ready(sweep_of(Sweep(**GRID, submit="slurm", out=tmp_path / "jobs"))), executor.submit
+
+    def stopped(job: cluster.Job) -> FakeJob:
+        if not executor.jobs:
+            study.stop(signal.SIGTERM)
+        return submit(job)
+
+    monkeypatch.setattr(executor, "submit", stopped)
+    with pytest.raises(StoppedError):
+        train(study)
+    assert [job.ended for job in executor.jobs] == [True, True]
+
+
+def test_jobs_that_nobody_takes_are_one_sentence(executor, tmp_path, monkeypatch):
+    def refuse(job: cluster.Job) -> None:
+        raise RuntimeError("sbatch: error: invalid partition\n  specified: gpuu\n")
+
+    monkeypatch.setattr(executor, "submit", refuse)
+    with pytest.raises(ValueError, match=r"^--submit slurm: jobs were refused \(sbatch: error: invalid partition spec"):
+        sweep.sweep(Sweep(**GRID, submit="slurm", out=tmp_path / "jobs"))
 
 
 def test_options_that_nobody_knows_leave_no_folder(executor, tmp_path, monkeypatch):

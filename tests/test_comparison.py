@@ -484,6 +484,8 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
     assert arms["3 classes, ring: alone"]["classes_per_agent"] == 3
     _, arms = own_of(crossed.Crossed, crossed, "--class-files", "a/four.txt,five.txt")
     assert arms["four, ring: force"]["class_file"] == "a/four.txt"
+    with pytest.raises(ValueError, match=r"^--classes and --class-files contradict each other"):
+        own_of(crossed.Crossed, crossed, "--class-files", "four.txt", "--classes", "3")
     with pytest.raises(ValueError, match=r"^--mixing is set by the experiment itself"):
         own_of(boundary.Boundary, boundary, "--mixing", "metropolis")
     with pytest.raises(ValueError, match=r"^--overlaps and --alphas leave no point to compare at"):
@@ -491,6 +493,11 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
     with pytest.raises(ValueError, match=r"^--overlaps are of neighbours on a ring: say --overlaps None, or leave"):
         own_of(boundary.Boundary, boundary, "--topology", "star")
     assert own_of(boundary.Boundary, boundary, "--topology", "star", "--overlaps", "None")
+    for flag in ("half", "megabits"):
+        with pytest.raises(ValueError, match=f"^--{flag} means nothing to --scenario traces: leave it out$"):
+            own_of(budgets.Budgets, budgets, "--scenario", "traces", "--traces", "folder", f"--{flag}", "3")
+    assert own_of(boundary.Boundary, boundary)[1]["overlap 0: force"]["exchange_every"] == 4  # as many as rounds
+    assert own_of(boundary.Boundary, boundary, "--every", "5")[1]["overlap 0: force"]["exchange_every"] == 5  # refused
     flags = [word for word in TINY if word not in ("--model", "tiny")]
     settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
     with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):

@@ -491,6 +491,8 @@ def damage(run: Path, kind: str) -> Path:
         agents.write_text(agents.read_text() + "9\n")
     elif kind == "cell":
         agents.write_text(agents.read_text().replace("0.3", "many"))
+    elif kind == "quote":
+        agents.write_text(agents.read_text().replace("\n0,", "\n0,'", 1))
     elif kind == "fewer agents":
         agents.write_text("\n".join(agents.read_text().splitlines()[:-1]) + "\n")
     elif kind == "masks":
@@ -511,8 +513,8 @@ def damage(run: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     "kind",
     ["config torn", "config list", "config bare", "config deep", "no config", "no metrics", "bytes", "torn row", "word",
-     "endless", "no round", "columns", "short", "cell", "fewer agents", "masks", "picture", "sweep", "members", "file",
-     "missing"],
+     "endless", "no round", "columns", "short", "cell", "quote", "fewer agents", "masks", "picture", "sweep", "members",
+     "file", "missing"],
 )  # fmt: skip
 def test_a_damaged_folder_is_one_sentence_and_leaves_nothing(kind, copy, tmp_path, capsys):
     named, out = damage(copy("run"), kind), tmp_path / "pages"

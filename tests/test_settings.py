@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from dslth_jax.study.config.numbers import population_hyper
 from dslth_jax.study.config.resolve import algorithm_of, resolve
 from dslth_jax.study.config.setting import setting, within
 from dslth_jax.study.config.settings import SETTINGS, Settings
+from dslth_jax.study.config.spellings import GRAPHS
 from dslth_jax.study.data import datasets
 from dslth_jax.study.sweeping.grid import Sweep, axes_of, points_of
 from dslth_jax.study.training import programs
@@ -303,6 +304,18 @@ def test_every_switch_reaches_the_algorithm(monkeypatch):
     assert seen["mask_rule"] == MaskRule(smallest_filter=3, revive=True, scale_by_retention=True)
     algorithm_of(resolve(Settings()), NETWORK)
     assert seen["mask_rule"] == MaskRule()
+
+
+def test_a_graph_of_ones_own_that_changes_is_refused_as_the_librarys_are(monkeypatch):
+    """Where messages add up; its name does not say that it changes."""
+    monkeypatch.setitem(GRAPHS, "mine", GRAPHS["changing-regular"])
+    given: dict[str, Any] = {"dataset": "digits", "model": "tiny", "agents": 4, "topology": "mine:2"}
+    use_tiny_network(monkeypatch)
+    with pytest.raises(ValueError, match=r"--topology mine:2 changes neighbours: name a graph that stays"):
+        prepare(Settings(**given, algorithm="score-gossip"))
+    with pytest.raises(ValueError, match=r"with --topology mine:2 they may never have had it"):
+        prepare(Settings(**given, algorithm="mce-pl", bandwidth="constant:1", deadline=1.0))
+    assert prepare(Settings(**given, algorithm="mce-pl")).changing
 
 
 class SeenError(Exception):

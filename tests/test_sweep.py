@@ -239,6 +239,11 @@ def test_a_sweep_is_resumed_with_its_own_settings_alone(tmp_path, fakes):
         sweep.sweep(Sweep(**other))
     with pytest.raises(ValueError, match="holds a sweep, no single run"):
         cifar.run(Settings(**{**BASE, "out": tmp_path / "cut", "resume": True}))
+    config = json.loads((tmp_path / "cut" / "config.json").read_text())
+    for damage in ({"members": [3]}, {"done": {"9": None}}, {"axes": []}):
+        (tmp_path / "cut" / "config.json").write_text(json.dumps(config | damage))
+        with pytest.raises(ValueError, match=r"config\.json must hold the axes of a sweep, .* and does not: put back"):
+            sweep.sweep(Sweep(**settings, resume=True))
 
 
 REFUSED = [
@@ -273,8 +278,8 @@ REFUSED = [
     (["--search", "lr=0:1:log"], "or LOW:HIGH:log with LOW above 0, got '0:1:log'"),
     (["--search", "lr=1:2:linear"], "--search lr must be LOW:HIGH"),
     (["--search", "retention=0.1:1.2"], "at retention=1.2: --retention must be in (0, 1], got 1.2 for agent 0"),
-    (["--search", "lr=1:2", "--trials", "0"], "--trials must be at least 1, got 0"),
-    (["--search", "lr=1:2", "--ask", "0"], "--ask must be at least 1, got 0"),
+    (["--search", "lr=1:2", "--trials", "0"], "--trials must be in 1..2147483647, got 0"),
+    (["--search", "lr=1:2", "--ask", "0"], "--ask must be in 1..2147483647, got 0"),
     (["--search", "lr=1:2", "--coordinator", "auto"], "--search takes no --coordinator"),
     (["--search", "class_file=a.txt,b.txt"], "a.txt"),
     (["--trials", "3"], "--trials needs --search: say it, or leave --trials out"),

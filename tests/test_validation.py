@@ -138,7 +138,7 @@ def test_lists_of_what_is_held_back_take_memory_and_its_images_count_once():
 
 def accuracies(prepared, packed) -> list[float]:
     """What networks of these masks label right of the images held back, as each agent sees them, one by one."""
-    weights, frozen = draw_weights(prepared.network, key_of(prepared.seed))
+    weights, frozen = draw_weights(prepared.network, key_of(prepared.settings.seed))
     held, right = prepared.validation, []
 
     @jax.jit

@@ -14,9 +14,18 @@ from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import compared
 from dslth_jax.study.results.plots import Panel
 from dslth_jax.study.sweeping import cluster
-from dslth_jax.study.sweeping.comparison import Experiment, Proxy, at_step, listed, shared_and_own, steps_of, ways
+from dslth_jax.study.sweeping.comparison import (
+    Experiment,
+    Proxy,
+    at_step,
+    interval,
+    listed,
+    shared_and_own,
+    steps_of,
+    ways,
+)
 from dslth_jax.study.sweeping.grid import Arms, Points, Sweep, axes_of, points_of
-from dslth_jax.study.sweeping.search import check_search, check_storage, corners_of, search, spaces_of
+from dslth_jax.study.sweeping.search import check_search, check_storage, corners_of, ends_of, search, spaces_of
 from dslth_jax.study.system.stopping import NotFiniteError, Stop
 from dslth_jax.study.training import records
 from dslth_jax.study.training.loop import Study, ready, train
@@ -24,7 +33,8 @@ from dslth_jax.study.training.records import Result
 
 # What a script needs.
 __all__ = ["Arms", "Experiment", "Panel", "Proxy", "Settings", "Sweep"]
-__all__ += ["at_step", "compare", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping", "ways"]
+__all__ += ["at_step", "compare", "interval", "leave", "listed", "run", "single", "steps_of", "sweep", "sweeping"]
+__all__ += ["ways"]
 
 
 def run(settings: Settings) -> Result:
@@ -60,8 +70,9 @@ def sweep_of(settings: Sweep, arms: Arms | None = None, said: Experiment | None 
     if arms and (settings.grid or settings.search):
         raise ValueError("the arms of a comparison are its points: leave --grid and --search out")
     spaces = spaces_of(settings)
-    axes = {"arm": [*arms]} if arms else corners_of(spaces) or axes_of(settings)
-    points = Points(settings, axes, points_of(axes), arms, spaces, (said or settings).as_given())
+    axes = {"arm": [*arms]} if arms else ends_of(spaces) or axes_of(settings)
+    first = corners_of(axes) if spaces else points_of(axes)
+    points = Points(settings, axes, first, arms, spaces, (said or settings).as_given())
     further: dict[str, Any] = {"ask": search, "try_first": partial(check_storage, settings)} if spaces else {}
     if settings.submit:
         further |= {"submit": cluster.submit, "try_first": partial(cluster.check_options, settings)}

@@ -19,8 +19,8 @@ COMMANDS = {
     "board": ("the metrics of run folders as event files", "dslth_jax.study.results.board", "main"),
 }
 # Packages of the extra `experiments`, by the names under which they are imported.
-NEEDED = ["constriction", "jinja2", "matplotlib", "networkx", "orbax", "pandas", "PIL", "psutil", "rich", "safetensors"]
-NEEDED += ["sklearn", "yaml"]
+NEEDED = ["constriction", "jinja2", "matplotlib", "networkx", "orbax", "pandas", "PIL", "pooch", "psutil", "rich"]
+NEEDED += ["safetensors", "sklearn", "tensorflow_datasets", "yaml"]
 EXTRA = "pip install 'dslth-jax[experiments]'"
 HELP = ("-h", "--help", "help")
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from dslth_jax.study.claims import children, page, table
 from dslth_jax.study.claims.page import Line
 from dslth_jax.study.claims.table import CLAIMS
 from dslth_jax.study.config import command
-from dslth_jax.study.config.resolve import obstacle_to_folder
+from dslth_jax.study.config.resolve import check_each, obstacle_to_folder
 from dslth_jax.study.config.setting import flag, setting
 from dslth_jax.study.config.spellings import GRAPHS
-from dslth_jax.study.results.folders import Row, now, replace, spelled_command
+from dslth_jax.study.results.folders import Row, fresh, now, replace, spelled_command
 from dslth_jax.study.system import machine
 from dslth_jax.study.system.console import Stream, counted
 from dslth_jax.study.system.stopping import Stop
@@ -31,7 +30,7 @@ RECORD = "claims.json"  # what has been done, for --resume
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 ON_DIGITS = "Digits in small networks: that says whether commands work, and little of the claims."
 MOST_ROUNDS, MOST_SEEDS = 10**6, 1000
-SAME = ("dataset", "data_dir", "topology", "class_file", "rounds", "seeds")  # of a command that goes on
+SAME = (*table.WHOLE_DATA, "rounds", "seeds")  # of a command that goes on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +168,7 @@ def check(settings: All) -> None:
     table.seconds_of(settings.budget)
     table.named(settings.only)
     expect_choice("--dataset", settings.dataset, table.DATASETS)
+    check_each(settings)
     if settings.dataset == "digits" and settings.data_dir is not None:
         raise ValueError("--data-dir is for data sets that are downloaded, digits needs none: leave it out")
     if settings.class_file is not None and not settings.class_file.is_file():
@@ -176,9 +176,6 @@ def check(settings: All) -> None:
     graph = settings.topology
     if graph is not None and graph.partition(":")[0] not in GRAPHS and not os.path.isfile(graph):  # noqa: PTH113
         raise ValueError(f"--topology must be one of {', '.join(GRAPHS)} or a graph's file that exists, got {graph!r}")
-    for name, least, most in (("rounds", 10, MOST_ROUNDS), ("seeds", 1, MOST_SEEDS)):
-        if (value := getattr(settings, name)) is not None and not least <= value <= most:
-            raise ValueError(f"{flag(name)} must be in {least}..{most}, got {value}")
     if settings.resume and settings.out is None:
         raise ValueError("--resume needs --out: say which folder is to go on")
 
@@ -186,7 +183,7 @@ def check(settings: All) -> None:
 def begin(settings: All) -> Work:
     """Check everything, and open the folder. A ValueError if it holds something else, or other settings."""
     check(settings)
-    out = settings.out or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_claims_{os.getpid()}"
+    out = settings.out or fresh("claims")
     goes_on = settings.resume and (out / RECORD).is_file()
     if not goes_on and (obstacle := obstacle_to_folder(out, resume=False)):
         again = ", or say --resume" if (out / RECORD).is_file() else ""

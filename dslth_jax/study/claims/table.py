@@ -119,7 +119,6 @@ CLAIMS: dict[str, Claim] = {
         by=OF_THE_PROXY,
         rounds=75,
         flags="--classes 4",
-        small="--model small --resize 8 --agents 5 --batch-size 32",
         differences=[
             ("4 classes, ring: aggregation tensor", "4 classes, ring: alone"),
             ("4 classes, ring: gossip", "4 classes, ring: weights, personal head"),

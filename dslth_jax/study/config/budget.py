@@ -16,8 +16,9 @@ NOT_OF_RETENTIONS = (None, "period", "depth")
 OF_CONTROLLERS = ("controller_gain", "retention_bounds", "retention_jump")
 
 
-def check_budget(settings: Settings) -> None:
-    """Raise a ValueError if the flags of simulated time, as they are given, make no sense together."""
+def check_budget(settings: Settings, redrawn: bool) -> None:
+    """Raise a ValueError if the flags of simulated time, as they are given, make no sense together, or with a graph
+    that is `redrawn` from round to round."""
     given, controller = [name for name in described(Budget) if name in settings.given], settings.controller
     if settings.bandwidth is None:
         for name in given:
@@ -63,7 +64,7 @@ def check_budget(settings: Settings) -> None:
     unsteady = {
         f"--link-drop {settings.link_drop:g}": settings.link_drop > 0,
         f"--hear {settings.hear}": settings.hear is not None,
-        f"--topology {settings.topology}": settings.topology.startswith("changing-"),
+        f"--topology {settings.topology}": redrawn,
     }
     for links in (said for said, there in unsteady.items() if there and by_deadline):
         raise ValueError(

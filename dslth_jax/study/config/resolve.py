@@ -102,8 +102,17 @@ def idle(known: Setting, given: Any) -> Any:
 
 def check(settings: Settings) -> None:
     """Raise a ValueError if settings as they are given make no sense."""
-    for check_some in (check_each, check_folder, check_together, check_links, check_budget, check_processes):
+    for check_some in (check_each, check_folder, check_together):
         check_some(settings)
+    check_graph(settings, redrawn=settings.topology.startswith("changing-"))  # so the library's own are called
+    check_processes(settings)
+
+
+def check_graph(settings: Settings, redrawn: bool) -> None:
+    """Raise a ValueError if settings as they are given do not go with a graph that is `redrawn` from round to round,
+    or stays."""
+    check_links(settings, redrawn)
+    check_budget(settings, redrawn)
 
 
 def check_each(settings: Any) -> None:
@@ -174,11 +183,11 @@ def check_together(settings: Settings) -> None:
         )
 
 
-def check_links(settings: Settings) -> None:
-    """Raise a ValueError if what happens on links does not go with what the algorithm sends over them."""
+def check_links(settings: Settings, redrawn: bool) -> None:
+    """Raise a ValueError if what happens on links, of a graph that may be `redrawn` from round to round, does not go
+    with what the algorithm sends over them."""
     row = ALGORITHMS[settings.algorithm]
     adds = f"--algorithm {settings.algorithm} adds up all that a neighbour has ever sent"
-    redrawn = settings.topology.startswith("changing-")
     if row.bits.startswith("changes") and (redrawn or settings.hear is not None) and not settings.keep_neighbours:
         changes = f"--topology {settings.topology} changes neighbours: name a graph that stays"
         others = f"--hear {settings.hear} hears others each time: leave it out"

@@ -1,4 +1,5 @@
-"""The run folder, written and read in one place: who works in it, its configuration, metrics, agents and masks.
+"""The run folder, written and read in one place: who works in it, its configuration, metrics and tables. What agents
+have come to is in `models`.
 
 Whatever is damaged, foreign or missing is a ValueError of one sentence that says what to do.
 """
@@ -48,6 +49,11 @@ class Folder(NamedTuple):
     finished: str  # what to say of a run that was finished before, else empty
 
 
+def fresh(what: str) -> Path:
+    """A dated folder under runs/ that says `what` it holds, and that no other process takes."""
+    return Path("runs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{what}_{os.getpid()}"
+
+
 def open_folder(
     settings: Settings, what: str, kind: str | None = None, expect: Callable[[Row], None] | None = None
 ) -> Folder:
@@ -55,8 +61,7 @@ def open_folder(
     A ValueError if it cannot be written to, if another process works in it, or if it holds a run and is not to be
     resumed, another `kind` of thing (None is a single run), other settings, or what `expect` refuses."""
     data = settings.data_file.stem if settings.data_file else settings.dataset
-    stamp = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{data}_{what}_{os.getpid()}"
-    path, folder = settings.out or Path("runs") / stamp, None
+    path, folder = settings.out or fresh(f"{data}_{what}"), None
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder = Folder(path, _lock(path), "")
@@ -128,7 +133,7 @@ def expect_same(
     own, known = settings.as_json(), settings.known
     compared = [name for name in (own if among is None else among) if not known[name].machine]
     differing = [name for name in compared if other.get(name) != own[name]]
-    if longer and differing == ["rounds"] and type(other["rounds"]) is int and settings.rounds > other["rounds"]:
+    if longer and differing == ["rounds"] and type(other.get("rounds")) is int and settings.rounds > other["rounds"]:
         if because := by_rounds(settings):
             raise ValueError(f"{whose} cannot become longer, because {because} depends on --rounds: name another --out")
         return
@@ -238,10 +243,18 @@ def read_run(folder: Path, name: str, config: Row) -> Run:
     perhaps = (*VALIDATION_OF_AGENTS, "balanced_accuracy", *SIZE_OF_AGENTS, *alive_in(path))
     agents = read_table(path, ("agent", "classes"), OF_AGENTS, perhaps) if path.is_file() else []
     for row in agents:
-        row["classes"] = shlex.split(row["classes"])
+        row["classes"] = classes_in(row["classes"], path)
     path = folder / "classes.csv"
     classes = read_table(path, ("class",), OF_CLASSES) if path.is_file() else []
     return Run(name, folder, config, rows, agents, classes, missing)
+
+
+def classes_in(cell: str, path: Path) -> list[str]:
+    """The classes that an agent holds, from their cell in agents.csv."""
+    try:
+        return shlex.split(cell)
+    except ValueError:
+        raise ValueError(f"{path} must name each agent's classes, got {cell!r}: {WHAT_TO_DO}") from None
 
 
 def alive_in(path: Path) -> list[str]:

@@ -17,10 +17,12 @@ from dslth_jax import masks
 from dslth_jax.algorithm import World, by_name, layer_of, planes_of, with_names
 from dslth_jax.evaluation import BATCH
 from dslth_jax.keys import key_of
+from dslth_jax.naming import expect_choice
 from dslth_jax.networks.network import Network
 from dslth_jax.population import world_of
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.resolve import algorithm_of, network_of
+from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results.folders import WHAT_TO_DO, read_config, replace
 from dslth_jax.study.system.machine import numerics
@@ -134,11 +136,15 @@ class Models:
         if "images" not in config or "finished" not in config:
             why = "has not come to its end" if "images" in config else "was written by a version before 0.5"
             raise ValueError(f"the run in {folder} {why}, and left no models: train it again, or to its end")
-        if (then := config["numerics"]) != (now := numerics()):
+        if (then := config.get("numerics")) != (now := numerics()):
             raise ValueError(f"the run in {folder} was trained with {then}, and now there is {now}: set the same")
         self.folder, self.config = folder, config
         kind, images = with_own_settings(Settings), config["images"]
+        if strange := sorted(config["settings"].keys() - described(kind).keys()):
+            what = f"the run in {folder} has settings that nobody here knows, {', '.join(strange)}"
+            raise ValueError(f"{what}: load it in the program that brings them, or by the version that wrote it")
         self.settings = kind(**{**config["settings"], "out": None})
+        expect_choice("--algorithm", self.settings.algorithm, [*ALGORITHMS])
         height, width, channels = images["shape"]
         self.image_shape, self.classes = (height, width, channels), int(images["classes"])
         self.labels = np.array(images["labels"])

@@ -167,15 +167,22 @@ def read(folder: Path, name: str) -> Run | Sweep:
     return read_sweep(folder, name, config) if config.get("kind") == "sweep" else read_run(folder, name, config)
 
 
-def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
-    """A sweep, whether it has come to its end or not."""
+def expect_sweep(folder: Path, config: Row) -> tuple[Row, list[Row], Row]:
+    """The axes, members and outcomes of a sweep's configuration; a ValueError where it is damaged."""
     axes, members, done = config.get("axes", ()), config.get("members", ()), config.get("done", {})
     fits = isinstance(axes, dict) and isinstance(done, dict) and isinstance(members, list)
     # The axes of a search that has only begun are empty.
     fits = fits and all(isinstance(values, list) and (values or not members) for values in axes.values())
-    if not fits or not all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members):
+    fits = fits and all(isinstance(member, dict) and axes.keys() <= member.keys() for member in members)
+    if not fits or not {*done} <= {*map(str, range(len(members)))}:
         what = "the axes of a sweep, lists of values, its members, a value of each axis, and which of them are done"
         raise ValueError(f"{folder / 'config.json'} must hold {what}, and does not: {WHAT_TO_DO}")
+    return axes, members, done
+
+
+def read_sweep(folder: Path, name: str, config: Row) -> Sweep:
+    """A sweep, whether it has come to its end or not."""
+    axes, members, done = expect_sweep(folder, config)
     by_member = read_members(folder / "metrics.jsonl", len(members), missing := list[str]())
     points: dict[tuple[str, ...], tuple[list[list[Row]], list[str]]] = {}  # rows and statuses of their members
     for number, (member, rows) in enumerate(zip(members, by_member, strict=True)):

@@ -146,13 +146,19 @@ def submit(study: records.Sweep) -> None:
     if not waiting:
         return
     executor = executor_of(settings, whole / "jobs" / "log")
-    with executor.batch():
-        jobs = [executor.submit(job) for _, job in waiting]
+    study.stop.later = True  # until there is who ends the jobs
+    try:
+        with executor.batch():
+            jobs = [executor.submit(job) for _, job in waiting]
+    except RuntimeError as error:  # of submitit's kinds: sbatch took none
+        why = " ".join(str(error).split())[:300]
+        raise ValueError(f"--submit {settings.submit}: jobs were refused ({why}): mend it, and say --resume") from None
     say = partial(study.said.print, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(job.job_id for job in jobs)
     say(f"{counted(len(jobs), 'job')}, one a program: {names}; logs in {whole / 'jobs' / 'log'}")
     open_ones, wrong = dict(enumerate(zip(waiting, jobs, strict=True), 1)), list[str]()
     try:
+        study.stop.obey(lambda here: here)
         while open_ones:
             for number in [number for number, (_, job) in open_ones.items() if job.done()]:
                 (part, _), job = open_ones.pop(number)

@@ -21,7 +21,7 @@ OPTIMIZERS = choices(SETTINGS["optimizer"].hint)
 
 # The step size of each way to learn, by network: the best by validation or level with it, but where
 # experiments/results/ says that it was not searched, or chosen by test images. A network that is not here takes the
-# proxy's steps. Where one of these lacks a way, masks that are heard take its step of masks alone, and all else the
+# proxy's steps. Where one of these lacks a way, MCE-PL and gossip take its step of masks alone, and all else the
 # default of the algorithm, as nearly everything does in the AlexNet. Steps are of the algorithm's own optimizer unless
 # they name another (`at_step`).
 STEPS: dict[str, dict[str, str]] = {
@@ -157,10 +157,15 @@ def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, An
     steps = STEPS.get(network or PROXY, STEPS[PROXY])
 
     def step_of(name: str) -> str | None:
-        hears_masks = known[name]["algorithm"] in ("mce-pl", "score-gossip")
-        return steps.get(name, steps.get("alone") if hears_masks else None)
+        like_alone = known[name]["algorithm"] in ("mce-pl", "score-gossip")
+        return steps.get(name, steps.get("alone") if like_alone else None)
 
     return {name: at_step(known[name], step_of(name)) for name in names or known}
+
+
+def interval(said: Any) -> int:
+    """The rounds from one exchange to the next: those of `--every`, or all that there are where nobody said it."""
+    return int(said.every if "every" in said.given else min(said.every, said.rounds))
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

@@ -13,7 +13,7 @@ from dslth_jax.study.config.algorithms import with_own_settings
 from dslth_jax.study.config.numbers import DEALT, may_lack_layers
 from dslth_jax.study.config.setting import Setting, described, flag, parts, read, setting
 from dslth_jax.study.config.setting import spelled as written
-from dslth_jax.study.config.settings import Settings
+from dslth_jax.study.config.settings import COUNT, Settings
 from dslth_jax.study.training.plan import Prepared, TooLargeError, plan, room_of
 
 
@@ -34,9 +34,9 @@ class Sweep(Settings):
     search: tuple[str, ...] = ()
     """Instead of a grid, what Optuna searches: NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... with semicolons
     as in --grid."""
-    trials: int = 64
+    trials: int = setting(64, bounds=COUNT, unit="points")
     """Points that this command tries in a search."""
-    ask: int = 16
+    ask: int = setting(16, bounds=COUNT, unit="points")
     """Points asked of Optuna at a time, which run as one program."""
     study: str = "dslth_jax"
     """Name of the study in its storage."""

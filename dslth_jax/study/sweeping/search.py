@@ -1,5 +1,6 @@
 """A search by Optuna: a batch of points is asked, run as one program, and told; several machines may share a study."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from dslth_jax.study.config.setting import parts
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
-from dslth_jax.study.sweeping.grid import Points, Sweep, spelled_axes, values_of
+from dslth_jax.study.sweeping.grid import Points, Sweep, points_of, spelled_axes, values_of
 from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 FORM = "NAME=LOW:HIGH, NAME=LOW:HIGH:log or NAME=VALUE,VALUE,... such as lr=1:100:log"
+MOST_CORNERS = 64  # points that are prepared before a search begins
 PATIENCE = 60.0  # seconds that a machine waits for another one's lock on a file of SQLite
 MARK = "sweep"  # the attribute of a trial that says whose it is: the id in config.json, which a folder that moves keeps
 
@@ -35,9 +37,6 @@ def check_search(settings: Sweep) -> None:
         raise ValueError("--grid and --search contradict each other: leave one of them out")
     if settings.coordinator:
         raise ValueError("--search takes no --coordinator: give each machine a command of its own, with one --storage")
-    for name, number in (("trials", settings.trials), ("ask", settings.ask)):
-        if number < 1:
-            raise ValueError(f"--{name} must be at least 1, got {number}")
     try:
         import optuna  # noqa: F401
     except ImportError:
@@ -76,9 +75,25 @@ def spaces_of(settings: Sweep) -> dict[str, dict[str, Any]]:
     return spaces
 
 
-def corners_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The extreme values of each searched field. If points of these make sense, all points between them do."""
+def ends_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The extreme values of each searched field."""
     return {name: own.get("choices") or [own["low"], own["high"]] for name, own in spaces.items()}
+
+
+def corners_of(ends: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The points that are prepared before a search begins, so that flags that make no sense end it before anything is
+    trained: all of extreme values, or where there are more than `MOST_CORNERS` the first ones, the last ones, and each
+    value beside the first ones of the other fields.
+
+    >>> corners_of({"lr": [1, 2], "order": ["code", "paper"]})[1:]
+    [{'lr': 1, 'order': 'paper'}, {'lr': 2, 'order': 'code'}, {'lr': 2, 'order': 'paper'}]
+    >>> len(corners_of({f"field_{number}": [1, 2, 3] for number in range(6)}))
+    14
+    """
+    if math.prod(map(len, ends.values())) <= MOST_CORNERS:
+        return points_of(ends)
+    first, last = ({name: values[place] for name, values in ends.items()} for place in (0, -1))
+    return [first, last, *({**first, name: value} for name, values in ends.items() for value in values[1:])]
 
 
 def search(

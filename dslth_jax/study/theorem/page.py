@@ -4,7 +4,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from dslth_jax.naming import expect_choice
 from dslth_jax.study.config import command
 from dslth_jax.study.config.resolve import obstacle_to_folder
 from dslth_jax.study.config.setting import setting
-from dslth_jax.study.data.datasets import READERS, named
+from dslth_jax.study.data.datasets import named
 from dslth_jax.study.data.form import Dataset, resized
 from dslth_jax.study.results import pictures, plots
-from dslth_jax.study.results.folders import replace, spelled_command
+from dslth_jax.study.results.folders import fresh, replace, spelled_command
 from dslth_jax.study.system.console import Stream, counted
 from dslth_jax.study.theorem import networks, sums, trained
 
@@ -70,12 +68,8 @@ class Theorem:
 
 def check(settings: Theorem) -> None:
     """Raise a ValueError if a setting cannot be, or the folder holds something."""
-    expect_choice("--dataset", settings.dataset, [*READERS])
     if settings.dataset == "digits" and settings.data_dir is not None:
         raise ValueError("--data-dir is for data sets that are downloaded, digits needs none: leave it out")
-    for name, value, most in (("draws", settings.draws, MOST_DRAWS), ("seed", settings.seed, 2**32 - 1)):
-        if not (least := int(name == "draws")) <= value <= most:
-            raise ValueError(f"--{name} must be in {least}..{most}, got {value}")
     if settings.out is not None and (obstacle := obstacle_to_folder(settings.out, resume=False)):
         raise ValueError(f"--out {settings.out} must be a new or empty folder, and {obstacle}: name another")
 
@@ -84,7 +78,7 @@ def write(settings: Theorem) -> str:
     """Measure all, and write the folder; returns where it is, in words."""
     check(settings)
     dataset = named(settings.dataset, None, settings.data_dir)
-    out = settings.out or Path("runs") / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_theorem"
+    out = settings.out or fresh("theorem")
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     found = measure(settings, dataset, Sizes())

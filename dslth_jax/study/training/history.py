@@ -134,7 +134,7 @@ class History:
             spared = self.prepared.algorithm.start_known and course.key_every == 0
             known = course.since_key_frame(round) + spared
             # Where a listener may lack the masks sent before, every message can be read alone.
-            loses = self.redrawn or self.prepared.link_drop > 0
+            loses = self.redrawn or self.prepared.settings.link_drop > 0
             lengths = lengths_of(sent[: 1 if loses else 1 + known], self.message, round) if sent else None
             for ledger in ledgers:
                 closing = ledger is self.open

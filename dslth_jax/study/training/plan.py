@@ -34,12 +34,9 @@ class Prepared(NamedTuple):
 
     settings: Settings  # resolved
     said: Mapping[str, Any]  # the flags that were given
-    seed: int
     course: Course
     batch_size: int  # samples a minibatch
-    local_steps: int  # minibatches a round
-    link_drop: float  # how often a message is lost
-    failing: Callable[..., Link]  # the link that loses them so often, or holds what was told
+    failing: Callable[..., Link]  # the link that loses messages, or holds what was told
     fails: bool  # whether messages pass through it
     links: tuple[Link, ...]  # what happens to messages before
     augment: Augment | None  # what is made of the images of each minibatch
@@ -62,8 +59,6 @@ class Prepared(NamedTuple):
     schedules: Any  # of the same structure: the schedule of each
     budget: Budget | None  # what sets simulated time, and budgets by it; None where nothing does
     costs: Costs | None  # and what takes this time
-    agent_chunk: int | None  # agents computed at once on each device, if that is asked for
-    devices: int | None  # over which agents are spread, if that is asked for
     footprint: Callable[[int, str], dict[str, int]]  # bytes on each of so many devices, of a platform; traced once
     targets: np.ndarray | None = None  # the share of its channels that each agent is to be left with
     aiming: Callable[..., Controller] | None = None  # what brings agents to such targets
@@ -100,7 +95,7 @@ class Plan(NamedTuple):
 def plan(members: Sequence[Prepared]) -> Plan:
     """Where and how many at a time the members are computed: a sweep's settings spread over devices, or a single run's
     agents. All processes of a run must call it. A ValueError where they take more memory than there is."""
-    mesh = sharding.settings_mesh(len(members), members[0].agents, members[0].devices)
+    mesh = sharding.settings_mesh(len(members), members[0].agents, members[0].settings.devices)
     on_each = -(-len(members) // mesh.shape[sharding.SETTINGS])
     platform, sharing = mesh.local_devices[0].platform, len(mesh.local_devices)
     free = processes.least(memory.available(mesh.local_devices[0], sharing=sharing))
@@ -134,7 +129,7 @@ def what_fits(
     parts["compiler"] = compiler
     # Leave a fifth to what the compiler's own kernels take on an accelerator.
     fitting = agents * members if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one, 1)
-    chunk = min(one.agent_chunk or (1 if on_cpu else fitting), agents)
+    chunk = min(one.settings.agent_chunk or (1 if on_cpu else fitting), agents)
     together = 1 if on_cpu or chunk < agents else min(max(fitting // chunk, 1), members)
     parts["activations"] = chunk * together * of_one
     if free is not None and sum(parts.values()) > free:

@@ -26,7 +26,7 @@ from dslth_jax.population import Shares
 from dslth_jax.study.config import spellings
 from dslth_jax.study.config.algorithms import ALGORITHMS, with_own_settings
 from dslth_jax.study.config.numbers import numbers_of, population_hyper, targets_of
-from dslth_jax.study.config.resolve import algorithm_of, check, filled_in, network_of
+from dslth_jax.study.config.resolve import algorithm_of, check, check_graph, filled_in, network_of
 from dslth_jax.study.config.setting import described
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.data import datasets
@@ -60,6 +60,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     held, validation = held_back(settings, dataset, who_holds_what(settings, dataset))
     # Draw the graph last, so that a population too large for its data is refused before its edges are drawn.
     graph = who_hears_whom(settings, dataset, held)
+    check_graph(given, redrawn=graph.redraw is not None)
     topology = graph if settings.hear is None else hearing_some(graph, settings.hear)
     hyper, schedules = population_hyper(settings, network)
     kept = numbers_of(settings).get("retention")
@@ -78,7 +79,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     # Nobody has more than the capacity. Round it up, so that populations that hold nearly as many are one program.
     capacity = -(-train.indices.shape[1] // BATCHES) * BATCHES
     batch_size, algorithm = min(settings.batch_size, capacity), algorithm_of(settings, network)
-    of_one, resolved = jax.tree.map(lambda leaf: leaf[0], hyper), vars(settings)
+    of_one = jax.tree.map(lambda leaf: leaf[0], hyper)
     sizes: dict[str, Any] = {"agents": settings.agents, "batch_size": batch_size, "local_steps": settings.local_steps}
     failing, fails, links = what_links_do(settings, network, topology)
     link = chain(*links, *([failing(settings.link_drop)] if fails else []))
@@ -86,8 +87,7 @@ def prepare(settings: Settings, load: Callable[..., Dataset] | None = None) -> P
     return Prepared(
         settings,
         given.as_given(),
-        **{name: resolved[name] for name in ("seed", "local_steps", "link_drop", "agent_chunk", "devices")},
-        course=Course(*(resolved[name] for name in Course._fields)),
+        course=Course(*(getattr(settings, name) for name in Course._fields)),
         batch_size=batch_size,
         augment=spellings.AUGMENTATIONS[str(settings.augment)],
         retentions=tuple(kept.values.tolist() if kept else [None] * settings.agents),

@@ -69,7 +69,8 @@ def compile_programs(plan: Plan) -> Programs:
     keep_programs(first.settings.compilation_cache)
     failing = any(member.fails for member in plan.members)
     driven: dict[str, Any] = {"chunk": plan.chunk, "axis": AXIS}
-    steps = driven | {name: getattr(first, name) for name in ("batch_size", "local_steps", "augment")}
+    steps = driven | {name: getattr(first, name) for name in ("batch_size", "augment")}
+    steps |= {"local_steps": first.settings.local_steps}
     steps |= {name: getattr(first.course, name) for name in ("exchange_every", "exchange_from")}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)
@@ -207,7 +208,8 @@ def stacked(plan: Plan) -> tuple[Own, Shares, Shares, Shares | None]:
 
     owns = []
     for one in members:
-        seed, link_drop = np.array(one.seed, np.uint32), np.array(one.link_drop, np.float32)
+        said = one.settings
+        seed, link_drop = np.array(said.seed, np.uint32), np.array(said.link_drop, np.float32)
         budget = one.budget and with_steps(one.budget, steps)
         graph = with_edges(one.topology.graph, edges)
         owns.append(Own(seed, None, graph, link_drop, one.hyper, budget, one.targets))

@@ -13,7 +13,16 @@ import numpy as np
 from dslth_jax.label_shares import label_skew
 from dslth_jax.study.config.settings import Settings
 from dslth_jax.study.results import folders, models, pictures, survival, tables
-from dslth_jax.study.results.points import DONE, FAILED, best_first, name_of_member, place_of, read_members, summary
+from dslth_jax.study.results.points import (
+    DONE,
+    FAILED,
+    best_first,
+    expect_sweep,
+    name_of_member,
+    place_of,
+    read_members,
+    summary,
+)
 from dslth_jax.study.sweeping.grid import Points
 from dslth_jax.study.system.console import counted
 from dslth_jax.study.system.stopping import NotFiniteError
@@ -176,15 +185,17 @@ class Sweep(Study):
     def known(self) -> dict[int, Outcome]:
         """The outcomes of members that an interrupted sweep had finished, by number; in every process. A member whose
         last row or run folder is missing is trained again."""
-        config, path, known = folders.read_config(self.path) or {}, self.path / "metrics.jsonl", dict[int, Outcome]()
-        members = config.get("members", [])
+        config, path, known = folders.read_config(self.path), self.path / "metrics.jsonl", dict[int, Outcome]()
+        if config is None:
+            return known
+        _, members, done = expect_sweep(self.path, config)
         try:
-            rows = read_members(path, len(members), []) if config else []
+            rows = read_members(path, len(members), [])
         except ValueError:
             raise ValueError(
                 f"{path} must be the rows of a sweep, and is damaged: start anew in another --out"
             ) from None
-        for number, failure in ((int(word), failure) for word, failure in config.get("done", {}).items()):
+        for number, failure in ((int(word), failure) for word, failure in done.items()):
             rounds = (config["settings"] | members[number])["rounds"]
             left = (folders.read_config(path) or {} for path in self.runs.glob(f"{number:03d}_*"))
             recorded = not self.run_folders or any("finished" in own for own in left)
@@ -215,7 +226,7 @@ class Sweep(Study):
             **({"arms": self.arms} if self.arms else {}),
             **({"models": self.models} if self.models else {}),
             "seeds": [seed + offset for offset in range(self.seeds)],
-            "members": [{**member.point, "seed": member.seed} for member in self.members],
+            "members": [{**member.point, "seed": member.settings.seed} for member in self.members],
             "done": {number: outcome.failure for number, outcome in sorted(self.outcomes.items())},
             **(folders.circumstances() | {"id": uuid.uuid4().hex} if earlier is None else {}),
         }

@@ -153,6 +153,7 @@ class Algorithm(NamedTuple):
     of_masks: Callable[[World, Any, Any], Any] | None = None
     hears_levels: bool = False  # whether it asks how much neighbours keep: `Heard.levels`
     ternary: bool = False  # whether masks hold -1 beside 0 and 1, so that a threshold sees scores with their signs
+    adds_up: bool = False  # whether messages are added to what was heard before, so that each is to be heard once
 
 
 def with_personal_layers(algorithm: Algorithm, layers: Collection[str]) -> Algorithm:

@@ -9,8 +9,9 @@ Key frames are the first message and as many more as the ledger has. The ledger 
 networks that say what differs use what several masks before had, and are about half as long where they come in every
 round. A round ends when all messages are sent, or at the deadline, but not before everybody has computed, because all
 take the next step together. Who is still sending then is late: neighbours hear what it sent before, and what it sends
-now they hear in the next round. Nothing here is measured: simulated time is a function of the seed, the round and the
-settings.
+now only if it is late again, else what comes then. Algorithms whose messages add up (`Algorithm.adds_up`) need a
+deadline that nobody misses, such as infinity. Nothing here is measured: simulated time is a function of the seed, the
+round and the settings.
 """
 
 from collections.abc import Callable

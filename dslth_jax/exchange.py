@@ -88,7 +88,8 @@ def levels_of(
         def add_layer(name: str, total: Array) -> Array:
             weight, count = of_layer[name].astype(total.dtype), kept[name][senders].astype(total.dtype)
             level = jnp.minimum((count * (LEVELS / sizes[name])).astype(jnp.int32), LEVELS - 1)
-            # Sums of what is beyond the least stay exact in float32 for layers of a hundred million entries.
+            # Float32 holds sums of what is beyond the least exactly up to 2**24: all of them where a layer has at most
+            # half a billion entries over the number of neighbours.
             beyond = (kept[name][senders] - jnp.asarray(least_of_levels(sizes[name]))[level]).astype(total.dtype)
             return total.at[:, level].add(jnp.stack([weight, weight * beyond]))
 

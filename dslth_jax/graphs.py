@@ -172,7 +172,8 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
     """In every round `degree` random pairings of all agents; if directed, everybody hears `degree` random others.
 
     Two agents that are paired twice in a round share one link, and each pairing of an odd number leaves one agent out.
-    So an agent hears at most `degree` others, unless the graph is directed.
+    So an agent hears at most `degree` others, unless the graph is directed; there a round draws a number for each pair,
+    400 MB of ten thousand agents.
     """
     _expect_degree(degree, agents)
     receivers = np.repeat(np.arange(agents, dtype=np.int32), degree)

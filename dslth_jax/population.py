@@ -179,7 +179,8 @@ def round(
             nothing is sent, `receive` hears that nobody spoke, and the state keeps what was sent and heard last.
         link: what happens to messages on their way; None is `links.perfect()`.
         controller: what sets the settings of each round; None is `control.constant()`.
-        clock: how long a round takes whom; who is late is heard with what it sent before. None simulates no time.
+        clock: how long a round takes whom; who is late is heard with what it sent before, so that an algorithm whose
+            messages add up (`Algorithm.adds_up`) needs a deadline that nobody misses. None simulates no time.
         augment: what is made of each minibatch's images before anybody learns from them, such as `augment.crop`; None
             leaves them as they are.
         chunk: see `over_agents`.
@@ -188,9 +189,12 @@ def round(
             all that crosses.
 
     Returns the new state and diagnostics, each with a leading agents axis: the algorithm's own; of the agent's new
-    message what `sizes_of` says; `listeners`, over how many links it was sent this round.
+    message what `sizes_of` says; `listeners`, over how many links it was sent this round. Raises a ValueError if a
+    controller has agents stay silent whose messages add up.
     """
     link, controller, numbers = link or perfect(), controller or constant(), agent_numbers(shares.sizes.shape[0], axis)
+    if algorithm.adds_up and controller.speaks is not None:
+        raise ValueError("controller must let everybody speak: messages of this algorithm add up, and none comes twice")
     # Steps count from behind the last round that would have been an exchange.
     first = (exchange_from + exchange_every - 1) // exchange_every * exchange_every
     world = world._replace(exchanging=state.round + 1 > first - exchange_every)

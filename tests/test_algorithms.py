@@ -906,6 +906,14 @@ def test_the_majority_of_eleven_sparse_masks_is_sparser():
     assert float(found.mean()) == pytest.approx(chance, abs=5 * math.sqrt(chance * (1 - chance) / size))
 
 
+@pytest.mark.parametrize(
+    "rule", [{"smallest_filter": 20}, {"revive": True}, {"across_layers": True}, {"among_living": True}], ids=str
+)
+def test_a_majority_takes_no_rule_of_what_one_agents_mask_keeps(rule):
+    with pytest.raises(ValueError, match=f"^mask_rule.{next(iter(rule))} must be left out: a majority keeps"):
+        mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(**rule))
+
+
 def test_weights_are_scaled_by_what_the_majority_keeps():
     """And not by what was asked for; nor is a layer of which nothing is left nan."""
     method = mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(scale_by_retention=True))

@@ -596,6 +596,7 @@ def rewritten(message, at, new):
         ),
         (7, b"\x06", "the decoded mask is not the one sent"),
         (11, b"\x00", r"layers were expected, got other bytes \(layer 0 needs 1 past masks, got 0\)"),
+        (11, b"\x05", "a message that takes up to 4 masks was expected, got one of 5: drop it"),
         (11, b"\x02", "flips since round 4 of agent 3's mask of round 5 need the last 2 masks, got 1: ask for a key"),
         (
             12,
@@ -886,6 +887,7 @@ DAMAGES = [
 
 
 REFUSALS = {
+    "a message that takes up to 4 masks was expected",
     "a message of at least", "a message that starts with", "a message of format", "a whole message was expected",
     "layers of shapes", "layers were expected", "flips since", "the decoded mask is not the one sent",
 }  # fmt: skip

@@ -49,6 +49,13 @@ def moved_by(scores, heard, strength=1.0, spoke=True):
     return after.scores["layer"], float(after.stepped)
 
 
+def test_sums_beyond_int32_are_sums():
+    """Of 60,000 neighbours who keep all of a layer of which the agent keeps nothing: nothing is preferred."""
+    counts = {"layer": jnp.full((1024, 64), 60_000, jnp.uint16)}
+    heard = heard_of(jnp.int32(60_000), counts)
+    assert not np.asarray(consensus.force({"layer": jnp.zeros((1024, 64))}, heard)["layer"]).any()
+
+
 def test_a_force_moves_magnitudes_by_what_neighbours_keep_more_than_the_agent(x64):
     """By hand, from the formula; the sign of a score stays, and the steps that were used are not counted again."""
     z = scores_of(0)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 import venv
+import zlib
 from pathlib import Path
 
 import jax
@@ -246,6 +247,12 @@ def test_the_reader_is_short_and_imports_numpy_alone():
     assert imported - {*sys.stdlib_module_names} == {"numpy"}
 
 
+def sealed(header: bytes) -> bytes:
+    """A file of such a header, and of a code that holds nothing; its checksum is right."""
+    body = reader.MAGIC + len(header).to_bytes(4, "little") + header + bytes(256)
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
 def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
     content = bytearray((exported(run, tmp_path) / "agent_0000.dslth").read_bytes())
     for place in (*range(0, len(content), 97), len(content) - 1):
@@ -256,6 +263,13 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
     for length in (0, 8, 12, 15, 100, len(content) - 1):
         with pytest.raises(ValueError, match=r"is damaged|must be a \.dslth file"):
             reader.read(bytes(content[:length]))
+    whole = reader.read(bytes(content)).about
+    more = [own | {"shape": [1 << 40]} for own in whole["layers"]]
+    for about in ([], {}, {"frozen": []}, whole | {"frozen": 3}, whole | {"layers": [{}]}, whole | {"layers": more}):
+        with pytest.raises(ValueError, match=r"must say what the model is|must be of at most 268435456 masked entries"):
+            reader.read(sealed(json.dumps(about).encode()))
+    with pytest.raises(ValueError, match=r"must say what the model is, and does not .*RecursionError"):
+        reader.read(sealed(b"[" * 100_000))
     with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8, 1\)"):
         reader.logits(tmp_path / "agent_0000.dslth", np.zeros((1, 8, 8)))
     np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))

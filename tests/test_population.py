@@ -641,6 +641,15 @@ def test_messages_are_counted_as_sent_whether_they_arrive_or_not():
     assert info["spoke"].all()  # hearing nobody is no silent round
 
 
+def test_messages_that_add_up_need_agents_who_all_speak():
+    """What a silent agent said before would be added once more."""
+    some = control.constant()._replace(speaks=lambda memory, round: jnp.arange(AGENTS) % 2 == 0)
+    algorithm = shouting(lambda round, number: True)
+    assert len([*rounds_of(algorithm, 1, controller=some)]) == 1
+    with pytest.raises(ValueError, match=r"^controller must let everybody speak: messages of this algorithm add up"):
+        next(rounds_of(algorithm._replace(adds_up=True), 1, controller=some))
+
+
 def permuted(s, order):
     """The same population with its agents in another order."""
     inverse = np.argsort(order)

@@ -73,7 +73,9 @@ def force(beside: Scores, heard: Heard, living: PyTree[Bool[Array, "..."]] | Non
             more = jnp.where(alive[name], more, 0)
             entries = jnp.maximum(jnp.sum(alive[name]), 1).astype(m.dtype)
         if len(counts) == 1:
-            apart = apart - jnp.sum(more, dtype=whole).astype(m.dtype) / entries
+            # By outputs first: a whole layer, of a thousand neighbours, may be beyond int32.
+            of_outputs = jnp.sum(more, axis=tuple(range(more.ndim - 1)), dtype=whole)
+            apart = apart - jnp.sum(of_outputs.astype(m.dtype)) / entries
         return jnp.where(weight > 0, apart / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
 
     return with_names(one, beside)

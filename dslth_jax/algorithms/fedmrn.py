@@ -121,7 +121,7 @@ def fedmrn(network: Network, *, optimizer: optax.GradientTransformation | None =
         del world, hyper, heard
         return agent.variables, None
 
-    return Algorithm(init, send, receive, model)
+    return Algorithm(init, send, receive, model, adds_up=True)
 
 
 def learning(hyper: Hyper) -> local.Hyper:

@@ -64,8 +64,9 @@ def mask_mean(
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
     if mask_rule.ternary:
         raise ValueError("mask_rule must be binary, got ternary: a majority keeps entries or not, and knows no signs")
-    if mask_rule.across_layers:
-        raise ValueError("mask_rule must not be across_layers: a majority keeps how many entries of a layer it does")
+    for name in ("smallest_filter", "revive", "across_layers", "among_living"):
+        if getattr(mask_rule, name) != getattr(AS_IN_CODE, name):
+            raise ValueError(f"mask_rule.{name} must be left out: a majority keeps what most masks do, and no less")
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
     # Of what its own mask was to keep a majority keeps another number.

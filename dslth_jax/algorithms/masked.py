@@ -23,7 +23,8 @@ class MaskRule(NamedTuple):
     """How fused scores become masks and kept weights, where the authors' code and its variants differ. Static."""
 
     smallest_filter: int | None = None  # a convolution's filter of at most so many kept entries is dropped
-    # A score of exactly zero counts as a tiny positive number; else no gradient moves it, but a force or gossip may.
+    # A score of exactly zero counts as a tiny positive number. Else it gets no gradient, takes no part in fusion, and
+    # moves by what is older than it is, a reused gradient or an optimizer's memory, or by a force or gossip.
     revive: bool = False
     scale_by_retention: bool = False  # divide kept weights by the root of the share their layer is to keep
     ternary: bool = False  # what is kept has the sign of its score, which is learned, too
@@ -82,7 +83,8 @@ def masked_model(
 
     Only a rule that scales by retention reads `kept`; it may be None for others. A layer that keeps nothing is zeros.
     Where channels have died, `kept` still says what is kept of a whole layer, and a living output has fewer inputs:
-    kept weights then have the size of those of a narrower network, ±√(2 / (living fan_in · r)).
+    kept weights then have the size of those of a narrower network, ±√(2 / (living fan_in · r)). An input of which the
+    mask keeps no entry counts as dead here, as masks say all of a model.
     """
     weights = world.weights
     if rule.scale_by_retention or rule.scale_by_mask:

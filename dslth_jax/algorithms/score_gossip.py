@@ -166,7 +166,7 @@ def score_gossip(
     def model(world: World, hyper: Hyper, agent: Agent, heard: Heard) -> tuple[Any, Any]:
         return local.model(world, learning(hyper), mce_pl.Agent(*agent[:3]), heard)
 
-    return local._replace(init=init, send=send, receive=receive, model=model, start_known=False)
+    return local._replace(init=init, send=send, receive=receive, model=model, start_known=False, adds_up=True)
 
 
 def opinion(agent: Agent, ternary: bool = False, mortal: tuple[Channels, ...] | None = None) -> Scores:

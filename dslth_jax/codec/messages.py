@@ -203,6 +203,8 @@ def _open(message: Received, shapes: Shapes, run: bytes) -> tuple[_Header, list[
     if version != VERSION:
         raise CodecError(f"a message of format {VERSION} was expected, got {version}: both ends need one release")
     header = _Header(*fields)
+    if header.takes > PAST:
+        raise CodecError(f"a message that takes up to {PAST} masks was expected, got one of {header.takes}: drop it")
     if header.shapes != _hash(_kind(shapes, run), 4):
         raise CodecError(
             f"layers of shapes {list(shapes)} were expected, got others: both ends need one network, and one run's name"

@@ -33,7 +33,7 @@ import numpy as np
 
 MAGIC = b"\x89dslth1\n"
 LANES, LOWEST = 64, 1 << 16  # a lane's state lies in LOWEST..2**32 - 1
-PRECISION = 14  # of a density, in bits
+PRECISION, MOST = 14, 1 << 28  # of a density, in bits; masked entries of a model
 
 
 class Model(NamedTuple):
@@ -57,19 +57,25 @@ def read(content: bytes, name: str = "the content") -> Model:
     if len(content) < 16 or zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):
         raise ValueError(f"{name} is damaged: its checksum is not that of its content; copy it again")
     at = 12 + int.from_bytes(content[8:12], "little")
-    about, frozen, masks = json.loads(content[12:at]), {}, {}
-    for leaf in about["frozen"]:
-        size = math.prod(leaf["shape"])
-        frozen[leaf["name"]] = np.frombuffer(content, "<f4", size, at).reshape(leaf["shape"]).astype(np.float32)
-        at += 4 * size
-    decoder = Decoder(np.frombuffer(content[at:-4], "<u2"))
-    for layer in about["layers"]:
-        mask = decoder.bits(math.prod(layer["shape"]), layer["ones"]).astype(np.int8)
-        if layer["negative"]:
-            mask[mask == 1] -= 2 * decoder.bits(layer["ones"], layer["negative"]).astype(np.int8)
-        masks[layer["name"]] = mask.reshape(layer["shape"])
-    decoder.expect_end()
-    return Model(about, {layer["name"]: kept(layer, masks[layer["name"]]) for layer in about["layers"]}, frozen, masks)
+    try:
+        about, frozen, masks = json.loads(content[12:at]), {}, {}
+        for leaf in about["frozen"]:
+            size = math.prod(leaf["shape"])
+            frozen[leaf["name"]] = np.frombuffer(content, "<f4", size, at).reshape(leaf["shape"]).astype(np.float32)
+            at += 4 * size
+        decoder = Decoder(np.frombuffer(content[at:-4], "<u2"))
+        if sum(math.prod(layer["shape"]) for layer in about["layers"]) > MOST:
+            raise ValueError(f"{name} must be of at most {MOST} masked entries, and says that it has more")
+        for layer in about["layers"]:
+            mask = decoder.bits(math.prod(layer["shape"]), layer["ones"]).astype(np.int8)
+            if layer["negative"]:
+                mask[mask == 1] -= 2 * decoder.bits(layer["ones"], layer["negative"]).astype(np.int8)
+            masks[layer["name"]] = mask.reshape(layer["shape"])
+        decoder.expect_end()
+        params = {layer["name"]: kept(layer, masks[layer["name"]]) for layer in about["layers"]}
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{name} must say what the model is, and does not ({error!r})") from None
+    return Model(about, params, frozen, masks)
 
 
 def share(ones: int, size: int) -> int:
@@ -199,11 +205,7 @@ def normed_pool(images: np.ndarray, alpha: float, padding: int = 0) -> np.ndarra
 
 # What follows each convolution.
 NETWORKS: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
-    "alexnet": [
-        partial(normed_pool, alpha=2e-5),
-        partial(normed_pool, alpha=1e-4),
-        partial(normed_pool, alpha=1e-4, padding=1),
-    ],
+    "alexnet": [partial(normed_pool, alpha=a, padding=p) for a, p in ((2e-5, 0), (1e-4, 0), (1e-4, 1))],
     "conv3": [partial(max_pool, side=2)] * 3,
     "small": [partial(max_pool, side=3, padding=1)] * 2,
 }
@@ -220,13 +222,11 @@ def described(model: Model) -> str:
 
 def read_images(path: str | Path) -> np.ndarray:
     """The array of a .npy file; an OSError or a ValueError where there is none."""
-    try:
-        with Path(path).open("rb") as file:
+    with Path(path).open("rb") as file:
+        try:
             return np.lib.format.read_array(file)
-    except OSError:
-        raise
-    except Exception:  # of many kinds, by where the file is damaged
-        raise ValueError(f"{path} must hold one array, as numpy.save writes it") from None
+        except Exception:  # of many kinds, by where the file is damaged
+            raise ValueError(f"{path} must hold one array, as numpy.save writes it") from None
 
 
 def main(words: list[str]) -> int:

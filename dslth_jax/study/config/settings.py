@@ -187,7 +187,8 @@ class Method:
     """What a mask does to a weight: it keeps it or not (binary), or it may also turn its sign (ternary), so that signs
     are learned, too; a message then has two bits an entry."""
     revive: bool = setting(False, needs=("mask", "binary"))
-    """Let scores of exactly zero take part in fusion and gradients again (a force and gossip move them anyway)."""
+    """Let scores of exactly zero take part in fusion and gradients again (a force, gossip, a reused gradient and what
+    an optimizer remembers move them anyway)."""
     prune_rate: float = setting(0.5, bounds="[0, 1]", traced=True)
     """Share of its entries that a dis-pfl agent drops and grows anew after the first round, falling to 0."""
     regrow: Literal["random", "gradient"] = "random"

@@ -8,10 +8,10 @@ that differ from those sent last; in a key frame, or where listeners may lack wh
 Key frames are the first message and as many more as the ledger has. The ledger counts real messages: those of large
 networks that say what differs use what several masks before had, and are about half as long where they come in every
 round. A round ends when all messages are sent, or at the deadline, but not before everybody has computed, because all
-take the next step together. Who is still sending then is late: neighbours hear what it sent before, and what it sends
-now only if it is late again, else what comes then. Algorithms whose messages add up (`Algorithm.adds_up`) need a
-deadline that nobody misses, such as infinity. Nothing here is measured: simulated time is a function of the seed, the
-round and the settings.
+take the next step together. Who is still sending then is late: neighbours hear its message before. What it sends now
+they hear in the next round if it is late again; if not, they hear its next message instead. So algorithms whose
+messages add up (`Algorithm.adds_up`) need a deadline that nobody misses, such as infinity. Nothing here is measured:
+simulated time is a function of the seed, the round and the settings.
 """
 
 from collections.abc import Callable

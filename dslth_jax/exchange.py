@@ -89,7 +89,7 @@ def levels_of(
             weight, count = of_layer[name].astype(total.dtype), kept[name][senders].astype(total.dtype)
             level = jnp.minimum((count * (LEVELS / sizes[name])).astype(jnp.int32), LEVELS - 1)
             # Float32 holds sums of what is beyond the least exactly up to 2**24: all of them where a layer has at most
-            # half a billion entries over the number of neighbours.
+            # half a billion entries divided by the number of neighbours.
             beyond = (kept[name][senders] - jnp.asarray(least_of_levels(sizes[name]))[level]).astype(total.dtype)
             return total.at[:, level].add(jnp.stack([weight, weight * beyond]))
 

@@ -173,7 +173,7 @@ def changing_regular(agents: int, degree: int = 4, directed: bool = False) -> To
 
     Two agents that are paired twice in a round share one link, and each pairing of an odd number leaves one agent out.
     So an agent hears at most `degree` others, unless the graph is directed; there a round draws a number for each pair,
-    400 MB of ten thousand agents.
+    400 MB for ten thousand agents.
     """
     _expect_degree(degree, agents)
     receivers = np.repeat(np.arange(agents, dtype=np.int32), degree)

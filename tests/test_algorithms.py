@@ -910,7 +910,9 @@ def test_the_majority_of_eleven_sparse_masks_is_sparser():
     "rule", [{"smallest_filter": 20}, {"revive": True}, {"across_layers": True}, {"among_living": True}], ids=str
 )
 def test_a_majority_takes_no_rule_of_what_one_agents_mask_keeps(rule):
-    with pytest.raises(ValueError, match=f"^mask_rule.{next(iter(rule))} must be left out: a majority keeps"):
+    with pytest.raises(
+        ValueError, match=f"^mask_rule.{next(iter(rule))} must be left out: a majority does not follow it"
+    ):
         mask_mean.mask_mean(NETWORK, mask_rule=MaskRule(**rule))
 
 

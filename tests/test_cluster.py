@@ -149,6 +149,19 @@ def test_whoever_is_stopped_while_jobs_are_handed_in_ends_them(executor, tmp_pat
     assert [job.ended for job in executor.jobs] == [True, True]
 
 
+def test_whoever_is_stopped_with_sbatch_has_been_stopped(executor, tmp_path, monkeypatch):
+    """And was not refused: a terminal sends its signal to both."""
+    study = ready(sweep_of(Sweep(**GRID, submit="slurm", out=tmp_path / "jobs")))
+
+    def stopped(job: cluster.Job) -> None:
+        study.stop(signal.SIGINT)
+        raise RuntimeError
+
+    monkeypatch.setattr(executor, "submit", stopped)
+    with pytest.raises(StoppedError):
+        train(study)
+
+
 def test_jobs_that_nobody_takes_are_one_sentence(executor, tmp_path, monkeypatch):
     def refuse(job: cluster.Job) -> None:
         raise RuntimeError("sbatch: error: invalid partition\n  specified: gpuu\n")

@@ -497,7 +497,8 @@ def test_flags_that_arms_take_up_themselves_may_be_said():
         with pytest.raises(ValueError, match=f"^--{flag} means nothing to --scenario traces: leave it out$"):
             own_of(budgets.Budgets, budgets, "--scenario", "traces", "--traces", "folder", f"--{flag}", "3")
     assert own_of(boundary.Boundary, boundary)[1]["overlap 0: force"]["exchange_every"] == 4  # as many as rounds
-    assert own_of(boundary.Boundary, boundary, "--every", "5")[1]["overlap 0: force"]["exchange_every"] == 5  # refused
+    with pytest.raises(ValueError, match=r"^--every must be at most --rounds, got 5 and 4: exchange more often$"):
+        own_of(boundary.Boundary, boundary, "--every", "5")
     flags = [word for word in TINY if word not in ("--model", "tiny")]
     settings = command.parse([*flags, "--depths", "1"], width.Width, "experiments.test")
     with pytest.raises(ValueError, match=r"^--depths must be among 2, 3, 4, 5, 6, 7, 8, got 1$"):

@@ -264,12 +264,14 @@ def test_damaged_files_are_one_sentence(run, tmp_path, capsys):
         with pytest.raises(ValueError, match=r"is damaged|must be a \.dslth file"):
             reader.read(bytes(content[:length]))
     whole = reader.read(bytes(content)).about
-    more = [own | {"shape": [1 << 40]} for own in whole["layers"]]
-    for about in ([], {}, {"frozen": []}, whole | {"frozen": 3}, whole | {"layers": [{}]}, whole | {"layers": more}):
-        with pytest.raises(ValueError, match=r"must say what the model is|must be of at most 268435456 masked entries"):
-            reader.read(sealed(json.dumps(about).encode()))
-    with pytest.raises(ValueError, match=r"must say what the model is, and does not .*RecursionError"):
-        reader.read(sealed(b"[" * 100_000))
+    layers = [whole["layers"][0] | {"shape": [size]} for size in (1 << 40, -1 << 40)]
+    many = [layers[:1], layers]
+    unlike = ({"frozen": 3}, {"layers": [{}]}, *({"layers": layers} for layers in many))
+    for about in ([], {}, {"frozen": []}, *(whole | other for other in unlike)):
+        with pytest.raises(ValueError, match=r"^it holds no model that this reader knows: "):
+            reader.read(sealed(json.dumps(about).encode()), "it")
+    with pytest.raises(ValueError, match=r"^it holds no model that this reader knows: RecursionError"):
+        reader.read(sealed(b"[" * 100_000), "it")
     with pytest.raises(ValueError, match=r"images must be uint8 of \(images, 8, 8, 1\), got float64 of \(1, 8, 8, 1\)"):
         reader.logits(tmp_path / "agent_0000.dslth", np.zeros((1, 8, 8)))
     np.savez(tmp_path / "images.npz", np.zeros((1, 8, 8, 1), np.uint8))
@@ -386,7 +388,7 @@ class Foreign(nn.Module):
         return nn.Dense(3)(values.reshape(values.shape[0], -1))
 
 
-def test_what_no_key_and_masks_say_is_one_sentence():
+def test_what_no_key_and_masks_say_is_one_sentence(monkeypatch):
     network, key = network_of(Foreign(), (4, 4, 1)), key_of(0)
     random, frozen = network.init(key)
     masks, variables = kept_at_random(random, 0.5), {"params": random, "frozen": frozen}
@@ -399,6 +401,9 @@ def test_what_no_key_and_masks_say_is_one_sentence():
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     with pytest.raises(ValueError, match=r"holds float32 alone, got Dense_0/kernel of float64"):
         as_dslth(key, random, wide, masks, {})
+    monkeypatch.setattr(seeded, "MOST", 10)
+    with pytest.raises(ValueError, match=r"holds at most 10 masked entries, got \d+: export it as safetensors"):
+        as_dslth(key, random, variables, masks, {})
 
 
 def absent(patch, *names):

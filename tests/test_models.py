@@ -127,7 +127,7 @@ def test_what_lacks_a_model_is_one_sentence(folder_of, tmp_path):
         ({"images": None}, r"was written by a version before 0\.5"),
         ({"finished": None}, "has not come to its end"),
         ({"numerics": x64}, "was trained with .*'JAX_ENABLE_X64': 'True'.* set the same"),
-        ({"numerics": None}, "was trained with None, and now there is"),
+        ({"numerics": None}, "does not say with which numbers it was trained: put back"),
         ({"settings": {**config["settings"], "warmth": 1}}, "has settings that nobody here knows, warmth: load it in"),
         ({"settings": {**config["settings"], "algorithm": "mine"}}, "--algorithm must be one of .*, got 'mine'"),
     ):

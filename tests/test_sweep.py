@@ -385,6 +385,26 @@ def test_trials_that_diverge_are_told_as_failed(tmp_path, fakes):
     assert states == {1: "COMPLETE", 1e38: "FAIL"}
 
 
+def test_a_search_leaves_out_what_makes_no_sense_together(tmp_path, fakes, capsys, monkeypatch):
+    """A pair that no point tried before has, and that a trial asks for."""
+    pytest.importorskip("optuna", reason="only a search needs Optuna")
+    from dslth_jax.study.sweeping import search
+
+    monkeypatch.setattr(search, "MOST_CORNERS", 1)
+    settings = {name: value for name, value in SEARCH.items() if name != "rounds"}
+    settings |= {"search": ("exchange_every=1,3,2", "rounds=4,2,3"), "trials": 16, "out": tmp_path / "search"}
+    sweep.sweep(Sweep(**settings))
+    trials = trials_of(tmp_path / "search")
+    pairs = [(trial.params["exchange_every"], trial.params["rounds"]) for trial in trials]
+    assert len(pairs) == 16
+    assert (3, 2) in pairs
+    assert [trial.state.name for trial in trials] == ["FAIL" if pair == (3, 2) else "COMPLETE" for pair in pairs]
+    said = "warning: the search leaves a point out: at exchange_every=3, rounds=2: --exchange-every must be at most"
+    assert said in capsys.readouterr().err
+    sweep.sweep(Sweep(**{**settings, "trials": 17, "resume": True}))
+    assert len(trials_of(tmp_path / "search")) == 17
+
+
 def test_an_interrupted_search_asks_for_what_it_would_have_asked_for(searched, tmp_path, fakes):
     """In a folder that was moved, and with a trial that a kill had cut off in the asking."""
     settings = {**SEARCH, "out": tmp_path / "search"}

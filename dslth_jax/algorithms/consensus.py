@@ -73,12 +73,20 @@ def force(beside: Scores, heard: Heard, living: PyTree[Bool[Array, "..."]] | Non
             more = jnp.where(alive[name], more, 0)
             entries = jnp.maximum(jnp.sum(alive[name]), 1).astype(m.dtype)
         if len(counts) == 1:
-            # By outputs first: a whole layer, of a thousand neighbours, may be beyond int32.
-            of_outputs = jnp.sum(more, axis=tuple(range(more.ndim - 1)), dtype=whole)
-            apart = apart - jnp.sum(of_outputs.astype(m.dtype)) / entries
+            apart = apart - whole_sum(more).astype(m.dtype) / entries
         return jnp.where(weight > 0, apart / jnp.where(weight > 0, weight, 1).astype(m.dtype), 0)
 
     return with_names(one, beside)
+
+
+def whole_sum(numbers: Array) -> Array:
+    """Σ of a layer's numbers, of whole ones a float of two exact parts: it then depends on no order, and may be beyond
+    int32, but not what a single output comes to."""
+    outputs = jnp.sum(numbers, axis=tuple(range(max(numbers.ndim - 1, 1))), dtype=numbers.dtype)
+    if not jnp.issubdtype(numbers.dtype, jnp.integer):
+        return jnp.sum(outputs)
+    high, low = (jnp.sum(part, dtype=numbers.dtype).astype(float) for part in (outputs >> 16, outputs & 0xFFFF))
+    return high * 65536 + low
 
 
 def own_beside(scores: Scores, heard: Heard) -> Scores:

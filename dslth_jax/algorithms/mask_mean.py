@@ -66,7 +66,7 @@ def mask_mean(
         raise ValueError("mask_rule must be binary, got ternary: a majority keeps entries or not, and knows no signs")
     for name in ("smallest_filter", "revive", "across_layers", "among_living"):
         if getattr(mask_rule, name) != getattr(AS_IN_CODE, name):
-            raise ValueError(f"mask_rule.{name} must be left out: a majority keeps what most masks do, and no less")
+            raise ValueError(f"mask_rule.{name} must be left out: a majority does not follow it")
     expect_choice("start_scores", start_scores, ("shared", "personal"))
     rule = optimizer or optax.identity()
     # Of what its own mask was to keep a majority keeps another number.

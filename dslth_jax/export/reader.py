@@ -64,8 +64,8 @@ def read(content: bytes, name: str = "the content") -> Model:
             frozen[leaf["name"]] = np.frombuffer(content, "<f4", size, at).reshape(leaf["shape"]).astype(np.float32)
             at += 4 * size
         decoder = Decoder(np.frombuffer(content[at:-4], "<u2"))
-        if sum(math.prod(layer["shape"]) for layer in about["layers"]) > MOST:
-            raise ValueError(f"{name} must be of at most {MOST} masked entries, and says that it has more")
+        if sum(abs(math.prod(layer["shape"])) for layer in about["layers"]) > MOST:
+            raise ValueError(f"more than {MOST} masked entries")
         for layer in about["layers"]:
             mask = decoder.bits(math.prod(layer["shape"]), layer["ones"]).astype(np.int8)
             if layer["negative"]:
@@ -73,8 +73,8 @@ def read(content: bytes, name: str = "the content") -> Model:
             masks[layer["name"]] = mask.reshape(layer["shape"])
         decoder.expect_end()
         params = {layer["name"]: kept(layer, masks[layer["name"]]) for layer in about["layers"]}
-    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{name} must say what the model is, and does not ({error!r})") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{name} holds no model that this reader knows: {type(error).__name__}, {error}") from None
     return Model(about, params, frozen, masks)
 
 

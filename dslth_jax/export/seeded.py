@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from dslth_jax.algorithm import by_name
-from dslth_jax.export.reader import LANES, LOWEST, MAGIC, PRECISION, drawn, kept, share
+from dslth_jax.export.reader import LANES, LOWEST, MAGIC, MOST, PRECISION, drawn, kept, share
 from dslth_jax.networks.layer_keys import layer_keys
 
 FIRST = 64  # entries by which a key is told from others
@@ -48,6 +48,8 @@ def as_dslth(
     params, frozen = _arrays(variables["params"]), _arrays(variables["frozen"])
     if odd := [f"{name} of {leaf.dtype}" for name, leaf in (params | frozen).items() if leaf.dtype != np.float32]:
         raise ValueError(f"a .dslth file holds float32 alone, got {', '.join(odd)}: {INSTEAD}")
+    if (size := sum(mask.size for mask in own.values())) > MOST:
+        raise ValueError(f"a .dslth file holds at most {MOST} masked entries, got {size}: {INSTEAD}")
     layers, coded = [], list[Bits]()
     for place, (name, layer) in enumerate(random.items()):
         mask, ones = own[name], int(np.count_nonzero(own[name]))

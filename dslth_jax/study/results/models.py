@@ -136,7 +136,9 @@ class Models:
         if "images" not in config or "finished" not in config:
             why = "has not come to its end" if "images" in config else "was written by a version before 0.5"
             raise ValueError(f"the run in {folder} {why}, and left no models: train it again, or to its end")
-        if (then := config.get("numerics")) != (now := numerics()):
+        if (then := config.get("numerics")) is None:
+            raise ValueError(f"the run in {folder} does not say with which numbers it was trained: {WHAT_TO_DO}")
+        if then != (now := numerics()):
             raise ValueError(f"the run in {folder} was trained with {then}, and now there is {now}: set the same")
         self.folder, self.config = folder, config
         kind, images = with_own_settings(Settings), config["images"]

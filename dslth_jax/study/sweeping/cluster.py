@@ -150,7 +150,8 @@ def submit(study: records.Sweep) -> None:
     try:
         with executor.batch():
             jobs = [executor.submit(job) for _, job in waiting]
-    except RuntimeError as error:  # of submitit's kinds: sbatch took none
+    except RuntimeError as error:  # of submitit's kinds: sbatch took none, or was stopped with this command
+        study.stop.obey(lambda here: here)
         why = " ".join(str(error).split())[:300]
         raise ValueError(f"--submit {settings.submit}: jobs were refused ({why}): mend it, and say --resume") from None
     say = partial(study.said.print, highlight=False, markup=False, soft_wrap=True)

@@ -164,8 +164,11 @@ def ways(network: str | None, every: int, *names: str) -> dict[str, dict[str, An
 
 
 def interval(said: Any) -> int:
-    """The rounds from one exchange to the next: those of `--every`, or all that there are where nobody said it."""
-    return int(said.every if "every" in said.given else min(said.every, said.rounds))
+    """The rounds from one exchange to the next: those of `--every`, or all that there are where it is left at its
+    default; a ValueError where others were asked for than there are."""
+    if "every" in said.given and said.every > said.rounds:
+        raise ValueError(f"--every must be at most --rounds, got {said.every} and {said.rounds}: exchange more often")
+    return int(min(said.every, said.rounds))
 
 
 def listed(name: str, spelled: str, kind: type[int] | type[float]) -> list[Any]:

@@ -13,6 +13,7 @@ from dslth_jax.study.config.setting import parts
 from dslth_jax.study.results import folders
 from dslth_jax.study.results.points import ranked_by
 from dslth_jax.study.sweeping.grid import Points, Sweep, points_of, spelled_axes, values_of
+from dslth_jax.study.system.console import warn
 from dslth_jax.study.system.stopping import Stop
 from dslth_jax.study.training.history import Outcome
 from dslth_jax.study.training.prepare import members_of
@@ -82,8 +83,8 @@ def ends_of(spaces: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def corners_of(ends: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """The points that are prepared before a search begins, so that flags that make no sense end it before anything is
-    trained: all of extreme values, or where there are more than `MOST_CORNERS` the first ones, the last ones, and each
-    value beside the first ones of the other fields.
+    trained: all of extreme values. Where these are more than `MOST_CORNERS`: the first values, the last ones, and each
+    other value beside the first ones; pairs that do not fit are then found, and left out, when they are asked for.
 
     >>> corners_of({"lr": [1, 2], "order": ["code", "paper"]})[1:]
     [{'lr': 1, 'order': 'paper'}, {'lr': 2, 'order': 'code'}, {'lr': 2, 'order': 'paper'}]
@@ -108,11 +109,14 @@ def search(
     while True:
         # Write a point that was asked for into config.json before a signal can stop the search.
         stop.later = True
-        own = trials.ask()
-        add_members(points, [trial.params for trial in own])
+        open_ones = [trial for trial in trials.ask() if not trial.state.is_finished()]
+        refused = [trial for trial in open_ones if not makes_sense(points, trial.params)]
+        for trial in refused:
+            trials.study.tell(trial.number, state=type(trial.state).FAIL)
         write()
         stop.obey(anywhere)
-        open_ones = [trial for trial in own if not trial.state.is_finished()]
+        if refused:
+            continue
         if not open_ones and len(outcomes) == len(points.members):
             return
         yield
@@ -122,6 +126,16 @@ def search(
             key = ranked_by(own.rows[-1] for own in came)
             accuracy = None if failed else statistics.fmean(own.rows[-1][key] for own in came)
             trials.study.tell(trial.number, accuracy, type(trial.state).FAIL if failed else None)
+
+
+def makes_sense(points: Points, point: Mapping[str, Any]) -> bool:
+    """Add the members of a point that was asked for; False, with a warning, where it is none."""
+    try:
+        add_members(points, [point])
+    except ValueError as error:
+        warn(f"the search leaves a point out: {error}")
+        return False
+    return True
 
 
 def add_members(points: Points, more: Sequence[Mapping[str, Any]]) -> None:
@@ -178,7 +192,8 @@ class Trials:
         own, known = self.whole(), [member.point for member in self.points.members]
         had = [trial.params for trial in own]
         lost = [point for point in known if point not in had]
-        if strange := lost or [one.params for one in own if one.state.is_finished() and one.params not in known]:
+        complete = [one.params for one in own if one.state.name == "COMPLETE"]
+        if strange := lost or [point for point in complete if point not in known]:
             where = ", ".join(f"{name}={value}" for name, value in strange[0].items())
             what = f"the trials of the search in {self.path}, but only one of the two has {where}"
             remedy = "give it the storage it began with, or start anew in another --out"

@@ -297,7 +297,8 @@ def prepared() -> plan.Prepared:
 def fitting(prepared, free, platform="gpu", devices=1, members=1, **settings) -> tuple[int, int, dict[str, int]]:
     """`what_fits` on devices of a platform, each with `free` bytes left; None where nobody says."""
     mesh: Any = types.SimpleNamespace(shape={"settings": 1, "agents": devices})
-    return plan.what_fits(prepared._replace(**settings), members, mesh, platform, free)
+    asked = prepared._replace(settings=dataclasses.replace(prepared.settings, **settings))
+    return plan.what_fits(asked, members, mesh, platform, free)
 
 
 @pytest.fixture(scope="module")

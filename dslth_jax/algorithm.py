@@ -145,8 +145,7 @@ class Algorithm(NamedTuple):
     receive: Receive
     model: Model
     start_known: bool = False  # whether the start message is worth something as the past of the first one that is sent
-    # From what an agent carries to its scores, whose magnitudes say what its masks keep, alone or with what it heard;
-    # None where masks are of something else.
+    # From what an agent carries to the scores whose magnitudes say what its masks keep; None where others do.
     ranked: Callable[[Any], PyTree[Float[Array, "..."]]] | None = None
     # (world, kept, masks) -> the variables of `model`, where its masks, and how many entries of each layer they were to
     # keep, say all of them; None where weights are trained.

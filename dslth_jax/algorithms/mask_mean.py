@@ -59,7 +59,8 @@ def mask_mean(
     Args:
         network: whose masked weights get scores.
         mask_sent: what neighbours get, an agent's own mask or the majority that it uses.
-        start_scores: see `mce_pl`, as for `mask_rule` and `optimizer`. What an agent starts with counts as sent.
+        start_scores: see `mce_pl`, as for `optimizer`. What an agent starts with counts as sent.
+        mask_rule: see `MaskRule`, of which a majority follows the scales of kept weights alone.
     """
     expect_choice("mask_sent", mask_sent, ("own", "majority"))
     if mask_rule.ternary:

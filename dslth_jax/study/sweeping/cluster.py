@@ -145,21 +145,13 @@ def submit(study: records.Sweep) -> None:
             waiting.append((part, Job(settings.as_json(), rest, place, part.numbers, whole)))
     if not waiting:
         return
-    executor = executor_of(settings, whole / "jobs" / "log")
-    study.stop.later = True  # until there is who ends the jobs
-    try:
-        with executor.batch():
-            jobs = [executor.submit(job) for _, job in waiting]
-    except RuntimeError as error:  # of submitit's kinds: sbatch took none, or was stopped with this command
-        study.stop.obey(lambda here: here)
-        why = " ".join(str(error).split())[:300]
-        raise ValueError(f"--submit {settings.submit}: jobs were refused ({why}): mend it, and say --resume") from None
+    jobs = handed_in(study, executor_of(settings, whole / "jobs" / "log"), [job for _, job in waiting])
     say = partial(study.said.print, highlight=False, markup=False, soft_wrap=True)
     names = ", ".join(job.job_id for job in jobs)
     say(f"{counted(len(jobs), 'job')}, one a program: {names}; logs in {whole / 'jobs' / 'log'}")
     open_ones, wrong = dict(enumerate(zip(waiting, jobs, strict=True), 1)), list[str]()
     try:
-        study.stop.obey(lambda here: here)
+        study.stop.obey(lambda here: here)  # a signal that came meanwhile
         while open_ones:
             for number in [number for number, (_, job) in open_ones.items() if job.done()]:
                 (part, _), job = open_ones.pop(number)
@@ -175,6 +167,19 @@ def submit(study: records.Sweep) -> None:
     if wrong:
         what = f"{len(wrong)} of {len(jobs)} jobs failed ({wrong[0]})"
         raise ValueError(f"{what}: mend it, and --resume --out {study.path} goes on with what is left")
+
+
+def handed_in(study: records.Sweep, executor: Any, jobs: Sequence[Job]) -> list[Any]:
+    """What the executor knows the jobs by, once it has taken them all. A signal waits until then, so that whoever
+    obeys it can end them. A ValueError if the executor takes none."""
+    study.stop.later = True
+    try:
+        with executor.batch():
+            return [executor.submit(job) for job in jobs]
+    except RuntimeError as error:  # of submitit's kinds: sbatch took none, or was stopped with this command
+        study.stop.obey(lambda here: here)
+        why, submit = " ".join(str(error).split())[:300], study.points.settings.submit
+        raise ValueError(f"--submit {submit}: jobs were refused ({why}): mend it, and say --resume") from None
 
 
 def gather(study: records.Sweep, part: Part) -> bool:

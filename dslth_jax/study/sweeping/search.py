@@ -101,7 +101,8 @@ def search(
     points: Points, path: Path, outcomes: Mapping[int, Outcome], write: Callable[[], None], stop: Stop
 ) -> Iterator[None]:
     """Add members for the points that Optuna asks for, first for those that an interruption cut off, batch after batch
-    until this command has tried its trials. `path` is the sweep's folder; `write` writes its config.json."""
+    until this command has tried its trials. A point that makes no sense is told as failed. `path` is the sweep's
+    folder; `write` writes its config.json."""
     add_members(points, (folders.read_config(path) or {}).get("members", []))  # in the order of their numbers
     write()  # which has the mark in it before any trial bears it
     trials = Trials(points, path, folders.read_config(path)["id"])  # type: ignore[index]
@@ -110,7 +111,7 @@ def search(
         # Write a point that was asked for into config.json before a signal can stop the search.
         stop.later = True
         open_ones = [trial for trial in trials.ask() if not trial.state.is_finished()]
-        refused = [trial for trial in open_ones if not makes_sense(points, trial.params)]
+        refused = [trial for trial in open_ones if not take_up(points, trial.params)]
         for trial in refused:
             trials.study.tell(trial.number, state=type(trial.state).FAIL)
         write()
@@ -128,8 +129,9 @@ def search(
             trials.study.tell(trial.number, accuracy, type(trial.state).FAIL if failed else None)
 
 
-def makes_sense(points: Points, point: Mapping[str, Any]) -> bool:
-    """Add the members of a point that was asked for; False, with a warning, where it is none."""
+def take_up(points: Points, point: Mapping[str, Any]) -> bool:
+    """Add the members of a point that was asked for, and return True; warn, and return False, where it makes no
+    sense."""
     try:
         add_members(points, [point])
     except ValueError as error:

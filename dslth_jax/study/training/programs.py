@@ -69,8 +69,8 @@ def compile_programs(plan: Plan) -> Programs:
     keep_programs(first.settings.compilation_cache)
     failing = any(member.fails for member in plan.members)
     driven: dict[str, Any] = {"chunk": plan.chunk, "axis": AXIS}
-    steps = driven | {name: getattr(first, name) for name in ("batch_size", "augment")}
-    steps |= {"local_steps": first.settings.local_steps}
+    steps = driven | {"batch_size": first.batch_size, "augment": first.augment}
+    steps["local_steps"] = first.settings.local_steps
     steps |= {name: getattr(first.course, name) for name in ("exchange_every", "exchange_from")}
     # Members are one more axis of what maps over agents.
     for_each = functools.partial(population.over_agents, chunk=plan.together)

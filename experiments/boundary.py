@@ -26,6 +26,7 @@ class Boundary(Proxy):
 
     topology: str = "ring"
     data_fraction: float = 0.5
+    rounds: int = 200
     overlaps: str | None = "0,0.5,1"
     """Shares of an agent's classes that the next agent on a ring holds too, separated by commas; None leaves them
     out."""

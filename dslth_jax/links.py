@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from dslth_jax.algorithm import Message, own_signs
 from dslth_jax.keys import reproducible
 from dslth_jax.mixing import Graph, listeners
+from dslth_jax.over_agents import count_of, default_chunk, over_agents
 
 
 class Remember(Protocol):
@@ -216,29 +217,31 @@ def by_similarity() -> Link:
     ) -> tuple[None, Graph, Message, Int[Array, "agents"]]:
         del key
         senders, receivers = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
+        if not senders.size:
+            return memory, graph, messages, listeners(graph)
         has = messages.has or {name: jnp.ones(bits.shape[0], bool) for name, bits in messages.masks.items()}
+        density = {name: over_agents(share_of_ones, bits) for name, bits in messages.masks.items()}
 
-        def agreement(edge: tuple[Array, Array]) -> Array:
-            one, other = edge
+        def agreement(one: Int[Array, ""], other: Int[Array, ""]) -> Array:
             sums = [jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)]
             for name, bits in messages.masks.items():
-                size = 8 * bits.shape[1]
-                both, p, q = (share_of_ones(own, size) for own in (bits[one] & bits[other], bits[one], bits[other]))
+                both, p, q = share_of_ones(bits[one] & bits[other]), density[name][one], density[name][other]
                 spread = jnp.sqrt(p * (1 - p) * q * (1 - q))
-                counts = (has[name][one] & has[name][other] & (spread > 0)) * jnp.float32(size)
+                counts = (has[name][one] & has[name][other] & (spread > 0)) * jnp.float32(8 * bits.shape[1])
                 sums[0] += counts * (both - p * q) / jnp.where(spread > 0, spread, 1)
                 sums[1] += counts
             return jnp.where(sums[1] > 0, jnp.maximum(sums[0] / jnp.where(sums[1] > 0, sums[1], 1), 0), 1)
 
-        weights = graph.weights * jax.lax.map(agreement, (senders, receivers))
-        return memory, graph._replace(weights=weights), messages, listeners(graph)
+        # Edge by edge on CPUs; elsewhere as many at a time as there are agents, which take no more memory than these.
+        agreements = over_agents(agreement, senders, receivers, chunk=default_chunk(count_of(messages)))
+        return memory, graph._replace(weights=graph.weights * agreements), messages, listeners(graph)
 
     return Link(lambda messages: None, transmit)
 
 
-def share_of_ones(bits: UInt8[Array, "bytes"], size: int) -> Float[Array, ""]:
-    """What share of a layer's entries packed bits keep."""
-    return jnp.sum(jnp.bitwise_count(bits), dtype=jnp.int32).astype(jnp.float32) / size
+def share_of_ones(bits: UInt8[Array, "bytes"]) -> Float[Array, ""]:
+    """What share of a layer's entries packed bits keep; one agent's world."""
+    return jnp.sum(jnp.bitwise_count(bits), dtype=jnp.int32).astype(jnp.float32) / (8 * bits.shape[0])
 
 
 def chain(*links: Link) -> Link:

@@ -165,6 +165,8 @@ def test_links_weigh_as_much_as_masks_agree():
         wanted = sum(value * size for value, size in each) / sum(size for _, size in each)
         np.testing.assert_allclose(weight, max(wanted, 0), atol=1e-5)
     assert sent.tolist() == [3] * 4
+    nobody = graph_of(np.zeros((4, 4), bool))
+    assert links.by_similarity().transmit(key_of(0), None, nobody, Message(packed))[3].tolist() == [0] * 4
 
 
 def test_what_links_lose_is_sent_again_until_it_arrives(x64):

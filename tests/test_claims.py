@@ -305,7 +305,7 @@ def test_what_came_of_a_comparison_are_its_arms_and_their_difference(tmp_path, m
     assert came.numbers.startswith(wanted)
     assert came.numbers.count("; ") == 3
     less = 100 * (by_arm["aggregation tensor"]["accuracy_mean"] - by_arm["majority of own masks"]["accuracy_mean"])
-    assert came.difference == f"aggregation tensor less majority of own masks: {less:+.1f} points"
+    assert came.difference == f"aggregation tensor minus majority of own masks: {less:+.1f} points"
     (tmp_path / "x" / "results.csv").unlink()
     config = json.loads((tmp_path / "x" / "config.json").read_text())
     (tmp_path / "x" / "config.json").write_text(json.dumps({**config, "done": {}}))
@@ -335,7 +335,7 @@ def test_what_came_of_other_commands_and_of_nothing(tmp_path):
 
 def test_weights_and_masks_of_each_network_are_compared():
     accuracies = {"mlp: weights": 0.5, "mlp: alone": 0.625, "small: weights": 0.5}
-    assert page.difference_of(CLAIMS["architectures"], accuracies) == "mlp: alone less mlp: weights: +12.5 points"
+    assert page.difference_of(CLAIMS["architectures"], accuracies) == "mlp: alone minus mlp: weights: +12.5 points"
 
 
 # Real experiments ----------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def test_a_budget_runs_real_experiments_and_leaves_one_page(tmp_path):
     assert begun(out, "--only", "validation,compaction", "--rounds", "10").wait() == 0
     text = (out / "claims.md").read_text()
     assert text.count("| done |") == 2
-    assert "masks: alone less weights: alone: " in text
+    assert "masks: alone minus weights: alone: " in text
     assert "dense takes " in text
     assert (out / "validation" / "figure.png").is_file()
 

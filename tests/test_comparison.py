@@ -402,7 +402,7 @@ def test_controllers_are_compared_with_the_best_retention_that_stays_when_the_fi
         "Arms that end before keep their last. Of those without a controller that hear neighbours 0.1 is the best "
         "then, by validation."
     )
-    assert head.endswith(" | accuracy after 4 s, % | less 0.1 then, points |")
+    assert head.endswith(" | accuracy after 4 s, % | minus 0.1 then, points |")
     assert alone.split(" | ")[-2] == "90.0"
     assert fixed.endswith(" | 25.0 |  |")  # half-way from 10 % to 50 and 30
     assert deadline.split(" | ")[-2] == "50.0"
@@ -443,7 +443,7 @@ def test_an_arm_is_compared_with_the_one_alone_of_its_own_group():
     found = Sweep("x", None, config, {}, points, [], [])
     lines = compared.table_of(found).splitlines()
     assert lines[2].endswith(" Below alone by their whole interval: force at overlap 0.")
-    assert lines[4].startswith("| arm | accuracy, % | less alone, points | worst agent, % |")
+    assert lines[4].startswith("| arm | accuracy, % | minus alone, points | worst agent, % |")
     cells = {line.split(" | ")[0]: line.split(" | ")[2] for line in lines[6:]}
     assert cells == {
         "| overlap 0: alone": "", "| overlap 0: force": "-10.0 (-10.0 to -10.0)",

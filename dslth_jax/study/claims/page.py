@@ -95,12 +95,12 @@ def more_of(claim: Claim, result: Row) -> str:
 
 def difference_of(claim: Claim, accuracies: Mapping[str, float]) -> str:
     """The accuracy of one arm less that of another, for each of the claim's pairs, in words; of an axis of
-    architectures, of masks less weights in each."""
+    architectures, of masks minus weights in each."""
     pairs = [*claim.differences]
     trained = [kind.removesuffix("weights") for kind in accuracies if kind.endswith(": weights")]
     pairs += [(f"{group}{way}", f"{group}weights") for group in trained for way in ("masks", "alone")]
     said = [
-        f"{one} less {other}: {100 * (accuracies[one] - accuracies[other]):+.1f} points"
+        f"{one} minus {other}: {100 * (accuracies[one] - accuracies[other]):+.1f} points"
         for one, other in pairs
         if one in accuracies and other in accuracies
     ]

@@ -152,7 +152,7 @@ def columns_of_a_time(found: points.Sweep) -> tuple[list[Column], str]:
     if best is None:
         return columns, said
     rival, ranked, won = best
-    columns.append(Column(f"less {rival} then, points", lambda point: gains.written(won[point.values["arm"]])))
+    columns.append(Column(f"minus {rival} then, points", lambda point: gains.written(won[point.values["arm"]])))
     by = "validation" if ranked == points.VALIDATION[0] else "test accuracy"
     return columns, f"{said} Of those without a controller that hear neighbours {rival} is the best then, by {by}."
 
@@ -172,12 +172,12 @@ def table_of(found: points.Sweep, baseline: str = gains.ALONE) -> str:
     group, is called `baseline`, a column says what the others gain over it."""
     (first, *others), (then, rival) = columns_of(found), columns_of_a_time(found)
     gained = gains.over(found.points, baseline)
-    over = Column(f"less {baseline}, points", lambda point: gains.written(gained[point.values["arm"]]))
+    over = Column(f"minus {baseline}, points", lambda point: gains.written(gained[point.values["arm"]]))
     columns = [first, *([over] if any(gained.values()) else []), *others, *columns_of_models(found), *then]
     heads, losing = [column.head for column in columns], gains.below(gained, baseline)
     best = points.best(point.result for point in found.points)
     ranked = f" Arms stand {best}." if VALIDATED in heads else ""
-    several = len(found.config["seeds"]) > 1 and any(head.startswith("less ") for head in heads)
+    several = len(found.config["seeds"]) > 1 and any(head.startswith("minus ") for head in heads)
     paired = " Differences are paired by seed, their 95 % intervals Student's t." if several else ""
 
     def name(point: points.Point) -> str:

@@ -135,9 +135,9 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     """Where the `count` largest of non-negative `magnitudes` lie, by the rules of `threshold` for ties and zeros.
 
     Floats that are not negative sort as their bit patterns do. So a search among patterns finds the count-th largest
-    exactly. Each pass over the entries counts how many reach a third and two thirds of what is left to search, both in
-    one reduction: compilers make faster code of it than of a reduction with one count. It stops early where a candidate
-    already splits off `count`.
+    exactly. Each pass over the entries counts how many reach each of some candidates, which part what is left to search
+    evenly, all in one reduction. It stops early where a candidate already splits off `count`. How many candidates there
+    are changes no mask.
     """
     layers, tree = jax.tree.flatten(magnitudes)
     dtypes = {layer.dtype for layer in layers}
@@ -151,10 +151,11 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     dtype = layers[0].dtype
     word = jnp.uint64 if dtype == jnp.float64 else jnp.uint32
     patterns = [lax.bitcast_convert_type(layer, word).reshape(-1) for layer in layers]
+    parts = _candidates() + 1
 
-    def reaching(lower: Array, upper: Array) -> tuple[Array, Array]:
-        found = [_count_two(pattern >= lower[i], pattern >= upper[i]) for i, pattern in enumerate(patterns)]
-        return jnp.stack([pair[0] for pair in found]), jnp.stack([pair[1] for pair in found])
+    def reaching(*cuts: Array) -> list[Array]:
+        found = [_count_each([pattern >= cut[i] for cut in cuts]) for i, pattern in enumerate(patterns)]
+        return [jnp.stack(of_cut) for of_cut in zip(*found, strict=True)]
 
     def too_many(bracket: tuple[Array, Array, Array]) -> Array:
         low, high, reached = bracket
@@ -162,16 +163,15 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
 
     def narrow(bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         low, high, reached = bracket
-        third = (high - low - 1) // 3 + 1
-        lower, upper = low + third, jnp.minimum(low + 2 * third, high)
-        reach_lower, reach_upper = reaching(lower, upper)
-        # In a bracket too small for thirds a candidate falls on one of its ends, and then it is none.
-        up, far_up = (reach_lower >= counts) & (lower < high), (reach_upper >= counts) & (upper < high)
-        return (
-            jnp.where(far_up, upper, jnp.where(up, lower, low)),
-            jnp.where(far_up, high, jnp.where(up, upper, lower)),
-            jnp.where(far_up, reach_upper, jnp.where(up, reach_lower, reached)),
-        )
+        part = (high - low - 1) // parts + 1
+        cuts = [jnp.minimum(low + place * part, high) for place in range(1, parts)]
+        new_low, new_high = low, cuts[0]
+        for cut, beyond, reach in zip(cuts, [*cuts[1:], high], reaching(*cuts), strict=True):
+            # In a bracket too small for so many parts candidates fall on its upper end, and then they are none.
+            enough = (reach >= counts) & (cut < high)
+            new_low, new_high = jnp.where(enough, cut, new_low), jnp.where(enough, beyond, new_high)
+            reached = jnp.where(enough, reach, reached)
+        return new_low, new_high, reached
 
     # Start at the smallest normal number, so that no zero is ever kept. Compiled code takes subnormals for zeros in
     # some operations and not in others; here they are zeros.
@@ -188,11 +188,17 @@ def largest(magnitudes: PyTree[Float[Array, "..."]], count: PyTree[int | Int[Arr
     return jax.tree.unflatten(tree, kept)
 
 
-def _count_two(first: Bool[Array, "size"], second: Bool[Array, "size"]) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """How many are true of each of two, in one pass."""
-    zero = jnp.int32(0)
-    add = lambda one, other: (one[0] + other[0], one[1] + other[1])  # noqa: E731
-    return lax.reduce((first.astype(jnp.int32), second.astype(jnp.int32)), (zero, zero), add, (0,))
+def _candidates() -> int:
+    """How many candidates a pass over the entries has: two on CPUs, for which compilers make faster code than for one.
+    Elsewhere a pass costs more to begin than to count, and seven find a threshold in about half as many passes."""
+    return 2 if jax.default_backend() == "cpu" else 7
+
+
+def _count_each(several: list[Bool[Array, "size"]]) -> tuple[Int[Array, ""], ...]:
+    """How many are true of each, in one pass."""
+    add = lambda one, other: tuple(a + b for a, b in zip(one, other, strict=True))  # noqa: E731
+    zeros = (jnp.int32(0),) * len(several)
+    return tuple(lax.reduce(tuple(own.astype(jnp.int32) for own in several), zeros, add, (0,)))
 
 
 def _end_of_ties(ties: list[Bool[Array, "_"]], excess: Int[Array, "layers"]) -> Int[Array, "layers"]:

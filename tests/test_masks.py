@@ -102,6 +102,18 @@ def test_the_lowest_flat_index_wins_a_tie():
     np.testing.assert_array_equal(threshold(values, 4), [[1, 1, 1], [0, 1, 0]])
 
 
+@pytest.mark.parametrize("candidates", [1, 7])
+def test_masks_do_not_depend_on_how_many_candidates_a_pass_has(candidates, monkeypatch):
+    """Accelerators take more than CPUs do: each keeps what a sort keeps, where many tie and where few do."""
+    monkeypatch.setattr(masks, "_candidates", lambda: candidates)
+    keep = jax.jit(lambda values, count: masks.threshold(values, count))  # a trace of its own
+    rng = np.random.default_rng(0)
+    for count in range(0, SIZE + 4, 3):
+        for values in (rng.normal(size=SHAPE), rng.integers(-2, 3, SHAPE), np.exp(30 * rng.normal(size=SHAPE))):
+            values = values.astype(np.float32)
+            np.testing.assert_array_equal(keep(values, jnp.int32(count)), kept_by_sorting(values, count))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_neighbouring_floats_are_told_apart(dtype):
     """The cut is exact to the last bit, where a sort of rounded keys would see a tie."""

@@ -47,6 +47,7 @@ class Form(NamedTuple):
 
     operation: Operation
     over: Callable[[Callable[..., Any]], Callable[..., Any]]
+    mapped_first: bool = False  # gradients are of what is mapped over agents, in the place of the other way round
 
 
 def stock(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -76,6 +77,7 @@ def one_after_another(function: Callable[..., Any]) -> Callable[..., Any]:
 
 FORMS = {
     "vmapped stock": Form(stock, jax.vmap),
+    "vmapped stock, then its gradient": Form(stock, jax.vmap, mapped_first=True),  # kernels' are groups of a batch
     "stock in a loop": Form(stock, one_after_another),
     "im2col": Form(im2col, jax.vmap),
     "ours": Form(ours, jax.vmap),
@@ -93,6 +95,8 @@ def gradients(form: Form, wanted: tuple[int, ...]) -> Callable[..., tuple[jax.Ar
     def loss(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return jnp.sum(jnp.square(form.operation(images, kernel)), dtype=jnp.float32)
 
+    if form.mapped_first:
+        return jax.grad(lambda *stacked: jnp.sum(form.over(loss)(*stacked)), wanted)
     return form.over(jax.grad(loss, wanted))
 
 
@@ -133,6 +137,7 @@ def measure(
                     continue
                 both = timed(gradients(form, wanted), images, kernels, repeats=repeats)
                 rates[name] = (1 + len(wanted)) * work / both.median
+                print(f"{name}: {rates[name] / 1e9:.1f} GF/s with gradients", file=sys.stderr, flush=True)
                 table.add_row(*row, f"{rates[name] / 1e9:.1f}", f"{rates[name] / peak:.0%}")
                 result[f"{precision}/{layer}/{name}"] = rates[name] / 1e9
     return table, result

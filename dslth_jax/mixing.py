@@ -225,7 +225,16 @@ def _weighed(topology: Topology, weigh: Callable[[Graph], Graph]) -> Topology:
 
 def _metropolis(graph: Graph) -> Graph:
     present = (graph.weights != 0).astype(jnp.result_type(float))
-    nobody = jnp.zeros(len(graph.own), present.dtype)
-    degree = nobody.at[graph.receivers].add(present)
+    degree = jnp.zeros(len(graph.own), present.dtype).at[graph.receivers].add(present)
     weights = present / (1 + jnp.maximum(degree[graph.senders], degree[graph.receivers]))
-    return graph._replace(weights=weights, own=1 - nobody.at[graph.receivers].add(weights))
+    return graph._replace(weights=weights, own=1 - _sum_by_receiver(graph, weights))
+
+
+def _sum_by_receiver(graph: Graph, weights: Float[Array, "edges"]) -> Float[Array | np.ndarray, "agents"]:
+    """What edges weigh together at each receiver. Of a graph that stays it is summed on the host, edge after edge,
+    because accelerators add in no fixed order: a graph must be the same, bit for bit, when a run goes on."""
+    nobody = np.zeros(len(graph.own), weights.dtype)
+    if any(isinstance(array, jax.core.Tracer) for array in (graph.receivers, weights)):
+        return jnp.asarray(nobody).at[graph.receivers].add(weights)
+    np.add.at(nobody, np.asarray(graph.receivers), np.asarray(weights))
+    return nobody

@@ -17,6 +17,7 @@ from test_population import setting as population_of
 
 from dslth_jax import bandwidth, budgets, control, population
 from dslth_jax.algorithm import Message, World, by_name, with_personal_layers
+from dslth_jax.algorithms import descent
 from dslth_jax.algorithms.descent import spectrum
 from dslth_jax.algorithms.independent import Hyper as OfAlone
 from dslth_jax.algorithms.independent import independent
@@ -356,6 +357,14 @@ def test_a_period_grows_with_the_time_that_an_agent_takes():
         info = {"exchanged": jnp.full(3, round != 4), "deadline": jnp.ones(3)}
         memory, _ = controller.update(memory, None, round, info, jnp.array([0.5, 2.5, 99.0]), None)
     assert np.array(sends).T.astype(int).tolist() == [[1] * 9, [1, 0, 0] * 3, [1, 0, 0, 0] * 2 + [1]]
+
+
+def test_accelerators_come_to_the_same_spectrum_bin_by_bin():
+    flat = jnp.asarray(np.exp(12 * np.random.default_rng(0).normal(size=400)) * ([1, 0] * 200), jnp.float32)
+    counted, summed = descent._bin_by_bin(flat, bins := jnp.arange(400) ** 2 % descent.BINS)
+    wanted = descent._into_bins(flat, bins)
+    np.testing.assert_array_equal(counted, wanted[0])
+    np.testing.assert_allclose(summed, wanted[1], rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import functools
 import re
 from pathlib import Path
 
+import chex
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -690,6 +691,13 @@ def test_metropolis_weights_are_those_of_their_definition(dtype, present):
     np.testing.assert_array_equal(np.asarray(weighted.weights) != 0, graph.weights != 0)
     np.testing.assert_array_equal([weighted.senders, weighted.receivers], [graph.senders, graph.receivers])
     np.testing.assert_allclose(mixing_of(weighted), metropolis_by_definition(adjacency), rtol=0, atol=3e-7)
+
+
+def test_metropolis_weights_on_the_host_are_those_of_a_program_bit_for_bit():
+    """Of graphs that stay own weights are summed on the host, of those that change inside the compiled round."""
+    for seed in range(5):
+        graph, _ = six_with(np.random.default_rng(seed).uniform(size=(AGENTS, AGENTS)) < 0.5)
+        chex.assert_trees_all_equal(metropolis(Topology(graph)).graph, jax.device_get(metropolis_of_six(graph)))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -8,6 +8,7 @@ from that.
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -194,4 +195,5 @@ def lengths_of(sent: Sequence[Message], like: Message, round: int) -> list[int]:
         ]
         return 8 * len(encode(masks[0], [like.masks[name].shape for name in names], past=masks[1:]))
 
-    return [length(agent) for agent in range(len(next(iter(sent[0].masks.values()))))]
+    with ThreadPoolExecutor() as several:  # much of it is numpy's, which lets others work
+        return [*several.map(length, range(len(next(iter(sent[0].masks.values())))))]

@@ -129,7 +129,9 @@ def what_fits(
     parts["compiler"] = compiler
     # Leave a fifth to what the compiler's own kernels take on an accelerator.
     fitting = agents * members if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one, 1)
-    chunk = min(one.settings.agent_chunk or (1 if on_cpu else fitting), agents)
+    # Equal chunks, so that no smaller one is compiled for the rest.
+    even = -(-agents // -(-agents // fitting))
+    chunk = min(one.settings.agent_chunk or (1 if on_cpu else even), agents)
     together = 1 if on_cpu or chunk < agents else min(max(fitting // chunk, 1), members)
     parts["activations"] = chunk * together * of_one
     if free is not None and sum(parts.values()) > free:

@@ -104,8 +104,12 @@ def compile_programs(plan: Plan) -> Programs:
         return for_each(one, owns)
 
     def step(states: State, owns: Own, train: Shares) -> tuple[State, dict[str, Any]]:
+        # All members are at the same round: said once, so that members who are computed together skip silent exchanges.
+        number = states.round[0]
+
         def one(state: State, own: Own, held: tuple[Any, ...]) -> tuple[State, dict[str, Any]]:
-            world, graph, link = scene(own, state.round)
+            state = state._replace(round=number)
+            world, graph, link = scene(own, number)
             shares = Shares(train.images, train.labels, *held)
             driving = {"link": link, **by_time(own), **steps}
             state, info = population.round(algorithm, world, own.hyper, state, shares, graph, **driving)

@@ -63,7 +63,7 @@ from dslth_jax.masks import fuse, kept_entries, pack, threshold, unpack
 from dslth_jax.mixing import Graph
 from dslth_jax.networks import Network
 
-__version__ = "0.20.0"
+__version__ = "0.21.0"
 
 __all__ = [
     "Graph", "Heard", "Message", "Network", "World", "algorithms", "codec", "control", "evaluate", "fuse", "graphs",

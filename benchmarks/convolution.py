@@ -47,7 +47,7 @@ class Form(NamedTuple):
 
     operation: Operation
     over: Callable[[Callable[..., Any]], Callable[..., Any]]
-    mapped_first: bool = False  # gradients are of what is mapped over agents, in the place of the other way round
+    mapped_first: bool = False  # whether gradients are taken of the mapped form, not mapped themselves
 
 
 def stock(images: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -77,7 +77,7 @@ def one_after_another(function: Callable[..., Any]) -> Callable[..., Any]:
 
 FORMS = {
     "vmapped stock": Form(stock, jax.vmap),
-    "vmapped stock, then its gradient": Form(stock, jax.vmap, mapped_first=True),  # kernels' are groups of a batch
+    "vmapped stock, then its gradient": Form(stock, jax.vmap, mapped_first=True),
     "stock in a loop": Form(stock, one_after_another),
     "im2col": Form(im2col, jax.vmap),
     "ours": Form(ours, jax.vmap),

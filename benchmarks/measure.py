@@ -58,8 +58,8 @@ def timed_in_place(function: Callable[[Any], Any], state: Any, repeats: int = 5)
 
 def matmul_rate(side: int | None = None, dtype: Any = jnp.float32) -> float:
     """Floating-point operations a second of a matrix product: what this machine can do, measured now. None takes a side
-    of 2,048 on CPUs and 8,192 elsewhere, where less is over before it has begun; numbers are random, for constants draw
-    less power."""
+    of 2,048 on CPUs and 8,192 elsewhere, where a smaller one takes hardly longer than its launch; numbers are random,
+    for constants draw less power."""
     side = side or (2048 if jax.default_backend() == "cpu" else 8192)
     matrix = jax.random.normal(jax.random.key(0), (side, side), dtype)
     return 2 * side**3 / timed(lambda a: a @ a, matrix, repeats=9).median

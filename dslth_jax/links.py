@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from dslth_jax.algorithm import Message, own_signs
 from dslth_jax.keys import reproducible
 from dslth_jax.mixing import Graph, listeners
-from dslth_jax.over_agents import count_of, default_chunk, over_agents
+from dslth_jax.over_agents import default_chunk, over_agents
 
 
 class Remember(Protocol):
@@ -232,8 +232,8 @@ def by_similarity() -> Link:
                 sums[1] += counts
             return jnp.where(sums[1] > 0, jnp.maximum(sums[0] / jnp.where(sums[1] > 0, sums[1], 1), 0), 1)
 
-        # Edge by edge on CPUs; elsewhere as many at a time as there are agents, which take no more memory than these.
-        agreements = over_agents(agreement, senders, receivers, chunk=default_chunk(count_of(messages)))
+        # Edge by edge on CPUs; elsewhere as many at a time as there are agents, for which there is memory.
+        agreements = over_agents(agreement, senders, receivers, chunk=default_chunk(len(graph.own)))
         return memory, graph._replace(weights=graph.weights * agreements), messages, listeners(graph)
 
     return Link(lambda messages: None, transmit)

@@ -320,8 +320,8 @@ def test_a_cpu_takes_one_agent_at_a_time(prepared, one_at_a_time):
 
 
 def test_an_accelerator_takes_all_that_fit_at_a_time(prepared, one_at_a_time):
-    """In four fifths of what is free, as its compiler takes some too, in chunks as even as they can be. One agent may
-    take all of it."""
+    """In four fifths of what is free, as its compiler takes some too, in equal chunks. One agent may take all of
+    it."""
     of_one, of_eight = one_at_a_time["activations"], 8 * one_at_a_time["activations"]
     least, chunks = sum(one_at_a_time.values()), []
     for free in np.linspace(least, 1.5 * (least + of_eight), 24).astype(int).tolist():
@@ -329,11 +329,10 @@ def test_an_accelerator_takes_all_that_fit_at_a_time(prepared, one_at_a_time):
         need = sum(parts.values())
         assert parts == one_at_a_time | {"activations": chunk * of_one}
         assert need <= (free if chunk == 1 else 0.8 * free)
-        fewer = -(-8 // chunk) - 1  # chunks, if each were larger
-        assert chunk == 8 or need + (-(-8 // fewer) - chunk) * of_one > 0.8 * free
+        assert chunk == 8 or need + chunk * of_one > 0.8 * free  # twice as many do not fit
         chunks.append(chunk)
     assert chunks == sorted(chunks)
-    assert set(chunks) == {1, 2, 3, 4, 8}  # in 8, 4, 3, 2 chunks and one, as even as they can be
+    assert set(chunks) == {1, 2, 4, 8}  # which divide all
     assert fitting(prepared, None)[0] == 8
     # No more than one of several devices has.
     assert fitting(prepared, 10**12, devices=4)[0] == 2

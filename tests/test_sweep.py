@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import chex
+import jax
 import numpy as np
 import pytest
 from fakes import StopAfter, draw_nothing, use_fakes
@@ -170,14 +171,27 @@ def test_what_memory_does_not_hold_at_once_runs_in_turn(monkeypatch, tmp_path, f
 
 
 @pytest.mark.slow
-def test_whole_populations_computed_together_give_the_same_to_rounding():
-    """As accelerators compute them: three settings of four at once, each with all of its agents, and the one left."""
-    own = members(grid=("lr=3,10",), seeds=2)
+def test_whole_populations_computed_together_give_the_same_to_rounding(monkeypatch):
+    """As accelerators compute them: three settings of four at once, each with all of its agents, and the one left. A
+    round without an exchange skips it, in the three and in the one: members share the condition."""
+    own = members(grid=("lr=3,10",), seeds=2, exchange_every=2, model="mlp")
+    lower, lowered = jax.stages.Traced.lower, list[str]()
+
+    def noted(traced, *arguments, **options):
+        program = lower(traced, *arguments, **options)
+        lowered.append(program.as_text())
+        return program
+
     one_at_a_time, came = plan(own), []
     for planned in (one_at_a_time, one_at_a_time._replace(together=3, chunk=4)):
+        lowered.clear()
+        monkeypatch.setattr(jax.stages.Traced, "lower", noted)
         programs = compile_programs(planned)
-        state, info = programs.step(programs.start())
+        monkeypatch.undo()
+        state, info = programs.step(programs.step(programs.start())[0])
         came.append((info, programs.evaluate(state, np.stack([np.asarray(one.tests.sizes) for one in own]))))
+    # The exchange of the three, that of the one left, and the branch that is always taken in `update_agents`.
+    assert max(lowered, key=len).count("stablehlo.case") == 3
     chex.assert_trees_all_close(*came, rtol=1e-6, atol=1e-6)  # an entry of a score may be near 0
     chex.assert_trees_all_equal(came[0][1].masks, came[1][1].masks)
     assert len(set(came[0][0]["loss"].mean(axis=1).tolist())) == 2

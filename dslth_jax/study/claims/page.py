@@ -94,7 +94,7 @@ def more_of(claim: Claim, result: Row) -> str:
 
 
 def difference_of(claim: Claim, accuracies: Mapping[str, float]) -> str:
-    """The accuracy of one arm less that of another, for each of the claim's pairs, in words; of an axis of
+    """The accuracy of one arm minus that of another, for each of the claim's pairs, in words; of an axis of
     architectures, of masks minus weights in each."""
     pairs = [*claim.differences]
     trained = [kind.removesuffix("weights") for kind in accuracies if kind.endswith(": weights")]

@@ -99,7 +99,7 @@ CLAIMS: dict[str, Claim] = {
     "boundary": Claim(
         says="neighbours harm where data are too unlike",
         module="experiments.boundary",
-        leaves_out="two of three seeds, three of four rounds (so early the force is behind), one of three overlaps, "
+        leaves_out="two of three seeds, five of eight rounds (so early the force is behind), one of three overlaps, "
         "and Dirichlet shares",
         minutes=16 * 75 * A_MEMBER,
         on_digits=3.0,

@@ -129,9 +129,7 @@ def what_fits(
     parts["compiler"] = compiler
     # Leave a fifth to what the compiler's own kernels take on an accelerator.
     fitting = agents * members if free is None else max((free * 4 // 5 - sum(parts.values())) // of_one, 1)
-    # Equal chunks, so that no smaller one is compiled for the rest.
-    even = -(-agents // -(-agents // fitting))
-    chunk = min(one.settings.agent_chunk or (1 if on_cpu else even), agents)
+    chunk = min(one.settings.agent_chunk or (1 if on_cpu else evenly(agents, fitting)), agents)
     together = 1 if on_cpu or chunk < agents else min(max(fitting // chunk, 1), members)
     parts["activations"] = chunk * together * of_one
     if free is not None and sum(parts.values()) > free:
@@ -141,6 +139,18 @@ def what_fits(
             f"GB are free: take fewer --agents, more --devices, a smaller --agent-chunk, --batch-size or --model"
         )
     return chunk, together, parts
+
+
+def evenly(agents: int, fitting: int) -> int:
+    """How many agents to compute at once where so many fit: a number that divides all, so that no smaller chunk is
+    compiled for the rest, unless that is less than half of what fits; else in as few chunks, as even as they can be.
+
+    >>> evenly(1024, 567), evenly(20, 9), evenly(8, 5), evenly(7, 5), evenly(7, 9)
+    (512, 5, 4, 4, 7)
+    """
+    fitting = min(fitting, agents)
+    dividing = max(size for size in range(1, fitting + 1) if agents % size == 0)
+    return dividing if 2 * dividing >= fitting else -(-agents // -(-agents // fitting))
 
 
 class TooLargeError(ValueError):

@@ -124,6 +124,7 @@ def what_fits(
         parts["data"] += memory.bytes_of_owned(one.validation, devices)
     common = memory.bytes_of((one.train[:2], one.tests[:2]))
     of_one, compiler = parts.pop("activations"), parts.pop("compiler", 0)
+    of_one += 0 if on_cpu else memory.LIKE_WEIGHTS * parts["weights"]
     parts = {name: size * members for name, size in parts.items()}
     parts["data"] -= common * (members - 1)
     parts["compiler"] = compiler

@@ -34,7 +34,7 @@ class Compiler(NamedTuple):
 # As seen with networks of all kinds, and how many of the largest activation the gradient works with beside what the
 # forward pass keeps for it, as seen with the AlexNet: by benchmarks/scaling.py.
 COMPILERS, WORKING_COPIES = {"cpu": Compiler(7 * 10**8, 550_000, 8)}, 5
-# Arrays as large as the weights that an agent's step works with: fused scores, their bit patterns, mask, masked weights,
+# Arrays as large as the weights that an agent's step works with: fused scores, bit patterns, mask, masked weights and
 # gradient. Counted in the code and not measured; on CPUs, where one agent computes at a time, they are within the rest.
 LIKE_WEIGHTS = 5
 # Of an address space, what threads that compile and compute reserve and hardly use.

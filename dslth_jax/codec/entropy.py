@@ -140,7 +140,8 @@ def _split(layer: _Layer, bits: Bits, old: Sequence[Bits], before: Bits | None) 
     free, among, flags = full(layer.size), None, 0
     if before is not None:
         free, among, flags = free & ~before, layer.size, BESIDE
-    counts = np.array([(ones_of(bits & group), ones_of(group)) for group in _groups(old, free)])
+    groups = _groups(old, free)
+    counts = np.stack([_ones_of_each(bits & groups), _ones_of_each(groups)], axis=1)
     costs = {}
     for masks in range(len(old), min(len(old), 1) - 1, -1):
         costs[masks] = 8 * len(counts) + sum(_cheapest(ones, size, True, among)[1] for ones, size in counts.tolist())
@@ -156,12 +157,11 @@ def _split(layer: _Layer, bits: Bits, old: Sequence[Bits], before: Bits | None) 
     return _Layer(SPLIT | flags, layer.size, bits, cost=costs[masks], parts=tuple(parts))
 
 
-def _groups(old: Sequence[Bits], free: Bits) -> list[Bits]:
-    """Which of these entries of a layer have the same bits in all of its old masks: in group k, bit i of k is that in
-    mask i."""
-    groups = [free]
+def _groups(old: Sequence[Bits], free: Bits) -> UInt8[np.ndarray, "groups bytes"]:
+    """Which of these entries of a layer agree in all of its old masks: in group k, bit i of k is that in mask i."""
+    groups = free[None]
     for mask in old:
-        groups = [group & ~mask for group in groups] + [group & mask for group in groups]
+        groups = np.concatenate([groups & ~mask, groups & mask])
     return groups
 
 
@@ -296,8 +296,13 @@ def _joined(layer: _Layer, old: Sequence[Bits], free: Bits, coder: Any) -> Bits:
 
 def ones_of(bits: Bits) -> int:
     """How many of the bits are 1."""
-    words = bits[: bits.size // 8 * 8].view(np.uint64)
-    return int(np.bitwise_count(words).sum()) + int(np.bitwise_count(bits[8 * words.size :]).sum())
+    return int(_ones_of_each(bits[None])[0])
+
+
+def _ones_of_each(several: UInt8[np.ndarray, "several bytes"]) -> Int64[np.ndarray, "several"]:
+    """The same of each row: eight bytes at a time, and what is left."""
+    words, rest = np.split(several, [several.shape[1] // 8 * 8], axis=1)
+    return np.bitwise_count(words.view(np.uint64)).sum(1, np.int64) + np.bitwise_count(rest).sum(1, np.int64)
 
 
 def places_of(bits: Bits) -> Places:

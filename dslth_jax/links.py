@@ -217,8 +217,6 @@ def by_similarity() -> Link:
     ) -> tuple[None, Graph, Message, Int[Array, "agents"]]:
         del key
         senders, receivers = jnp.asarray(graph.senders), jnp.asarray(graph.receivers)
-        if not senders.size:
-            return memory, graph, messages, listeners(graph)
         has = messages.has or {name: jnp.ones(bits.shape[0], bool) for name, bits in messages.masks.items()}
         density = {name: over_agents(share_of_ones, bits) for name, bits in messages.masks.items()}
 

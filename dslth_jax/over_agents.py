@@ -34,7 +34,7 @@ def update_agents(
     number = count_of(stacked)
     chunk = min(chunk or default_chunk(number), number)
     if chunk == number:
-        return (jax.vmap(function) if number > 1 else _alone(function))(agents, *stacked)
+        return (_alone(function) if number == 1 else jax.vmap(function))(agents, *stacked)
     several = jax.vmap(function) if chunk > 1 else _alone(function)
     whole = number - number % chunk
 
